@@ -1,0 +1,178 @@
+"""Refuse bad input at the edge, before any work: what was got, what is required, what to do."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def admit(
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Check the tensors of one operator call and broadcast their leading dimensions.
+
+    Arguments: q (..., n, d), k (..., l, d), v (..., l, e), floating, one dtype and device, leading
+    dimensions broadcastable, every entry that takes part finite; ``key_mask`` None or boolean,
+    broadcastable to (..., l), True where a key takes part, at least one True per matrix.
+
+    Returns q, k, v and the mask (or None) with equal leading dimensions. Masked keys and values
+    come back as zeros, so whatever padding held, NaN included, cannot reach the output.
+
+    Raises ``TypeError`` for what is not a floating tensor, a mask that is not boolean, and mixed
+    dtypes; ``ValueError`` for shapes, devices, empty axes, NaN or inf, and a fully masked row.
+    """
+    tensors = {"q": q, "k": k, "v": v}
+    for name, x in tensors.items():
+        _floating_matrix(name, x)
+    if len({x.dtype for x in tensors.values()}) > 1:
+        got = ", ".join(f"{name}: {x.dtype}" for name, x in tensors.items())
+        msg = f"q, k and v must share one dtype, got {got}. Convert them with .to(dtype)."
+        raise TypeError(msg)
+    if len({x.device for x in tensors.values()}) > 1:
+        got = ", ".join(f"{name}: {x.device}" for name, x in tensors.items())
+        msg = f"q, k and v must be on one device, got {got}. Move them with .to(device)."
+        raise ValueError(msg)
+    if q.shape[-1] != k.shape[-1]:
+        msg = (
+            f"q and k must have the same head width, got {q.shape[-1]} (q {tuple(q.shape)}) and "
+            f"{k.shape[-1]} (k {tuple(k.shape)}). Project both to one width."
+        )
+        raise ValueError(msg)
+    if k.shape[-2] != v.shape[-2]:
+        msg = (
+            f"k and v must have one row a key, got {k.shape[-2]} rows (k {tuple(k.shape)}) and "
+            f"{v.shape[-2]} (v {tuple(v.shape)}). Pass the value of every key."
+        )
+        raise ValueError(msg)
+    lead = _common_lead({name: x.shape[:-2] for name, x in tensors.items()})
+    q, k, v = (x.expand(*lead, *x.shape[-2:]) for x in (q, k, v))
+    if key_mask is not None:
+        key_mask = _admit_mask(key_mask, k)
+        k, v = (torch.where(key_mask.unsqueeze(-1), x, 0) for x in (k, v))
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        finite(name, x)
+    return q, k, v, key_mask
+
+
+def finite(name: str, x: Tensor) -> None:
+    """Raise ``ValueError`` unless every entry of ``x`` is finite."""
+    # A finite sum proves that all entries are; only an overflowing or bad sum needs the slow look.
+    if x.is_meta or bool(torch.isfinite(x.sum())):
+        return
+    bad = x.numel() - int(torch.isfinite(x).sum())
+    if bad:
+        msg = (
+            f"{name} has {bad} entries that are NaN or inf (of {x.numel()}); all must be finite. "
+            "Mask padding with key_mask, or find where they arise."
+        )
+        raise ValueError(msg)
+
+
+def rank_fits(rank: int, available: int, what: str) -> None:
+    """Raise ``ValueError`` if ``rank`` landmarks are asked of fewer than ``rank`` tokens."""
+    if rank > available:
+        msg = (
+            f"rank {rank} exceeds the {available} {what} it must be chosen from; "
+            f"use a rank of 1 to {available}, or the exact operator."
+        )
+        raise ValueError(msg)
+
+
+def survivors(key_mask: Tensor | None, x: Tensor) -> int:
+    """The smallest number of tokens that take part in any one matrix of the batch."""
+    return x.shape[-2] if key_mask is None else int(key_mask.sum(-1).min())
+
+
+def square(a: Tensor) -> None:
+    """Raise unless ``a`` is a floating tensor of square matrices (..., m, m), m >= 1."""
+    _floating_matrix("a", a)
+    if a.shape[-1] != a.shape[-2]:
+        msg = f"a must be square (..., m, m), got {tuple(a.shape)}. Pass the core matrix alone."
+        raise ValueError(msg)
+
+
+def positive_int(owner: object, **fields: Any) -> None:
+    """Raise unless every named field is an integer of at least 1."""
+    for name, got in fields.items():
+        if isinstance(got, bool) or not isinstance(got, int):
+            msg = f"{type(owner).__name__}.{name} is {got!r}; give an integer of at least 1."
+            raise TypeError(msg)
+        if got < 1:
+            msg = f"{type(owner).__name__}.{name} is {got}; give an integer of at least 1."
+            raise ValueError(msg)
+
+
+def positive(owner: object, **fields: Any) -> None:
+    """Raise unless every named field is a positive finite number."""
+    for name, got in fields.items():
+        if isinstance(got, bool) or not isinstance(got, (int, float)):
+            msg = f"{type(owner).__name__}.{name} is {got!r}; give a positive number."
+            raise TypeError(msg)
+        if not (got > 0 and math.isfinite(got)):
+            msg = f"{type(owner).__name__}.{name} is {got}; give a positive finite number."
+            raise ValueError(msg)
+
+
+def one_of(owner: object, allowed: tuple[str, ...], **fields: Any) -> None:
+    """Raise unless every named field is one of the ``allowed`` words."""
+    for name, got in fields.items():
+        if got not in allowed:
+            msg = f"{type(owner).__name__}.{name} is {got!r}; give one of {', '.join(allowed)}."
+            raise ValueError(msg)
+
+
+def _floating_matrix(name: str, x: Any) -> None:
+    if not isinstance(x, Tensor):
+        msg = f"{name} must be a torch.Tensor, got {type(x).__name__}. Use torch.as_tensor({name})."
+        raise TypeError(msg)
+    if not x.dtype.is_floating_point:
+        msg = f"{name} must be floating point, got {x.dtype}. Convert it with .float()."
+        raise TypeError(msg)
+    if x.ndim < 2:
+        msg = (
+            f"{name} must have at least two dimensions (..., rows, width), got {tuple(x.shape)}. "
+            "Add the missing axis with .unsqueeze(0)."
+        )
+        raise ValueError(msg)
+    if x.numel() == 0:
+        msg = f"{name} is empty, shape {tuple(x.shape)}; every axis must be at least 1 long."
+        raise ValueError(msg)
+
+
+def _common_lead(leads: dict[str, torch.Size]) -> torch.Size:
+    try:
+        return torch.broadcast_shapes(*leads.values())
+    except RuntimeError:
+        got = ", ".join(f"{name} {tuple(lead)}" for name, lead in leads.items())
+        msg = f"leading dimensions must broadcast together, got {got}. Align batch and heads."
+        raise ValueError(msg) from None
+
+
+def _admit_mask(key_mask: Any, k: Tensor) -> Tensor:
+    if not isinstance(key_mask, Tensor) or key_mask.dtype != torch.bool:
+        got = key_mask.dtype if isinstance(key_mask, Tensor) else type(key_mask).__name__
+        msg = f"key_mask must be a boolean tensor (True keeps the key), got {got}. Use mask.bool()."
+        raise TypeError(msg)
+    if key_mask.device != k.device:
+        msg = f"key_mask is on {key_mask.device}, k on {k.device}. Move it with .to(k.device)."
+        raise ValueError(msg)
+    shape = k.shape[:-1]
+    try:
+        key_mask = key_mask.expand(shape)
+    except RuntimeError:
+        msg = (
+            f"key_mask must broadcast to {tuple(shape)} (leading dimensions, keys), got "
+            f"{tuple(key_mask.shape)}. For a (batch, keys) mask over heads use mask[:, None, :]."
+        )
+        raise ValueError(msg) from None
+    if not bool(key_mask.any(-1).all()):
+        empty = int((~key_mask.any(-1)).sum())
+        msg = (
+            f"key_mask leaves no key in {empty} of {max(1, shape[:-1].numel())} matrices; "
+            "attention over nothing is undefined. Drop those samples or keep one key."
+        )
+        raise ValueError(msg)
+    return key_mask

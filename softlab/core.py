@@ -1,0 +1,168 @@
+"""The vocabulary of softlab: sizes, costs, claims, and what an operator is.
+
+Axis names, everywhere: ``b`` batch (the product of all leading dimensions), ``n`` queries,
+``l`` keys, ``d`` head width, ``e`` value width, ``m`` rank.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, dataclass_transform, runtime_checkable
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True)
+def value(cls: type[T]) -> type[T]:
+    """Make ``cls`` a frozen dataclass whose ``repr`` is short and evaluates to an equal object.
+
+    The first field is always shown, every other field only where it differs from its default, so
+    ``Soft(rank=64)`` names the same operator in a table, a legend and a shell.
+    """
+
+    def __repr__(self: Any) -> str:
+        shown = [
+            f"{field.name}={getattr(self, field.name)!r}"
+            for position, field in enumerate(dataclasses.fields(self))
+            if position == 0 or getattr(self, field.name) != default_of(field)
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+    cls.__repr__ = __repr__  # type: ignore[assignment]
+    return dataclass(frozen=True, repr=False)(cls)
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """The default of a dataclass field, or ``dataclasses.MISSING``."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+@dataclass(frozen=True)
+class Dims:
+    """The sizes that decide a cost.
+
+    ``batch`` is the product of all leading dimensions (heads included), ``n`` the number of
+    queries, ``l`` of keys, ``d`` the head width and ``e`` the value width; all at least 1.
+    """
+
+    batch: int
+    n: int
+    l: int  # noqa: E741  the field's standard letter for the number of keys in softlab
+    d: int
+    e: int
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            size = getattr(self, field.name)
+            if not isinstance(size, int) or size < 1:
+                msg = f"Dims.{field.name} is {size!r}; give an integer of at least 1."
+                raise ValueError(msg)
+
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor, v: Tensor) -> Dims:
+        """Read the sizes off the tensors of one call."""
+        batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2]).numel()
+        return cls(batch, q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1])
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one forward call spends, counted and not timed.
+
+    ``flops``: matrix products, two a multiply-add; equals what
+    ``torch.utils.flop_counter.FlopCounterMode`` counts on the method's plain twin.
+    ``kernel_entries``: exponentials of a score, i.e. entries of kernel or softmax matrices.
+    ``factorization_flops``: the textbook count of dense factorisations (Cholesky, SVD), which
+    that counter cannot see; zero for methods made of products alone.
+    """
+
+    flops: int
+    kernel_entries: int = 0
+    factorization_flops: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.flops + other.flops,
+            self.kernel_entries + other.kernel_entries,
+            self.factorization_flops + other.factorization_flops,
+        )
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What an operator claims; each claim is measured by a law in ``softlab.laws``.
+
+    Claims about the operator's matrix M (``out = M v``) hold for finite input in exact arithmetic.
+    """
+
+    linear_in_v: bool = True
+    """``op(q, k, a v + b w) == a op(q, k, v) + b op(q, k, w)``."""
+    permutation_equivariant: bool = False
+    """Permuting the queries permutes the output; permuting keys with values changes nothing."""
+    row_stochastic: bool = False
+    """Rows of M sum to one."""
+    nonnegative: bool = False
+    """M has no negative entry."""
+    symmetric: bool = False
+    """M is symmetric where q equals k."""
+    psd: bool = False
+    """M is symmetric positive semidefinite where q equals k."""
+    low_rank: bool = False
+    """M has at most ``op.rank`` nonzero singular values."""
+    exact_at_full_rank: bool = False
+    """With ``rank == n == l`` and a core that the solver can invert, equals ``op.target``."""
+    exact: bool = False
+    """The operator is its own target."""
+    linear_memory: bool = False
+    """Working memory grows linearly in n and l: no n x l matrix is formed."""
+    causal: bool = False
+    """Offers a causal form in which no output depends on a later token."""
+
+
+@runtime_checkable
+class Operator(Protocol):
+    """A frozen dataclass of numbers, called on tensors.
+
+    ``op(q, k, v, key_mask=None)`` maps queries (..., n, d), keys (..., l, d) and values
+    (..., l, e) to (..., n, e), in the dtype and on the device of its input. Leading dimensions
+    broadcast. ``key_mask`` is boolean and broadcasts to (..., l): True keys take part, and the
+    result equals deleting the others.
+    """
+
+    @property
+    def traits(self) -> Traits:
+        """What the operator claims."""
+        ...
+
+    @property
+    def target(self) -> Operator:
+        """The exact operator that it approximates; an exact one is its own target."""
+        ...
+
+    def cost(self, dims: Dims) -> Cost:
+        """Arithmetic of one forward call at these sizes."""
+        ...
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Apply the operator."""
+        ...
+
+
+def as_matrix(op: Operator, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    """Return the matrix M with ``op(q, k, v) == M @ v``, by applying ``op`` to the identity.
+
+    Arguments: an operator that is linear in v; q (..., n, d); k (..., l, d); optional boolean
+    ``key_mask`` broadcastable to (..., l). Returns (..., n, l). Memory is that of the dense
+    matrix. Raises ``ValueError`` if the operator says that it is not linear in v.
+    """
+    if not op.traits.linear_in_v:
+        msg = f"{op!r} is not linear in v, so it has no matrix; compare its outputs instead."
+        raise ValueError(msg)
+    identity = torch.eye(k.shape[-2], dtype=k.dtype, device=k.device)
+    return op(q, k, identity, key_mask)

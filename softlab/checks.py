@@ -144,14 +144,14 @@ def _floating_matrix(name: str, x: Any) -> None:
 
 def _common_lead(leads: dict[str, torch.Size]) -> torch.Size:
     try:
-        return torch.broadcast_shapes(*leads.values())
+        return torch.Size(torch.broadcast_shapes(*leads.values()))  # type: ignore[no-untyped-call]
     except RuntimeError:
         got = ", ".join(f"{name} {tuple(lead)}" for name, lead in leads.items())
         msg = f"leading dimensions must broadcast together, got {got}. Align batch and heads."
         raise ValueError(msg) from None
 
 
-def _admit_mask(key_mask: Any, k: Tensor) -> Tensor:
+def _admit_mask(key_mask: object, k: Tensor) -> Tensor:
     if not isinstance(key_mask, Tensor) or key_mask.dtype != torch.bool:
         got = key_mask.dtype if isinstance(key_mask, Tensor) else type(key_mask).__name__
         msg = f"key_mask must be a boolean tensor (True keeps the key), got {got}. Use mask.bool()."

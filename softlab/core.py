@@ -7,6 +7,7 @@ Axis names, everywhere: ``b`` batch (the product of all leading dimensions), ``n
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, dataclass_transform, runtime_checkable
 
@@ -24,7 +25,7 @@ def value(cls: type[T]) -> type[T]:
     ``Soft(rank=64)`` names the same operator in a table, a legend and a shell.
     """
 
-    def __repr__(self: Any) -> str:
+    def name(self: Any) -> str:
         shown = [
             f"{field.name}={getattr(self, field.name)!r}"
             for position, field in enumerate(dataclasses.fields(self))
@@ -32,7 +33,7 @@ def value(cls: type[T]) -> type[T]:
         ]
         return f"{type(self).__name__}({', '.join(shown)})"
 
-    cls.__repr__ = __repr__  # type: ignore[assignment]
+    cls.__repr__ = name  # type: ignore[method-assign]
     return dataclass(frozen=True, repr=False)(cls)
 
 
@@ -67,7 +68,7 @@ class Dims:
     @classmethod
     def of(cls, q: Tensor, k: Tensor, v: Tensor) -> Dims:
         """Read the sizes off the tensors of one call."""
-        batch = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2]).numel()
+        batch = math.prod(torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2]))  # type: ignore[no-untyped-call]
         return cls(batch, q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1])
 
 

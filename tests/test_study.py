@@ -1,0 +1,277 @@
+"""A study's rows are complete, honest about failure, durable, and reused only when still true."""
+
+import csv
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from softlab.core import value
+from softlab.journal import Journal, as_csv
+from softlab.study import Study, flat, run
+
+
+@value
+class Solver:
+    steps: int = 6
+
+
+@value
+class Op:
+    rank: int
+    solver: Solver = Solver()
+
+
+def square(op, seed, *, dtype, device):
+    return {"square": op.rank**2, "noise": seed / 3, "where": str(device), "what": str(dtype)}
+
+
+STUDY = Study(
+    name="squares",
+    question="Which square?",
+    axes={"op": [Op(1), Op(2), Op(3)], "seed": [0, 1]},
+    measure=square,
+    keep=lambda op, seed: (op.rank, seed) != (3, 1),
+    quick={"op": [Op(2)]},
+)
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "table.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def timeless(rows):
+    return [{k: v for k, v in row.items() if k != "case_seconds"} for row in rows]
+
+
+def test_one_row_a_case_with_the_fields_of_the_axes_as_columns(tmp_path):
+    outcome = run(STUDY, tmp_path, dtype=torch.float64)
+    rows = table(outcome.folder)
+    assert (outcome.rows, outcome.reused, outcome.failed) == (5, 0, 0)
+    assert [(r["op"], r["seed"]) for r in rows] == [
+        ("Op(rank=1)", "0"), ("Op(rank=1)", "1"), ("Op(rank=2)", "0"), ("Op(rank=2)", "1"),
+        ("Op(rank=3)", "0"),
+    ]  # fmt: skip
+    assert rows[3]["op.rank"] == "2"
+    assert rows[3]["op.type"] == "Op"
+    assert rows[3]["op.solver.steps"] == "6"
+    assert float(rows[3]["noise"]) == 1 / 3
+    assert rows[3]["what"] == "torch.float64"
+
+
+def test_meta_says_where_the_numbers_come_from(tmp_path):
+    meta = json.loads((run(STUDY, tmp_path, threads=1).folder / "meta.json").read_text())
+    assert meta["threads"] == 1
+    assert meta["seeds"] == [0, 1]
+    assert (meta["rows"], meta["failed"], meta["complete"]) == (5, 0, True)
+    assert meta["versions"]["torch"] == torch.__version__
+    assert meta["versions"]["python"].startswith("3.")
+    assert {"commit", "dirty", "device_name", "platform", "started", "finished"} <= meta.keys()
+    assert meta["wall_seconds"] >= 0
+
+
+def test_flat_nests_and_keeps_numbers():
+    assert flat({"op": Op(4, Solver(9)), "dtype": torch.float32}) == {
+        "op": "Op(rank=4, solver=Solver(steps=9))",
+        "op.type": "Op",
+        "op.rank": 4,
+        "op.solver": "Solver(steps=9)",
+        "op.solver.type": "Solver",
+        "op.solver.steps": 9,
+        "dtype": "torch.float32",
+    }
+
+
+def test_a_failing_case_is_a_row_and_is_tried_again(tmp_path):
+    broken = {2}
+
+    def measure(op, seed, *, dtype, device):
+        if op.rank in broken:
+            msg = "core is singular"
+            raise ArithmeticError(msg)
+        return {"square": op.rank**2}
+
+    study = replace(STUDY, measure=measure)
+    outcome = run(study, tmp_path)
+    rows = table(outcome.folder)
+    assert (outcome.rows, outcome.failed) == (5, 2)
+    assert [r["status"] for r in rows] == ["ok", "ok", "failed", "failed", "ok"]
+    assert rows[2]["error"].startswith("ArithmeticError: core is singular (test_study.py:")
+    assert rows[2]["square"] == ""
+    broken.clear()
+    outcome = run(study, tmp_path)
+    assert (outcome.rows, outcome.reused, outcome.failed) == (5, 3, 0)
+    assert table(outcome.folder)[2]["square"] == "4"
+
+
+def test_a_measure_that_returns_a_tensor_fails_that_row_only(tmp_path):
+    def measure(op, seed, *, dtype, device):
+        return {"square": torch.ones(()) if op.rank == 1 else 4.0}
+
+    outcome = run(replace(STUDY, measure=measure), tmp_path)
+    assert outcome.failed == 2
+    assert "square is a Tensor" in table(outcome.folder)[0]["error"]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_an_interrupt_keeps_the_finished_rows_and_the_next_run_resumes(tmp_path, monkeypatch, stop):
+    append = Journal.append
+
+    def interrupted(self, key, row):
+        if len(self.rows) == 3:
+            raise stop
+        append(self, key, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", interrupted)
+        with pytest.raises(type(stop)) as caught:
+            run(STUDY, tmp_path)
+    assert "3 of 5 rows are kept" in caught.value.__notes__[0]
+    assert len(table(tmp_path / "squares")) == 3
+    assert json.loads((tmp_path / "squares/meta.json").read_text())["complete"] is False
+
+    resumed = run(STUDY, tmp_path)
+    assert (resumed.rows, resumed.reused) == (5, 3)
+    straight = run(STUDY, tmp_path / "straight")
+    assert timeless(table(resumed.folder)) == timeless(table(straight.folder))
+
+
+def test_an_interrupt_before_the_first_row_leaves_the_old_table(tmp_path):
+    run(STUDY, tmp_path)
+
+    def measure(op, seed, *, dtype, device):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(replace(STUDY, measure=measure), tmp_path, fresh=True)
+    assert len(table(tmp_path / "squares")) == 5
+
+
+def test_rows_are_reused_only_under_the_same_code_and_setting(tmp_path, monkeypatch):
+    run(STUDY, tmp_path)
+    assert run(STUDY, tmp_path).reused == 5
+    assert run(STUDY, tmp_path, dtype=torch.float64).reused == 0
+    assert run(STUDY, tmp_path, quick=True).reused == 2
+    assert len(table(tmp_path / "squares")) == 2
+    assert run(STUDY, tmp_path).reused == 5, "a quick run must not cost the rows of a full one"
+    assert run(STUDY, tmp_path, fresh=True).reused == 0
+    monkeypatch.setattr("softlab.provenance.digest", lambda file: "another state")
+    assert run(STUDY, tmp_path).reused == 0
+
+
+SCRIPT = """
+    import time
+    from pathlib import Path
+    from softlab.study import Study, run
+
+    def measure(x, *, dtype, device):
+        if x == 3 and not Path("again").exists():
+            Path("reached").touch()
+            time.sleep(60)
+        return {"y": 7 * x, "filler": "." * FILLER}
+
+    STUDY = Study("demo", "Does it last?", {"x": range(6)}, measure)
+    if __name__ == "__main__":
+        print(run(STUDY, "out"))
+"""
+
+
+def script(folder: Path, filler: int = 0) -> list[str]:
+    text = textwrap.dedent(SCRIPT).replace("FILLER", str(filler))
+    (folder / "demo.py").write_text(text)
+    return [sys.executable, "demo.py"]
+
+
+def test_kill_minus_nine_keeps_the_finished_rows(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = script(tmp_path)
+    with subprocess.Popen(command, cwd=tmp_path, env=environment) as process:
+        limit = time.monotonic() + 60
+        while not (tmp_path / "reached").exists() and time.monotonic() < limit:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    assert len((tmp_path / "out/demo/rows.jsonl").read_text().splitlines()) == 3
+    (tmp_path / "again").touch()
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert "rows=6, reused=3, failed=0" in done.stdout
+    assert [r["y"] for r in table(tmp_path / "out/demo")] == ["0", "7", "14", "21", "28", "35"]
+
+
+def test_a_full_disk_keeps_the_finished_rows(tmp_path):
+    # A limit on the size of a file stands in for the disk: the third row does not fit.
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = script(tmp_path, filler=4000)
+    (tmp_path / "again").touch()
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+
+    full = subprocess.run(
+        command, cwd=tmp_path, env=environment | {"PYTHONDONTWRITEBYTECODE": "1"},
+        preexec_fn=limit, capture_output=True, text=True,
+    )  # fmt: skip
+    assert full.returncode != 0
+    assert "OSError" in full.stderr
+    assert "2 of 6 rows are kept in out/demo; the same command resumes." in full.stderr
+    assert len(table(tmp_path / "out/demo")) == 2
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert "rows=6, reused=2, failed=0" in done.stdout
+
+
+@pytest.mark.parametrize("torn", [b'{"key": "b", "dig', b"\xff\xfe\x00", b'{"key": "b"}', b"7"])
+def test_a_torn_line_costs_its_own_row_only(tmp_path, torn):
+    path = tmp_path / "rows.jsonl"
+    Journal(path, "d").append("a", {"y": 1.5})
+    with path.open("ab") as file:
+        file.write(torn)
+    journal = Journal(path, "d")
+    assert journal.rows == {"a": {"y": 1.5}}
+    journal.append("b", {"y": float("inf")})
+    assert Journal(path, "d").rows == {"a": {"y": 1.5}, "b": {"y": float("inf")}}
+    assert Journal(path, "other").rows == {}
+
+
+def test_csv_keeps_every_digit_and_unites_columns():
+    text = as_csv([{"a": 0.1 + 0.2}, {"a": None, "b": "x,\ny"}])
+    assert text == 'a,b\n0.30000000000000004,\n,"x,\ny"\n'
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"name": "../up"}, "names a folder"),
+        ({"axes": {"op": [], "seed": [0]}}, "'op' has no values"),
+        ({"quick": {"rank": [4]}}, "'rank' is not one of the axes"),
+        ({"measure": lambda op, *, dtype, device: {}}, "must take op, seed, dtype, device"),
+        ({"keep": lambda rank: True}, "must take op, seed"),
+    ],
+)
+def test_a_study_that_cannot_run_is_refused_at_construction(change, said):
+    with pytest.raises(ValueError, match=said):
+        replace(STUDY, **change)
+
+
+def test_bad_settings_are_refused_before_any_work(tmp_path):
+    with pytest.raises(ValueError, match="threads is 0"):
+        run(STUDY, tmp_path, threads=0)
+    with pytest.raises(ValueError, match="device 'toaster' cannot be used here"):
+        run(STUDY, tmp_path, device="toaster")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device 'cuda' cannot be used here"):
+            run(STUDY, tmp_path, device="cuda")
+    assert not list(tmp_path.iterdir())

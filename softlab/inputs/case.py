@@ -1,0 +1,69 @@
+"""What an input is: a frozen value that draws one attention case a seed."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from softlab.core import value
+
+
+class QKV(NamedTuple):
+    """One attention case: queries (n, d), keys (l, d), values (l, e), one dtype and device."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+@runtime_checkable
+class Input(Protocol):
+    """A frozen dataclass of numbers; calling it draws one case.
+
+    ``inp(seed, dtype=..., device=...)``: equal seeds give equal cases. The numbers are drawn in
+    float64 on the CPU and then converted, so a case is the same, up to rounding, in every dtype
+    and on every device.
+    """
+
+    @property
+    def n(self) -> int:
+        """The number of queries."""
+        ...
+
+    def __call__(
+        self, seed: int = 0, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    ) -> QKV:
+        """Draw the case of this seed."""
+        ...
+
+
+@value
+class Tied:
+    """The cases of another input with the keys replaced by the queries.
+
+    SOFT ties its two projections, W_q = W_k, which makes its matrix symmetric (Lu et al. 2021,
+    section 3.1); this shows what the same activations look like to such a layer. Needs as many
+    queries as keys.
+    """
+
+    input: Input
+
+    @property
+    def n(self) -> int:
+        """The number of queries, and of keys."""
+        return self.input.n
+
+    def __call__(
+        self, seed: int = 0, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    ) -> QKV:
+        """Draw (q, q, v); raise ``ValueError`` where q and k differ in length."""
+        q, k, v = self.input(seed, dtype=dtype, device=device)
+        if q.shape != k.shape:
+            msg = (
+                f"{self.input!r} has {len(q)} queries and {len(k)} keys; tying needs as many of "
+                "one as of the other. Use a self-attention input."
+            )
+            raise ValueError(msg)
+        return QKV(q, q, v)

@@ -1,0 +1,1 @@
+"""Trained models small enough for a laptop, as sources of real attention."""

@@ -1,0 +1,285 @@
+"""Numbers for one case: how far an operator is from its target, and what a call costs.
+
+Errors are relative and taken against ``op.target`` in float64 on the same, already rounded, input:
+an operator answers for its own arithmetic and not for the rounding of what it was given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from softlab.core import Dims, Operator, as_matrix
+
+Numbers = dict[str, float | int | bool]
+
+
+class Reference:
+    """What an exact operator makes of one input, in float64; computed once, on first use.
+
+    Arguments: ``target``; q (n, d), k (l, d), v (l, e), one matrix each. Raises ``ValueError`` for
+    more dimensions: a relative error over a batch hides its worst matrix. ``matrix`` and
+    ``singular_values`` take the memory of the dense (n, l) matrix, the rest does not.
+    """
+
+    def __init__(self, target: Operator, q: Tensor, k: Tensor, v: Tensor) -> None:
+        if not q.ndim == k.ndim == v.ndim == 2:
+            shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+            msg = f"one case is one head: q, k and v must have two dimensions, got {shapes}."
+            raise ValueError(msg)
+        self.target = target
+        self.q, self.k, self.v = (x.double() for x in (q, k, v))
+
+    @cached_property
+    def output(self) -> Tensor:
+        """The target's output, (n, e)."""
+        return self.target(self.q, self.k, self.v)
+
+    @cached_property
+    def row_mass(self) -> Tensor:
+        """Row sums of the target's matrix, (n,): near zero where a kernel underflows."""
+        return self.target(self.q, self.k, torch.ones_like(self.v[:, :1])).squeeze(1)
+
+    @cached_property
+    def uniform_error(self) -> float:
+        """Relative error of the answer that is the mean of v for every query."""
+        return relative(self.v.mean(0) - self.output, self.output)
+
+    @cached_property
+    def matrix(self) -> Tensor:
+        """The target's matrix, (n, l)."""
+        return as_matrix(self.target, self.q, self.k)
+
+    @cached_property
+    def singular_values(self) -> Tensor:
+        """Singular values of the target's matrix, descending."""
+        values: Tensor = torch.linalg.svdvals(self.matrix)
+        return values
+
+    def bound(self, rank: int) -> tuple[float, float]:
+        """Least relative error of any matrix of that rank, in Frobenius and spectral norm.
+
+        sqrt(sum_{i > m} s_i^2) / |M|_F and s_{m+1} / s_1. Eckart and Young, Psychometrika 1 (1936);
+        Mirsky, Quarterly J. Math. 11 (1960).
+        """
+        s = self.singular_values
+        tail = s[rank:]
+        largest = float(tail[0] / s[0]) if len(tail) else 0.0
+        return float(tail.norm() / s.norm()), largest
+
+
+def accuracy(
+    op: Operator, q: Tensor, k: Tensor, v: Tensor, ref: Reference | None = None
+) -> Numbers:
+    """Every error of one case: those of ``output_error`` and of ``matrix_error``."""
+    ref = ref or Reference(op.target, q, k, v)
+    return output_error(op, q, k, v, ref) | matrix_error(op, q, k, v, ref)
+
+
+def output_error(
+    op: Operator, q: Tensor, k: Tensor, v: Tensor, ref: Reference | None = None
+) -> Numbers:
+    """Relative error of the output, and the skill it amounts to.
+
+    ``output_error`` = |out - exact|_F / |exact|_F; ``uniform_error`` the same for the mean of v;
+    ``skill`` = 1 - output_error / min(1, uniform_error): 1 is exact, 0 no better than answering
+    the mean of v, or nothing (whose error is 1), whichever is nearer; negative is worse.
+    ``row_mass`` and ``row_mass_min``: mean and least row sum of the target's matrix. ``finite``:
+    whether the output is; where it is not, its errors are infinite.
+
+    Arguments as for ``Reference``, which may be passed in if it was computed before.
+    """
+    ref = ref or Reference(op.target, q, k, v)
+    out = op(q, k, v).double()
+    finite = bool(out.isfinite().all())
+    error = relative(out - ref.output, ref.output) if finite else math.inf
+    return {
+        "output_error": error,
+        "uniform_error": ref.uniform_error,
+        "skill": 1 - error / max(min(1.0, ref.uniform_error), torch.finfo(torch.double).eps),
+        "row_mass": float(ref.row_mass.mean()),
+        "row_mass_min": float(ref.row_mass.min()),
+        "finite": finite,
+    }
+
+
+def matrix_error(
+    op: Operator, q: Tensor, k: Tensor, v: Tensor, ref: Reference | None = None
+) -> Numbers:
+    """Relative error of the attention matrix, beside the least that its rank allows.
+
+    ``matrix_error`` = |A - M|_F / |M|_F and ``spectral_error`` = |A - M|_2 / |M|_2, with A the
+    operator's matrix and M the target's; ``svd_bound`` and ``svd_bound_spectral``, the least that
+    a matrix of rank ``op.rank`` can have; ``ratio_to_bound`` and ``ratio_to_bound_spectral``,
+    error over bound, the bound taken no smaller than the rounding unit of the input's dtype.
+    Empty for an operator that is not linear in v; no bounds for one without a rank.
+    """
+    if not op.traits.linear_in_v:
+        return {}
+    ref = ref or Reference(op.target, q, k, v)
+    difference = as_matrix(op, q, k).double() - ref.matrix
+    finite = bool(difference.isfinite().all())
+    errors = (
+        relative(difference, ref.matrix) if finite else math.inf,
+        spectral_norm(difference) / float(ref.singular_values[0]) if finite else math.inf,
+    )
+    row: Numbers = dict(zip(("matrix_error", "spectral_error"), errors, strict=True))
+    rank = getattr(op, "rank", None)
+    if rank is not None:
+        for name, error, bound in zip(("", "_spectral"), errors, ref.bound(rank), strict=True):
+            row[f"svd_bound{name}"] = bound
+            row[f"ratio_to_bound{name}"] = error / max(bound, torch.finfo(q.dtype).eps)
+    return row
+
+
+def expense(
+    op: Operator, q: Tensor, k: Tensor, v: Tensor, *, budget: float = 0.1, repeats: int = 5
+) -> Numbers:
+    """What one forward call costs: counted arithmetic, measured seconds and measured memory.
+
+    ``flops``, ``kernel_entries``, ``factorization_flops`` from ``op.cost``; ``seconds`` with its
+    quartiles ``seconds_q1`` and ``seconds_q3`` as of ``seconds``; ``peak_bytes`` as of
+    ``peak_memory``. Arguments: tensors of any leading dimensions; ``budget`` in seconds and
+    ``repeats``, the least number of timed calls.
+    """
+    cost = op.cost(Dims.of(q, k, v))
+    return {
+        "flops": cost.flops,
+        "kernel_entries": cost.kernel_entries,
+        "factorization_flops": cost.factorization_flops,
+        **seconds(lambda: op(q, k, v), q.device, budget=budget, repeats=repeats),
+        "peak_bytes": peak_memory(lambda: op(q, k, v), q.device),
+    }
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One drawn input with its exact answers, by target."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    references: dict[Operator, Reference]
+
+    def reference(self, target: Operator) -> Reference:
+        """The target's answers to this input, computed once."""
+        if target not in self.references:
+            self.references[target] = Reference(target, self.q, self.k, self.v)
+        return self.references[target]
+
+
+@lru_cache(maxsize=4)
+def sample(
+    inp: Callable[..., Any], seed: int, *, dtype: torch.dtype, device: torch.device
+) -> Sample:
+    """Draw ``inp(seed)`` and keep it, so that a grid computes exact answers once an input.
+
+    Let the operator be the last axis of the grid: only the latest few inputs are kept.
+    """
+    drawn = inp(seed, dtype=dtype, device=device)
+    return Sample(drawn.q, drawn.k, drawn.v, {})
+
+
+def seconds(
+    call: Callable[[], object], device: torch.device, *, budget: float = 0.1, repeats: int = 5
+) -> Numbers:
+    """Median and quartiles of the time of ``call``, in seconds, after one warm-up call.
+
+    At least ``repeats`` calls, more until ``budget`` seconds are spent, at most 1000. The device is
+    synchronised before each reading of the clock.
+    """
+
+    def clock() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    call()
+    taken: list[float] = []
+    while len(taken) < max(2, repeats) or (sum(taken) < budget and len(taken) < 1000):
+        start = clock()
+        call()
+        taken.append(clock() - start)
+    q1, median, q3 = statistics.quantiles(taken, n=4, method="inclusive")
+    return {"seconds": median, "seconds_q1": q1, "seconds_q3": q3, "repeats": len(taken)}
+
+
+def peak_memory(call: Callable[[], object], device: torch.device) -> int:
+    """Most bytes that ``call`` held at once above those held at entry, its result included.
+
+    CUDA: torch's allocator statistics. CPU: the trace of torch's allocator that the profiler
+    exports; what a library takes by other means (BLAS scratch, numpy) is not in it.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        held = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return int(torch.cuda.max_memory_allocated(device) - held)
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+            call()
+        path = Path(folder) / "trace.json"
+        trace.export_chrome_trace(str(path))
+        events = json.loads(path.read_bytes())["traceEvents"]
+    memory = [event for event in events if event.get("name") == "[memory]"]
+    held = peak = 0
+    for event in sorted(memory, key=lambda event: event["args"]["Ev Idx"]):
+        held += event["args"]["Bytes"]
+        peak = max(peak, held)
+    return peak
+
+
+def relative(difference: Tensor, exact: Tensor) -> float:
+    """|difference|_F / |exact|_F; infinite where an exact answer of zero is missed."""
+    error, size = float(difference.norm()), float(exact.norm())
+    if size == 0:
+        return 0.0 if error == 0 else math.inf
+    return error / size
+
+
+def spectral_norm(a: Tensor) -> float:
+    """Largest singular value of one matrix (n, l), to a relative 1e-6.
+
+    All singular values up to 256 rows or columns, Lanczos bidiagonalisation beyond.
+    """
+    if min(a.shape) <= 256:
+        return float(torch.linalg.matrix_norm(a, 2))
+    from scipy.sparse.linalg import ArpackError, svds
+
+    # Ones would be an unlucky start: differences of row-stochastic matrices map them to zero.
+    start = torch.randn(min(a.shape), dtype=a.dtype, generator=torch.Generator().manual_seed(0))
+    dense = a.cpu().numpy()
+    try:
+        found = svds(dense, k=1, v0=start.numpy(), tol=1e-6, return_singular_vectors=False)
+    except ArpackError:  # the zero matrix, or no convergence
+        return float(torch.linalg.matrix_norm(a, 2))
+    return float(found[0])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence file descriptor 2: torch 2.13's profiler writes two lines to it at each use."""
+    kept = os.dup(2)
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

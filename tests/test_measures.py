@@ -1,0 +1,258 @@
+"""Measures recover numbers known in advance, and give trivial answers no credit."""
+
+import math
+
+import pytest
+import torch
+
+from softlab import measures
+from softlab.core import Cost, Dims, Traits, value
+from softlab.measures import Reference, accuracy, expense, output_error, peak_memory, spectral_norm
+
+CPU = torch.device("cpu")
+
+
+@value
+class Exact:
+    """Softmax attention, written out."""
+
+    @property
+    def traits(self):
+        return Traits(exact=True)
+
+    @property
+    def target(self):
+        return self
+
+    def cost(self, dims: Dims):
+        return Cost(
+            2 * dims.batch * dims.n * dims.l * (dims.d + dims.e), dims.batch * dims.n * dims.l
+        )
+
+    def __call__(self, q, k, v, key_mask=None):
+        return torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, -1) @ v
+
+
+@value
+class Kernel(Exact):
+    """The unnormalised Gaussian: its rows do not sum to one."""
+
+    def __call__(self, q, k, v, key_mask=None):
+        return torch.exp(-0.5 * torch.cdist(q, k) ** 2) @ v
+
+
+@value
+class Trivial(Exact):
+    """An answer that ignores the queries: 0 for zeros, 1 for the mean of v."""
+
+    answer: int
+    of: Exact = Exact()
+
+    @property
+    def target(self):
+        return self.of
+
+    def __call__(self, q, k, v, key_mask=None):
+        return self.answer * v.mean(-2, keepdim=True).expand(*q.shape[:-1], v.shape[-1])
+
+
+@value
+class Best(Exact):
+    """The truncated SVD of the target's matrix, scaled by 1 + off."""
+
+    rank: int
+    off: float = 0.0
+
+    @property
+    def target(self):
+        return Exact()
+
+    def __call__(self, q, k, v, key_mask=None):
+        m = Exact()(q, k, torch.eye(len(k), dtype=q.dtype))
+        u, s, w = torch.linalg.svd(m)
+        low = (u[:, : self.rank] * s[: self.rank]) @ w[: self.rank]
+        return (1 + self.off) * low @ v
+
+
+@value
+class Broken(Best):
+    def __call__(self, q, k, v, key_mask=None):
+        return super().__call__(q, k, v) * float("nan")
+
+
+def draw(n=40, l=30, d=4, e=5, dtype=torch.float64, seed=0, shift=0.0):  # noqa: E741
+    g = torch.Generator().manual_seed(seed)
+    q, k, v = (torch.randn(r, w, dtype=dtype, generator=g) for r, w in ((n, d), (l, d), (l, e)))
+    return 2 * q, 2 * k, v + shift
+
+
+@pytest.mark.parametrize("target", [Exact(), Kernel()])
+@pytest.mark.parametrize("answer", [0, 1])
+@pytest.mark.parametrize("shift", [0.0, 3.0, -30.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_trivial_answers_get_no_credit(target, answer, shift, seed):
+    row = output_error(Trivial(answer, target), *draw(seed=seed, shift=shift))
+    assert row["skill"] <= 1e-12
+    if answer == 0:
+        assert row["output_error"] == pytest.approx(1)
+    else:
+        assert row["output_error"] == pytest.approx(row["uniform_error"])
+
+
+def test_skill_against_uniform_alone_would_credit_zeros():
+    # The planted fault: where the kernel underflows, the mean of v is far worse than nothing.
+    q, k, v = draw(shift=3.0)
+    row = output_error(Trivial(0, Kernel()), q + 2, k, v)
+    assert 1 - row["output_error"] / row["uniform_error"] > 0.4
+    assert row["skill"] <= 1e-12
+
+
+def test_skill_of_exact_is_one_and_falls_with_the_error():
+    q, k, v = draw()
+    assert accuracy(Exact(), q, k, v)["skill"] == pytest.approx(1)
+    skills = [output_error(Best(4, off), q, k, v)["skill"] for off in (0.0, 0.5, 1.0)]
+    assert skills == sorted(skills, reverse=True)
+
+
+@pytest.mark.parametrize("rank", [1, 3, 12])
+def test_truncated_svd_sits_on_the_bound_and_anything_else_above(rank):
+    q, k, v = draw()
+    row = accuracy(Best(rank), q, k, v)
+    s = torch.linalg.svdvals(Exact()(q, k, torch.eye(30, dtype=torch.float64)))
+    assert row["matrix_error"] == pytest.approx(float(s[rank:].norm() / s.norm()), rel=1e-9)
+    assert row["spectral_error"] == pytest.approx(float(s[rank] / s[0]), rel=1e-9)
+    assert row["ratio_to_bound"] == pytest.approx(1, rel=1e-9)
+    assert row["ratio_to_bound_spectral"] == pytest.approx(1, rel=1e-9)
+    worse = accuracy(Best(rank, off=0.3), q, k, v)
+    assert worse["ratio_to_bound"] > 1.01
+
+
+def test_at_full_rank_the_bound_is_zero_and_the_ratio_finite():
+    q, k, v = draw()
+    row = accuracy(Best(30), q, k, v)
+    assert row["svd_bound"] == 0
+    assert row["ratio_to_bound"] < 1e3
+
+
+def test_error_is_that_of_the_operator_and_not_of_rounding_the_input():
+    q, k, v = draw(dtype=torch.float32)
+    assert output_error(Exact(), q, k, v)["output_error"] < 1e-6
+    rounded = draw(dtype=torch.bfloat16)
+    assert output_error(Exact(), *rounded)["output_error"] > 1e-4
+
+
+def test_row_mass_shows_underflow():
+    q, k, v = draw()
+    near = output_error(Kernel(), q, k, v)
+    far = output_error(Kernel(), q + 100, k, v)
+    assert near["row_mass"] == pytest.approx(
+        float(torch.exp(-0.5 * torch.cdist(q, k) ** 2).sum(1).mean())
+    )
+    assert far["row_mass"] == 0
+    assert output_error(Exact(), q, k, v)["row_mass_min"] == pytest.approx(1)
+
+
+def test_nan_is_flagged_and_never_looks_accurate():
+    row = accuracy(Broken(4), *draw())
+    assert row["finite"] is False
+    assert row["output_error"] == row["matrix_error"] == row["spectral_error"] == math.inf
+    assert row["skill"] == -math.inf
+
+
+def test_constant_values_make_uniform_exact_and_skill_harsh():
+    q, k, _ = draw()
+    row = output_error(Best(2), q, k, torch.ones(30, 5, dtype=torch.float64))
+    assert row["uniform_error"] < 1e-14
+    assert row["skill"] < 0
+
+
+def test_operators_without_a_matrix_or_a_rank_leave_those_columns_out():
+    class Nonlinear(Exact):
+        @property
+        def traits(self):
+            return Traits(linear_in_v=False)
+
+    assert "matrix_error" not in accuracy(Nonlinear(), *draw())
+    assert "svd_bound" not in accuracy(Exact(), *draw())
+
+
+def test_a_batch_is_refused():
+    with pytest.raises(ValueError, match="one case is one head"):
+        Reference(Exact(), *(x.unsqueeze(0) for x in draw()))
+
+
+@pytest.mark.parametrize("shape", [(300, 300), (520, 270), (270, 520)])
+def test_spectral_norm_by_lanczos_equals_svd(shape):
+    g = torch.Generator().manual_seed(1)
+    a, b = (torch.randn(shape, dtype=torch.float64, generator=g).softmax(-1) for _ in "ab")
+    # a - b maps the vector of ones to zero, the trap for a constant start.
+    assert spectral_norm(a - b) == pytest.approx(float(torch.linalg.svdvals(a - b)[0]), rel=1e-6)
+    assert spectral_norm(torch.zeros(shape, dtype=torch.float64)) == 0
+
+
+def test_references_are_computed_once_an_input():
+    calls = []
+
+    @value
+    class Counting(Exact):
+        def __call__(self, q, k, v, key_mask=None):
+            calls.append(v.shape)
+            return super().__call__(q, k, v)
+
+    class Drawn:
+        def __init__(self, *tensors):
+            self.q, self.k, self.v = tensors
+
+    def inp(seed, *, dtype, device):
+        return Drawn(*draw(seed=seed, dtype=dtype))
+
+    for rank in (1, 2, 3):
+        drawn = measures.sample(inp, 0, dtype=torch.float64, device=CPU)
+        ref = drawn.reference(Counting())
+        accuracy(Best(rank), drawn.q, drawn.k, drawn.v, ref)
+    assert len(calls) == 3  # output, row mass, matrix
+    assert measures.sample(inp, 1, dtype=torch.float64, device=CPU) is not drawn
+
+
+def test_peak_memory_of_one_product_and_of_its_chunks():
+    x = torch.randn(512, 512)
+    size = 512 * 512 * 4
+    assert peak_memory(lambda: x @ x, CPU) == size
+    assert peak_memory(lambda: (x @ x, x @ x), CPU) == 2 * size
+
+    def chunked():
+        out = torch.empty(512, 1)
+        for rows in range(0, 512, 64):
+            out[rows : rows + 64] = (x[rows : rows + 64] @ x).sum(1, keepdim=True)
+        return out
+
+    assert size / 8 <= peak_memory(chunked, CPU) < size / 4
+
+
+def test_peak_memory_sees_a_naive_attention_and_not_a_fused_one():
+    q = torch.randn(1, 1, 1024, 16)
+    naive = peak_memory(lambda: Exact()(q, q, q), CPU)
+    fused = peak_memory(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q), CPU)
+    assert naive >= 1024 * 1024 * 4 > fused
+
+
+def test_peak_memory_leaves_standard_error_alone(capfd):
+    peak_memory(lambda: torch.ones(3), CPU)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_expense_counts_and_times():
+    q, k, v = draw()
+    row = expense(Exact(), q, k, v, budget=0.0, repeats=3)
+    assert row["flops"] == 2 * 40 * 30 * (4 + 5)
+    assert row["kernel_entries"] == 1200
+    assert row["factorization_flops"] == 0
+    assert 0 < row["seconds_q1"] <= row["seconds"] <= row["seconds_q3"]
+    assert row["repeats"] == 3
+    assert row["peak_bytes"] >= (1200 + 40 * 5) * 8
+
+
+def test_seconds_spends_its_budget():
+    calls = []
+    row = measures.seconds(lambda: calls.append(1), CPU, budget=10.0, repeats=2)
+    assert row["repeats"] == 1000 == len(calls) - 1

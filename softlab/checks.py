@@ -72,11 +72,11 @@ def finite(name: str, x: Tensor) -> None:
 
 
 def rank_fits(rank: int, available: int, what: str) -> None:
-    """Raise ``ValueError`` if ``rank`` landmarks are asked of fewer than ``rank`` tokens."""
-    if rank > available:
+    """Raise ``ValueError`` unless 1 <= rank <= available."""
+    if not 1 <= rank <= available:
         msg = (
-            f"rank {rank} exceeds the {available} {what} it must be chosen from; "
-            f"use a rank of 1 to {available}, or the exact operator."
+            f"rank {rank} is asked of {available} {what}; use a rank of 1 to {available}, "
+            "or the exact operator."
         )
         raise ValueError(msg)
 
@@ -124,6 +124,17 @@ def one_of(owner: object, allowed: tuple[str, ...], **fields: Any) -> None:
             raise ValueError(msg)
 
 
+def is_a(owner: object, protocol: type, **fields: Any) -> None:
+    """Raise ``TypeError`` unless every named field is an instance offering ``protocol``."""
+    for name, got in fields.items():
+        if isinstance(got, type) or not isinstance(got, protocol):
+            msg = (
+                f"{type(owner).__name__}.{name} is {got!r}, which is no {protocol.__name__}; "
+                f"give an instance such as those in the package that defines it."
+            )
+            raise TypeError(msg)
+
+
 def _floating_matrix(name: str, x: Any) -> None:
     if not isinstance(x, Tensor):
         msg = f"{name} must be a torch.Tensor, got {type(x).__name__}. Use torch.as_tensor({name})."
@@ -144,7 +155,7 @@ def _floating_matrix(name: str, x: Any) -> None:
 
 def _common_lead(leads: dict[str, torch.Size]) -> torch.Size:
     try:
-        return torch.Size(torch.broadcast_shapes(*leads.values()))  # type: ignore[no-untyped-call]
+        return torch.Size(torch.broadcast_shapes(*leads.values()))
     except RuntimeError:
         got = ", ".join(f"{name} {tuple(lead)}" for name, lead in leads.items())
         msg = f"leading dimensions must broadcast together, got {got}. Align batch and heads."

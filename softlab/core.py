@@ -68,7 +68,7 @@ class Dims:
     @classmethod
     def of(cls, q: Tensor, k: Tensor, v: Tensor) -> Dims:
         """Read the sizes off the tensors of one call."""
-        batch = math.prod(torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2]))  # type: ignore[no-untyped-call]
+        batch = math.prod(torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2]))
         return cls(batch, q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1])
 
 
@@ -104,8 +104,10 @@ class Traits:
 
     linear_in_v: bool = True
     """``op(q, k, a v + b w) == a op(q, k, v) + b op(q, k, w)``."""
-    permutation_equivariant: bool = False
-    """Permuting the queries permutes the output; permuting keys with values changes nothing."""
+    query_equivariant: bool = False
+    """Permuting the queries permutes the output alike."""
+    key_invariant: bool = False
+    """Permuting the keys together with their values changes nothing."""
     row_stochastic: bool = False
     """Rows of M sum to one."""
     nonnegative: bool = False

@@ -1,0 +1,223 @@
+"""Kernels of attention: as a matrix, as a sum, and as an average, the last two in linear memory.
+
+Each kernel is a positive function K(x, y) = exp(<lift(x), lift(y)>) of two points and offers
+
+    matrix(x, y)            (..., n, d), (..., l, d)               -> (..., n, l)
+    apply(x, y, v)          = matrix(x, y) @ v                     -> (..., n, e)
+    average(x, y, v, mask)  = diag(1 / row sums) matrix(x, y) @ v  -> (..., n, e)
+
+Leading dimensions broadcast. All three are differentiable in every argument. float16 and bfloat16
+input is computed in float32, where squared norms keep their digits, and returned as it came.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from softlab import checks
+from softlab.core import Cost, Dims, value
+from softlab.exponential_sums import fused_average, fused_sum, weighted_sum
+
+CAREFUL_ENTRIES = 1 << 20
+"""Kernel entries held at once where distances are formed by differences."""
+
+
+class Kernel(Protocol):
+    """What the operators need of a kernel."""
+
+    def matrix(self, x: Tensor, y: Tensor) -> Tensor:
+        """All kernel values, (..., n, l)."""
+        ...
+
+    def apply(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """``matrix(x, y) @ v`` in memory linear in n + l."""
+        ...
+
+    def average(self, x: Tensor, y: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """The kernel-weighted average of v, rows summing to one, in memory linear in n + l."""
+        ...
+
+
+def kernel_cost(dims: Dims, widths: int) -> Cost:
+    """Cost of one kernel matrix n x l and its product with ``widths`` columns."""
+    entries = dims.batch * dims.n * dims.l
+    return Cost(flops=2 * entries * (dims.d + widths), kernel_entries=entries)
+
+
+@value
+class Gaussian:
+    """The Gaussian kernel, exp(-|x - y|^2 / (2 bandwidth^2)).
+
+    ``bandwidth``: standard deviation of the bell, in the units of x; positive and finite. SOFT's
+    own is d**0.25 (arXiv 2110.11945, Eq. 4-5).
+
+    ``matrix`` forms distances by differences: entries lie in [0, 1], the diagonal of
+    ``matrix(x, x)`` is exactly 1, near-duplicates keep their digits. ``apply`` and ``average`` use
+    inner products of the lifted points [x, 1, -|x|^2/2] and [y, -|y|^2/2, 1], centred on the mean
+    of y, whose exponents carry a rounding error of about eps * max|x|^2 / bandwidth^2; a matrix
+    for which that would cost more than half of the digits takes the slower way by differences.
+    """
+
+    bandwidth: float
+
+    def __post_init__(self) -> None:
+        checks.positive(self, bandwidth=self.bandwidth)
+
+    def matrix(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return exp(-|x_i - y_j|^2 / (2 bandwidth^2)), (..., n, l)."""
+        x, y, lead, dtype = _flatten(x, y)
+        out: Tensor = _GaussianMatrix.apply(x, y, self.bandwidth)  # type: ignore[no-untyped-call]
+        return out.reshape(*lead, *out.shape[-2:]).to(dtype)
+
+    def apply(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """Return ``matrix(x, y) @ v`` without the matrix."""
+        return self._reduce(x, y, v, None, average=False)
+
+    def average(self, x: Tensor, y: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Return the kernel-weighted mean of v over the keys that ``key_mask`` (..., l) keeps.
+
+        Computed as a softmax, so it stays exact where every kernel value underflows.
+        """
+        return self._reduce(x, y, v, key_mask, average=True)
+
+    def _reduce(
+        self, x: Tensor, y: Tensor, v: Tensor, key_mask: Tensor | None, *, average: bool
+    ) -> Tensor:
+        x, y, v, lead, dtype = _flatten(x, y, v)
+        mask = None if key_mask is None else key_mask.expand(*lead, y.shape[-2]).flatten(0, -2)
+        centre = y.detach().mean(-2, keepdim=True)
+        x, y = (x - centre) / self.bandwidth, (y - centre) / self.bandwidth
+        rough = _rough(x, y)
+        if not rough.any():
+            out = _by_products(x, y, v, mask, average=average)
+        else:
+            # Each matrix takes the way that its own points need, whatever its neighbours are.
+            out = v.new_zeros(*x.shape[:-1], v.shape[-1])
+            for way, chosen in ((_by_products, ~rough), (_by_differences, rough)):
+                at = chosen.nonzero().squeeze(-1)
+                if len(at):
+                    masked = None if mask is None else mask[at]
+                    out = out.index_copy(0, at, way(x[at], y[at], v[at], masked, average=average))
+        return out.reshape(*lead, *out.shape[-2:]).to(dtype)
+
+
+@value
+class Exponential:
+    """The kernel of softmax attention, exp(scale <x, y>).
+
+    ``scale``: factor of the inner product, positive and finite; None means 1/sqrt(d), the scale of
+    Vaswani et al. (arXiv 1706.03762, Eq. 1).
+
+    ``matrix`` and ``apply`` overflow, as the kernel itself does, where a score exceeds the
+    logarithm of the dtype's maximum (88 in float32); ``average`` never does.
+    """
+
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.scale is not None:
+            checks.positive(self, scale=self.scale)
+
+    def matrix(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return exp(scale <x_i, y_j>), (..., n, l)."""
+        x, y, lead, dtype = _flatten(x, y)
+        out = (self._scaled(x) @ y.mT).exp()
+        return out.reshape(*lead, *out.shape[-2:]).to(dtype)
+
+    def apply(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """Return ``matrix(x, y) @ v`` without the matrix."""
+        x, y, v, lead, dtype = _flatten(x, y, v)
+        out = fused_sum(self._scaled(x), y, v)
+        return out.reshape(*lead, *out.shape[-2:]).to(dtype)
+
+    def average(self, x: Tensor, y: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Return softmax(scale x y^T) v over the keys that ``key_mask`` (..., l) keeps."""
+        x, y, v, lead, dtype = _flatten(x, y, v)
+        mask = None if key_mask is None else key_mask.expand(*lead, y.shape[-2]).flatten(0, -2)
+        out = fused_average(self._scaled(x), y, v, mask)
+        return out.reshape(*lead, *out.shape[-2:]).to(dtype)
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x * (1 / math.sqrt(x.shape[-1]) if self.scale is None else self.scale)
+
+
+def _flatten(*points: Tensor) -> Any:
+    """Broadcast and flatten leading dimensions; widen half precision to float32."""
+    if len({z.shape[-1] for z in points[:2]}) > 1:
+        got = " and ".join(str(tuple(z.shape)) for z in points[:2])
+        msg = f"x and y must have the same width, got {got}. Project both to one width."
+        raise ValueError(msg)
+    lead = torch.Size(torch.broadcast_shapes(*(z.shape[:-2] for z in points)))
+    dtype = points[0].dtype
+    wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    flat = [z.to(wide).expand(*lead, *z.shape[-2:]).reshape(-1, *z.shape[-2:]) for z in points]
+    return *flat, lead, dtype
+
+
+def _rough(x: Tensor, y: Tensor) -> Tensor:
+    """Per matrix: would exponents formed by inner products lose more than half of the digits?"""
+    if x.is_meta:
+        return torch.zeros(x.shape[0], dtype=torch.bool)
+    radius2 = torch.stack([z.detach().square().sum(-1).amax(-1) for z in (x, y)]).amax(0)
+    eps = torch.finfo(x.dtype).eps
+    return ~(eps * radius2 <= math.sqrt(eps))
+
+
+def _by_products(x: Tensor, y: Tensor, v: Tensor, mask: Tensor | None, *, average: bool) -> Tensor:
+    """Sum or average over ``exp(-|x - y|^2 / 2)`` through the lifted points."""
+    half_x, half_y = (z.square().sum(-1, keepdim=True) / 2 for z in (x, y))
+    one_x, one_y = torch.ones_like(half_x), torch.ones_like(half_y)
+    if average:  # the factor exp(-|x|^2 / 2) is common to a row and cancels
+        return fused_average(torch.cat((x, one_x), -1), torch.cat((y, -half_y), -1), v, mask)
+    return weighted_sum(torch.cat((x, one_x, -half_x), -1), torch.cat((y, -half_y, one_y), -1), v)
+
+
+def _by_differences(
+    x: Tensor, y: Tensor, v: Tensor, mask: Tensor | None, *, average: bool
+) -> Tensor:
+    """The same by explicit differences, a block of rows at a time, recomputed backwards."""
+    rows = max(1, CAREFUL_ENTRIES // (x.shape[0] * y.shape[1]))
+    hidden = None if mask is None else ~mask[:, None, :]
+
+    def block(z: Tensor) -> Tensor:
+        if not average:
+            out: Tensor = _GaussianMatrix.apply(z, y, 1.0)  # type: ignore[no-untyped-call]
+            return out @ v
+        exponents = -torch.cdist(z, y, compute_mode="donot_use_mm_for_euclid_dist").square() / 2
+        if hidden is not None:
+            exponents = exponents.masked_fill(hidden, -math.inf)
+        return exponents.softmax(-1) @ v
+
+    blocks = [checkpoint(block, z, use_reentrant=False) for z in torch.split(x, rows, dim=1)]
+    return torch.cat(blocks, dim=1)
+
+
+class _GaussianMatrix(torch.autograd.Function):
+    """exp(-|x - y|^2 / (2 s^2)) from differences; its gradient is two products.
+
+    With W = G * K the adjoint is dx = (W y - x * (W 1)) / s^2, and alike for y; written with
+    differentiable operations, so second derivatives exist, which ``torch.cdist`` lacks.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, bandwidth: float) -> Tensor:
+        distance = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+        kernel = distance.div_(bandwidth).square_().div_(-2).exp_()
+        ctx.save_for_backward(x, y, kernel)
+        ctx.bandwidth = bandwidth
+        return kernel
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, kernel = ctx.saved_tensors
+        weight = grad * kernel
+        centre = y.detach().mean(-2, keepdim=True)
+        x, y = x - centre, y - centre
+        dx = (weight @ y - x * weight.sum(-1, keepdim=True)) / ctx.bandwidth**2
+        dy = (weight.mT @ x - y * weight.sum(-2).unsqueeze(-1)) / ctx.bandwidth**2
+        return dx, dy, None

@@ -1,0 +1,30 @@
+"""Equally spaced tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from softlab.core import value
+from softlab.landmarks.selector import kept, position_of, take
+
+
+@value
+class Strided:
+    """Landmark j is token floor(j s / m) of the s tokens that take part, in order.
+
+    With s a multiple of m this is plain striding. Costs nothing but the copy. Raises
+    ``ValueError`` if s < m.
+    """
+
+    subset = True
+
+    def indices(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
+        """Positions (..., m) of the landmarks, increasing and distinct."""
+        size = kept(x, m, key_mask).unsqueeze(-1)
+        ordinal = torch.arange(m, device=x.device) * size // m
+        return position_of(ordinal, key_mask)
+
+    def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
+        """Landmarks (..., m, d) of tokens x (..., n, d)."""
+        return take(x, self.indices(x, m, key_mask))

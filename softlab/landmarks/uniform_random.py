@@ -1,0 +1,41 @@
+"""A uniform random subset of the tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from softlab.core import value
+from softlab.landmarks.selector import kept, position_of, take
+
+
+@value
+class UniformRandom:
+    """m of the s tokens that take part, uniformly and without replacement.
+
+    ``seed``: integer >= 0; the draw is a function of (seed, s, m) alone, so it is the same for
+    every matrix with s tokens, whatever else is in the batch, and on every device. The classical
+    Nystrom choice (Williams and Seeger 2001). Raises ``ValueError`` if s < m.
+    """
+
+    seed: int = 0
+
+    subset = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            msg = f"UniformRandom.seed is {self.seed!r}; give an integer of at least 0."
+            raise ValueError(msg)
+
+    def indices(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
+        """Positions (..., m) of the landmarks, increasing and distinct."""
+        size = kept(x, m, key_mask)
+        ordinal = torch.empty(*size.shape, m, dtype=torch.long, device=x.device)
+        for s in size.unique().tolist():
+            draw = torch.randperm(s, generator=torch.Generator().manual_seed(self.seed))[:m]
+            ordinal[size == s] = draw.sort().values.to(x.device)
+        return position_of(ordinal, key_mask)
+
+    def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
+        """Landmarks (..., m, d) of tokens x (..., n, d)."""
+        return take(x, self.indices(x, m, key_mask))

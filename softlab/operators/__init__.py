@@ -1,0 +1,21 @@
+"""The catalogue of attention operators: exact ones, approximations, and controls.
+
+Each is a frozen dataclass of numbers called as ``op(q, k, v, key_mask=None)``; what all of them
+promise is in ``softlab.core.Operator``.
+"""
+
+from softlab.operators.gaussian_attention import GaussianAttention
+from softlab.operators.nystromformer import Nystromformer
+from softlab.operators.soft import Soft
+from softlab.operators.softmax import Softmax
+from softlab.operators.truncated_svd import TruncatedSVD
+from softlab.operators.uniform import Uniform
+
+__all__ = [
+    "GaussianAttention",
+    "Nystromformer",
+    "Soft",
+    "Softmax",
+    "TruncatedSVD",
+    "Uniform",
+]

@@ -1,0 +1,81 @@
+"""Exact Gaussian attention, the target of SOFT."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from softlab import checks
+from softlab.core import Cost, Dims, Traits, value
+from softlab.kernels import Gaussian, kernel_cost
+from softlab.operators.degrees import NORMALIZATIONS, indicator, rsqrt
+
+
+@value
+class GaussianAttention:
+    """out = S v with S_ij = exp(-|q_i - k_j|^2 / (2 bandwidth^2)), normalised or not.
+
+    ``bandwidth``: positive; None means SOFT's d**0.25, so that bandwidth^2 = sqrt(d).
+    ``normalization``: ``"none"`` S; ``"row"`` D^-1 S; ``"symmetric"`` D^-1/2 S D^-1/2 with D the
+    row sums. The degree of a point, query or key, is its kernel sum over the keys that take part,
+    which for q = k is the row sum, and gives cross-attention and masks a meaning. Where a degree
+    underflows to zero its D^-1/2 is taken as 0.
+
+    Exact in memory linear in n and l. With untied q and k the kernel can underflow, or concentrate
+    on one key: look at the row sums. Reference: arXiv 2110.11945, Eq. 4-5; symmetric
+    normalisation: abstract of arXiv 2207.03341.
+    """
+
+    bandwidth: float | None = None
+    normalization: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.bandwidth is not None:
+            checks.positive(self, bandwidth=self.bandwidth)
+        checks.one_of(self, NORMALIZATIONS, normalization=self.normalization)
+
+    @property
+    def traits(self) -> Traits:
+        """Exact and non-negative; symmetric and PSD unless row-normalised."""
+        by_row = self.normalization == "row"
+        return Traits(
+            exact=True,
+            query_equivariant=True,
+            key_invariant=True,
+            row_stochastic=by_row,
+            nonnegative=True,
+            symmetric=not by_row,
+            psd=not by_row,
+            linear_memory=True,
+        )
+
+    @property
+    def target(self) -> GaussianAttention:
+        """Itself."""
+        return self
+
+    def kernel(self, d: int) -> Gaussian:
+        """The kernel at head width d."""
+        return Gaussian(float(d) ** 0.25 if self.bandwidth is None else self.bandwidth)
+
+    def cost(self, dims: Dims) -> Cost:
+        """2 n l (d + e) a matrix; symmetric: one more column, and the degrees of the keys."""
+        if self.normalization != "symmetric":
+            return kernel_cost(dims, dims.e)
+        among_keys = dataclasses.replace(dims, n=dims.l)
+        return kernel_cost(dims, dims.e + 1) + kernel_cost(among_keys, 1)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
+        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        kernel = self.kernel(q.shape[-1])
+        if self.normalization == "none":
+            return kernel.apply(q, k, v)  # masked values are zero, so masked keys add nothing
+        if self.normalization == "row":
+            return kernel.average(q, k, v, key_mask)
+        ones = indicator(v, key_mask)
+        scaled = v * rsqrt(kernel.apply(k, k, ones))
+        both = kernel.apply(q, k, torch.cat((scaled, ones), -1))
+        return both[..., :-1] * rsqrt(both[..., -1:])

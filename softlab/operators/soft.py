@@ -1,0 +1,134 @@
+"""SOFT: softmax-free attention by a Nystrom approximation of the Gaussian kernel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from softlab import checks
+from softlab.core import Cost, Dims, Traits, value
+from softlab.kernels import Gaussian, kernel_cost
+from softlab.landmarks import SegmentMeans, Selector
+from softlab.operators.degrees import NORMALIZATIONS, indicator, over, rsqrt
+from softlab.operators.gaussian_attention import GaussianAttention
+from softlab.pinv import NewtonRaphson, Solver
+
+
+@value
+class Soft:
+    """out = K(q, z) A^+ K(z, k) v with landmarks z of the keys and core A = K(z, z).
+
+    ``rank``: number m of landmarks, 1 to the number of keys that take part. ``bandwidth``: of the
+    Gaussian K, positive; None means SOFT's d**0.25. ``landmarks``: how z is chosen, by default the
+    means of consecutive segments (SOFT's average pooling on a sequence). ``pinv``: how A is
+    inverted, by default 20 Newton-Raphson steps. ``normalization``, with S = K(q, z) A^+ K(z, k):
+
+    - ``"none"``: S, the method of the conference paper;
+    - ``"row"``: D^-1 S, D the row sums of S;
+    - ``"symmetric"``: D^-1/2 S D^-1/2 with the same D, degrees of keys taken by the same formula;
+    - ``"published"``: K(q, z) D^-1/2 A^+ D^-1/2 K(z, k) with D the row sums of A, the m x m form of
+      the released code. Another matrix than ``"symmetric"``, also at full rank.
+
+    A row sum of S can be zero or negative; there D^-1 and D^-1/2 are taken as 0. No n x m matrix is
+    formed. SOFT ties q = k; with q != k the landmarks still come from the keys, so cross-attention
+    is defined and masking a key equals deleting it. float16 and bfloat16 are computed in float32.
+
+    Fails quietly, by design of the method, where the core is ill-conditioned and the iteration
+    stops early: ask ``op.pinv.solve(op.core(k))``. Reference: arXiv 2110.11945, Eq. 6-10, Alg. 1-2;
+    arXiv 2207.03341 (normalisation, abstract and released code).
+    """
+
+    rank: int
+    bandwidth: float | None = None
+    landmarks: Selector = SegmentMeans()
+    pinv: Solver = NewtonRaphson(steps=20)
+    normalization: str = "none"
+
+    def __post_init__(self) -> None:
+        checks.positive_int(self, rank=self.rank)
+        if self.bandwidth is not None:
+            checks.positive(self, bandwidth=self.bandwidth)
+        checks.is_a(self, Selector, landmarks=self.landmarks)
+        checks.is_a(self, Solver, pinv=self.pinv)
+        checks.one_of(self, (*NORMALIZATIONS, "published"), normalization=self.normalization)
+
+    @property
+    def traits(self) -> Traits:
+        """Low rank, linear memory; symmetric and PSD unless row-normalised."""
+        by_row = self.normalization == "row"
+        inverts = not self.pinv.traits.regularized
+        return Traits(
+            query_equivariant=True,
+            row_stochastic=by_row,
+            symmetric=not by_row,
+            psd=not by_row,
+            low_rank=True,
+            exact_at_full_rank=inverts and self.normalization != "published",
+            linear_memory=True,
+        )
+
+    @property
+    def target(self) -> GaussianAttention:
+        """Gaussian attention of the same bandwidth and normalisation."""
+        exact = "symmetric" if self.normalization == "published" else self.normalization
+        return GaussianAttention(self.bandwidth, exact)
+
+    def kernel(self, d: int) -> Gaussian:
+        """The kernel at head width d."""
+        return self.target.kernel(d)
+
+    def core(self, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """The core A = K(z, z), (..., m, m), of keys k (..., l, d): what ``pinv`` must invert."""
+        z = self.landmarks(k, self.rank, key_mask)
+        return self.kernel(k.shape[-1]).matrix(z, z)
+
+    def cost(self, dims: Dims) -> Cost:
+        """Two kernel sums, the core, its inverse, and the inverse's product."""
+        m, e = self.rank, dims.e
+        inner = Dims(dims.batch, m, m, dims.d, e)
+        out_of_keys = Dims(dims.batch, m, dims.l, dims.d, e)
+        to_queries = Dims(dims.batch, dims.n, m, dims.d, e)
+        to_keys = Dims(dims.batch, dims.l, m, dims.d, e)
+        total = kernel_cost(inner, 0) + self.pinv.cost(m, dims.batch)
+        solve = 2 * dims.batch * m * m  # flops a column
+        extra = 1 if self.normalization in ("row", "symmetric") else 0
+        if self.normalization == "symmetric":
+            total += kernel_cost(out_of_keys, 1) + Cost(solve) + kernel_cost(to_keys, 1)
+            return (
+                total
+                + kernel_cost(out_of_keys, e)
+                + Cost(solve * e)
+                + kernel_cost(to_queries, e + 1)
+            )
+        total += kernel_cost(out_of_keys, e + extra) + Cost(solve * (e + extra))
+        return total + kernel_cost(to_queries, e + extra)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
+        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        checks.rank_fits(self.rank, checks.survivors(key_mask, k), "keys")
+        dtype = v.dtype
+        if dtype in (torch.float16, torch.bfloat16):
+            q, k, v = q.float(), k.float(), v.float()
+        kernel = self.kernel(q.shape[-1])
+        z = self.landmarks(k, self.rank, key_mask)
+        core = kernel.matrix(z, z)
+        inverse = self.pinv(core)
+        if self.normalization == "published":
+            scale = rsqrt(core.sum(-1, keepdim=True))
+            inverse = scale * inverse * scale.mT
+
+        def gather(columns: Tensor) -> Tensor:
+            """A^+ K(z, k) columns, (..., m, columns)."""
+            return inverse @ kernel.apply(z, k, columns)
+
+        if self.normalization in ("none", "published"):
+            return kernel.apply(q, z, gather(v)).to(dtype)
+        ones = indicator(v, key_mask)
+        if self.normalization == "row":
+            both = kernel.apply(q, z, gather(torch.cat((v, ones), -1)))
+            return over(both[..., :-1], both[..., -1:]).to(dtype)
+        weights = gather(ones)  # K(x, z) @ weights is the degree of x
+        scaled = v * rsqrt(kernel.apply(k, z, weights))
+        both = kernel.apply(q, z, torch.cat((gather(scaled), weights), -1))
+        return (both[..., :-1] * rsqrt(both[..., -1:])).to(dtype)

@@ -1,0 +1,105 @@
+"""The control that no rank-m method can beat: the truncated SVD of the exact matrix."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softlab import checks
+from softlab.core import Cost, Dims, Operator, Traits, as_matrix, value
+from softlab.operators.softmax import Softmax
+
+
+@value
+class TruncatedSVD:
+    """out = M_m v with M_m the best rank-m approximation of the target's matrix M.
+
+    ``rank``: m, 1 to min(n, keys that take part). ``target``: the exact operator, linear in v.
+    By Eckart, Young and Mirsky no matrix of rank m is nearer to M in the Frobenius or the spectral
+    norm; another may still err less on one particular v. Dense: O(n l) memory and a full SVD. Its
+    gradient needs a gap between singular values m and m + 1, and only there.
+    """
+
+    rank: int
+    target: Operator = Softmax()
+
+    def __post_init__(self) -> None:
+        checks.positive_int(self, rank=self.rank)
+        checks.is_a(self, Operator, target=self.target)
+
+    @property
+    def traits(self) -> Traits:
+        """The target's symmetries, low rank, exact at full rank, dense."""
+        claims = self.target.traits
+        return Traits(
+            query_equivariant=claims.query_equivariant,
+            key_invariant=claims.key_invariant,
+            symmetric=claims.symmetric,
+            psd=claims.psd,
+            low_rank=True,
+            exact_at_full_rank=True,
+        )
+
+    def cost(self, dims: Dims) -> Cost:
+        """The target on the identity, its SVD (Golub and Van Loan, Fig. 8.6.1), thin products."""
+        b, n, l, m, e = dims.batch, dims.n, dims.l, self.rank, dims.e  # noqa: E741
+        tall, short = max(n, l), min(n, l)
+        svd = 6 * tall * short**2 + 20 * short**3  # U_1, S and V by R-SVD
+        return self.target.cost(dataclasses.replace(dims, e=l)) + Cost(
+            flops=2 * b * m * (l + n) * e, factorization_flops=b * svd
+        )
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
+        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        checks.rank_fits(self.rank, min(q.shape[-2], checks.survivors(key_mask, k)), "rows or keys")
+        dtype = v.dtype
+        if dtype in (torch.float16, torch.bfloat16):
+            q, k, v = q.float(), k.float(), v.float()
+        exact = as_matrix(self.target, q, k, key_mask)
+        out: Tensor = _BestRank.apply(exact, v, self.rank)  # type: ignore[no-untyped-call]
+        return out.to(dtype)
+
+
+class _BestRank(torch.autograd.Function):
+    """M_m v, applied as U_m (S_m (V_m^T v)), with the derivative of the truncation itself.
+
+    In the singular basis the truncation T has the differential, for i <= m < j,
+    dT_ij = s_i (s_i dM_ij + s_j dM_ji) / (s_i^2 - s_j^2), dM_ij for i, j <= m and 0 for i, j > m:
+    a self-adjoint map, so the adjoint is the same formula. Autograd through the SVD would divide by
+    every pair of equal singular values, the zeros of masked keys among them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, exact: Tensor, v: Tensor, rank: int) -> Tensor:
+        u, s, vh = torch.linalg.svd(exact, full_matrices=False)
+        ctx.save_for_backward(u, s, vh, v)
+        ctx.rank = rank
+        thin = s[..., :rank, None] * (vh[..., :rank, :] @ v)
+        out: Tensor = u[..., :rank] @ thin
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        u, s, vh, v = ctx.saved_tensors
+        m = ctx.rank
+        head = torch.arange(s.shape[-1], device=s.device) < m
+        dv = vh[..., :m, :].mT @ (s[..., :m, None] * (u[..., :m].mT @ grad))
+        dm = grad @ v.mT
+        left, right = u.mT @ dm, dm @ vh.mT
+        inner = left @ vh.mT
+        # Parts of dm that leave the span of U or V meet zero singular values.
+        outside = u[..., :m] @ (left[..., :m, :] - inner[..., :m, :] @ vh)
+        outside = outside + (right[..., :m] - u @ inner[..., :m]) @ vh[..., :m, :]
+        big, small = s[..., :, None], s[..., None, :]
+        gap = torch.where(head[:, None] & ~head, big.square() - small.square(), 1)
+        mixed = (big * (big * inner + small * inner.mT)) / gap
+        upper = torch.where(head[:, None] & ~head, mixed, 0)
+        mixed_t = (big * (big * inner.mT + small * inner)) / gap
+        lower = torch.where(head[:, None] & ~head, mixed_t, 0).mT
+        square = torch.where(head[:, None] & head, inner, 0)
+        return outside + u @ (square + upper + lower) @ vh, dv, None

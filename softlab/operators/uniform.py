@@ -1,0 +1,44 @@
+"""The control that does nothing clever: every output is the mean of the values."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from softlab import checks
+from softlab.core import Cost, Dims, Operator, Traits, value
+from softlab.operators.degrees import indicator
+from softlab.operators.softmax import Softmax
+
+
+@value
+class Uniform:
+    """out_i = mean of v over the keys that take part; the floor of skill for every method.
+
+    ``target``: the exact operator that it stands beside; it does not change the output.
+    """
+
+    target: Operator = Softmax()
+
+    @property
+    def traits(self) -> Traits:
+        """Equivariant and row-stochastic, and nothing learnt from q and k."""
+        return Traits(
+            query_equivariant=True,
+            key_invariant=True,
+            row_stochastic=True,
+            nonnegative=True,
+            symmetric=True,
+            psd=True,
+            linear_memory=True,
+        )
+
+    def cost(self, dims: Dims) -> Cost:  # noqa: ARG002  the protocol's signature
+        """No product and no kernel."""
+        return Cost(flops=0)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
+        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        wide = v.float() if v.dtype.itemsize < 4 else v
+        mean = wide.sum(-2, keepdim=True) / indicator(wide, key_mask).sum(-2, keepdim=True)
+        return mean.to(v.dtype).expand(*q.shape[:-1], v.shape[-1]).clone()

@@ -1,0 +1,62 @@
+"""A solver whose backward pass uses the inverse instead of the iteration."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softlab.core import Cost, value
+from softlab.pinv.solver import PinvResult, Solver, SolverTraits
+
+
+@value
+class ImplicitGradient:
+    """Forward: the solver, without a graph. Backward, once: dL/dA = -X^T (dL/dX) X^T.
+
+    ``solver``: any solver. The rule differentiates A X = I, so it is right only where A has full
+    rank and the solver has converged; elsewhere it can have the wrong sign. Check with
+    ``solve(a).residual`` on the matrices at hand. Costs two products backwards and stores one
+    matrix. Source: the released SOFT code (July 2022); abstract of arXiv 2207.03341.
+    """
+
+    solver: Solver
+
+    @property
+    def traits(self) -> SolverTraits:
+        """The solver's, with an implicit gradient."""
+        return dataclasses.replace(self.solver.traits, implicit=True)
+
+    def iterates(self, a: Tensor) -> Iterator[Tensor]:
+        """The solver's iterates, without a graph."""
+        with torch.no_grad():
+            yield from self.solver.iterates(a)
+
+    def __call__(self, a: Tensor) -> Tensor:
+        """The solver's result with the implicit gradient."""
+        x: Tensor = _Implicit.apply(a, self.solver)  # type: ignore[no-untyped-call]
+        return x
+
+    def solve(self, a: Tensor) -> PinvResult:
+        """The solver's result with its status."""
+        return self.solver.solve(a)
+
+    def cost(self, m: int, batch: int = 1) -> Cost:
+        """The solver's."""
+        return self.solver.cost(m, batch)
+
+
+class _Implicit(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, solver: Solver) -> Tensor:
+        x = solver(a)
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return -x.mT @ grad @ x.mT, None

@@ -33,7 +33,7 @@ class Reference:
 
     Arguments: ``target``; q (n, d), k (l, d), v (l, e), one matrix each. Raises ``ValueError`` for
     more dimensions: a relative error over a batch hides its worst matrix. ``matrix`` and
-    ``singular_values`` take the memory of the dense (n, l) matrix, the rest does not.
+    ``svd`` take the memory of the dense (n, l) matrix, the rest does not.
     """
 
     def __init__(self, target: Operator, q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -65,10 +65,10 @@ class Reference:
         return as_matrix(self.target, self.q, self.k)
 
     @cached_property
-    def singular_values(self) -> Tensor:
-        """Singular values of the target's matrix, descending."""
-        values: Tensor = torch.linalg.svdvals(self.matrix)
-        return values
+    def svd(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Thin singular value decomposition of the matrix: U, singular values falling, V^T."""
+        u, s, vh = torch.linalg.svd(self.matrix, full_matrices=False)
+        return u, s, vh
 
     def bound(self, rank: int) -> tuple[float, float]:
         """Least relative error of any matrix of that rank, in Frobenius and spectral norm.
@@ -76,7 +76,7 @@ class Reference:
         sqrt(sum_{i > m} s_i^2) / |M|_F and s_{m+1} / s_1. Eckart and Young, Psychometrika 1 (1936);
         Mirsky, Quarterly J. Math. 11 (1960).
         """
-        s = self.singular_values
+        s = self.svd[1]
         tail = s[rank:]
         largest = float(tail[0] / s[0]) if len(tail) else 0.0
         return float(tail.norm() / s.norm()), largest
@@ -104,7 +104,10 @@ def output_error(
     Arguments as for ``Reference``, which may be passed in if it was computed before.
     """
     ref = ref or Reference(op.target, q, k, v)
-    out = op(q, k, v).double()
+    return _output_error(op(q, k, v).double(), ref)
+
+
+def _output_error(out: Tensor, ref: Reference) -> Numbers:
     finite = bool(out.isfinite().all())
     error = relative(out - ref.output, ref.output) if finite else math.inf
     return {
@@ -135,7 +138,7 @@ def matrix_error(
     finite = bool(difference.isfinite().all())
     errors = (
         relative(difference, ref.matrix) if finite else math.inf,
-        spectral_norm(difference) / float(ref.singular_values[0]) if finite else math.inf,
+        spectral_norm(difference) / float(ref.svd[1][0]) if finite else math.inf,
     )
     row: Numbers = dict(zip(("matrix_error", "spectral_error"), errors, strict=True))
     rank = getattr(op, "rank", None)
@@ -144,6 +147,25 @@ def matrix_error(
             row[f"svd_bound{name}"] = bound
             row[f"ratio_to_bound{name}"] = error / max(bound, torch.finfo(q.dtype).eps)
     return row
+
+
+def best_of_rank(rank: int, ref: Reference) -> Numbers:
+    """The errors of the truncated SVD of the target's matrix, the control that bounds every rank.
+
+    What ``accuracy`` gives for ``TruncatedSVD(rank, target)`` but for that operator's rounding;
+    one decomposition serves all ranks of a grid. ``rank``: 1 to min(n, l).
+    """
+    u, s, vh = ref.svd
+    out = (u[:, :rank] * s[:rank]) @ (vh[:rank] @ ref.v)
+    frobenius, spectral = ref.bound(rank)
+    return _output_error(out, ref) | {
+        "matrix_error": frobenius,
+        "spectral_error": spectral,
+        "svd_bound": frobenius,
+        "ratio_to_bound": 1.0,
+        "svd_bound_spectral": spectral,
+        "ratio_to_bound_spectral": 1.0,
+    }
 
 
 def expense(
@@ -182,16 +204,18 @@ class Sample:
         return self.references[target]
 
 
-@lru_cache(maxsize=4)
-def sample(
-    inp: Callable[..., Any], seed: int, *, dtype: torch.dtype, device: torch.device
-) -> Sample:
+def sample(inp: Any, seed: int, *, dtype: torch.dtype, device: torch.device) -> Sample:
     """Draw ``inp(seed)`` and keep it, so that a grid computes exact answers once an input.
 
-    Let the operator be the last axis of the grid: only the latest few inputs are kept.
+    ``inp``: a hashable input as in ``softlab.inputs``. Let the operator be the last axis of the
+    grid: only the latest two samples are kept.
     """
-    drawn = inp(seed, dtype=dtype, device=device)
-    return Sample(drawn.q, drawn.k, drawn.v, {})
+    return _sample(inp, seed, dtype, device)
+
+
+@lru_cache(maxsize=2)
+def _sample(inp: Any, seed: int, dtype: torch.dtype, device: torch.device) -> Sample:
+    return Sample(*inp(seed, dtype=dtype, device=str(device)), {})
 
 
 def seconds(

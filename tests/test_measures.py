@@ -123,6 +123,8 @@ def test_truncated_svd_sits_on_the_bound_and_anything_else_above(rank):
     assert row["spectral_error"] == pytest.approx(float(s[rank] / s[0]), rel=1e-9)
     assert row["ratio_to_bound"] == pytest.approx(1, rel=1e-9)
     assert row["ratio_to_bound_spectral"] == pytest.approx(1, rel=1e-9)
+    kept = measures.best_of_rank(rank, Reference(Exact(), q, k, v))
+    assert kept == pytest.approx(row, rel=1e-9)
     worse = accuracy(Best(rank, off=0.3), q, k, v)
     assert worse["ratio_to_bound"] > 1.01
 
@@ -199,12 +201,8 @@ def test_references_are_computed_once_an_input():
             calls.append(v.shape)
             return super().__call__(q, k, v)
 
-    class Drawn:
-        def __init__(self, *tensors):
-            self.q, self.k, self.v = tensors
-
     def inp(seed, *, dtype, device):
-        return Drawn(*draw(seed=seed, dtype=dtype))
+        return draw(seed=seed, dtype=dtype)
 
     for rank in (1, 2, 3):
         drawn = measures.sample(inp, 0, dtype=torch.float64, device=CPU)

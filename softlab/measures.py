@@ -215,7 +215,8 @@ def sample(inp: Any, seed: int, *, dtype: torch.dtype, device: torch.device) -> 
 
 @lru_cache(maxsize=2)
 def _sample(inp: Any, seed: int, dtype: torch.dtype, device: torch.device) -> Sample:
-    return Sample(*inp(seed, dtype=dtype, device=str(device)), {})
+    drawn = inp(seed, dtype=dtype, device=str(device))
+    return Sample(drawn.q, drawn.k, drawn.v, {})
 
 
 def seconds(

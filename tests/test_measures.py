@@ -7,6 +7,7 @@ import torch
 
 from softlab import measures
 from softlab.core import Cost, Dims, Traits, value
+from softlab.inputs import QKV
 from softlab.measures import Reference, accuracy, expense, output_error, peak_memory, spectral_norm
 
 CPU = torch.device("cpu")
@@ -202,7 +203,7 @@ def test_references_are_computed_once_an_input():
             return super().__call__(q, k, v)
 
     def inp(seed, *, dtype, device):
-        return draw(seed=seed, dtype=dtype)
+        return QKV(*draw(seed=seed, dtype=dtype))
 
     for rank in (1, 2, 3):
         drawn = measures.sample(inp, 0, dtype=torch.float64, device=CPU)

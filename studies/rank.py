@@ -1,0 +1,120 @@
+"""How the error of low-rank attention falls with the rank, on real attention inputs.
+
+Each method stands against its own exact target: Nystromformer against softmax attention; Soft
+against Gaussian attention, unnormalised and row-normalised, on inputs with tied queries and keys,
+as its layers have them. Beside each target stand the uniform average and the truncated SVD.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from softlab import measures
+from softlab.core import Operator
+from softlab.figures import Lines
+from softlab.inputs import Clustered, Input, Normal, Recorded, Smooth, Tied, recorded_names
+from softlab.journal import Row
+from softlab.operators import (
+    GaussianAttention,
+    Nystromformer,
+    Soft,
+    Softmax,
+    TruncatedSVD,
+    Uniform,
+)
+from softlab.study import Study
+
+RANKS = (4, 8, 16, 32, 64, 128, 256)
+SEEDS = range(4)
+REAL: list[Input] = [Recorded(name) for name in recorded_names()]
+SYNTHETIC: list[Input] = [
+    Normal(512, 32),
+    Clustered(512, 32, clusters=32),
+    Smooth(512, 32, length=32.0),
+]
+TARGETS: dict[Operator, str] = {
+    Softmax(): "softmax",
+    GaussianAttention(): "Gaussian",
+    GaussianAttention(normalization="row"): "row-normalised Gaussian",
+}
+
+
+def operators(ranks: tuple[int, ...]) -> list[Operator]:
+    """The exact operators, the controls of each, and the methods at each rank."""
+    found: list[Operator] = []
+    for target in TARGETS:
+        found += [target, Uniform(target=target)]
+    for rank in ranks:
+        found += [TruncatedSVD(rank, target=target) for target in TARGETS]
+        found += [Nystromformer(rank), Soft(rank), Soft(rank, normalization="row")]
+    return found
+
+
+def keep(input: Input, seed: int, op: Operator) -> bool:  # noqa: ARG001  an axis each
+    """Gaussian targets on tied inputs, softmax on untied ones; no rank beyond the length."""
+    tied = isinstance(input, Tied)
+    return isinstance(op.target, GaussianAttention) == tied and getattr(op, "rank", 1) <= input.n
+
+
+def measure(
+    input: Input, seed: int, op: Operator, *, dtype: torch.dtype, device: torch.device
+) -> Row:
+    """Errors against the target, the controls' errors on the same input, and the cost."""
+    drawn = measures.sample(input, seed, dtype=dtype, device=device)
+    reference = drawn.reference(op.target)
+    source = input.input if isinstance(input, Tied) else input
+    row: Row = {
+        "method": "exact" if op == op.target else type(op).__name__,
+        "target": TARGETS[op.target],
+        "source": source.name if isinstance(source, Recorded) else type(source).__name__,
+        "real": isinstance(source, Recorded),
+        "n": len(drawn.q),
+    }
+    if isinstance(op, TruncatedSVD):  # a control: one decomposition serves every rank, untimed
+        return row | measures.best_of_rank(op.rank, reference)
+    tensors = drawn.q, drawn.k, drawn.v
+    return row | measures.accuracy(op, *tensors, reference) | measures.expense(op, *tensors)
+
+
+AGAINST_RANK = Lines(
+    x="op.rank",
+    y="output_error",
+    group="method",
+    panel="source",
+    page="target",
+    xlabel="rank",
+    ylabel="relative output error",
+    references=("Uniform", "TruncatedSVD"),
+    exact="exact",
+)
+
+INPUTS = [*REAL, *SYNTHETIC]
+
+STUDY = Study(
+    name="rank",
+    title="Error of low-rank attention against the rank",
+    question="How does the error of low-rank attention fall with the rank on the inputs of real "
+    "models, against doing nothing clever and against the best that a rank allows, and what does "
+    "each point cost?",
+    axes={"input": [*INPUTS, *map(Tied, INPUTS)], "seed": SEEDS, "op": operators(RANKS)},
+    quick={
+        "input": [case for real in REAL[:2] for case in (real, Tied(real))],
+        "seed": [0, 1],
+        "op": operators((8, 32, 128)),
+    },
+    measure=measure,
+    keep=keep,
+    figures=(
+        AGAINST_RANK,
+        replace(AGAINST_RANK, y="spectral_error", ylabel="relative spectral error of the matrix"),
+        replace(
+            AGAINST_RANK,
+            x="seconds",
+            xlabel="seconds a call",
+            by="op.rank",
+            references=("Uniform",),
+        ),
+    ),
+)

@@ -2,5 +2,17 @@
 
 from softlab.inputs.case import QKV, Input, Tied
 from softlab.inputs.recorded import Recorded, recorded_names
+from softlab.inputs.synthetic import Clustered, Decaying, Normal, Sink, Smooth
 
-__all__ = ["QKV", "Input", "Recorded", "Tied", "recorded_names"]
+__all__ = [
+    "QKV",
+    "Clustered",
+    "Decaying",
+    "Input",
+    "Normal",
+    "Recorded",
+    "Sink",
+    "Smooth",
+    "Tied",
+    "recorded_names",
+]

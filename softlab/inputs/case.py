@@ -33,10 +33,24 @@ class Input(Protocol):
         ...
 
     def __call__(
-        self, seed: int = 0, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+        self,
+        seed: int = 0,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> QKV:
         """Draw the case of this seed."""
         ...
+
+
+def delivered(
+    q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype, device: torch.device | str
+) -> QKV:
+    """Convert a drawn case; raise ``TypeError`` for a dtype that is not floating point."""
+    if not dtype.is_floating_point:
+        msg = f"an input needs a floating dtype, got {dtype}. Use torch.float32 or torch.float64."
+        raise TypeError(msg)
+    return QKV(*(x.to(device, dtype) for x in (q, k, v)))
 
 
 @value
@@ -56,7 +70,11 @@ class Tied:
         return self.input.n
 
     def __call__(
-        self, seed: int = 0, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+        self,
+        seed: int = 0,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> QKV:
         """Draw (q, q, v); raise ``ValueError`` where q and k differ in length."""
         q, k, v = self.input(seed, dtype=dtype, device=device)

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 
 from softlab.core import value
-from softlab.inputs.case import QKV
+from softlab.inputs.case import QKV, delivered
 
 DATA = Path(__file__).parent / "data"
 
@@ -72,7 +72,11 @@ class Recorded:
         return found
 
     def __call__(
-        self, seed: int = 0, *, dtype: torch.dtype = torch.float32, device: str = "cpu"
+        self,
+        seed: int = 0,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
     ) -> QKV:
         """Read stored sample ``seed``."""
         if not 0 <= seed < self.samples:
@@ -82,8 +86,8 @@ class Recorded:
             )
             raise ValueError(msg)
         with safe_open(self.path, "pt") as file:
-            q, k, v = (file.get_slice(name)[seed].to(device, dtype) for name in "qkv")
-        return QKV(q, k, v)
+            q, k, v = (file.get_slice(name)[seed] for name in "qkv")
+        return delivered(q, k, v, dtype, device)
 
 
 @functools.cache

@@ -67,7 +67,8 @@ class MiniLM(nn.Module):
         seen = None if mask is None else mask[:, None, None, :]  # (b, 1, 1, n): for every query
         for layer in self.layers[:depth]:
             x = layer(x, seen)
-        return x
+        out: Tensor = x
+        return out
 
     def sentence(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Unit sentence vectors (b, width): the mean of the real tokens, normalised."""

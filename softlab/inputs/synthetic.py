@@ -1,0 +1,241 @@
+"""Seeded synthetic families; each sets one thing that matters to an approximation.
+
+Of each, q, k and v are drawn in float64 on the CPU from a generator seeded by the call, in that
+order, so that one seed means one case whatever the dtype and the device. ``n`` is the number of
+queries and of keys, ``d`` the head width, ``e`` the value width (None: d). Values are standard
+normal. Unless a family says otherwise the mean |q|^2 is d scale^2 in expectation, which makes
+scale^2 the standard deviation of the scores q.k / sqrt(d): an inverse temperature.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from softlab.checks import one_of, positive, positive_int
+from softlab.core import value
+from softlab.inputs.case import QKV, delivered
+
+BLOCK = 1024  # rows of scores held at a time
+
+
+@value
+class Normal:
+    """Independent normal queries and keys, N(0, scale^2): nothing to exploit.
+
+    A check on every other figure: the softmax matrix of such input has nearly full rank, which
+    real attention has not.
+    """
+
+    n: int
+    d: int
+    scale: float = 1.0
+    e: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(self, self.n, self.d, self.e, self.scale)
+
+    def __call__(
+        self,
+        seed: int = 0,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> QKV:
+        """Draw the case of this seed."""
+        normal = _Stream(seed)
+        q, k = (self.scale * normal(self.n, self.d) for _ in "qk")
+        return delivered(q, k, normal(self.n, self.e or self.d), dtype, device)
+
+
+@value
+class Clustered:
+    """Tokens in ``clusters`` groups of near-duplicates; ``spread`` = 0 makes them exact ones.
+
+    x_i = scale (c_a(i) + spread g_i) / sqrt(1 + spread^2), with centres c and noise g standard
+    normal. The groups are of equal size, give or take one, in random order. Query and key of one
+    token share its centre and have their own noise. 1 <= clusters <= n; spread >= 0.
+    """
+
+    n: int
+    d: int
+    clusters: int
+    spread: float = 0.1
+    scale: float = 1.0
+    e: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(self, self.n, self.d, self.e, self.scale)
+        positive_int(self, clusters=self.clusters)
+        if self.clusters > self.n:
+            msg = f"Clustered.clusters is {self.clusters} for n = {self.n}; give 1 to {self.n}."
+            raise ValueError(msg)
+        if not (self.spread >= 0 and math.isfinite(self.spread)):
+            msg = f"Clustered.spread is {self.spread}; give a finite number of at least 0."
+            raise ValueError(msg)
+
+    def __call__(
+        self,
+        seed: int = 0,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> QKV:
+        """Draw the case of this seed."""
+        normal = _Stream(seed)
+        centre = normal(self.clusters, self.d)[normal.permutation(self.n) % self.clusters]
+        unit = self.scale / math.sqrt(1 + self.spread**2)
+        q, k = (unit * (centre + self.spread * normal(self.n, self.d)) for _ in "qk")
+        return delivered(q, k, normal(self.n, self.e or self.d), dtype, device)
+
+
+@value
+class Decaying:
+    """Token matrices with prescribed singular values s_1 >= s_2 >= ... of q, and the same of k.
+
+    q = U diag(s) W^T and k = U' diag(s) W^T with random orthonormal U, U' and a shared W, so that
+    both vary along the same axes. For ``kind`` "geometric" s_j is proportional to exp(-rate (j-1)),
+    for "algebraic" to j^-rate; |s|^2 = n d scale^2, so the mean |q|^2 is d scale^2 exactly.
+    rate > 0.
+    """
+
+    n: int
+    d: int
+    rate: float
+    kind: str = "geometric"
+    scale: float = 1.0
+    e: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(self, self.n, self.d, self.e, self.scale)
+        positive(self, rate=self.rate)
+        one_of(self, ("geometric", "algebraic"), kind=self.kind)
+
+    @property
+    def singular_values(self) -> Tensor:
+        """The singular values of q and of k, (min(n, d),), float64, descending."""
+        j = torch.arange(1, min(self.n, self.d) + 1, dtype=torch.float64)
+        s = torch.exp(-self.rate * (j - 1)) if self.kind == "geometric" else j**-self.rate
+        return s * (self.scale * math.sqrt(self.n * self.d) / float(s.norm()))
+
+    def __call__(
+        self,
+        seed: int = 0,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> QKV:
+        """Draw the case of this seed."""
+        normal, s = _Stream(seed), self.singular_values
+        axes = s[:, None] * torch.linalg.qr(normal(self.d, len(s))).Q.mT
+        q, k = (torch.linalg.qr(normal(self.n, len(s))).Q @ axes for _ in "qk")
+        return delivered(q, k, normal(self.n, self.e or self.d), dtype, device)
+
+
+@value
+class Sink:
+    """One token, the first, that draws the share ``mass`` of every query's softmax attention.
+
+    All q and k are normal, N(0, scale^2), within the complement of a random unit vector u. The
+    first key is scale sqrt(d) u, and each query gets the multiple of u that makes
+
+        softmax(q_i k^T / sqrt(d))_1 = mass   exactly, for every i.
+
+    0 < mass < 1; d >= 2, n >= 2. |q| grows by that multiple, some log(n mass / (1 - mass)) / scale.
+    """
+
+    n: int
+    d: int
+    mass: float = 0.9
+    scale: float = 1.0
+    e: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(self, self.n, self.d, self.e, self.scale)
+        positive(self, mass=self.mass)
+        if self.mass >= 1 or self.n < 2 or self.d < 2:
+            msg = f"{self!r} must have mass < 1, n >= 2 and d >= 2. Other tokens need a share."
+            raise ValueError(msg)
+
+    def __call__(
+        self,
+        seed: int = 0,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> QKV:
+        """Draw the case of this seed."""
+        normal, root = _Stream(seed), math.sqrt(self.d)
+        u = torch.nn.functional.normalize(normal(self.d), dim=0)
+        q, k = (self.scale * normal(self.n, self.d) for _ in "qk")
+        q, k = (x - (x @ u)[:, None] * u for x in (q, k))
+        others = torch.cat(
+            [torch.logsumexp(rows @ k[1:].mT / root, dim=-1) for rows in q.split(BLOCK)]
+        )
+        # The sink's score must exceed the others' log-sum-exp by the log-odds of its mass.
+        wanted = others + math.log(self.mass / (1 - self.mass))
+        k[0] = self.scale * root * u
+        q = q + (wanted / self.scale)[:, None] * u
+        return delivered(q, k, normal(self.n, self.e or self.d), dtype, device)
+
+
+@value
+class Smooth:
+    """Neighbouring tokens alike, as pooling wants: correlation exp(-lag / length) along tokens.
+
+    Each coordinate of q, and of k, is a stationary first-order autoregression,
+    x_t = r x_(t-1) + sqrt(1 - r^2) g_t with r = exp(-1 / length). length > 0, in tokens.
+    """
+
+    n: int
+    d: int
+    length: float
+    scale: float = 1.0
+    e: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(self, self.n, self.d, self.e, self.scale)
+        positive(self, length=self.length)
+
+    def __call__(
+        self,
+        seed: int = 0,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> QKV:
+        """Draw the case of this seed."""
+        from scipy.signal import lfilter
+
+        normal, r = _Stream(seed), math.exp(-1 / self.length)
+
+        def walk() -> Tensor:
+            steps = math.sqrt(1 - r * r) * normal(self.n, self.d)
+            steps[0] /= math.sqrt(1 - r * r)  # starts in the stationary distribution
+            return self.scale * torch.from_numpy(lfilter([1.0], [1.0, -r], steps.numpy(), axis=0))
+
+        q, k = walk(), walk()
+        return delivered(q, k, normal(self.n, self.e or self.d), dtype, device)
+
+
+class _Stream:
+    """Standard normal numbers, float64, from one seed."""
+
+    def __init__(self, seed: int) -> None:
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            msg = f"seed is {seed!r}; give an integer of at least 0."
+            raise ValueError(msg)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.generator, dtype=torch.float64)
+
+    def permutation(self, n: int) -> Tensor:
+        return torch.randperm(n, generator=self.generator)
+
+
+def _check(owner: object, n: int, d: int, e: int | None, scale: float) -> None:
+    positive_int(owner, n=n, d=d, **({} if e is None else {"e": e}))
+    positive(owner, scale=scale)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from softlab.study import Study
 
-# Everything else is imported inside the commands: --help must not wait for torch.
+# Everything else is imported inside the commands, so that --help waits for none of it.
 app = typer.Typer(
     help="The laboratory for attention approximation.",
     no_args_is_help=True,

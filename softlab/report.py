@@ -55,7 +55,7 @@ def read(run: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The table and meta of one run folder; ``ValueError`` says which file is unusable and why."""
     remedy = "delete it and run the study again; finished rows are reused"
     try:
-        table = pd.read_csv(run / "table.csv", float_precision="round_trip", keep_default_na=True)
+        table = pd.read_csv(run / "table.csv")
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         msg = f"{run / 'table.csv'} is not a table ({error}); {remedy}."
         raise ValueError(msg) from None

@@ -12,6 +12,7 @@ of positions for 518 pixels and its bicubic interpolation to other sizes).
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -111,8 +112,8 @@ def load(folder: Path) -> ViT:
     return model.eval().requires_grad_(False)
 
 
-def state_of(graph: onnx.GraphProto) -> dict[str, Tensor]:  # type: ignore[name-defined]  # noqa: F821
-    """The encoder's parameters by own name, from the initialisers of an exported graph.
+def state_of(graph: Any) -> dict[str, Tensor]:
+    """The encoder's parameters by own name, from the initialisers of an ``onnx.GraphProto``.
 
     The exporter folded ``x @ weight.T`` into a product with an anonymous matrix: its name is that
     of the MatMul node that reads it, and it comes back transposed. The two anonymous tables of

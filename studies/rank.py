@@ -74,8 +74,8 @@ def measure(
     }
     if isinstance(op, TruncatedSVD):  # a control: one decomposition serves every rank, untimed
         return row | measures.best_of_rank(op.rank, reference)
-    tensors = drawn.q, drawn.k, drawn.v
-    return row | measures.accuracy(op, *tensors, reference) | measures.expense(op, *tensors)
+    qkv = drawn.q, drawn.k, drawn.v
+    return row | measures.accuracy(op, *qkv, reference) | measures.expense(op, *qkv, budget=0.05)
 
 
 AGAINST_RANK = Lines(

@@ -89,7 +89,7 @@ class Gaussian:
         self, x: Tensor, y: Tensor, v: Tensor, key_mask: Tensor | None, *, average: bool
     ) -> Tensor:
         x, y, v, lead, dtype = _flatten(x, y, v)
-        mask = None if key_mask is None else key_mask.expand(*lead, y.shape[-2]).flatten(0, -2)
+        mask = _flat_mask(key_mask, lead, y.shape[-2])
         centre = y.detach().mean(-2, keepdim=True)
         x, y = (x - centre) / self.bandwidth, (y - centre) / self.bandwidth
         rough = _rough(x, y)
@@ -138,7 +138,7 @@ class Exponential:
     def average(self, x: Tensor, y: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Return softmax(scale x y^T) v over the keys that ``key_mask`` (..., l) keeps."""
         x, y, v, lead, dtype = _flatten(x, y, v)
-        mask = None if key_mask is None else key_mask.expand(*lead, y.shape[-2]).flatten(0, -2)
+        mask = _flat_mask(key_mask, lead, y.shape[-2])
         out = fused_average(self._scaled(x), y, v, mask)
         return out.reshape(*lead, *out.shape[-2:]).to(dtype)
 
@@ -157,6 +157,10 @@ def _flatten(*points: Tensor) -> Any:
     wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
     flat = [z.to(wide).expand(*lead, *z.shape[-2:]).reshape(-1, *z.shape[-2:]) for z in points]
     return *flat, lead, dtype
+
+
+def _flat_mask(key_mask: Tensor | None, lead: torch.Size, keys: int) -> Tensor | None:
+    return None if key_mask is None else key_mask.expand(*lead, keys).reshape(-1, keys)
 
 
 def _rough(x: Tensor, y: Tensor) -> Tensor:

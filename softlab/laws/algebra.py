@@ -1,0 +1,106 @@
+"""Algebraic laws of the operator's matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from softlab.core import Operator, as_matrix
+from softlab.laws.law import Gap, Law, largest, normal, rank_of, tolerance, uniform_int
+
+F64 = torch.float64
+
+
+def _draw(op: Operator, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of unequal odd sizes, two matrices."""
+    n, l = (rank_of(op) + uniform_int(rng, 1, 9) for _ in range(2))  # noqa: E741
+    return normal(rng, 2, n, 4), normal(rng, 2, l, 4), normal(rng, 2, l, 3)
+
+
+def _tied_matrix(op: Operator, rng: torch.Generator) -> Tensor:
+    x = normal(rng, 2, rank_of(op) + uniform_int(rng, 1, 9), 4)
+    return as_matrix(op, x, x)
+
+
+def _linear(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
+    q, k, v = _draw(op, rng)
+    w = normal(rng, *v.shape)
+    split = 2.5 * op(q, k, v) - 3 * op(q, k, w)
+    scale = largest(as_matrix(op, q, k)) * v.shape[-2]
+    allowed = tolerance(F64, v.shape[-2], scale=5 * scale)
+    yield Gap(largest(op(q, k, 2.5 * v - 3 * w) - split), allowed, f"v {tuple(v.shape)}")
+
+
+def _queries(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
+    q, k, v = _draw(op, rng)
+    order = torch.randperm(q.shape[-2], generator=rng)
+    out = op(q, k, v)
+    allowed = tolerance(F64, k.shape[-2], c=100, scale=largest(out))
+    yield Gap(largest(op(q[:, order], k, v) - out[:, order]), allowed, f"order {order.tolist()}")
+
+
+def _keys(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
+    q, k, v = _draw(op, rng)
+    order = torch.randperm(k.shape[-2], generator=rng)
+    out = op(q, k, v)
+    allowed = tolerance(F64, k.shape[-2], c=100, scale=largest(out))
+    yield Gap(largest(op(q, k[:, order], v[:, order]) - out), allowed, f"order {order.tolist()}")
+
+
+def _row_sums(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
+    q, k, _ = _draw(op, rng)
+    matrix = as_matrix(op, q, k)
+    allowed = tolerance(F64, k.shape[-2], scale=max(1, largest(matrix)))
+    yield Gap(largest(matrix.sum(-1) - 1), allowed, "row sums")
+
+
+def _nonnegative(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
+    q, k, _ = _draw(op, rng)
+    yield Gap(float(-as_matrix(op, q, k).min()), 0, "smallest entry")
+
+
+def _symmetric(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
+    matrix = _tied_matrix(op, rng)
+    allowed = tolerance(F64, matrix.shape[-1], c=100, scale=largest(matrix))
+    yield Gap(largest(matrix - matrix.mT), allowed, "M - M^T")
+
+
+def _psd(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
+    matrix = _tied_matrix(op, rng)
+    eigenvalues = torch.linalg.eigvalsh((matrix + matrix.mT) / 2)
+    allowed = tolerance(F64, matrix.shape[-1], c=100, scale=float(eigenvalues.max()))
+    yield Gap(float(-eigenvalues.min()), allowed, "smallest eigenvalue")
+
+
+LINEAR_IN_V: Law[Operator] = Law(
+    "linear in v",
+    "op(a v + b w) = a op(v) + b op(w)",
+    lambda op: op.traits.linear_in_v,
+    _linear,
+)
+QUERY_EQUIVARIANT: Law[Operator] = Law(
+    "query equivariance",
+    "op(P q, k, v) = P op(q, k, v) for a permutation P",
+    lambda op: op.traits.query_equivariant,
+    _queries,
+)
+KEY_INVARIANT: Law[Operator] = Law(
+    "key invariance",
+    "op(q, P k, P v) = op(q, k, v) for a permutation P",
+    lambda op: op.traits.key_invariant,
+    _keys,
+)
+ROW_STOCHASTIC: Law[Operator] = Law(
+    "row-stochastic", "M 1 = 1", lambda op: op.traits.row_stochastic, _row_sums
+)
+NONNEGATIVE: Law[Operator] = Law(
+    "non-negative", "M >= 0", lambda op: op.traits.nonnegative, _nonnegative
+)
+SYMMETRIC: Law[Operator] = Law(
+    "symmetric", "M = M^T where q = k", lambda op: op.traits.symmetric, _symmetric
+)
+PSD: Law[Operator] = Law(
+    "positive semidefinite", "x^T M x >= 0 where q = k", lambda op: op.traits.psd, _psd
+)

@@ -1,0 +1,55 @@
+"""Laws of the call itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from softlab.core import Operator
+from softlab.laws.law import Gap, Law, always, normal, rank_of
+
+
+def _shape_dtype_device(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
+    m = rank_of(op)
+    for lead in ((), (2,), (2, 3)):
+        for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+            q = normal(rng, *lead, m + 3, 4, dtype=dtype)
+            k, v = (
+                normal(rng, *lead, m + 5, 4, dtype=dtype),
+                normal(rng, *lead, m + 5, 3, dtype=dtype),
+            )
+            out = op(q, k, v)
+            wrong = (
+                (out.shape != (*lead, m + 3, 3))
+                + (out.dtype != dtype)
+                + (out.device != q.device)
+                + (not bool(out.isfinite().all()))
+            )
+            yield Gap(float(wrong), 0, f"lead {lead}, {dtype}: got {tuple(out.shape)}, {out.dtype}")
+
+
+def _deterministic(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
+    m = rank_of(op)
+    q, k, v = normal(rng, 2, m + 3, 4), normal(rng, 2, m + 5, 4), normal(rng, 2, m + 5, 3)
+    kept = [x.clone() for x in (q, k, v)]
+    state = torch.get_rng_state()
+    first, second = op(q, k, v), op(q, k, v)
+    yield Gap(float(not torch.equal(first, second)), 0, "two equal calls")
+    yield Gap(float(not torch.equal(state, torch.get_rng_state())), 0, "the global generator")
+    changed = any(not torch.equal(x, y) for x, y in zip((q, k, v), kept, strict=True))
+    yield Gap(float(changed), 0, "the caller's tensors")
+
+
+SHAPE_DTYPE_DEVICE: Law[Operator] = Law(
+    "shape, dtype and device",
+    "q (..., n, d), k (..., l, d), v (..., l, e) give a finite (..., n, e) like the input",
+    always,
+    _shape_dtype_device,
+)
+DETERMINISTIC: Law[Operator] = Law(
+    "deterministic",
+    "equal calls agree to the bit, draw nothing from the global generator, change no argument",
+    always,
+    _deterministic,
+)

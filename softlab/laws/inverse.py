@@ -1,0 +1,252 @@
+"""Laws of pseudo-inverse solvers."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from softlab.laws.law import Gap, Law, after_steps, always, normal, tolerance, uniform_int
+from softlab.pinv import Solver, Status
+
+F64 = torch.float64
+KAPPA = 4.0
+
+
+def spd(rng: torch.Generator, spectrum: Tensor) -> Tensor:
+    """A symmetric matrix with Haar eigenvectors and this spectrum (..., m)."""
+    r = torch.linalg.qr(normal(rng, *spectrum.shape, spectrum.shape[-1]))
+    q = r.Q * r.R.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+    a: Tensor = (q * spectrum.unsqueeze(-2)) @ q.mT
+    return (a + a.mT) / 2
+
+
+def _well_conditioned(rng: torch.Generator, m: int) -> Tensor:
+    return spd(rng, torch.logspace(0, -math.log10(KAPPA), m, dtype=F64))
+
+
+def _rounding(solver: Solver, m: int, kappa: float) -> float:
+    """What rounding allows: the model, times the growth of null-space errors over the steps."""
+    return tolerance(F64, m, kappa=kappa) * solver.traits.growth ** steps_of(solver)
+
+
+def steps_of(solver: object) -> int:
+    """The number of steps of a solver, looked for inside wrappers; 0 for a direct one."""
+    inner = getattr(solver, "solver", None)
+    return steps_of(inner) if inner is not None else int(getattr(solver, "steps", 0))
+
+
+def _relative(x: Tensor, y: Tensor) -> float:
+    """|x - y|_F / |y|_F, or |x|_F for y = 0."""
+    miss, size = (float(torch.linalg.matrix_norm(z)) for z in (x - y, y))
+    return miss / size if size else miss
+
+
+def _penrose_gaps(solver: Solver, a: Tensor, allowed: float, where: str) -> Iterator[Gap]:
+    x = solver(a)
+    yield Gap(_relative(a @ x @ a, a), allowed, f"A X A = A, {where}")
+    yield Gap(_relative(x @ a @ x, x), allowed, f"X A X = X, {where}")
+    yield Gap(_relative((a @ x).mT, a @ x), allowed, f"(A X)^T = A X, {where}")
+    yield Gap(_relative((x @ a).mT, x @ a), allowed, f"(X A)^T = X A, {where}")
+
+
+def _penrose(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
+    m = uniform_int(rng, 2, 12)
+    cases = {"well-conditioned": _well_conditioned(rng, m), "identity": torch.eye(m, dtype=F64)}
+    if not solver.traits.definite:
+        left = torch.linalg.qr(normal(rng, m, m)).Q
+        cases["not symmetric"] = _well_conditioned(rng, m) @ left
+    for where, a in cases.items():
+        yield from _penrose_gaps(solver, a, tolerance(F64, m, kappa=KAPPA**2), f"{where}, m={m}")
+
+
+def _singular(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
+    m = uniform_int(rng, 5, 10)
+    half = torch.linspace(1, 0.5, m, dtype=F64) * (torch.arange(m) < m // 2)
+    repeated = torch.cat((torch.eye(m, dtype=F64)[:-1], torch.eye(m, dtype=F64)[m - 2 : m - 1]))
+    cases = {
+        "half rank": spd(rng, half),
+        "all ones": torch.ones(m, m, dtype=F64),
+        "repeated row": repeated,
+        "zero": torch.zeros(m, m, dtype=F64),
+    }
+    for where, a in cases.items():
+        yield from _penrose_gaps(solver, a, _rounding(solver, m, KAPPA), f"{where}, m={m}")
+
+
+def _shifted(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
+    a = _well_conditioned(rng, 6)
+    # (A + r I)^-1 commutes with A, and X^-1 - A is the multiple r of the identity.
+    back = torch.linalg.pinv(solver(a)) - a
+    shift = back.diagonal().mean()
+    missed = float((back - shift * torch.eye(6, dtype=F64)).abs().max())
+    yield Gap(missed, tolerance(F64, 6, kappa=KAPPA**2), "X^-1 - A = r I")
+    yield Gap(float(shift <= 0), 0, f"r = {float(shift):.3g} is positive")
+
+
+def _adjoint(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
+    a = _well_conditioned(rng, 7)
+    if not solver.traits.definite:
+        a = a @ torch.linalg.qr(normal(rng, 7, 7)).Q
+    allowed = tolerance(F64, 7, kappa=KAPPA**2)
+    yield Gap(_relative(solver(a.mT), solver(a).mT), allowed, "(A^T)^+ = (A^+)^T")
+
+
+def _scaling(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
+    a = _well_conditioned(rng, 6)
+    x = solver(a)
+    for exponent in (-30, -8, 8, 30):
+        for dtype, kappa in ((F64, KAPPA**2), (torch.float32, KAPPA**2)):
+            scaled = solver((a * 10.0**exponent).to(dtype)).double() * 10.0**exponent
+            allowed = tolerance(dtype, 6, kappa=kappa)
+            yield Gap(_relative(scaled, x), allowed, f"scale 1e{exponent}, {dtype}")
+
+
+def _order(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
+    order = solver.traits.order or 0
+    # One eigenvalue sets the residual: the slowest, 0.7, beside ones.
+    a = spd(rng, torch.tensor([1.0, 1.0, 1.0, 0.7], dtype=F64))
+    eye = torch.eye(4, dtype=F64)
+    r = [float(torch.linalg.matrix_norm(eye - a @ x, 2)) for x in solver.iterates(a)]
+    pairs = [(x, y) for x, y in itertools.pairwise(r) if x < 0.5 and y > 1e-12]
+    slope = math.log(pairs[-1][1]) / math.log(pairs[-1][0]) if pairs else math.nan
+    # The constant of R' = c R^p bends the slope by log c / log R.
+    allowed = 0.1 + abs(math.log(0.75) / math.log(pairs[-1][0])) if pairs else 0.0
+    yield Gap(abs(slope - order), allowed, f"observed order {slope:.3f}, claimed {order}")
+
+
+def _growth(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
+    # Perturb a converged iterate inside the null space and follow it for some steps.
+    a = spd(rng, torch.tensor([1.0, 0.8, 0.6, 0.0], dtype=F64))
+    null = torch.linalg.eigh(a).eigenvectors[:, :1]
+    spoilt = _Perturbed(torch.linalg.pinv(a) + 1e-9 * null @ null.mT)
+    x = list(_with_start(solver, spoilt).iterates(a))[:8]
+    size = [float((null.mT @ y @ null).abs()) for y in x]
+    observed = (size[-1] / size[0]) ** (1 / (len(size) - 1))
+    yield Gap(abs(observed - solver.traits.growth), 1e-3, f"observed factor {observed:.4f} a step")
+
+
+class _Perturbed:
+    """An initial scaling that ignores the matrix and starts from a given iterate."""
+
+    def __init__(self, start: Tensor) -> None:
+        self.start = start
+
+    def __call__(self, a: Tensor) -> Tensor:
+        return self.start.to(a.dtype)
+
+
+def _with_start(solver: Solver, start: _Perturbed) -> Solver:
+    return dataclasses.replace(after_steps(solver, 8), scaling=start)  # type: ignore[type-var]
+
+
+def _independent(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
+    m = 6
+    scale = torch.tensor([1, 1e4, 1e-4], dtype=F64)[:, None, None]
+    batch = torch.stack([_well_conditioned(rng, m) for _ in range(3)]) * scale
+    batch[1] += 5e4  # one peaky matrix
+    for subject in (after_steps(solver, 2), solver):
+        together = subject(batch)
+        for i in range(3):
+            missed = _relative(together[i], subject(batch[i]))
+            yield Gap(missed, tolerance(F64, m, kappa=1e5), f"{subject!r}, matrix {i} of 3")
+
+
+def _status(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
+    m = 6
+    good, bad = _well_conditioned(rng, m), torch.full((m, m), math.nan, dtype=F64)
+    result = solver.solve(torch.stack((good, bad)))
+    codes = result.status.tolist()
+    yield Gap(float(codes != [Status.CONVERGED, Status.NON_FINITE]), 0, f"status {codes}")
+    yield Gap(float(not bool(result.x[1].isnan().all())), 0, "NaN in, NaN out, alone")
+    yield Gap(_relative(result.x[0], solver(good)), tolerance(F64, m, kappa=KAPPA**2), "x")
+    if solver.traits.order is None:
+        return
+    short = after_steps(solver, 1).solve(spd(rng, torch.logspace(0, -3, m, dtype=F64)))
+    yield Gap(float(short.status != Status.OUT_OF_STEPS), 0, f"one step: {short.status}")
+    yield Gap(float(short.steps != 1), 0, f"one step: {short.steps} steps")
+
+
+def _cost(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
+    a = torch.stack([_well_conditioned(rng, 7)] * 3)
+    with FlopCounterMode(display=False) as counter:
+        solver(a)
+    claimed = solver.cost(7, batch=3).flops
+    counted = counter.get_total_flops()
+    yield Gap(abs(claimed - counted), 0, f"claimed {claimed} flops, counted {counted}")
+
+
+def _gradient(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
+    a = _well_conditioned(rng, 4).requires_grad_()
+    # Differences leave the symmetric matrices, where a solver for them is not defined.
+    agrees = torch.autograd.gradcheck(lambda b: solver((b + b.mT) / 2), (a,), raise_exception=False)
+    yield Gap(float(not agrees), 0, "gradcheck at a well-conditioned matrix")
+
+
+def _iterative(solver: Solver) -> bool:
+    return solver.traits.order is not None and hasattr(solver, "scaling")
+
+
+PENROSE: Law[Solver] = Law(
+    "Penrose identities",
+    "A X A = A, X A X = X, A X and X A symmetric, on invertible A",
+    lambda s: not s.traits.regularized,
+    _penrose,
+)
+SINGULAR: Law[Solver] = Law(
+    "Penrose identities, singular",
+    "the same on rank-deficient, all-ones, repeated-row and zero matrices",
+    lambda s: s.traits.singular,
+    _singular,
+)
+SHIFTED: Law[Solver] = Law(
+    "shifted inverse",
+    "X = (A + r I)^-1 for one positive r",
+    lambda s: s.traits.regularized,
+    _shifted,
+)
+ADJOINT: Law[Solver] = Law("adjoint", "(A^T)^+ = (A^+)^T", always, _adjoint)
+SCALING: Law[Solver] = Law(
+    "scaling",
+    "(c A)^+ = A^+ / c over sixty orders of c",
+    lambda s: not s.traits.regularized,
+    _scaling,
+)
+ORDER: Law[Solver] = Law(
+    "order", "|R'| = O(|R|^order), measured on the iterates", _iterative, _order
+)
+GROWTH: Law[Solver] = Law(
+    "growth",
+    "an error in the null space grows by the claimed factor a step",
+    _iterative,
+    _growth,
+)
+INDEPENDENT: Law[Solver] = Law(
+    "batch independence",
+    "a batch equals its matrices one by one, also after two steps",
+    always,
+    _independent,
+)
+STATUS: Law[Solver] = Law(
+    "status",
+    "solve tells the truth of each matrix",
+    always,
+    _status,
+)
+COST: Law[Solver] = Law(
+    "cost",
+    "cost(m).flops is what torch counts, for solvers made of products",
+    lambda s: s.traits.order is not None,
+    _cost,
+)
+GRADIENT: Law[Solver] = Law(
+    "gradient",
+    "the backward pass equals central differences",
+    always,
+    _gradient,
+)

@@ -1,0 +1,84 @@
+"""Laws of isolation: no matrix of a batch and no masked key reaches another's output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from softlab.core import Operator
+from softlab.laws.law import Gap, Law, after_steps, always, largest, normal, rank_of, tolerance
+
+F64 = torch.float64
+CORE_KAPPA = 1e5
+"""Condition of the drawn cores on their range: how far rounding may carry."""
+
+
+def _badly_scaled(op: Operator, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Four matrices of scale 1, 3, 1/30 and near-duplicate tokens; at larger scales softmax has
+    equal rows, and a truncated SVD is not unique.
+    """
+    m = rank_of(op)
+    q, k, v = normal(rng, 4, m + 6, 4), normal(rng, 4, m + 6, 4), normal(rng, 4, m + 6, 3)
+    scale = torch.tensor([1, 3, 1 / 30, 1], dtype=F64)[:, None, None]
+    q, k = q * scale, k * scale
+    near = normal(rng, 1, 4) + 1e-3 * normal(rng, m + 6, 4)
+    return torch.cat((q[:3], near[None])), torch.cat((k[:3], near[None])), v
+
+
+def _batch(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
+    for subject in (after_steps(op, 2), op):
+        q, k, v = _badly_scaled(op, rng)
+        together = subject(q, k, v)
+        for i in range(len(q)):
+            alone = subject(q[i], k[i], v[i])
+            allowed = tolerance(F64, k.shape[-2], kappa=CORE_KAPPA, scale=largest(alone))
+            yield Gap(largest(together[i] - alone), allowed, f"{subject!r}, matrix {i} of 4")
+
+
+def _mask(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
+    m = rank_of(op)
+    n, l = m + 5, m + 7  # noqa: E741
+    q, k, v = normal(rng, 2, n, 4), normal(rng, 2, l, 4), normal(rng, 2, l, 3)
+    for dropped in (1, 4, 7):
+        key_mask = torch.ones(2, l, dtype=torch.bool)
+        for row in key_mask:
+            row[torch.randperm(l, generator=rng)[:dropped]] = False
+        masked = op(q, k, v, key_mask)
+        for i in range(2):
+            keep = key_mask[i]
+            deleted = op(q[i], k[i][keep], v[i][keep])
+            allowed = tolerance(F64, l, c=1000, scale=largest(deleted))
+            yield Gap(largest(masked[i] - deleted), allowed, f"{dropped} of {l} keys masked")
+
+
+def _padding(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
+    m = rank_of(op)
+    q, k, v = normal(rng, m + 4, 4), normal(rng, m + 6, 4), normal(rng, m + 6, 3)
+    key_mask = torch.arange(m + 6) < m + 3
+    clean = op(q, k, v, key_mask)
+    for held in (1e6, math.inf, math.nan):
+        k2, v2 = (torch.where(key_mask[:, None], x, held) for x in (k, v))
+        yield Gap(largest(op(q, k2, v2, key_mask) - clean), 0, f"padding holds {held}")
+
+
+BATCH_INDEPENDENT: Law[Operator] = Law(
+    "batch independence",
+    "op on a batch equals op on each of its matrices, also after two inner steps",
+    always,
+    _batch,
+)
+MASK_IS_DELETION: Law[Operator] = Law(
+    "mask is deletion",
+    "op(q, k, v, mask) = op(q, k[mask], v[mask])",
+    always,
+    _mask,
+)
+PADDING_IS_IGNORED: Law[Operator] = Law(
+    "padding is ignored",
+    "what masked keys and values hold, NaN included, changes no bit of the output",
+    always,
+    _padding,
+)

@@ -1,0 +1,134 @@
+"""Limits: full rank, low rank, extreme scales, and the gradient as a limit of differences."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softlab.core import Operator, as_matrix
+from softlab.laws.law import Gap, Law, always, largest, normal, rank_of, tolerance
+
+F64 = torch.float64
+
+
+def _separated(rng: torch.Generator, n: int) -> Tensor:
+    """Tokens so far apart that kernel and softmax cores are near the identity: any solver inverts.
+
+    Rows of a scaled orthogonal matrix: |x_i|^2 = 150, so in 16 dimensions the softmax of x x^T has
+    off-diagonal entries exp(-150 / 4) and every Gaussian at unit bandwidth or so underflows.
+    """
+    basis: Tensor = torch.linalg.qr(normal(rng, 16, 16)).Q
+    return basis[:n] * math.sqrt(150)
+
+
+def _full_rank(op: Any, rng: torch.Generator) -> Iterator[Gap]:
+    n = 12
+    full = dataclasses.replace(op, rank=n)
+    tokens = _separated(rng, n)
+    # At a quarter of the distance the matrix is far from the identity and still well-conditioned.
+    for shrink in (1.0, 0.25):
+        x = tokens * shrink
+        v = normal(rng, n, 3)
+        if shrink < 1 and _unconverged(full, x):
+            continue
+        missed = largest(full(x, x, v) - op.target(x, x, v))
+        # Scores of size |x|^2 carry their rounding into every exponential.
+        kappa = float(x.square().sum(-1).max())
+        yield Gap(missed, tolerance(F64, n, kappa=kappa, scale=largest(v)), f"rank = n = {n}")
+
+
+def _unconverged(op: Any, x: Tensor) -> bool:
+    """Whether the operator's own solver says that it cannot invert this core to full precision."""
+    if not hasattr(op, "pinv"):
+        return False
+    core = op.core(x) if op.traits.query_equivariant else op.core(x, x)
+    return bool((op.pinv.solve(core).status != 0).any())
+
+
+def _low_rank(op: Any, rng: torch.Generator) -> Iterator[Gap]:
+    m = rank_of(op)
+    for n, l in ((m + 7, m + 9), (m + 1, m + 1), (2 * m + 2, 2 * m + 2)):  # noqa: E741
+        matrix = as_matrix(op, normal(rng, n, 6), normal(rng, l, 6))
+        s = torch.linalg.svdvals(matrix)
+        yield Gap(float(s[m]), tolerance(F64, n, scale=float(s[0])), f"s_(m+1) at n={n}, l={l}")
+
+
+def _target(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
+    target = op.target
+    yield Gap(float(not target.traits.exact), 0, f"target {target!r} is exact")
+    yield Gap(float(target.target != target), 0, f"target {target!r} is its own target")
+    if op.traits.exact:
+        yield Gap(float(target != op), 0, "an exact operator is its own target")
+        return
+    m = rank_of(op)
+    q, k = normal(rng, 2 * m + 6, 6), normal(rng, 2 * m + 6, 6)
+    same = largest(as_matrix(op, q, k) - as_matrix(target, q, k)) < 1e-9
+    yield Gap(float(same), 0, "below full rank an approximation is not its target in disguise")
+
+
+def _finite(op: Any, rng: torch.Generator) -> Iterator[Gap]:
+    m = rank_of(op)
+    q, k, v = normal(rng, m + 4, 4), normal(rng, m + 6, 4), normal(rng, m + 6, 3)
+    has_bandwidth = any(field.name == "bandwidth" for field in dataclasses.fields(op))
+    for dtype in (F64, torch.float32):
+        for exponent in range(-6, 7):
+            s = 10.0**exponent
+            subject = dataclasses.replace(op, bandwidth=s) if has_bandwidth else op
+            x, y = (q, k) if has_bandwidth else (q * s, k * s)
+            for tied in (False, True):
+                keys = x if tied else y
+                out = subject(x.to(dtype), keys.to(dtype), v[: len(keys)].to(dtype))
+                bad = int((~out.isfinite()).sum())
+                yield Gap(bad, 0, f"scale 1e{exponent}, {dtype}, tied {tied}: entries not finite")
+
+
+def _gradient(op: Any, rng: torch.Generator) -> Iterator[Gap]:
+    m = rank_of(op)
+    # Spread tokens: an implicit gradient claims to be one only where its solver converges.
+    q, k = 2 * normal(rng, m, 3), 2 * normal(rng, m + 2, 3)
+    x = [t.requires_grad_() for t in (q, k, normal(rng, m + 2, 1))]
+    for key_mask in (None, torch.arange(m + 2) != 1):
+
+        def call(*tensors: Tensor, key_mask: Tensor | None = key_mask) -> Tensor:
+            out: Tensor = op(*tensors, key_mask)
+            return out
+
+        agrees = torch.autograd.gradcheck(call, x, raise_exception=False)
+        yield Gap(float(not agrees), 0, f"gradcheck, masked: {key_mask is not None}")
+
+
+LOW_RANK: Law[Operator] = Law(
+    "low rank",
+    "M has at most m nonzero singular values, whatever n and l are",
+    lambda op: op.traits.low_rank,
+    _low_rank,
+)
+FULL_RANK: Law[Operator] = Law(
+    "exact at full rank",
+    "with m = n = l and an invertible core, op = op.target",
+    lambda op: op.traits.exact_at_full_rank,
+    _full_rank,
+)
+TARGET: Law[Operator] = Law(
+    "target",
+    "op.target is exact, and another operator than an approximation of it",
+    always,
+    _target,
+)
+FINITE: Law[Operator] = Law(
+    "finite",
+    "finite over twelve orders of bandwidth, or of the scale of q and k, in float64 and float32",
+    always,
+    _finite,
+)
+GRADIENT: Law[Operator] = Law(
+    "gradient",
+    "the backward pass equals central differences in float64, with and without a mask",
+    always,
+    _gradient,
+)

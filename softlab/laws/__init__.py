@@ -32,6 +32,8 @@ OPERATOR_LAWS: tuple[Law[Operator], ...] = (
     isolation.BATCH_INDEPENDENT,
     isolation.MASK_IS_DELETION,
     isolation.PADDING_IS_IGNORED,
+    limits.APART,
+    limits.IDENTICAL,
     limits.LOW_RANK,
     limits.FULL_RANK,
     limits.TARGET,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from softlab.laws.law import Gap, Law, after_steps, always, normal, tolerance, uniform_int
+from softlab.laws.law import Gap, Law, after_steps, always, normal, steps_of, tolerance, uniform_int
 from softlab.pinv import Solver, Status
 
 F64 = torch.float64
@@ -32,13 +32,8 @@ def _well_conditioned(rng: torch.Generator, m: int) -> Tensor:
 
 def _rounding(solver: Solver, m: int, kappa: float) -> float:
     """What rounding allows: the model, times the growth of null-space errors over the steps."""
-    return tolerance(F64, m, kappa=kappa) * solver.traits.growth ** steps_of(solver)
-
-
-def steps_of(solver: object) -> int:
-    """The number of steps of a solver, looked for inside wrappers; 0 for a direct one."""
-    inner = getattr(solver, "solver", None)
-    return steps_of(inner) if inner is not None else int(getattr(solver, "steps", 0))
+    grown: float = solver.traits.growth ** steps_of(solver)
+    return tolerance(F64, m, kappa=kappa) * grown
 
 
 def _relative(x: Tensor, y: Tensor) -> float:

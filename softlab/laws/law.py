@@ -93,6 +93,12 @@ def rank_of(op: Any) -> int:
     return int(getattr(op, "rank", 1))
 
 
+def steps_of(solver: object) -> int:
+    """The number of steps of a solver, looked for inside wrappers; 0 for a direct one."""
+    inner = getattr(solver, "solver", None)
+    return steps_of(inner) if inner is not None else int(getattr(solver, "steps", 0))
+
+
 def after_steps(subject: S, steps: int) -> S:
     """The same operator or solver with every inner iteration cut to ``steps``.
 

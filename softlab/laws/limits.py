@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from softlab.core import Operator, as_matrix
-from softlab.laws.law import Gap, Law, always, largest, normal, rank_of, tolerance
+from softlab.laws.law import Gap, Law, always, largest, normal, rank_of, steps_of, tolerance
 
 F64 = torch.float64
 
@@ -29,7 +29,8 @@ def _separated(rng: torch.Generator, n: int) -> Tensor:
 def _full_rank(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     n = 12
     full = dataclasses.replace(op, rank=n)
-    tokens = _separated(rng, n)
+    # Unequal lengths give unequal row sums, so that the normalisations differ.
+    tokens = _separated(rng, n) * torch.linspace(0.6, 1.2, n, dtype=F64)[:, None]
     # At a quarter of the distance the matrix is far from the identity and still well-conditioned.
     for shrink in (1.0, 0.25):
         x = tokens * shrink
@@ -40,6 +41,26 @@ def _full_rank(op: Any, rng: torch.Generator) -> Iterator[Gap]:
         # Scores of size |x|^2 carry their rounding into every exponential.
         kappa = float(x.square().sum(-1).max())
         yield Gap(missed, tolerance(F64, n, kappa=kappa, scale=largest(v)), f"rank = n = {n}")
+
+
+def _apart(op: Any, rng: torch.Generator) -> Iterator[Gap]:
+    n = 12
+    full = dataclasses.replace(op, rank=n) if op.traits.low_rank else op
+    x, v = _separated(rng, n), normal(rng, n, 3)
+    # What still crosses from one token to another is exp(-75) or less, below any rounding.
+    allowed = tolerance(F64, n, kappa=150, scale=largest(v))
+    yield Gap(largest(full(x, x, v) - v), allowed, f"{n} tokens apart")
+
+
+def _identical(op: Any, rng: torch.Generator) -> Iterator[Gap]:
+    m = rank_of(op)
+    n = 3 * m + 2
+    x, v = normal(rng, 1, 4).expand(n, 4), normal(rng, n, 3)
+    expected = op.target(x, x, v)
+    solver = getattr(op, "pinv", None)
+    growth = solver.traits.growth ** steps_of(solver) if solver else 1
+    allowed = tolerance(F64, n, kappa=growth, scale=n * largest(v))
+    yield Gap(largest(op(x, x, v) - expected), allowed, f"{n} equal tokens, rank {m}")
 
 
 def _unconverged(op: Any, x: Tensor) -> bool:
@@ -102,6 +123,18 @@ def _gradient(op: Any, rng: torch.Generator) -> Iterator[Gap]:
         yield Gap(float(not agrees), 0, f"gradcheck, masked: {key_mask is not None}")
 
 
+APART: Law[Operator] = Law(
+    "tokens far apart",
+    "as tokens part, each attends to itself alone: op(x, x, v) -> v, at full rank",
+    lambda op: op.traits.exact or op.traits.exact_at_full_rank,
+    _apart,
+)
+IDENTICAL: Law[Operator] = Law(
+    "identical tokens",
+    "where all tokens are equal M has rank one, and op = op.target at any rank",
+    lambda op: op.traits.exact_at_full_rank,
+    _identical,
+)
 LOW_RANK: Law[Operator] = Law(
     "low rank",
     "M has at most m nonzero singular values, whatever n and l are",

@@ -1,0 +1,290 @@
+"""Planted faults: for every law, subjects that claim what they do not do."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from softlab.core import Cost
+from softlab.landmarks import SegmentMeans
+from softlab.operators import GaussianAttention, Nystromformer, Soft, Softmax, TruncatedSVD, Uniform
+from softlab.pinv import (
+    SVD,
+    Cholesky,
+    ImplicitGradient,
+    NewtonRaphson,
+    NormProduct,
+    NystromformerCubic,
+    PinvResult,
+    Ridge,
+    Status,
+)
+
+
+@dataclass(frozen=True)
+class Faulty:
+    """An operator that computes ``wrong`` while claiming what ``base`` claims, or ``claims``."""
+
+    base: Any
+    wrong: Callable[..., torch.Tensor] = field(repr=False)
+    claims: dict[str, bool] = field(default_factory=dict)
+    rank: int = 4
+
+    @property
+    def traits(self):
+        return dataclasses.replace(self.base.traits, **self.claims)
+
+    @property
+    def target(self):
+        return self if self.base.target == self.base else self.base.target
+
+    @property
+    def pinv(self):
+        return self._base.pinv
+
+    @property
+    def _base(self):
+        has_rank = hasattr(self.base, "rank")
+        return dataclasses.replace(self.base, rank=self.rank) if has_rank else self.base
+
+    def core(self, *tokens):
+        return self._base.core(*tokens)
+
+    def cost(self, dims):
+        return self._base.cost(dims)
+
+    def __call__(self, q, k, v, key_mask=None):
+        return self.wrong(self._base, q, k, v, key_mask)
+
+
+def after(change):
+    """A fault that spoils the right output."""
+    return lambda op, q, k, v, mask: change(op(q, k, v, mask))
+
+
+def zeros(op, q, k, v, mask):
+    return v.new_zeros(*q.shape[:-1], v.shape[-1])
+
+
+def mean_of_v(op, q, k, v, mask):
+    return Uniform()(q, k, v, mask)
+
+
+def by_position(x):
+    return x * torch.linspace(1, 2, x.shape[-2], dtype=x.dtype)[:, None]
+
+
+def batch_scaled(op, q, k, v, mask):
+    return op(q / q.abs().max(), k, v, mask)
+
+
+def silently_exact(op, q, k, v, mask):
+    """What transformers' Nystromformer does where the rank equals the length (issue 21755)."""
+    return (op.target if q.shape[-2] <= 2 * op.rank + 2 else op)(q, k, v, mask)
+
+
+def multiplied_mask(op, q, k, v, mask):
+    """Masks by multiplication, so NaN padding spreads, and through the softmax: exp(0) counts."""
+    if mask is None:
+        return op(q, k, v)
+    keep = mask[..., None].to(v.dtype)
+    return ((q @ (k * keep).mT).softmax(-1) * keep.mT) @ (v * keep)
+
+
+def unguarded_gaussian(op, q, k, v, mask):
+    """Expands the square and takes the three exponentials apart."""
+    kernel = (q @ k.mT).exp() * (-(q * q).sum(-1, keepdim=True) / 2).exp()
+    return (kernel * (-(k * k).sum(-1) / 2).exp()[..., None, :]) @ v
+
+
+def noisy_global(op, q, k, v, mask):
+    return op(q, k, v, mask) + 1e-3 * torch.rand(())
+
+
+@dataclass(frozen=True)
+class BatchWide:
+    """The published Nystromformer's scaling: one norm for the whole batch."""
+
+    factor: float = 1.0
+
+    def __call__(self, a):
+        magnitude = a.abs()
+        return self.factor * a.mT / (magnitude.sum(-2).max() * magnitude.sum(-1).max())
+
+
+@dataclass(frozen=True)
+class FlooredNorm:
+    """Guards a norm that depends on the scale with a fixed epsilon."""
+
+    def __call__(self, a):
+        norm = a.abs().sum(-2).amax(-1)[..., None, None]
+        return 1.8 * a.mT / (norm.square() + 1e-6)
+
+
+@dataclass(frozen=True)
+class Untransposed:
+    """Starts from a multiple of A where A^T is needed."""
+
+    def __call__(self, a):
+        return NormProduct(1.8)(a).mT
+
+
+@dataclass(frozen=True)
+class PaddedMeans:
+    """Pools zeros of masked tokens with the others."""
+
+    subset = False
+
+    def __call__(self, x, m, key_mask=None):
+        return SegmentMeans()(x, m)
+
+
+OPERATOR_FAULTS = {
+    "shape, dtype and device": [
+        Faulty(Softmax(), after(lambda x: x.double())),
+        Faulty(Softmax(), after(lambda x: x.mT)),
+    ],
+    "deterministic": [Faulty(Softmax(), noisy_global)],
+    "linear in v": [Faulty(Softmax(), after(lambda x: x + 1e-6)), Faulty(Softmax(), after(abs))],
+    "query equivariance": [
+        Faulty(Softmax(), after(by_position)),
+        Faulty(Nystromformer(4), after(lambda x: x), {"query_equivariant": True}),
+    ],
+    "key invariance": [
+        Faulty(Softmax(), lambda op, q, k, v, mask: op(q, k, by_position(v), mask)),
+        Faulty(Soft(4), after(lambda x: x), {"key_invariant": True}),
+    ],
+    "row-stochastic": [
+        Faulty(Softmax(), after(lambda x: x * (1 + 1e-9))),
+        Faulty(Nystromformer(4), after(lambda x: x), {"row_stochastic": True}),
+        Faulty(Softmax(), zeros),
+    ],
+    "non-negative": [Faulty(TruncatedSVD(4), after(lambda x: x), {"nonnegative": True})],
+    "symmetric": [
+        Faulty(GaussianAttention(normalization="row"), after(lambda x: x), {"symmetric": True}),
+        Faulty(GaussianAttention(), after(by_position)),
+    ],
+    "positive semidefinite": [
+        Faulty(GaussianAttention(), lambda op, q, k, v, mask: op(q, k, v) - v)
+    ],
+    "batch independence": [
+        Faulty(Softmax(), batch_scaled),
+        Soft(4, pinv=NewtonRaphson(20, BatchWide(1.8))),
+        Nystromformer(4, pinv=NystromformerCubic(6, BatchWide())),
+    ],
+    "mask is deletion": [
+        Faulty(Softmax(), lambda op, q, k, v, mask: op(q, k, v)),
+        Faulty(Softmax(scale=1.0), multiplied_mask),
+        Soft(4, landmarks=PaddedMeans()),
+        Nystromformer(4, landmarks=PaddedMeans()),
+    ],
+    "padding is ignored": [Faulty(Softmax(scale=1.0), multiplied_mask)],
+    "tokens far apart": [
+        *(Faulty(op, zeros) for op in (Softmax(), GaussianAttention(), Soft(4), Nystromformer(4))),
+        *(
+            Faulty(op, mean_of_v)
+            for op in (Softmax(), GaussianAttention(), Soft(4), TruncatedSVD(4))
+        ),
+    ],
+    "identical tokens": [
+        Faulty(Soft(4), zeros),
+        Faulty(Soft(4), mean_of_v),
+        Faulty(TruncatedSVD(4), zeros),
+    ],
+    "low rank": [
+        Faulty(Soft(4), silently_exact),
+        Faulty(Nystromformer(4), silently_exact),
+        Faulty(TruncatedSVD(4), silently_exact),
+    ],
+    "exact at full rank": [
+        *(Faulty(op, zeros) for op in (Soft(4), Nystromformer(4), TruncatedSVD(4))),
+        *(Faulty(op, mean_of_v) for op in (Soft(4), Nystromformer(4), TruncatedSVD(4))),
+        Faulty(Soft(4, pinv=Ridge(SVD(), 1e-6)), after(lambda x: x), {"exact_at_full_rank": True}),
+        Faulty(
+            Soft(4, normalization="published"), after(lambda x: x), {"exact_at_full_rank": True}
+        ),
+    ],
+    "target": [Faulty(Soft(4), lambda op, q, k, v, mask: op.target(q, k, v, mask))],
+    "finite": [Faulty(GaussianAttention(), unguarded_gaussian)],
+    "gradient": [
+        Faulty(Softmax(), lambda op, q, k, v, mask: op(q, k.detach(), v, mask)),
+        Soft(4, pinv=ImplicitGradient(NewtonRaphson(steps=3))),
+    ],
+}
+
+
+@dataclass(frozen=True)
+class FaultySolver:
+    """A solver whose claims, cost, status or gradient differ from what it does."""
+
+    solver: Any
+    claims: dict[str, Any] = field(default_factory=dict)
+    halved_cost: bool = False
+    always_converged: bool = False
+    detached: bool = False
+    factor: float = 1.0
+
+    @property
+    def traits(self):
+        return dataclasses.replace(self.solver.traits, **self.claims)
+
+    @property
+    def scaling(self):
+        return self.solver.scaling
+
+    def __call__(self, a):
+        return self.factor * self.solver(a.detach() if self.detached else a)
+
+    def iterates(self, a):
+        return self.solver.iterates(a)
+
+    def solve(self, a):
+        x, status, residual, steps = self.solver.solve(a)
+        if self.always_converged:
+            status = torch.full_like(status, Status.CONVERGED)
+        return PinvResult(x, status, residual, steps)
+
+    def cost(self, m, batch=1):
+        cost = self.solver.cost(m, batch)
+        return Cost(cost.flops // 2) if self.halved_cost else cost
+
+
+@dataclass(frozen=True)
+class FaultyCubic(NystromformerCubic):
+    """Claims the order 4 and the stability of Newton's method."""
+
+    @property
+    def traits(self):
+        return dataclasses.replace(super().traits, order=4, growth=2.0)
+
+
+SOLVER_FAULTS = {
+    "Penrose identities": [
+        NewtonRaphson(24, NormProduct(2.0)),  # the published alpha without its 0.9
+        NewtonRaphson(3),
+        FaultySolver(SVD(), factor=1 + 1e-9),
+    ],
+    "Penrose identities, singular": [
+        FaultySolver(Cholesky(), {"singular": True}),
+        FaultySolver(NewtonRaphson(24, NormProduct(2.0))),
+    ],
+    "shifted inverse": [
+        FaultySolver(Ridge(SVD(), 0.01), factor=1 + 1e-6),
+        FaultySolver(SVD(), {"regularized": True}, factor=2.0),
+    ],
+    "adjoint": [NewtonRaphson(24, Untransposed())],
+    "scaling": [NewtonRaphson(24, FlooredNorm())],
+    "order": [FaultyCubic(14)],
+    "growth": [FaultyCubic(14)],
+    "batch independence": [NewtonRaphson(24, BatchWide(1.8)), NystromformerCubic(14, BatchWide())],
+    "status": [FaultySolver(NewtonRaphson(24), always_converged=True)],
+    "cost": [FaultySolver(NewtonRaphson(24), halved_cost=True)],
+    "gradient": [
+        FaultySolver(NewtonRaphson(24), detached=True),
+        ImplicitGradient(NewtonRaphson(2)),
+    ],
+}

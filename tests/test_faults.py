@@ -1,0 +1,34 @@
+"""Every law has a planted fault, and catches it."""
+
+import pytest
+from faults import OPERATOR_FAULTS, SOLVER_FAULTS
+
+from softlab import laws
+
+OPERATOR_CASES = [(law, f) for law in laws.OPERATOR_LAWS for f in OPERATOR_FAULTS.get(law.name, [])]
+SOLVER_CASES = [(law, f) for law in laws.SOLVER_LAWS for f in SOLVER_FAULTS.get(law.name, [])]
+
+
+@pytest.mark.parametrize(
+    ("suite", "faults"),
+    [(laws.OPERATOR_LAWS, OPERATOR_FAULTS), (laws.SOLVER_LAWS, SOLVER_FAULTS)],
+    ids=["operators", "solvers"],
+)
+def test_every_law_has_a_fault(suite, faults):
+    assert {law.name for law in suite} == {name for name, planted in faults.items() if planted}
+
+
+@pytest.mark.parametrize(
+    ("law", "fault"),
+    [*OPERATOR_CASES, *SOLVER_CASES],
+    ids=lambda x: x.name if isinstance(x, laws.Law) else repr(x),
+)
+def test_law_catches_fault(law, fault):
+    with pytest.raises(laws.BrokenLawError, match=law.name):
+        law.check(fault)
+
+
+def test_a_law_leaves_alone_what_claims_nothing():
+    nothing = OPERATOR_FAULTS["row-stochastic"][1].base
+    laws.limits.FULL_RANK.check(nothing)
+    laws.algebra.ROW_STOCHASTIC.check(nothing)

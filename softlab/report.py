@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from softlab.figures import Lines, draw, save, summary
-from softlab.findings import findings, number
+from softlab.findings import CONTROLS, findings, number
 
 TEMPLATE = Path(__file__).with_name("report.typ")
 Cell = str | list[str]
@@ -75,18 +75,29 @@ def _study(run: Path, files: dict[str, bytes]) -> dict[str, Any]:
     table, meta = read(run)
     found = findings(table)
     (run / "findings.txt").write_text("\n\n".join(found) + "\n", encoding="utf-8")
-    axes = ", ".join(f"{count} {name}" for name, count in meta["axes"].items())
     return {
         "title": meta["title"],
         "question": meta["question"],
-        "grid": f"The grid ({axes}) has {len(table)} cases.",
-        "methods": [],
+        "scope": _scope(table, meta),
         "findings": found,
         "notes": list(_notes(meta)),
         "figures": list(_figures(run, table, meta, files)),
         "tables": [*_errors(table), *_costs(table), *_failures(table)],
         "environment": _environment(meta),
     }
+
+
+def _scope(table: pd.DataFrame, meta: dict[str, Any]) -> str:
+    axes = ", ".join(f"{count} of {name}" for name, count in meta["axes"].items())
+    said = f"The study has {len(table)} cases (values of its axes: {axes})."
+    if not {"source", "method", "target", "n"} <= set(table.columns):
+        return said
+    ranked = table[table["op.rank"].notna() & ~table["method"].isin(CONTROLS)]
+    pairs = ranked[["method", "target"]].dropna().drop_duplicates().itertuples(index=False)
+    methods = "; ".join(f"{pair.method} against {pair.target} attention" for pair in pairs)
+    lengths = table.dropna(subset=["source"]).groupby("source", sort=False)["n"].first()
+    inputs = ", ".join(f"{source} (n = {n:g})" for source, n in lengths.items())
+    return f"{said} Methods: {methods}. Inputs: {inputs}."
 
 
 def _notes(meta: dict[str, Any]) -> Iterator[str]:
@@ -131,11 +142,14 @@ def _errors(table: pd.DataFrame) -> Iterator[dict[str, Any]]:
     done = table[table["status"] == "ok"]
     for target in done["target"].unique():
         rows = done[(done["target"] == target) & done["op.rank"].notna()]
+        rows = rows.sort_values("method", key=lambda names: names.isin(CONTROLS), kind="stable")
         ranks = sorted(rows["op.rank"].unique())
         points = summary(rows, ["source", "method", "op.rank"], "output_error")
+        sources = done.loc[done["target"] == target, "source"].unique()
         uniform = done[done["target"] == target].groupby("source")["uniform_error"].median()
         body: list[list[Cell]] = []
-        for source, mine in points.groupby("source", sort=False):
+        for source in sources:
+            mine = points[points["source"] == source]
             for i, (method, line) in enumerate(mine.groupby("method", sort=False)):
                 head = [str(source), number(uniform[source])] if i == 0 else ["", ""]
                 by_rank = line.set_index("op.rank").to_dict("index")
@@ -150,36 +164,47 @@ def _errors(table: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def _costs(table: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """What a call costs, by length, target, method and rank."""
-    counts = ["flops", "kernel_entries", "seconds", "seconds_q1", "seconds_q3", "peak_bytes"]
-    if not {"target", "method", "op.rank", "n", *counts} <= set(table.columns):
+    """What a call costs, by length and method, a column for the exact operator and each rank."""
+    needed = {"target", "method", "op.rank", "n", "seconds_q1", "seconds_q3", *_COSTS}
+    if not needed <= set(table.columns):
         return
     done = table[(table["status"] == "ok") & table["seconds"].notna()]
+    ranked = done[done["op.rank"].notna()]
+    ranks = sorted(ranked["op.rank"].unique())
     body: list[list[Cell]] = []
-    groups = done.groupby(["n", "target", "method"], sort=False)
-    for (n, target, method), mine in sorted(groups, key=lambda group: group[0][0]):
-        for i, (rank, at) in enumerate(mine.groupby("op.rank", dropna=False)):
-            median = at[counts].median()
-            time = {
-                "median": median["seconds"],
-                "q1": median["seconds_q1"],
-                "q3": median["seconds_q3"],
-            }
-            body.append([
-                *([f"{n:g}", str(target), str(method)] if i == 0 else ["", "", ""]),
-                "" if pd.isna(rank) else f"{rank:g}",
-                number(median["flops"] / 1e6),
-                number(median["kernel_entries"] / 1e3),
-                _cell({name: 1e3 * x for name, x in time.items()}),
-                number(median["peak_bytes"] / 1e6),
-            ])  # fmt: skip
+    for (n, target, method), mine in ranked.groupby(["n", "target", "method"]):
+        same = (done["n"] == n) & (done["target"] == target)
+        points = [done[same & (done["method"] == "exact")]]
+        points += [mine[mine["op.rank"] == rank] for rank in ranks]
+        for i, (column, (unit, scale)) in enumerate(_COSTS.items()):
+            head: list[Cell] = [f"{n:g}", [str(method), str(target)]] if i == 0 else ["", ""]
+            body.append([*head, unit, *(_cost_cell(at, column, scale) for at in points)])
     yield {
-        "caption": "What one forward call costs: counted arithmetic, measured time (median, below "
-        "it the quartiles) and measured peak memory.",
-        "header": ["n", "target", "method", "rank", "MFLOPs", "10³ entries", "ms", "peak MB"],
+        "caption": "What one forward call costs: counted arithmetic (millions of floating point "
+        "operations, thousands of kernel entries), measured time (median and quartiles) and "
+        "measured peak memory.",
+        "header": ["n", "method", "", "exact", *(f"{rank:g}" for rank in ranks)],
         "rows": body,
         "left": 3,
     }
+
+
+_COSTS = {
+    "flops": ("MFLOPs", 1e-6),
+    "kernel_entries": ("10³ entries", 1e-3),
+    "seconds": ("ms", 1e3),
+    "peak_bytes": ("peak MB", 1e-6),
+}
+
+
+def _cost_cell(rows: pd.DataFrame, column: str, scale: float) -> Cell:
+    if rows.empty:
+        return ""
+    median = scale * rows[column].median()
+    if column != "seconds":
+        return _short(median, 3)
+    q1, q3 = (scale * rows[f"seconds_{q}"].median() for q in ("q1", "q3"))
+    return _cell({"median": median, "q1": q1, "q3": q3})
 
 
 def _failures(table: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -213,8 +238,16 @@ def _environment(meta: dict[str, Any]) -> list[list[str]]:
 
 
 def _cell(point: dict[str, float] | None) -> Cell:
-    """A median above its quartiles; only the median where they agree with it in print."""
+    """A median above its quartiles; only the median where they agree in print."""
     if point is None:
         return ""
-    median, q1, q3 = (number(point[name]) for name in ("median", "q1", "q3"))
-    return median if q1 == median == q3 else [median, f"{q1}–{q3}"]  # noqa: RUF001
+    q1, q3 = (_short(point[name], 2).removeprefix("0") for name in ("q1", "q3"))
+    median = _short(point["median"], 3)
+    return median if q1 == q3 else [median, f"{q1}–{q3}"]  # noqa: RUF001
+
+
+def _short(x: float, digits: int) -> str:
+    """As ``number``, narrow enough for a column: 0.0123, 12.3, 1.23e-5, 1230."""
+    if 10**digits <= abs(x) < 1e5:
+        return f"{x:.0f}"
+    return f"{x:#.{digits}g}".rstrip(".").replace("e-0", "e-").replace("e+0", "e")

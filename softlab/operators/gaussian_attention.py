@@ -75,7 +75,10 @@ class GaussianAttention:
             return kernel.apply(q, k, v)  # masked values are zero, so masked keys add nothing
         if self.normalization == "row":
             return kernel.average(q, k, v, key_mask)
+        dtype = v.dtype
+        if dtype in (torch.float16, torch.bfloat16):  # the degrees would be rounded on the way
+            q, k, v = q.float(), k.float(), v.float()
         ones = indicator(v, key_mask)
         scaled = v * rsqrt(kernel.apply(k, k, ones))
         both = kernel.apply(q, k, torch.cat((scaled, ones), -1))
-        return both[..., :-1] * rsqrt(both[..., -1:])
+        return (both[..., :-1] * rsqrt(both[..., -1:])).to(dtype)

@@ -17,8 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-# Inches. The width is that of the report's text; above the panels stands the legend.
-WIDTH, ABOVE, BELOW = 6.3, 0.48, 0.42
+# Inches. The width is that of the report's text.
+WIDTH, BELOW, TITLE, ENTRIES = 6.3, 0.42, 0.3, 0.18
 
 STYLE: Any = {
     "font.family": "STIXGeneral",
@@ -101,13 +101,14 @@ def draw(table: pd.DataFrame, lines: Lines, page: str) -> Figure:
     across = min(3, len(panels))
     down = math.ceil(len(panels) / across)
     each = 1.75 if down < 3 else 1.07  # of three rows, two figures fit a page
-    height = ABOVE + BELOW + down * each
+    above = TITLE + ENTRIES * math.ceil((len(methods) + len(lines.references) + 1) / 5)
+    height = above + BELOW + down * each
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height))
         # Fixed margins line figures up down a page, and are set in a tenth of a layout's time.
         figure.subplots_adjust(
             left=0.62 / WIDTH, right=1 - 0.08 / WIDTH, wspace=0.1, hspace=0.36,
-            top=1 - ABOVE / height, bottom=BELOW / height,
+            top=1 - above / height, bottom=BELOW / height,
         )  # fmt: skip
         grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
         for i, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
@@ -117,7 +118,7 @@ def draw(table: pd.DataFrame, lines: Lines, page: str) -> Figure:
         for axes in grid.flat[len(panels) :]:
             axes.remove()
         _scale(grid[0, 0], rows, lines, methods)
-        middle = (BELOW + height - ABOVE) / 2 / height
+        middle = (BELOW + height - above) / 2 / height
         figure.supxlabel(lines.xlabel, fontsize=9, y=0.06 / height, va="bottom")
         figure.supylabel(lines.ylabel, fontsize=9, x=0.06 / WIDTH, y=middle, ha="left")
         entries: dict[str, Any] = {}

@@ -13,6 +13,7 @@ input is computed in float32, where squared norms keep their digits, and returne
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -91,14 +92,17 @@ class Gaussian:
         x, y, v, lead, dtype = _flatten(x, y, v)
         mask = _flat_mask(key_mask, lead, y.shape[-2])
         centre = y.detach().mean(-2, keepdim=True)
-        x, y = (x - centre) / self.bandwidth, (y - centre) / self.bandwidth
-        rough = _rough(x, y)
+        centred = (x - centre) / self.bandwidth, (y - centre) / self.bandwidth
+        rough = _rough(*centred)
         if not rough.any():
-            out = _by_products(x, y, v, mask, average=average)
+            out = _by_products(*centred, v, mask, average=average)
         else:
             # Each matrix takes the way that its own points need, whatever its neighbours are.
+            # Differences are taken of the points as given: centring spread points rounds them.
+            by_differences = partial(_by_differences, bandwidth=self.bandwidth)
             out = v.new_zeros(*x.shape[:-1], v.shape[-1])
-            for way, chosen in ((_by_products, ~rough), (_by_differences, rough)):
+            ways = ((_by_products, centred, ~rough), (by_differences, (x, y), rough))
+            for way, (x, y), chosen in ways:
                 at = chosen.nonzero().squeeze(-1)
                 if len(at):
                     masked = None if mask is None else mask[at]
@@ -182,7 +186,7 @@ def _by_products(x: Tensor, y: Tensor, v: Tensor, mask: Tensor | None, *, averag
 
 
 def _by_differences(
-    x: Tensor, y: Tensor, v: Tensor, mask: Tensor | None, *, average: bool
+    x: Tensor, y: Tensor, v: Tensor, mask: Tensor | None, *, average: bool, bandwidth: float
 ) -> Tensor:
     """The same by explicit differences, a block of rows at a time, recomputed backwards."""
     rows = max(1, CAREFUL_ENTRIES // (x.shape[0] * y.shape[1]))
@@ -190,9 +194,10 @@ def _by_differences(
 
     def block(z: Tensor) -> Tensor:
         if not average:
-            out: Tensor = _GaussianMatrix.apply(z, y, 1.0)  # type: ignore[no-untyped-call]
+            out: Tensor = _GaussianMatrix.apply(z, y, bandwidth)  # type: ignore[no-untyped-call]
             return out @ v
-        exponents = -torch.cdist(z, y, compute_mode="donot_use_mm_for_euclid_dist").square() / 2
+        distance = torch.cdist(z, y, compute_mode="donot_use_mm_for_euclid_dist")
+        exponents = -(distance / bandwidth).square() / 2
         if hidden is not None:
             exponents = exponents.masked_fill(hidden, -math.inf)
         return exponents.softmax(-1) @ v

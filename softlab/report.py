@@ -231,7 +231,7 @@ def _environment(meta: dict[str, Any]) -> list[list[str]]:
         ["Arithmetic", f"{meta['dtype']}, {meta['threads']} threads"],
         ["Platform", meta["platform"]],
         ["Seeds", ", ".join(map(str, meta["seeds"])) or "none"],
-        ["Rows", f"{meta['rows']}, of which {meta['failed']} failed"],
+        ["Rows", f"{meta['rows']}: {meta['failed']} failed, {meta['reused']} of an earlier run"],
         ["Run", f"{meta['started'][:19]} to {meta['finished'][:19]} UTC"],
         ["Wall time", f"{meta['wall_seconds']:.0f} s"],
     ]  # fmt: skip

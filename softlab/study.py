@@ -114,36 +114,39 @@ def run(
     the next run. Each finished row is durable before the next begins (``rows.jsonl``). Interrupts
     and ``OSError`` pass through, with a note of what was kept, after the table has been written.
 
-    Raises ``ValueError`` for a device that is not there and for threads below 1.
+    Raises ``ValueError`` for a device that is not there, threads below 1 and a grid without cases.
     """
     where = provenance.usable(device)
     folder = Path(out) / study.name
     with provenance.threads(threads):
         setting = provenance.setting(where, dtype)
         cases = {_key(case, setting): case for case in study.cases(quick=quick)}
+        if not cases:
+            msg = f"{study.name}: keep refuses every case of the grid; widen the axes or keep."
+            raise ValueError(msg)
         meta = _meta(study, setting, quick=quick)
         rows: dict[str, Row] = {}
         try:
             journal = Journal(folder / "rows.jsonl", meta["digest"], fresh=fresh)
-            finished = {key for key, row in journal.rows.items() if row["status"] == "ok"}
+            finished = {key for key, row in journal.rows.items() if row.get("status") == "ok"}
             rows = {key: journal.rows[key] for key in cases if key in finished}
-            reused = len(rows)
+            meta["reused"] = reused = len(rows)
             with _bar(shown=progress) as bar:
                 todo = [key for key in cases if key not in rows]
                 for key in bar.track(todo, description=study.name):
                     row = flat(cases[key]) | _measured(study, cases[key], dtype, where)
                     journal.append(key, row)
                     rows[key] = row
+            # Reused rows were read first; the table keeps the order of the grid.
+            table = [rows[key] for key in cases]
+            failed = _write(folder, table, meta, complete=True)
         except (KeyboardInterrupt, OSError) as stop:
             kept = f"{len(rows)} of {len(cases)} rows are kept in {folder}"
             stop.add_note(f"{kept}; the same command resumes.")
             with contextlib.suppress(OSError):  # a full disk; the journal holds the rows
                 _write(folder, [rows[key] for key in cases if key in rows], meta, complete=False)
             raise
-        # Reused rows were read first; the table keeps the order of the grid.
-        table = [rows[key] for key in cases]
-        failed = _write(folder, table, meta | {"reused": reused}, complete=True)
-    return Outcome(folder, len(table), reused, failed)
+    return Outcome(folder, len(rows), reused, failed)
 
 
 def flat(case: Mapping[str, Any]) -> Row:
@@ -208,6 +211,7 @@ def _meta(study: Study, setting: Row, *, quick: bool) -> dict[str, Any]:
         "title": study.title or study.name,
         "question": study.question,
         "quick": quick,
+        "reused": 0,
         "seeds": list(axes.get("seed", ())),
         "axes": {name: len(values) for name, values in axes.items()},
         "figures": [dataclasses.asdict(figure) for figure in study.figures],

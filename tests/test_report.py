@@ -12,6 +12,7 @@ from test_figures import RANK
 
 from softlab.findings import findings, number
 from softlab.report import read, report
+from softlab.study import Study, run
 
 META = {
     "name": "rank",
@@ -35,6 +36,7 @@ META = {
     "wall_seconds": 180.0,
     "rows": 576,
     "failed": 1,
+    "reused": 0,
     "complete": True,
 }
 
@@ -128,6 +130,20 @@ def test_a_study_of_other_columns_still_gets_a_report(tmp_path):
     table = pd.DataFrame({"x": [1, 2], "status": "ok", "y": [3.0, 4.0]})
     assert report(write(tmp_path, table, figures=[])).exists()
     assert findings(table) == ["All 2 cases finished."]
+
+
+def test_an_interrupted_run_still_gets_a_report(tmp_path):
+    pytest.importorskip("typst")
+
+    def measure(x, *, dtype, device):
+        if x == 2:
+            raise KeyboardInterrupt
+        return {"y": x}
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Study("half", "Is half a table a table?", {"x": [1, 2]}, measure), tmp_path)
+    assert report(tmp_path).exists()
+    assert read(tmp_path / "half")[1]["complete"] is False
 
 
 @pytest.mark.parametrize(

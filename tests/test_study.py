@@ -274,4 +274,21 @@ def test_bad_settings_are_refused_before_any_work(tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="device 'cuda' cannot be used here"):
             run(STUDY, tmp_path, device="cuda")
+    with pytest.raises(ValueError, match="keep refuses every case"):
+        run(replace(STUDY, keep=lambda op, seed: False), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_at_the_very_end_says_what_is_kept(tmp_path, monkeypatch):
+    def full(path, text):
+        if path.name == "table.csv":
+            raise OSError(28, "No space left on device")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("softlab.study.replace", full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            run(STUDY, tmp_path)
+    assert "5 of 5 rows are kept" in caught.value.__notes__[0]
+    assert run(STUDY, tmp_path).reused == 5

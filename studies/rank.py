@@ -75,7 +75,7 @@ def measure(
     if isinstance(op, TruncatedSVD):  # a control: one decomposition serves every rank, untimed
         return row | measures.best_of_rank(op.rank, reference)
     qkv = drawn.q, drawn.k, drawn.v
-    return row | measures.accuracy(op, *qkv, reference) | measures.expense(op, *qkv, budget=0.05)
+    return row | measures.accuracy(op, *qkv, reference) | measures.expense(op, *qkv, budget=0.02)
 
 
 AGAINST_RANK = Lines(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softlab import checks
 from softlab.core import Cost, value
 from softlab.pinv.solver import PinvResult, Solver, SolverTraits
 
@@ -24,6 +25,9 @@ class ImplicitGradient:
     """
 
     solver: Solver
+
+    def __post_init__(self) -> None:
+        checks.is_a(self, Solver, solver=self.solver)
 
     @property
     def traits(self) -> SolverTraits:

@@ -31,6 +31,7 @@ class NystromformerCubic:
 
     def __post_init__(self) -> None:
         checks.positive_int(self, steps=self.steps)
+        checks.is_a(self, Scaling, scaling=self.scaling)
 
     @property
     def traits(self) -> SolverTraits:

@@ -27,6 +27,7 @@ class Ridge:
     ridge: float = 0.01
 
     def __post_init__(self) -> None:
+        checks.is_a(self, Solver, solver=self.solver)
         checks.positive(self, ridge=self.ridge)
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from softlab import checks
 from softlab.core import value
 
 
+@runtime_checkable
 class Scaling(Protocol):
     """A frozen dataclass of numbers that maps A (..., m, m) to an initial guess X0 alike."""
 

@@ -21,9 +21,11 @@ class Status(IntEnum):
     CONVERGED = 0
     """The relative residual reached the tolerance."""
     STAGNATED = 1
-    """The residual stopped falling above the tolerance: the precision floor of this matrix."""
+    """The residual stopped above the tolerance, at the rounding of this matrix's products, or at 1,
+    where nothing is inverted: more steps change nothing."""
     OUT_OF_STEPS = 2
-    """The residual was still falling when the steps ran out: allow more of them."""
+    """The residual was still falling when the steps ran out, or rested where rounding does not hold
+    it, before small singular values are inverted: allow more steps."""
     DIVERGED = 3
     """The residual ended above 1, that of a zero matrix, or overflowed: the initial scaling is too
     large, or rounding errors in the null space outgrew the solution."""
@@ -98,6 +100,7 @@ def widened(a: Tensor) -> Tensor:
 
 def last(iterates: Iterable[Tensor], a: Tensor) -> Tensor:
     """The final iterate, in the dtype of ``a``, which must be finite."""
+    checks.square(a)
     checks.finite("a", a)
     for x in iterates:
         final = x
@@ -144,6 +147,16 @@ def judge(iterates: Iterable[Tensor], a: Tensor, *, tolerance: float | None = No
             status = torch.where(active & (least <= tolerance), Status.CONVERGED, status)
             if not bool(((status == Status.STAGNATED) | (status == Status.OUT_OF_STEPS)).any()):
                 return PinvResult(best, status, least, steps)
+        # |A| |X| eps is what the products A X A leave behind; a residual above it can still fall.
+        rounding = tolerance * a.shape[-1] * _largest(a) * _largest(best)
+        if step:
+            resting = (status == Status.STAGNATED) & (least > rounding) & (least < 1)
+            status = torch.where(resting, Status.OUT_OF_STEPS, status)
         grown = (residual > 1 + math.sqrt(eps)) & (status != Status.CONVERGED)
         status = torch.where(grown, Status.DIVERGED, status)
         return PinvResult(best, status, least, steps)
+
+
+def _largest(a: Tensor) -> Tensor:
+    """The largest magnitude in each matrix."""
+    return a.abs().amax((-2, -1))

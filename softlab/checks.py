@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
 
 def admit(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None
@@ -50,11 +52,43 @@ def admit(
     lead = _common_lead({name: x.shape[:-2] for name, x in tensors.items()})
     q, k, v = (x.expand(*lead, *x.shape[-2:]) for x in (q, k, v))
     if key_mask is not None:
-        key_mask = _admit_mask(key_mask, k)
+        key_mask = admit_mask(key_mask, k)
         k, v = (torch.where(key_mask.unsqueeze(-1), x, 0) for x in (k, v))
     for name, x in (("q", q), ("k", k), ("v", v)):
         finite(name, x)
     return q, k, v, key_mask
+
+
+def admit_mask(mask: object, x: Tensor, name: str = "key_mask", token: str = "key") -> Tensor:
+    """Check a boolean mask over the rows of ``x`` (..., l, d) and expand it to (..., l).
+
+    Raises ``TypeError`` unless it is a boolean tensor, ``ValueError`` for its shape or device and
+    where it leaves no row of a matrix.
+    """
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        msg = f"{name} must be boolean (a tensor, True keeps the {token}), got {got}. Use .bool()."
+        raise TypeError(msg)
+    if mask.device != x.device:
+        msg = f"{name} is on {mask.device}, not {x.device}. Use .to('{x.device}')."
+        raise ValueError(msg)
+    shape = x.shape[:-1]
+    try:
+        mask = mask.expand(shape)
+    except RuntimeError:
+        msg = (
+            f"{name} must broadcast to {tuple(shape)} (leading dimensions, {token}s), got "
+            f"{tuple(mask.shape)}. For a (batch, {token}s) mask over heads use mask[:, None, :]."
+        )
+        raise ValueError(msg) from None
+    if not bool(mask.any(-1).all()):
+        empty = int((~mask.any(-1)).sum())
+        msg = (
+            f"{name} leaves no {token} in {empty} of {max(1, shape[:-1].numel())} matrices; "
+            f"attention over nothing is undefined. Drop those samples or keep one {token}."
+        )
+        raise ValueError(msg)
+    return mask
 
 
 def finite(name: str, x: Tensor) -> None:
@@ -139,8 +173,8 @@ def _floating_matrix(name: str, x: Any) -> None:
     if not isinstance(x, Tensor):
         msg = f"{name} must be a torch.Tensor, got {type(x).__name__}. Use torch.as_tensor({name})."
         raise TypeError(msg)
-    if not x.dtype.is_floating_point:
-        msg = f"{name} must be floating point, got {x.dtype}. Convert it with .float()."
+    if x.dtype not in FLOATING:
+        msg = f"{name} must be floating point, 16 bits or more, got {x.dtype}. Convert: .float()."
         raise TypeError(msg)
     if x.ndim < 2:
         msg = (
@@ -160,30 +194,3 @@ def _common_lead(leads: dict[str, torch.Size]) -> torch.Size:
         got = ", ".join(f"{name} {tuple(lead)}" for name, lead in leads.items())
         msg = f"leading dimensions must broadcast together, got {got}. Align batch and heads."
         raise ValueError(msg) from None
-
-
-def _admit_mask(key_mask: object, k: Tensor) -> Tensor:
-    if not isinstance(key_mask, Tensor) or key_mask.dtype != torch.bool:
-        got = key_mask.dtype if isinstance(key_mask, Tensor) else type(key_mask).__name__
-        msg = f"key_mask must be a boolean tensor (True keeps the key), got {got}. Use mask.bool()."
-        raise TypeError(msg)
-    if key_mask.device != k.device:
-        msg = f"key_mask is on {key_mask.device}, k on {k.device}. Move it with .to(k.device)."
-        raise ValueError(msg)
-    shape = k.shape[:-1]
-    try:
-        key_mask = key_mask.expand(shape)
-    except RuntimeError:
-        msg = (
-            f"key_mask must broadcast to {tuple(shape)} (leading dimensions, keys), got "
-            f"{tuple(key_mask.shape)}. For a (batch, keys) mask over heads use mask[:, None, :]."
-        )
-        raise ValueError(msg) from None
-    if not bool(key_mask.any(-1).all()):
-        empty = int((~key_mask.any(-1)).sum())
-        msg = (
-            f"key_mask leaves no key in {empty} of {max(1, shape[:-1].numel())} matrices; "
-            "attention over nothing is undefined. Drop those samples or keep one key."
-        )
-        raise ValueError(msg)
-    return key_mask

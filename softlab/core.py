@@ -27,7 +27,7 @@ def value(cls: type[T]) -> type[T]:
 
     def name(self: Any) -> str:
         shown = [
-            f"{field.name}={getattr(self, field.name)!r}"
+            f"{field.name}={_plain(getattr(self, field.name))!r}"
             for position, field in enumerate(dataclasses.fields(self))
             if position == 0 or getattr(self, field.name) != default_of(field)
         ]
@@ -35,6 +35,11 @@ def value(cls: type[T]) -> type[T]:
 
     cls.__repr__ = name  # type: ignore[method-assign]
     return dataclass(frozen=True, repr=False)(cls)
+
+
+def _plain(held: Any) -> Any:
+    """A NumPy float as the Python float that it is, so that its name evaluates anywhere."""
+    return float(held) if isinstance(held, float) else held
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:

@@ -84,16 +84,14 @@ class Nystromformer:
         the queries that it keeps.
         """
         q, k, v, key_mask = checks.admit(q, k, v, key_mask)
-        q_for_landmarks = q
         if query_mask is not None:
-            q_for_landmarks, _, _, query_mask = checks.admit(q, q, q, query_mask)
+            query_mask = checks.admit_mask(query_mask, q, "query_mask", "query")
         checks.rank_fits(self.rank, checks.survivors(key_mask, k), "keys")
         checks.rank_fits(self.rank, checks.survivors(query_mask, q), "queries")
         dtype = v.dtype
         if dtype in (torch.float16, torch.bfloat16):
             q, k, v = q.float(), k.float(), v.float()
-            q_for_landmarks = q_for_landmarks.float()
-        z_q = self.landmarks(q_for_landmarks, self.rank, query_mask)
+        z_q = self.landmarks(q, self.rank, query_mask)
         z_k = self.landmarks(k, self.rank, key_mask)
         inverse = self.pinv(_core(z_q, z_k))
         softmax = Exponential()

@@ -224,7 +224,7 @@ def test_the_implicit_gradient_is_exact_where_the_solver_converged():
 
 def test_the_implicit_gradient_is_wrong_on_near_duplicate_landmarks():
     # SOFT's 20 steps leave the small eigenvalues uninverted: the rule differentiates A X = I,
-    # which does not hold. The gradient that comes out has the wrong sign, on every one of these draws.
+    # which does not hold. On every one of these draws the result has the wrong sign.
     errors, cosines = [], []
     for seed in range(8):
         a, g = gaussian_core(49, 0.02, seed=seed), normal(49, 49, seed=100 + seed)

@@ -1,0 +1,306 @@
+"""Bad input is refused before any work, with what was got, what is required and what to do."""
+
+import dataclasses
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from zoo import OPERATORS, SELECTORS, SOLVERS
+
+from softlab import Dims, as_matrix, core, landmarks, operators, pinv
+from softlab.landmarks import SegmentMeans
+from softlab.operators import (
+    GaussianAttention,
+    Nystromformer,
+    Soft,
+    Softmax,
+    TruncatedSVD,
+    Uniform,
+)
+
+WORK = {"mm", "bmm", "baddbmm", "exp", "exp_", "_softmax", "_cdist_forward", "mean", "gather"}
+WORK |= {"_linalg_svd", "linalg_cholesky_ex", "scatter_add", "_scaled_dot_product_attention"}
+
+
+class Idle(TorchDispatchMode):
+    """Fails at the first operation that would count as work."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._overloadpacket.__name__
+        if name in WORK or "scaled_dot_product" in name:
+            msg = f"{name} ran before the input was refused"
+            raise AssertionError(msg)
+        return func(*args, **(kwargs or {}))
+
+
+def good(n=9, l=11, d=4, e=3, lead=(2,)):  # noqa: E741
+    g = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(*lead, *shape, generator=g) for shape in ((n, d), (l, d), (l, e)))
+
+
+def with_entry(x, value):
+    x = x.clone()
+    x[0, 1, 2] = value
+    return x
+
+
+q, k, v = good()
+half_masked = torch.ones(2, 11, dtype=torch.bool)
+half_masked[1] = False
+
+# name: (q, k, v, key_mask), error, got, required, what to do
+BAD = {
+    "q is a vector": (
+        (q[0, 0], k, v, None),
+        (ValueError, "q must have", "at least two dimensions", r"got (4,)", "unsqueeze(0)"),
+    ),
+    "v is a scalar": (
+        (q, k, v[0, 0, 0], None),
+        (ValueError, "v must have at least two dimensions", "got ()", "Add the missing axis"),
+    ),
+    "widths differ": (
+        (q, k[..., :3], v, None),
+        (ValueError, "same head width", "got 4 (q (2, 9, 4)) and 3 (k (2, 11, 3))", "Project"),
+    ),
+    "keys without values": (
+        (q, k, v[:, :7], None),
+        (ValueError, "one row a key", "got 11 rows", "7 (v (2, 7, 3))", "Pass the value of every"),
+    ),
+    "leading dimensions": (
+        (q, k, v.expand(3, 2, 11, 3)[:, :1].expand(3, 4, 11, 3), None),
+        (ValueError, "must broadcast together", "v (3, 4)", "Align batch and heads"),
+    ),
+    "integers": (
+        (q, k, v.long(), None),
+        (TypeError, "v must be floating point", "got torch.int64", "Convert: .float()"),
+    ),
+    "complex": (
+        (q.to(torch.cfloat), k.to(torch.cfloat), v.to(torch.cfloat), None),
+        (TypeError, "q must be floating point", "got torch.complex64", "Convert: .float()"),
+    ),
+    "eight bits": (
+        (q.to(torch.float8_e4m3fn), k.to(torch.float8_e4m3fn), v.to(torch.float8_e4m3fn), None),
+        (TypeError, "q must be floating point", "got torch.float8_e4m3fn", "Convert: .float()"),
+    ),
+    "mixed dtypes": (
+        (q, k.double(), v, None),
+        (TypeError, "must share one dtype", "k: torch.float64", "Convert them with .to(dtype)"),
+    ),
+    "mixed devices": (
+        (q, k.to("meta"), v, None),
+        (ValueError, "must be on one device", "k: meta", "Move them with .to(device)"),
+    ),
+    "numpy": (
+        (q, k.numpy(), v, None),
+        (TypeError, "k must be a torch.Tensor", "got ndarray", "torch.as_tensor(k)"),
+    ),
+    "None": (
+        (q, k, None, None),
+        (TypeError, "v must be a torch.Tensor", "got NoneType", "torch.as_tensor(v)"),
+    ),
+    "NaN in q": (
+        (with_entry(q, math.nan), k, v, None),
+        (ValueError, "q has 1 entries that are NaN or inf (of 72)", "all must be finite", "Mask"),
+    ),
+    "inf in k": (
+        (q, with_entry(k, math.inf), v, None),
+        (ValueError, "k has 1 entries that are NaN or inf", "all must be finite", "Mask padding"),
+    ),
+    "inf and -inf in v": (
+        (q, k, with_entry(with_entry(v, math.inf).flip(-1), -math.inf), None),
+        (ValueError, "v has 2 entries that are NaN or inf", "all must be finite", "find where"),
+    ),
+    "NaN at a key that takes part": (
+        (q, with_entry(k, math.nan), v, torch.arange(11) < 9),
+        (ValueError, "k has 1 entries that are NaN or inf", "key_mask"),
+    ),
+    "no queries": (
+        (q[:, :0], k, v, None),
+        (ValueError, "q is empty, shape (2, 0, 4)", "at least 1 long"),
+    ),
+    "no keys": (
+        (q, k[:, :0], v[:, :0], None),
+        (ValueError, "k is empty, shape (2, 0, 4)", "every axis must be at least 1"),
+    ),
+    "no batch": (
+        (q[:0], k[:0], v[:0], None),
+        (ValueError, "q is empty, shape (0, 9, 4)", "every axis must be at least 1"),
+    ),
+    "everything masked": (
+        (q, k, v, half_masked),
+        (ValueError, "key_mask leaves no key in 1 of 2 matrices", "undefined", "keep one key"),
+    ),
+    "mask of the wrong length": (
+        (q, k, v, torch.ones(9, dtype=torch.bool)),
+        (ValueError, "key_mask must broadcast to (2, 11)", "got (9,)", "use mask[:, None, :]"),
+    ),
+    "mask over queries and keys": (
+        (q, k, v, torch.ones(2, 9, 11, dtype=torch.bool)),
+        (ValueError, "key_mask must broadcast to (2, 11)", "got (2, 9, 11)", "use mask"),
+    ),
+    "mask of floats": (
+        (q, k, v, torch.ones(11)),
+        (TypeError, "key_mask must be boolean (a tensor", "got torch.float32", "Use .bool()"),
+    ),
+    "mask as a list": (
+        (q, k, v, [True] * 11),
+        (TypeError, "key_mask must be boolean (a tensor", "got list", "Use .bool()"),
+    ),
+    "mask elsewhere": (
+        (q, k, v, torch.ones(11, dtype=torch.bool, device="meta")),
+        (ValueError, "key_mask is on meta, not cpu", "Use .to('cpu')"),
+    ),
+}
+
+
+def assert_refused(call, error, *pieces):
+    with Idle(), pytest.raises(error) as caught:
+        call()
+    assert type(caught.value) is error
+    for piece in pieces:
+        assert piece in str(caught.value)
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("op", OPERATORS, ids=repr)
+def test_bad_tensors_are_refused_before_any_work(op, name):
+    tensors, refusal = BAD[name]
+    assert_refused(lambda: op(*tensors), *refusal)
+
+
+def test_work_before_the_refusal_would_be_caught():
+    class Hasty(Softmax):
+        """The planted fault: computes first and checks later."""
+
+        def __call__(self, q, k, v, key_mask=None):
+            scores = q @ k.mT
+            return super().__call__(q, k, v, key_mask) + scores.sum()
+
+    tensors, refusal = BAD["mask of floats"]
+    with pytest.raises(AssertionError, match=r"bmm ran before the input was refused"):
+        assert_refused(lambda: Hasty()(*tensors), *refusal)
+
+
+def test_the_good_input_is_accepted():
+    for op in OPERATORS:
+        assert op(q, k, v, torch.arange(11) < 9).shape == (2, 9, 3)
+
+
+RANKED = [op for op in OPERATORS if hasattr(op, "rank")]
+
+
+@pytest.mark.parametrize("op", RANKED, ids=repr)
+def test_ranks_beyond_the_tokens_are_refused(op):
+    many = dataclasses.replace(op, rank=12)
+    refusal = ValueError, "rank 12 is asked of ", "use a rank of 1 to ", "or the exact operator"
+    assert_refused(lambda: many(q, k, v), *refusal)
+    # Masked keys are no tokens.
+    few = torch.arange(11) < 2
+    three = dataclasses.replace(op, rank=3)
+    assert_refused(lambda: three(q, k, v, few), ValueError, "rank 3 is asked of 2")
+
+
+@pytest.mark.parametrize("name", ["mask of the wrong length", "mask of floats"])
+def test_a_bad_query_mask_is_called_by_its_name(name):
+    op = Nystromformer(rank=2)
+    bad = torch.ones(5, dtype=torch.bool) if name.endswith("length") else torch.ones(9)
+    error = ValueError if name.endswith("length") else TypeError
+    assert_refused(lambda: op(q, k, v, query_mask=bad), error, "query_mask must")
+    none_left = torch.zeros(9, dtype=torch.bool)
+    refusal = ValueError, "query_mask leaves no"
+    assert_refused(lambda: op(q, k, v, query_mask=none_left), *refusal)
+
+
+FIELDS = [
+    (lambda: Soft(rank=0), ValueError, "Soft.rank is 0; give an integer of at least 1"),
+    (lambda: Soft(rank=-3), ValueError, "Soft.rank is -3; give an integer of at least 1"),
+    (lambda: Soft(rank=2.0), TypeError, "Soft.rank is 2.0; give an integer"),
+    (lambda: Soft(rank=True), TypeError, "Soft.rank is True; give an integer"),
+    (lambda: Nystromformer(rank=0), ValueError, "Nystromformer.rank is 0; give an integer"),
+    (lambda: TruncatedSVD(rank="3"), TypeError, "TruncatedSVD.rank is '3'; give an integer"),
+    (lambda: Soft(4, bandwidth=0), ValueError, "Soft.bandwidth is 0; give a positive finite"),
+    (lambda: Soft(4, bandwidth=-1.0), ValueError, "Soft.bandwidth is -1.0; give a positive finite"),
+    (lambda: Soft(4, bandwidth=math.nan), ValueError, "Soft.bandwidth is nan; give a positive"),
+    (lambda: Soft(4, bandwidth=math.inf), ValueError, "Soft.bandwidth is inf; give a positive"),
+    (lambda: Soft(4, bandwidth="1"), TypeError, "Soft.bandwidth is '1'; give a positive number"),
+    (
+        lambda: GaussianAttention(bandwidth=-1),
+        ValueError,
+        "GaussianAttention.bandwidth is -1; give a positive finite number",
+    ),
+    (
+        lambda: GaussianAttention(normalization="published"),
+        ValueError,
+        "GaussianAttention.normalization is 'published'; give one of none, row, symmetric",
+    ),
+    (
+        lambda: Soft(4, normalization="rows"),
+        ValueError,
+        "Soft.normalization is 'rows'; give one of none, row, symmetric, published",
+    ),
+    (lambda: Softmax(scale=0.0), ValueError, "scale is 0.0; give a positive finite number"),
+    (lambda: Soft(4, landmarks=SegmentMeans), TypeError, "Soft.landmarks is <class"),
+    (lambda: Soft(4, landmarks="means"), TypeError, "Soft.landmarks is 'means', which is no Sel"),
+    (lambda: Soft(4, pinv="svd"), TypeError, "Soft.pinv is 'svd', which is no Solver; give an"),
+    (lambda: Soft(4, pinv=pinv.SVD), TypeError, "Soft.pinv is <class"),
+    (lambda: Nystromformer(4, pinv=torch.linalg.pinv), TypeError, "Nystromformer.pinv is <"),
+    (lambda: Uniform(target="softmax"), TypeError, "Uniform.target is 'softmax', which is no Ope"),
+    (lambda: TruncatedSVD(3, target=Softmax), TypeError, "TruncatedSVD.target is <class"),
+    (lambda: Dims(0, 1, 1, 1, 1), ValueError, "Dims.batch is 0; give an integer of at least 1"),
+    (lambda: Dims(1, 1, 1, 1.5, 1), ValueError, "Dims.d is 1.5; give an integer of at least 1"),
+]
+
+
+@pytest.mark.parametrize(("build", "error", "message"), FIELDS, ids=[m[:44] for *_, m in FIELDS])
+def test_bad_fields_are_refused_at_construction(build, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        build()
+
+
+def test_an_operator_that_is_not_linear_has_no_matrix():
+    class Squared(Softmax):
+        @property
+        def traits(self):
+            return core.Traits(linear_in_v=False)
+
+    with pytest.raises(ValueError, match="not linear in v, so it has no matrix; compare its out"):
+        as_matrix(Squared(), q, k)
+
+
+# --- names -------------------------------------------------------------------------------------
+
+NAMES = {
+    name: getattr(module, name)
+    for module in (operators, pinv, landmarks)
+    for name in module.__all__
+}
+
+
+@pytest.mark.parametrize("thing", OPERATORS + SOLVERS + SELECTORS, ids=repr)
+def test_the_repr_is_a_name_that_evaluates_to_an_equal_object(thing):
+    again = eval(repr(thing), dict(NAMES))
+    assert again == thing
+    assert type(again) is type(thing)
+    assert hash(again) == hash(thing)
+    assert repr(again) == repr(thing)
+    for field in dataclasses.fields(thing):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(thing, field.name, 1)
+
+
+def test_names_tell_unequal_things_apart():
+    everything = OPERATORS + SOLVERS
+    assert len({repr(thing) for thing in everything}) == len(set(everything)) == len(everything)
+
+
+@pytest.mark.parametrize("number", [np.float64(1.3), np.float32(1.3)], ids=repr)
+def test_numpy_numbers_do_not_spoil_the_name(number):
+    try:
+        op = Soft(4, bandwidth=number)
+    except TypeError as refusal:
+        assert "give a positive number" in str(refusal)  # noqa: PT017  either way is honest
+        return
+    assert eval(repr(op), dict(NAMES)) == op

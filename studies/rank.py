@@ -27,7 +27,7 @@ from softlab.operators import (
 from softlab.study import Study
 
 RANKS = (4, 8, 16, 32, 64, 128, 256)
-SEEDS = range(4)
+SEEDS = range(3)
 REAL: list[Input] = [Recorded(name) for name in recorded_names()]
 SYNTHETIC: list[Input] = [
     Normal(512, 32),

@@ -1,0 +1,160 @@
+"""Imports point one way: from studies down to the core, and tables know no tensors."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+LAYERS = (
+    {"core", "checks", "journal", "provenance"},
+    {"exponential_sums", "gaussian_sums"},
+    {"kernels", "landmarks", "inputs", "spectra", "estimators", "pinv"},
+    {"operators", "convergence", "gradients", "capture"},
+    {"measures", "laws", "models"},
+    {"study"},
+    {"cli", "studies"},
+)
+"""A module imports from layers above its own line in this list, and from its own package."""
+
+TABLES = {"figures", "findings", "report"}
+"""See tables only: they import each other and no torch; the command line alone imports them."""
+
+PROTOCOLS = {
+    "operators": set(),
+    "pinv": {"Solver", "SolverTraits", "Status", "PinvResult"},
+    "landmarks": {"Selector"},
+    "kernels": {"Kernel"},
+}
+"""What a module that knows no concrete method may import of the packages that hold them."""
+ABSTRACT = {"core", "checks", "convergence", "measures", "laws", "study", "journal", "provenance"}
+
+HEAVY = ("pandas", "matplotlib", "scipy", "typst", "rich", "typer", "onnx")
+
+
+def imported(source):
+    """Pairs (module, name or None) of every import, those inside functions too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "absolute imports only"
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+def level(part):
+    return next((i for i, layer in enumerate(LAYERS) if part in layer), None)
+
+
+def part_of(module, name=None):
+    """The layered part that an import reaches: 'pinv' of softlab.pinv.svd, or of softlab: pinv."""
+    top, *rest = module.split(".")
+    if top == "studies":
+        return "studies"
+    if top != "softlab":
+        return None
+    if rest:
+        return rest[0]
+    # ``from softlab import pinv`` is a module; ``from softlab import Dims`` comes from the core.
+    known = name is not None and (level(name) is not None or name in TABLES)
+    return name if known else "core"
+
+
+def violations(modules):
+    """Sentences about the imports of ``modules``, a mapping of dotted names to sources."""
+    found = []
+    for module, source in modules.items():
+        part = part_of(module) if module != "softlab" else "__init__"
+        if part == "__init__":
+            allowed = {"core"}
+        elif part in TABLES:
+            allowed = TABLES
+        elif level(part) is None:
+            found.append(f"{module} has no layer: give it one here and in the design")
+            continue
+        else:
+            allowed = set().union(*LAYERS[: level(part)], {part})
+            allowed |= TABLES if level(part) == len(LAYERS) - 1 else set()
+        for target, name in imported(source):
+            reached = part_of(target, name)
+            if reached is None:
+                if part in TABLES and target.split(".")[0] == "torch":
+                    found.append(f"{module} imports torch, and should see tables only")
+            elif reached not in allowed:
+                found.append(f"{module} imports {target}, which is not below it")
+            elif part in ABSTRACT and reached in PROTOCOLS and part != reached:
+                plain = target.count(".") == 1 or target.endswith((".solver", ".selector"))
+                if not plain or name not in PROTOCOLS[reached]:
+                    found.append(f"{module} imports {target}.{name}, which is no protocol")
+    return found
+
+
+def everything():
+    files = [*(ROOT / "softlab").rglob("*.py"), *(ROOT / "studies").rglob("*.py")]
+    dotted = {".".join(f.relative_to(ROOT).with_suffix("").parts): f for f in files}
+    return {name.removesuffix(".__init__"): f.read_text() for name, f in dotted.items()}
+
+
+def test_imports_point_one_way():
+    modules = everything()
+    assert {"softlab", "softlab.core", "softlab.pinv.svd", "studies.rank"} <= set(modules)
+    assert violations(modules) == []
+
+
+PLANTED = {
+    "the core imports an operator": ("softlab.core", "from softlab.operators import Soft"),
+    "a kernel imports a solver of its own layer": ("softlab.kernels", "import softlab.pinv.svd"),
+    "a solver imports an operator, late": (
+        "softlab.pinv.svd",
+        "def f():\n    from softlab.operators import Soft",
+    ),
+    "an operator imports a measure": ("softlab.operators.soft", "from softlab import measures"),
+    "capture imports a model": ("softlab.capture", "from softlab.models import vit"),
+    "measures know an operator": ("softlab.measures", "from softlab.operators import Soft"),
+    "laws know a solver": ("softlab.laws.inverse", "from softlab.pinv import SVD"),
+    "laws know a solver by its file": ("softlab.laws.inverse", "from softlab.pinv.svd import SVD"),
+    "a study's machine knows an operator": ("softlab.study", "import softlab.operators"),
+    "figures import torch": ("softlab.figures", "import torch"),
+    "a report imports torch, late": (
+        "softlab.report",
+        "def f():\n    from torch import Tensor",
+    ),
+    "a report computes": ("softlab.report", "from softlab.measures import accuracy"),
+    "a measure draws": ("softlab.measures", "from softlab.figures import draw"),
+    "the package imports more than its core": ("softlab", "from softlab.operators import Soft"),
+    "the library imports a study": ("softlab.study", "from studies import rank"),
+    "a new module without a layer": ("softlab.misc", "import math"),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_violation_is_found(name):
+    module, line = PLANTED[name]
+    modules = everything()
+    modules[module] = modules.get(module, "") + f"\n{line}\n"
+    (found,) = violations(modules)
+    assert found.startswith(f"{module} ")
+
+
+def test_importing_softlab_stays_light():
+    loaded = f"print([m for m in {HEAVY!r} if m in sys.modules], 'torch' in sys.modules)"
+    code = f"import sys; import softlab; {loaded}"
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert out.stdout.strip() == "[] True"
+
+
+def test_the_torch_side_imports_no_table_tools():
+    code = (
+        "import sys; import softlab.operators, softlab.laws, softlab.measures, "
+        "softlab.capture, softlab.pinv, softlab.landmarks; "
+        f"print([m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert out.stdout.strip() == "[]"

@@ -165,7 +165,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, lines: Lines, methods: list[str]) -> 
             continue
         points = summary(mine, [by], lines.y)
         x = summary(mine, [by], lines.x)["median"] if by != lines.x else points[by]
-        points = points.assign(x=x).sort_values("x")
+        points = points.assign(x=x).sort_values(by)
         axes.fill_between(points["x"], points["q1"], points["q3"], color=colour, alpha=0.18, lw=0)
         axes.plot(
             points["x"], points["median"], label=method, color=colour, linestyle=line,

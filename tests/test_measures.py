@@ -8,7 +8,8 @@ import torch
 from softlab import measures
 from softlab.core import Cost, Dims, Traits, value
 from softlab.inputs import QKV
-from softlab.measures import Reference, accuracy, expense, output_error, peak_memory, spectral_norm
+from softlab.instruments import peak_memory, seconds
+from softlab.measures import Reference, accuracy, expense, output_error, spectral_norm
 
 CPU = torch.device("cpu")
 
@@ -253,5 +254,5 @@ def test_expense_counts_and_times():
 
 def test_seconds_spends_its_budget():
     calls = []
-    row = measures.seconds(lambda: calls.append(1), CPU, budget=10.0, repeats=2)
+    row = seconds(lambda: calls.append(1), CPU, budget=10.0, repeats=2)
     assert row["repeats"] == 1000 == len(calls) - 1

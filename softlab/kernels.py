@@ -13,7 +13,6 @@ input is computed in float32, where squared norms keep their digits, and returne
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -22,7 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 from softlab import checks
 from softlab.core import Cost, Dims, value
-from softlab.exponential_sums import fused_average, fused_sum, weighted_sum
+from softlab.exponential_sums import fused_average, fused_sum
+from softlab.gaussian_sums import suits, tiled_sum
 
 CAREFUL_ENTRIES = 1 << 20
 """Kernel entries held at once where distances are formed by differences."""
@@ -59,9 +59,10 @@ class Gaussian:
 
     ``matrix`` forms distances by differences: entries lie in [0, 1], the diagonal of
     ``matrix(x, x)`` is exactly 1, near-duplicates keep their digits. ``apply`` and ``average`` use
-    inner products of the lifted points [x, 1, -|x|^2/2] and [y, -|y|^2/2, 1], centred on the mean
-    of y, whose exponents carry a rounding error of about eps * max|x|^2 / bandwidth^2; a matrix
-    for which that would cost more than half of the digits takes the slower way by differences.
+    inner products, tile by tile or through fused attention on the lifted points [x, 1, -|x|^2/2]
+    and [y, -|y|^2/2, 1]. Their exponents carry a rounding error of about
+    eps * max|x|^2 / bandwidth^2; points far off the origin are centred first, and a matrix for
+    which the error would still cost half of the digits takes the slower way by differences.
     """
 
     bandwidth: float
@@ -91,22 +92,23 @@ class Gaussian:
     ) -> Tensor:
         x, y, v, lead, dtype = _flatten(x, y, v)
         mask = _flat_mask(key_mask, lead, y.shape[-2])
-        centre = y.detach().mean(-2, keepdim=True)
-        centred = (x - centre) / self.bandwidth, (y - centre) / self.bandwidth
-        rough = _rough(*centred)
+        centred = _centred(x, y)
+        rough = _rough(*centred, self.bandwidth)
         if not rough.any():
-            out = _by_products(*centred, v, mask, average=average)
+            out = _by_products(*centred, v, mask, average=average, bandwidth=self.bandwidth)
         else:
             # Each matrix takes the way that its own points need, whatever its neighbours are.
             # Differences are taken of the points as given: centring spread points rounds them.
-            by_differences = partial(_by_differences, bandwidth=self.bandwidth)
             out = v.new_zeros(*x.shape[:-1], v.shape[-1])
-            ways = ((_by_products, centred, ~rough), (by_differences, (x, y), rough))
+            ways = ((_by_products, centred, ~rough), (_by_differences, (x, y), rough))
             for way, (x, y), chosen in ways:
                 at = chosen.nonzero().squeeze(-1)
                 if len(at):
                     masked = None if mask is None else mask[at]
-                    out = out.index_copy(0, at, way(x[at], y[at], v[at], masked, average=average))
+                    part = way(
+                        x[at], y[at], v[at], masked, average=average, bandwidth=self.bandwidth
+                    )
+                    out = out.index_copy(0, at, part)
         return out.reshape(*lead, *out.shape[-2:]).to(dtype)
 
 
@@ -167,22 +169,45 @@ def _flat_mask(key_mask: Tensor | None, lead: torch.Size, keys: int) -> Tensor |
     return None if key_mask is None else key_mask.expand(*lead, keys).reshape(-1, keys)
 
 
-def _rough(x: Tensor, y: Tensor) -> Tensor:
+def _radius2(*points: Tensor) -> Tensor:
+    """The largest squared norm among the points of each matrix, (B,)."""
+    norms = [torch.linalg.vector_norm(z.detach(), dim=-1).amax(-1) for z in points]
+    return torch.stack(norms).amax(0).square()
+
+
+def _centred(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Shift the points by the mean of y in the matrices where it is a large part of them.
+
+    The Gaussian does not see the shift, its rounding errors do. Elsewhere the copy is not worth it.
+    """
+    centre = y.detach().mean(-2, keepdim=True)
+    far = 4 * centre.square().sum((-2, -1)) > _radius2(x, y)
+    if x.is_meta or not far.any():
+        return x, y
+    centre = torch.where(far[:, None, None], centre, 0)
+    return x - centre, y - centre
+
+
+def _rough(x: Tensor, y: Tensor, bandwidth: float) -> Tensor:
     """Per matrix: would exponents formed by inner products lose more than half of the digits?"""
     if x.is_meta:
         return torch.zeros(x.shape[0], dtype=torch.bool)
-    radius2 = torch.stack([z.detach().square().sum(-1).amax(-1) for z in (x, y)]).amax(0)
     eps = torch.finfo(x.dtype).eps
-    return ~(eps * radius2 <= math.sqrt(eps))
+    return ~(_radius2(x, y) / bandwidth**2 <= 1 / math.sqrt(eps))
 
 
-def _by_products(x: Tensor, y: Tensor, v: Tensor, mask: Tensor | None, *, average: bool) -> Tensor:
-    """Sum or average over ``exp(-|x - y|^2 / 2)`` through the lifted points."""
+def _by_products(
+    x: Tensor, y: Tensor, v: Tensor, mask: Tensor | None, *, average: bool, bandwidth: float
+) -> Tensor:
+    """Sum or average over ``exp(-|x - y|^2 / (2 bandwidth^2))`` by inner products."""
+    if not average and suits(x, y, v):
+        return tiled_sum(x, y, v, bandwidth**2)
+    x, y = x / bandwidth, y / bandwidth
     half_x, half_y = (z.square().sum(-1, keepdim=True) / 2 for z in (x, y))
     one_x, one_y = torch.ones_like(half_x), torch.ones_like(half_y)
     if average:  # the factor exp(-|x|^2 / 2) is common to a row and cancels
         return fused_average(torch.cat((x, one_x), -1), torch.cat((y, -half_y), -1), v, mask)
-    return weighted_sum(torch.cat((x, one_x, -half_x), -1), torch.cat((y, -half_y, one_y), -1), v)
+    return fused_sum(torch.cat((x, one_x, -half_x), -1), torch.cat((y, -half_y, one_y), -1), v)
 
 
 def _by_differences(

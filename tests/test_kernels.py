@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 
-from softlab import Dims, exponential_sums, kernels
-from softlab.exponential_sums import fused_sum, tiled_sum
+from softlab import Dims, gaussian_sums, kernels
+from softlab.gaussian_sums import tiled_sum
 from softlab.kernels import Exponential, Gaussian, kernel_cost
 from softlab.laws import tolerance
 from softlab.measures import peak_memory
@@ -52,17 +52,14 @@ def force(monkeypatch):
     """Send every Gaussian sum one way."""
 
     def send(way):
-        tiled = 0 if way == "fused" else 1 << 40
-        monkeypatch.setattr(exponential_sums, "TILED_UP_TO", tiled)
-        if way == "fused":
-            monkeypatch.setattr(kernels, "weighted_sum", fused_sum)
+        monkeypatch.setattr(kernels, "suits", lambda x, y, v: way != "fused")
         if way == "small tiles":
-            monkeypatch.setattr(exponential_sums, "TILE_ENTRIES", 1)
+            monkeypatch.setattr(gaussian_sums, "TILE_ENTRIES", 1)
         if way == "small differences":
             monkeypatch.setattr(kernels, "CAREFUL_ENTRIES", 1)
         rough = way.endswith("differences")
         monkeypatch.setattr(
-            kernels, "_rough", lambda x, y: torch.full((x.shape[0],), rough, dtype=torch.bool)
+            kernels, "_rough", lambda x, y, s: torch.full((x.shape[0],), rough, dtype=torch.bool)
         )
 
     return send
@@ -237,8 +234,8 @@ def test_every_way_gives_the_same_average_and_gradients(force, way, masked):
 
 def test_a_tile_that_is_skipped_is_caught(monkeypatch):
     # The planted fault: the last tile is lost.
-    whole = exponential_sums._tiles
-    monkeypatch.setattr(exponential_sums, "_tiles", lambda x, y: iter(list(whole(x, y))[:-1]))
+    whole = gaussian_sums._tiles
+    monkeypatch.setattr(gaussian_sums, "_tiles", lambda *a: iter(list(whole(*a))[:-1]))
     x, y, v = normal(1, 9, 3), normal(1, 40, 3, seed=1), normal(1, 40, 4, seed=2)
     kernel = Gaussian(1.3)
     gap = (kernel.apply(x, y, v) - naive(kernel, x, y) @ v).abs().max()
@@ -324,7 +321,7 @@ def test_a_matrix_that_needs_differences_leaves_its_neighbours_bits_alone(reduce
     sum_of = getattr(Gaussian(1.0), reduce)
     smooth = sum_of(x, y, v)
     spread = torch.tensor([1.0, 1e4, 1.0])[:, None, None]
-    assert kernels._rough(x * spread, y * spread).tolist() == [False, True, False]
+    assert kernels._rough(x * spread, y * spread, 1.0).tolist() == [False, True, False]
     mixed = sum_of(x * spread, y * spread, v)
     assert torch.equal(mixed[0], smooth[0])
     assert torch.equal(mixed[2], smooth[2])
@@ -342,7 +339,7 @@ def test_spread_points_are_summed_as_well_as_float32_allows():
     missed = float((Gaussian(1.0).apply(x, y, v) - exact).abs().max())
     assert missed <= tolerance(F32, 20, kappa=4)
     # The planted fault: inner products alone lose everything here.
-    lifted = kernels._by_products(x[None], y[None], v[None], None, average=False)
+    lifted = kernels._by_products(x[None], y[None], v[None], None, average=False, bandwidth=1.0)
     assert float((lifted - exact).abs().max()) > 0.1
 
 
@@ -400,7 +397,7 @@ def test_bandwidths_that_are_none_are_refused(bandwidth):
 @pytest.mark.parametrize("way", ["tiled", "fused", "differences"])
 def test_memory_of_apply_grows_linearly(force, monkeypatch, way):
     force(way)
-    monkeypatch.setattr(exponential_sums, "TILE_ENTRIES", 1 << 14)
+    monkeypatch.setattr(gaussian_sums, "TILE_ENTRIES", 1 << 14)
     monkeypatch.setattr(kernels, "CAREFUL_ENTRIES", 1 << 14)
 
     def peak(n):
@@ -416,11 +413,11 @@ def test_memory_of_apply_grows_linearly(force, monkeypatch, way):
 
 
 def test_kernel_cost_is_what_torch_counts_in_the_tiled_form(monkeypatch):
-    monkeypatch.setattr(exponential_sums, "TILE_ENTRIES", 64)
+    monkeypatch.setattr(gaussian_sums, "TILE_ENTRIES", 64)
     for b, n, l, w, e in ((2, 9, 200, 5, 4), (3, 150, 6, 7, 1)):  # noqa: E741
         x, y, v = normal(b, n, w), normal(b, l, w, seed=1), normal(b, l, e, seed=2)
         # torch counts no product that accumulates in place, unless told how.
         counted = {torch.ops.aten.baddbmm_: lambda out, a, b, **_: bmm_flop(a, b)}
         with FlopCounterMode(display=False, custom_mapping=counted) as counter:
-            tiled_sum(x, y, v)
+            tiled_sum(x, y, v, 1.0)
         assert counter.get_total_flops() == kernel_cost(Dims(b, n, l, w, e), e).flops

@@ -1,0 +1,109 @@
+"""The Gaussian sum tile by tile: exp(-|x_i - y_j|^2 / 2) v in memory linear in n + l.
+
+Nothing is kept for the backward pass but the arguments: tiles of the kernel are formed again. No
+lifted copy of the points is made either, which matters where one side has few points and forming
+the kernel costs little more than reading the other side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TILE_ENTRIES = 1 << 19
+"""Kernel entries held at once: 2 MB in float32, near one core's cache."""
+
+TILED_UP_TO = 512
+"""On a CPU tiles win where the shorter side has at most this many points."""
+
+
+def suits(x: Tensor, y: Tensor, v: Tensor) -> bool:
+    """Whether tiles are the faster form here: on a CPU, with a short side or very wide values.
+
+    The fused form needs points and values of one width, so wide values make it form their width
+    in scores; ``benchmarks/attention.py`` measures both forms.
+    """
+    short, wide = min(x.shape[-2], y.shape[-2]), v.shape[-1] > 2 * x.shape[-1]
+    return x.device.type == "cpu" and (short <= TILED_UP_TO or wide)
+
+
+def tiled_sum(x: Tensor, y: Tensor, v: Tensor, variance: float) -> Tensor:
+    """``exp(-|x_i - y_j|^2 / (2 variance)) v`` for x (B, n, d), y (B, l, d), v (B, l, e).
+
+    Exponents come from inner products, with a rounding error of eps * max|x|^2 / variance.
+    """
+    out: Tensor = _TiledSum.apply(x, y, v, variance)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _TiledSum(torch.autograd.Function):
+    """With W = (g v^T) * K: dx = (W y - x * (W 1)) / variance, dy alike, dv = K^T g."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, v: Tensor, variance: float) -> Tensor:
+        ctx.save_for_backward(x, y, v)
+        ctx.variance = variance
+        out = x.new_zeros(*x.shape[:-1], v.shape[-1])
+        for mats, rows, cols, kernel in _tiles(x, y, variance):
+            out[mats, rows].baddbmm_(kernel, v[mats, cols])
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, v = ctx.saved_tensors
+        want_x, want_y, want_v, _ = ctx.needs_input_grad
+        dx, dy, dv = (torch.zeros_like(z) for z in (x, y, v))
+        row_sums, column_sums = (torch.zeros_like(z[..., :1]) for z in (x, y))
+        for mats, rows, cols, kernel in _tiles(x, y, ctx.variance):
+            g = grad[mats, rows]
+            if want_v:
+                dv[mats, cols].baddbmm_(kernel.mT, g)
+            if not (want_x or want_y):
+                continue
+            weight = kernel.mul_(g @ v[mats, cols].mT)
+            if want_x:
+                dx[mats, rows].baddbmm_(weight, y[mats, cols])
+                row_sums[mats, rows] += weight.sum(-1, keepdim=True)
+            if want_y:
+                dy[mats, cols].baddbmm_(weight.mT, x[mats, rows])
+                column_sums[mats, cols] += weight.sum(-2).unsqueeze(-1)
+        dx.addcmul_(x, row_sums, value=-1).div_(ctx.variance)
+        dy.addcmul_(y, column_sums, value=-1).div_(ctx.variance)
+        wanted = zip(ctx.needs_input_grad, (dx, dy, dv, None), strict=True)
+        return tuple(gradient if want else None for want, gradient in wanted)
+
+
+def _tiles(x: Tensor, y: Tensor, variance: float) -> Iterator[tuple[slice, slice, slice, Tensor]]:
+    """Yield (matrices, rows, columns, kernel values) over the whole of the kernel matrix.
+
+    Small matrices go many to a tile; a large one alone, its short side whole and its long side
+    cut. Either way every slice is contiguous in memory.
+    """
+    batch, n, l = x.shape[0], x.shape[1], y.shape[1]  # noqa: E741
+    half_x, half_y = (half_squares(z) / variance for z in (x, y))
+    group = max(1, TILE_ENTRIES // (n * l))
+    across = max(min(l, 64), min(l, TILE_ENTRIES // min(n, l, 2048)))
+    down = max(min(n, 64), min(n, TILE_ENTRIES // across))
+    buffer = x.new_empty(min(group, batch) * down * across)
+    for b in range(0, batch, group):
+        mats = slice(b, min(b + group, batch))
+        for i in range(0, n, down):
+            rows = slice(i, min(i + down, n))
+            for j in range(0, l, across):
+                cols = slice(j, min(j + across, l))
+                shape = (mats.stop - b, rows.stop - i, cols.stop - j)
+                tile = buffer[: shape[0] * shape[1] * shape[2]].view(shape)
+                negative = half_x[mats, rows].neg().unsqueeze(-1)
+                torch.sub(negative, half_y[mats, cols].unsqueeze(-2), out=tile)
+                tile.baddbmm_(x[mats, rows], y[mats, cols].mT, alpha=1 / variance)
+                yield mats, rows, cols, tile.exp_()
+
+
+def half_squares(x: Tensor) -> Tensor:
+    """|x_i|^2 / 2, (..., n), in one pass and without a copy of x."""
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1)
+    return norm.square_() / 2

@@ -55,7 +55,9 @@ def admit(
         key_mask = admit_mask(key_mask, k)
         k, v = (torch.where(key_mask.unsqueeze(-1), x, 0) for x in (k, v))
     for name, x in (("q", q), ("k", k), ("v", v)):
-        finite(name, x)
+        largest = finite(name, x)
+        if name != "v":
+            _products_fit(name, x, largest)
     return q, k, v, key_mask
 
 
@@ -91,18 +93,19 @@ def admit_mask(mask: object, x: Tensor, name: str = "key_mask", token: str = "ke
     return mask
 
 
-def finite(name: str, x: Tensor) -> None:
-    """Raise ``ValueError`` unless every entry of ``x`` is finite."""
-    # A finite sum proves that all entries are; only an overflowing or bad sum needs the slow look.
-    if x.is_meta or bool(torch.isfinite(x.sum())):
-        return
+def finite(name: str, x: Tensor) -> float:
+    """Return the largest magnitude in ``x``; raise ``ValueError`` where an entry is not finite."""
+    if x.is_meta:
+        return 0.0
+    largest = float(torch.stack(torch.aminmax(x.detach())).abs().max())  # one pass, no copy
+    if math.isfinite(largest):
+        return largest
     bad = x.numel() - int(torch.isfinite(x).sum())
-    if bad:
-        msg = (
-            f"{name} has {bad} entries that are NaN or inf (of {x.numel()}); all must be finite. "
-            "Mask padding with key_mask, or find where they arise."
-        )
-        raise ValueError(msg)
+    msg = (
+        f"{name} has {bad} entries that are NaN or inf (of {x.numel()}); all must be finite. "
+        "Mask padding with key_mask, or find where they arise."
+    )
+    raise ValueError(msg)
 
 
 def rank_fits(rank: int, available: int, what: str) -> None:
@@ -194,3 +197,15 @@ def _common_lead(leads: dict[str, torch.Size]) -> torch.Size:
         got = ", ".join(f"{name} {tuple(lead)}" for name, lead in leads.items())
         msg = f"leading dimensions must broadcast together, got {got}. Align batch and heads."
         raise ValueError(msg) from None
+
+
+def _products_fit(name: str, x: Tensor, largest: float) -> None:
+    """Raise ``ValueError`` where scores and squared distances of such points would overflow."""
+    working = torch.float32 if x.dtype.itemsize < 4 else x.dtype
+    limit = math.sqrt(torch.finfo(working).max / x.shape[-1]) / 4
+    if largest > limit:
+        msg = (
+            f"{name} reaches {largest:.3g}, and inner products of such points overflow {working}; "
+            f"entries must be at most {limit:.3g} in magnitude. Rescale q and k, or use float64."
+        )
+        raise ValueError(msg)

@@ -7,14 +7,17 @@ Axis names, everywhere: ``b`` batch (the product of all leading dimensions), ``n
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, dataclass_transform, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, dataclass_transform, runtime_checkable
 
 import torch
 from torch import Tensor
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Tensor])
 
 
 @dataclass_transform(frozen_default=True)
@@ -160,6 +163,23 @@ class Operator(Protocol):
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply the operator."""
         ...
+
+
+def own_precision(call: F) -> F:
+    """Run an operator's call with autocast off, which would round its products to half precision.
+
+    An operator chooses the precision that it works in from the dtype of its input.
+    """
+
+    @functools.wraps(call)
+    def exact(self: Any, q: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        device = q.device.type if isinstance(q, Tensor) else "cpu"
+        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+            return call(self, q, *args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return call(self, q, *args, **kwargs)
+
+    return cast("F", exact)
 
 
 def as_matrix(op: Operator, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:

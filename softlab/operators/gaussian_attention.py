@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, Dims, Traits, value
+from softlab.core import Cost, Dims, Traits, own_precision, value
 from softlab.kernels import Gaussian, kernel_cost
 from softlab.operators.degrees import NORMALIZATIONS, indicator, rsqrt
 
@@ -67,6 +67,7 @@ class GaussianAttention:
         among_keys = dataclasses.replace(dims, n=dims.l)
         return kernel_cost(dims, dims.e + 1) + kernel_cost(among_keys, 1)
 
+    @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
         q, k, v, key_mask = checks.admit(q, k, v, key_mask)

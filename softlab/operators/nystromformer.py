@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, Dims, Traits, value
+from softlab.core import Cost, Dims, Traits, own_precision, value
 from softlab.kernels import Exponential, kernel_cost
 from softlab.landmarks import SegmentMeans, Selector
 from softlab.operators.softmax import Softmax
@@ -69,6 +69,7 @@ class Nystromformer:
             + kernel_cost(Dims(dims.batch, dims.n, m, dims.d, dims.e), dims.e)
         )
 
+    @own_precision
     def __call__(
         self,
         q: Tensor,

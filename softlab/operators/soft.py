@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, Dims, Traits, value
+from softlab.core import Cost, Dims, Traits, own_precision, value
 from softlab.kernels import Gaussian, kernel_cost
 from softlab.landmarks import SegmentMeans, Selector
 from softlab.operators.degrees import NORMALIZATIONS, indicator, over, rsqrt
@@ -103,6 +103,7 @@ class Soft:
         total += kernel_cost(out_of_keys, e + extra) + Cost(solve * (e + extra))
         return total + kernel_cost(to_queries, e + extra)
 
+    @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
         q, k, v, key_mask = checks.admit(q, k, v, key_mask)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, Dims, Traits, value
+from softlab.core import Cost, Dims, Traits, own_precision, value
 from softlab.kernels import Exponential, kernel_cost
 
 
@@ -44,6 +44,7 @@ class Softmax:
         """2 n l (d + e) a matrix."""
         return kernel_cost(dims, dims.e)
 
+    @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
         q, k, v, key_mask = checks.admit(q, k, v, key_mask)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, Dims, Operator, Traits, as_matrix, value
+from softlab.core import Cost, Dims, Operator, Traits, as_matrix, own_precision, value
 from softlab.operators.softmax import Softmax
 
 
@@ -20,7 +20,7 @@ class TruncatedSVD:
     ``rank``: m, 1 to min(n, keys that take part). ``target``: the exact operator, linear in v.
     By Eckart, Young and Mirsky no matrix of rank m is nearer to M in the Frobenius or the spectral
     norm; another may still err less on one particular v. Dense: O(n l) memory and a full SVD. Its
-    gradient needs a gap between singular values m and m + 1, and only there.
+    gradient exists where singular values m and m + 1 differ, and is NaN where they are equal.
     """
 
     rank: int
@@ -52,6 +52,7 @@ class TruncatedSVD:
             flops=2 * b * m * (l + n) * e, factorization_flops=b * svd
         )
 
+    @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
         q, k, v, key_mask = checks.admit(q, k, v, key_mask)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, Dims, Operator, Traits, value
+from softlab.core import Cost, Dims, Operator, Traits, own_precision, value
 from softlab.operators.degrees import indicator
 from softlab.operators.softmax import Softmax
 
@@ -39,6 +39,7 @@ class Uniform:
         """No product and no kernel."""
         return Cost(flops=0)
 
+    @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
         q, k, v, key_mask = checks.admit(q, k, v, key_mask)

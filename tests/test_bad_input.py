@@ -117,6 +117,10 @@ BAD = {
         (q, with_entry(k, math.nan), v, torch.arange(11) < 9),
         (ValueError, "k has 1 entries that are NaN or inf", "key_mask"),
     ),
+    "products that overflow": (
+        (q, k * 1e19, v, None),
+        (ValueError, "k reaches ", "products of such points overflow torch.float32", "Rescale q"),
+    ),
     "no queries": (
         (q[:, :0], k, v, None),
         (ValueError, "q is empty, shape (2, 0, 4)", "at least 1 long"),

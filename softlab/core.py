@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
-F = TypeVar("F", bound=Callable[..., Tensor])
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass_transform(frozen_default=True)
@@ -166,18 +166,19 @@ class Operator(Protocol):
 
 
 def own_precision(call: F) -> F:
-    """Run an operator's call with autocast off, which would round its products to half precision.
+    """Run a call with autocast off, which would round its products to half precision.
 
-    An operator chooses the precision that it works in from the dtype of its input.
+    Operators, kernels and solvers choose the precision that they work in from their input's dtype.
     """
 
     @functools.wraps(call)
-    def exact(self: Any, q: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        device = q.device.type if isinstance(q, Tensor) else "cpu"
+    def exact(*args: Any, **kwargs: Any) -> Any:
+        tensors = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        device = next((x.device.type for x in tensors), "cpu")
         if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-            return call(self, q, *args, **kwargs)
+            return call(*args, **kwargs)
         with torch.autocast(device, enabled=False):
-            return call(self, q, *args, **kwargs)
+            return call(*args, **kwargs)
 
     return cast("F", exact)
 

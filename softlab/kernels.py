@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from softlab import checks
-from softlab.core import Cost, Dims, value
+from softlab.core import Cost, Dims, own_precision, value
 from softlab.exponential_sums import fused_average, fused_sum
 from softlab.gaussian_sums import suits, tiled_sum
 
@@ -54,7 +54,7 @@ def kernel_cost(dims: Dims, widths: int) -> Cost:
 class Gaussian:
     """The Gaussian kernel, exp(-|x - y|^2 / (2 bandwidth^2)).
 
-    ``bandwidth``: standard deviation of the bell, in the units of x; positive and finite. SOFT's
+    ``bandwidth``: standard deviation of the bell, in the units of x; 1e-15 to 1e15. SOFT's
     own is d**0.25 (arXiv 2110.11945, Eq. 4-5).
 
     ``matrix`` forms distances by differences: entries lie in [0, 1], the diagonal of
@@ -69,17 +69,26 @@ class Gaussian:
 
     def __post_init__(self) -> None:
         checks.positive(self, bandwidth=self.bandwidth)
+        if not 1e-15 <= self.bandwidth <= 1e15:
+            msg = (
+                f"Gaussian.bandwidth is {self.bandwidth}; its square must fit float32, so give "
+                "1e-15 to 1e15. Rescale the points instead."
+            )
+            raise ValueError(msg)
 
+    @own_precision
     def matrix(self, x: Tensor, y: Tensor) -> Tensor:
         """Return exp(-|x_i - y_j|^2 / (2 bandwidth^2)), (..., n, l)."""
         x, y, lead, dtype = _flatten(x, y)
         out: Tensor = _GaussianMatrix.apply(x, y, self.bandwidth)  # type: ignore[no-untyped-call]
         return out.reshape(*lead, *out.shape[-2:]).to(dtype)
 
+    @own_precision
     def apply(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """Return ``matrix(x, y) @ v`` without the matrix."""
         return self._reduce(x, y, v, None, average=False)
 
+    @own_precision
     def average(self, x: Tensor, y: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Return the kernel-weighted mean of v over the keys that ``key_mask`` (..., l) keeps.
 
@@ -129,18 +138,21 @@ class Exponential:
         if self.scale is not None:
             checks.positive(self, scale=self.scale)
 
+    @own_precision
     def matrix(self, x: Tensor, y: Tensor) -> Tensor:
         """Return exp(scale <x_i, y_j>), (..., n, l)."""
         x, y, lead, dtype = _flatten(x, y)
         out = (self._scaled(x) @ y.mT).exp()
         return out.reshape(*lead, *out.shape[-2:]).to(dtype)
 
+    @own_precision
     def apply(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """Return ``matrix(x, y) @ v`` without the matrix."""
         x, y, v, lead, dtype = _flatten(x, y, v)
         out = fused_sum(self._scaled(x), y, v)
         return out.reshape(*lead, *out.shape[-2:]).to(dtype)
 
+    @own_precision
     def average(self, x: Tensor, y: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Return softmax(scale x y^T) v over the keys that ``key_mask`` (..., l) keeps."""
         x, y, v, lead, dtype = _flatten(x, y, v)
@@ -221,10 +233,12 @@ def _by_differences(
         if not average:
             out: Tensor = _GaussianMatrix.apply(z, y, bandwidth)  # type: ignore[no-untyped-call]
             return out @ v
-        distance = torch.cdist(z, y, compute_mode="donot_use_mm_for_euclid_dist")
-        exponents = -(distance / bandwidth).square() / 2
+        distance = torch.cdist(z, y, compute_mode="donot_use_mm_for_euclid_dist") / bandwidth
         if hidden is not None:
-            exponents = exponents.masked_fill(hidden, -math.inf)
+            distance = distance.masked_fill(hidden, math.inf)
+        # Squares relative to the nearest key: their difference cannot be inf - inf.
+        nearest = distance.detach().amin(-1, keepdim=True)
+        exponents = -(distance - nearest) * (distance + nearest) / 2
         return exponents.softmax(-1) @ v
 
     blocks = [checkpoint(block, z, use_reentrant=False) for z in torch.split(x, rows, dim=1)]

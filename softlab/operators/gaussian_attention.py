@@ -34,6 +34,7 @@ class GaussianAttention:
     def __post_init__(self) -> None:
         if self.bandwidth is not None:
             checks.positive(self, bandwidth=self.bandwidth)
+            Gaussian(self.bandwidth)  # refuses what its square cannot carry
         checks.one_of(self, NORMALIZATIONS, normalization=self.normalization)
 
     @property

@@ -48,6 +48,7 @@ class Soft:
         checks.positive_int(self, rank=self.rank)
         if self.bandwidth is not None:
             checks.positive(self, bandwidth=self.bandwidth)
+            Gaussian(self.bandwidth)  # refuses what its square cannot carry
         checks.is_a(self, Selector, landmarks=self.landmarks)
         checks.is_a(self, Solver, pinv=self.pinv)
         checks.one_of(self, (*NORMALIZATIONS, "published"), normalization=self.normalization)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost
+from softlab.core import Cost, own_precision
 
 
 class Status(IntEnum):
@@ -98,6 +98,7 @@ def widened(a: Tensor) -> Tensor:
     return a.float() if a.dtype in (torch.float16, torch.bfloat16) else a
 
 
+@own_precision
 def last(iterates: Iterable[Tensor], a: Tensor) -> Tensor:
     """The final iterate, in the dtype of ``a``, which must be finite."""
     checks.square(a)
@@ -117,6 +118,7 @@ def relative_residual(a: Tensor, x: Tensor) -> Tensor:
     return residual
 
 
+@own_precision
 def judge(iterates: Iterable[Tensor], a: Tensor, *, tolerance: float | None = None) -> PinvResult:
     """Run ``iterates`` on ``a`` until every matrix has converged; keep each one's best iterate.
 

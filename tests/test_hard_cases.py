@@ -123,15 +123,14 @@ def test_autocast_does_not_round_the_products(op):
 
 
 def test_autocast_rounds_where_nothing_guards_against_it():
-    # The planted fault: the same operator without its guard.
-    q, k, v = draw(Softmax(), dtype=F32)
-    guarded = Softmax.__call__
+    # The planted fault: an operator of its own products without the guard.
+    op = Soft(rank=4)
+    tensors = draw(op, dtype=F32)
+    bare = type(op).__call__.__wrapped__
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        bare = guarded.__wrapped__(Softmax(), q, k, v)
-    assert float((bare - Softmax()(q, k, v)).abs().max()) > 1e-4
-    again = own_precision(guarded.__wrapped__)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(again(Softmax(), q, k, v), Softmax()(q, k, v))
+        rounded, guarded = bare(op, *tensors), own_precision(bare)(op, *tensors)
+    assert float((rounded - op(*tensors)).abs().max()) > 1e-4
+    assert torch.equal(guarded, op(*tensors))
 
 
 @pytest.mark.parametrize("op", OPERATORS, ids=repr)

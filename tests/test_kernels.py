@@ -385,6 +385,51 @@ def test_mismatched_widths_are_refused(kernel):
             call(x, y)
 
 
+@pytest.mark.parametrize("bandwidth", [1e-15, 1e15])
+@pytest.mark.parametrize("dtype", [F64, F32], ids=str)
+def test_the_ends_of_the_range_of_bandwidths_are_finite_with_their_gradients(dtype, bandwidth):
+    x, y, v = 1e6 * normal(9, 3), 1e6 * normal(7, 3, seed=1), normal(7, 2, seed=2)
+    kernel = Gaussian(bandwidth)
+    for call in (kernel.apply, kernel.average, lambda x, y, v: kernel.matrix(x, y) @ v):
+        for points in ((x, y), (y, y)):
+            got = results(call, *(z.to(dtype) for z in (*points, v)))
+            assert all(bool(z.isfinite().all()) for z in got)
+
+
+@pytest.mark.parametrize("way", ["differences", "small differences"])
+def test_an_average_far_beyond_the_bandwidth_is_the_nearest_key(force, way):
+    # Every exponent is below -1e36 and float32 holds no difference of two such squares.
+    force(way)
+    y = torch.tensor([[0.0, 0], [3, 0], [0, 4]])
+    x = torch.tensor([[1.0, 0], [2.5, 0], [0, 3], [1, 1]])
+    out = Gaussian(1e-15).average(x, y, torch.eye(3))
+    assert torch.equal(out.argmax(-1), torch.tensor([0, 1, 2, 0]))
+    assert torch.equal(out.amax(-1), torch.ones(4))
+    hidden = Gaussian(1e-15).average(x, y, torch.eye(3), torch.tensor([False, True, True]))
+    assert torch.equal(hidden.argmax(-1), torch.tensor([1, 1, 2, 1]))
+
+
+@pytest.mark.parametrize("kernel", [Gaussian(1.3), Exponential()], ids=repr)
+def test_autocast_does_not_round_the_products(kernel):
+    x, y, v = normal(5, 3, dtype=F32), normal(7, 3, seed=1, dtype=F32), normal(7, 2, dtype=F32)
+    calls = (
+        lambda: kernel.matrix(x, y),
+        lambda: kernel.apply(x, y, v),
+        lambda: kernel.average(x, y, v),
+    )
+    plain = [call() for call in calls]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(torch.equal(call(), out) for call, out in zip(calls, plain, strict=True))
+
+
+@pytest.mark.parametrize("bandwidth", [1e-16, 1e16, 1e300])
+def test_bandwidths_whose_squares_do_not_fit_are_refused(bandwidth):
+    with pytest.raises(
+        ValueError, match=r"Gaussian\.bandwidth is .*so give 1e-15 to 1e15.*Rescale"
+    ):
+        Gaussian(bandwidth)
+
+
 @pytest.mark.parametrize("bandwidth", [0.0, -1.0, math.nan, math.inf])
 def test_bandwidths_that_are_none_are_refused(bandwidth):
     with pytest.raises(ValueError, match=r"Gaussian\.bandwidth is .*give a positive finite number"):

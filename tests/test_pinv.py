@@ -287,6 +287,15 @@ def test_half_precision_is_rounded_once(solver, dtype):
     assert result.status == Status.CONVERGED
 
 
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+def test_autocast_does_not_round_the_products(solver):
+    a = with_spectrum(1, 0.5, 0.2).float()
+    plain, result = solver(a), solver.solve(a)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(solver(a), plain)
+        assert torch.equal(solver.solve(a).residual, result.residual)
+
+
 # --- bad input ---------------------------------------------------------------------------------
 
 BAD = {

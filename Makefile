@@ -1,0 +1,44 @@
+# Everything runs in a virtual environment of its own: make report, make test, make check, make bench.
+# To use a torch that the system has (a CUDA build, say):
+#   make report VENV_FLAGS=--system-site-packages CONSTRAINTS=/dev/null
+
+PYTHON ?= python3
+VENV ?= .venv
+VENV_FLAGS ?=
+CONSTRAINTS ?= constraints.txt
+OUT ?= reports
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: report test check format bench clean
+
+report: $(READY)  ## the rank study on real activations, and its PDF
+	$(BIN)/softlab run studies/rank.py --threads 1 --out $(OUT)
+	$(BIN)/softlab report $(OUT)
+
+test: $(READY)  ## the whole suite, warnings as errors
+	$(BIN)/python -m pytest -n 2
+
+check: $(READY)  ## format, lint, types, import layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_layers.py
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)  ## speed and memory against the forms that softlab replaces
+	$(BIN)/python benchmarks/attention.py --out $(OUT)/benchmarks
+
+clean:
+	rm -rf $(VENV) $(OUT)/rank $(OUT)/benchmarks $(OUT)/report.pdf
+
+# torch first and alone, pinned: left to the resolver it would be the newest CUDA build.
+$(READY): pyproject.toml $(filter-out /dev/null,$(CONSTRAINTS))
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "softlab needs Python 3.11 or newer; use make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) 'torch>=2.8'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[report,dev]'
+	touch $@

@@ -1,0 +1,223 @@
+"""Speed and memory of exact Gaussian attention and of Soft, against the forms they replace.
+
+    python benchmarks/attention.py [--device cuda] [--threads 2] [--rounds 9] [--out FOLDER]
+
+Rivals run in turn within each round, so that a busy machine slows them alike; a line gives the
+median over rounds of the ratio of their times, and its quartiles. Before anything is timed the
+rivals must agree. Writes FOLDER/attention.csv and prints it. The bounds are those that the project
+set itself; the last column says whether this run met them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from softlab.instruments import peak_memory
+from softlab.operators import GaussianAttention, Soft
+
+Call = Callable[[], object]
+D, HEADS, LONG = 32, 4, 65_536
+
+
+class Line(NamedTuple):
+    """One measured quantity with its quartiles, and its bound: at most, or else at least."""
+
+    what: str
+    median: float
+    low: float
+    high: float
+    at_most: bool
+    bound: float
+
+    @property
+    def met(self) -> bool:
+        """Whether the median keeps the bound."""
+        return self.median <= self.bound if self.at_most else self.median >= self.bound
+
+
+def main() -> None:
+    """Measure everything, write the table, print it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--out", type=Path, default=Path("reports/benchmarks"))
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    device = torch.device(chosen.device)
+    lines: list[Line] = []
+    for part in (exact, soft, starting):
+        for line in part(device, chosen.rounds):
+            lines.append(line)
+            print(show(line), flush=True)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    with (chosen.out / "attention.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow((*Line._fields, "met", "device", "threads", "rounds", "torch"))
+        where = (device.type, chosen.threads, chosen.rounds, torch.__version__)
+        table.writerows((*line, line.met, *where) for line in lines)
+
+
+def show(line: Line) -> str:
+    """One line of the printed table."""
+    side = "at most" if line.at_most else "at least"
+    spread = f"{line.median:6.2f} [{line.low:.2f}, {line.high:.2f}]"
+    verdict = "met" if line.met else "MISSED"
+    return f"{line.what:<66} {spread:>22}  {side} {line.bound:g}  {verdict}"
+
+
+def exact(device: torch.device, rounds: int) -> list[Line]:
+    """Exact Gaussian attention, n = 8192: against torch's softmax, and materialised."""
+    q, k, v = (draw(1, 8192, device, seed) for seed in range(3))
+    op = GaussianAttention()
+    agree(op(q, k, v), dense(q, k, v))
+    rivals = (op, scaled_dot_product_attention, dense)
+    ours, softmax, matrix = race([partial(rival, q, k, v) for rival in rivals], device, rounds)
+    sizes = (LONG // 4, LONG)
+    tokens = (draw(1, n, device, 0) for n in sizes)
+    small, large = (peak_memory(partial(op, x, x, x), device) for x in tokens)
+    growth = large / small / (sizes[1] / sizes[0])
+    memory = "Gaussian: peak memory at n=65536 over 4 x that at 16384"
+    return [
+        ratio("Gaussian n=8192: time over torch's softmax attention", ours, softmax, 1.5, True),
+        ratio("Gaussian n=8192: materialised form's time over it", matrix, ours, 6),
+        Line(memory, growth, growth, growth, True, 1.1),
+    ]
+
+
+def soft(device: torch.device, rounds: int) -> list[Line]:
+    """Soft, n = 65,536, h = 4: against the materialised forms, and its memory."""
+    q, v = draw(HEADS, LONG, device, 0), draw(HEADS, LONG, device, 1)
+    lines = []
+    for rank, bound in ((64, 2.5), (256, 3.5)):
+        op = Soft(rank)
+        calls = [partial(rival, op, q, v) for rival in (tied, dense_soft, shared_soft)]
+        for call in calls[1:]:
+            agree(calls[0](), call())
+        ours, dense_, shared = race(calls, device, rounds)
+        name = f"Soft n=65536, h=4, rank {rank}"
+        lines += [
+            ratio(f"{name}: materialised time over it, forward", dense_, ours, bound),
+            ratio(f"{name}: one factor used twice, forward", shared, ours, 1),
+        ]
+        learning = [partial(rival, op) for rival in (tied, dense_soft, shared_soft)]
+        calls = [partial(gradient, f, q, v) for f in learning]
+        for call in calls[1:]:
+            agree(calls[0](), call())
+        ours, dense_, shared = race(calls, device, max(3, rounds // 2))
+        size = q.numel() * q.element_size()
+        peak = peak_memory(partial(op, q, q, v), device) / size
+        lines += [
+            ratio(f"{name}: materialised, forward and backward", dense_, ours, 1),
+            ratio(f"{name}: one factor twice, forward and backward", shared, ours, 1),
+            Line(f"{name}: peak extra memory over that of q", peak, peak, peak, True, 6),
+        ]
+    return lines
+
+
+def starting(device: torch.device, rounds: int) -> list[Line]:
+    """``import softlab`` against ``import torch``, each in a fresh interpreter."""
+    del device
+
+    def start(module: str) -> Call:
+        return lambda: subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
+
+    ours, torchs = race([start("softlab"), start("torch")], torch.device("cpu"), rounds)
+    return [ratio("import softlab: time over import torch", ours, torchs, 1.3, True)]
+
+
+def draw(heads: int, n: int, device: torch.device, seed: int) -> Tensor:
+    """Standard normal float32 tokens (1, heads, n, D)."""
+    x = torch.randn(1, heads, n, D, generator=torch.Generator().manual_seed(seed))
+    return x.to(device)
+
+
+def kernel(x: Tensor, y: Tensor) -> Tensor:
+    """The n x l Gaussian kernel by one product, as a careful user would write it."""
+    half_x, half_y = (z.square().sum(-1) / 2 for z in (x, y))
+    scores: Tensor = x @ y.mT - half_x.unsqueeze(-1) - half_y.unsqueeze(-2)
+    return (scores / D**0.5).exp()
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Gaussian attention with its matrix."""
+    return kernel(q, k) @ v
+
+
+def tied(op: Soft, q: Tensor, v: Tensor) -> Tensor:
+    """The operator itself, keys equal to queries."""
+    return op(q, q, v)
+
+
+def dense_soft(op: Soft, q: Tensor, v: Tensor) -> Tensor:
+    """SOFT by its formula, K(q, z) A^+ K(z, q) v, with both n x m factors."""
+    z = op.landmarks(q, op.rank)
+    out: Tensor = kernel(q, z) @ (op.pinv(kernel(z, z)) @ (kernel(z, q) @ v))
+    return out
+
+
+def shared_soft(op: Soft, q: Tensor, v: Tensor) -> Tensor:
+    """The same for tied q and k alone: one n x m factor, kept and used twice."""
+    z = op.landmarks(q, op.rank)
+    factor = kernel(q, z)
+    return factor @ (op.pinv(kernel(z, z)) @ (factor.mT @ v))
+
+
+def gradient(op: Callable[[Tensor, Tensor], Tensor], q: Tensor, v: Tensor) -> Tensor:
+    """The gradients of a fixed functional of op(q, v) in q and v, side by side."""
+    q, v = q.detach().requires_grad_(), v.detach().requires_grad_()
+    return torch.cat(torch.autograd.grad(op(q, v).square().mean(), (q, v)), dim=-1)
+
+
+def agree(x: Tensor, y: Tensor) -> None:
+    """Refuse to time rivals that do not compute the same thing, to float32 accuracy."""
+    missed = float((x - y).norm() / y.norm())
+    if not missed < 1e-4:
+        message = f"the rivals differ by {missed:.1e}; fix that before timing them"
+        raise RuntimeError(message)
+
+
+def race(calls: Sequence[Call], device: torch.device, rounds: int) -> list[list[float]]:
+    """Seconds of each call in each round, after a warm-up round."""
+    times: list[list[float]] = [[] for _ in calls]
+    for turn in range(rounds + 1):
+        for call, taken in zip(calls, times, strict=True):
+            synchronize(device)
+            start = time.perf_counter()
+            call()
+            synchronize(device)
+            if turn:
+                taken.append(time.perf_counter() - start)
+    return times
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def ratio(
+    what: str, over: list[float], under: list[float], bound: float, at_most: bool = False
+) -> Line:
+    """The median and quartiles of the ratio of two rivals' times, round by round."""
+    ratios = [a / b for a, b in zip(over, under, strict=True)]
+    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return Line(what, median, low, high, at_most, bound)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""What the README shows, runs."""
+
+import re
+from pathlib import Path
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def test_python_blocks_run_in_order():
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) >= 5
+    space: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), space)
+    assert float(space["error"]) < 1
+
+
+def test_commands_exist():
+    from softlab.cli import app
+
+    shown = set(re.findall(r"^softlab (\w+)", README, flags=re.MULTILINE))
+    known = {c.name or c.callback.__name__ for c in app.registered_commands}
+    assert shown
+    assert shown <= known
+
+
+def test_make_targets_exist():
+    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
+    for target in re.findall(r"make (report|test|check|bench)", README):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)

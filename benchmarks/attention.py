@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import statistics
 import subprocess
 import sys
@@ -149,7 +150,7 @@ def kernel(x: Tensor, y: Tensor) -> Tensor:
     """The n x l Gaussian kernel by one product, as a careful user would write it."""
     half_x, half_y = (z.square().sum(-1) / 2 for z in (x, y))
     scores: Tensor = x @ y.mT - half_x.unsqueeze(-1) - half_y.unsqueeze(-2)
-    return (scores / D**0.5).exp()
+    return (scores / math.sqrt(D)).exp()
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -157,6 +157,17 @@ def test_half_precision_rounds_the_answer_and_nothing_before(op, dtype):
             assert bool((gap <= rounding + min(working, eps * scale)).all()), (name, shape)
 
 
+def test_masked_queries_give_no_landmarks_to_nystromformer():
+    op = Nystromformer(rank=3)
+    q, k, v, _ = draw(((2,), 9, 11, 4, 3))
+    query_mask = torch.rand(2, 9, generator=torch.Generator().manual_seed(1)).argsort(-1) < 6
+    out = op(q, k, v, query_mask=query_mask)
+    for i in range(2):
+        kept = query_mask[i]
+        alone = twin(op, q[i][kept], k[i], v[i])
+        torch.testing.assert_close(out[i][kept], alone, rtol=1e-10, atol=1e-12)
+
+
 # --- never silently another operator ---------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ Numbers = dict[str, float | int | bool]
 def seconds(
     call: Callable[[], object], device: torch.device, *, budget: float = 0.1, repeats: int = 5
 ) -> Numbers:
-    """Median and quartiles of the time of ``call``, in seconds, after one warm-up call.
+    """Median and quartiles of the time of ``call``, in seconds, after three warm-up calls.
 
     At least ``repeats`` calls, more until ``budget`` seconds are spent, at most 1000. The device is
     synchronised before each reading of the clock.
@@ -31,7 +31,8 @@ def seconds(
             torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    call()
+    for _ in range(3):
+        call()
     taken: list[float] = []
     while len(taken) < max(2, repeats) or (sum(taken) < budget and len(taken) < 1000):
         start = clock()

@@ -225,12 +225,15 @@ def spectral_norm(a: Tensor) -> float:
     if min(a.shape) <= 256:
         return float(torch.linalg.matrix_norm(a, 2))
     from scipy.sparse.linalg import ArpackError, svds
+    from threadpoolctl import threadpool_limits
 
     # Ones would be an unlucky start: differences of row-stochastic matrices map them to zero.
     start = torch.randn(min(a.shape), dtype=a.dtype, generator=torch.Generator().manual_seed(0))
     dense = a.cpu().numpy()
     try:
-        found = svds(dense, k=1, v0=start.numpy(), tol=1e-6, return_singular_vectors=False)
+        # OpenBLAS's idle threads spin on after the call and would slow whatever is timed next.
+        with threadpool_limits(1, user_api="blas"):
+            found = svds(dense, k=1, v0=start.numpy(), tol=1e-6, return_singular_vectors=False)
     except ArpackError:  # the zero matrix, or no convergence
         return float(torch.linalg.matrix_norm(a, 2))
     return float(found[0])

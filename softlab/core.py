@@ -165,6 +165,11 @@ class Operator(Protocol):
         ...
 
 
+def widened(x: Tensor) -> Tensor:
+    """The tensor in the working precision: float32 for half precision, else its own."""
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
 def own_precision(call: F) -> F:
     """Run a call with autocast off, which would round its products to half precision.
 

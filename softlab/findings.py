@@ -32,6 +32,7 @@ def findings(table: pd.DataFrame) -> list[str]:
                     *_headline(mine, rows, rank),
                     *_trend(mine),
                     *_worse_than_trivial(mine),
+                    *_unconverged(mine),
                     *_row_mass(mine),
                     *_cost(mine, rows, rank),
                 ]
@@ -103,6 +104,19 @@ def _worse_than_trivial(mine: pd.DataFrame) -> Iterator[str]:
             f"It is no better than a trivial answer (skill at most 0) in {len(bad)} of {len(mine)} "
             f"cases: at rank {ranks}, on {_join(bad['source'].unique())}."
         )
+
+
+def _unconverged(mine: pd.DataFrame) -> Iterator[str]:
+    if "core_status" not in mine or mine["core_status"].isna().all():
+        return
+    early = mine[mine["core_status"].isin(["OUT_OF_STEPS", "DIVERGED", "NON_FINITE"])]
+    worst = (
+        f", relative residual up to {number(early['core_residual'].max())}" if len(early) else ""
+    )
+    yield (
+        f"Its solver stopped before it had inverted the core in {len(early)} of {len(mine)} "
+        f"cases{worst}."
+    )
 
 
 def _row_mass(mine: pd.DataFrame) -> Iterator[str]:

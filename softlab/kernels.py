@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from softlab import checks
-from softlab.core import Cost, Dims, own_precision, value
+from softlab.core import Cost, Dims, own_precision, value, widened
 from softlab.exponential_sums import fused_average, fused_sum
 from softlab.gaussian_sums import suits, tiled_sum
 
@@ -172,8 +172,7 @@ def _flatten(*points: Tensor) -> Any:
         raise ValueError(msg)
     lead = torch.Size(torch.broadcast_shapes(*(z.shape[:-2] for z in points)))
     dtype = points[0].dtype
-    wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-    flat = [z.to(wide).expand(*lead, *z.shape[-2:]).reshape(-1, *z.shape[-2:]) for z in points]
+    flat = [widened(z).expand(*lead, *z.shape[-2:]).reshape(-1, *z.shape[-2:]) for z in points]
     return *flat, lead, dtype
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from softlab.core import Dims, Operator, as_matrix
 from softlab.instruments import Numbers, peak_memory, seconds
+from softlab.pinv import Inverting, Status
 
 
 class Reference:
@@ -137,6 +138,23 @@ def matrix_error(
             row[f"svd_bound{name}"] = bound
             row[f"ratio_to_bound{name}"] = error / max(bound, torch.finfo(q.dtype).eps)
     return row
+
+
+def inversion(op: Operator, q: Tensor, k: Tensor) -> dict[str, str | float | int]:
+    """How the inversion of the operator's core ended, which its output does not tell.
+
+    ``core_status``, the worst over the matrices (a name of ``softlab.pinv.Status``);
+    ``core_residual``, the largest |A X A - A|_F / |A|_F, and ``core_steps``, the most steps taken.
+    Empty for an operator that inverts nothing.
+    """
+    if not isinstance(op, Inverting):
+        return {}
+    result = op.pinv.solve(op.core(q, k))
+    return {
+        "core_status": Status(int(result.status.max())).name,
+        "core_residual": float(result.residual.max()),
+        "core_steps": int(result.steps.max()),
+    }
 
 
 def best_of_rank(rank: int, ref: Reference) -> Numbers:

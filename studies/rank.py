@@ -27,7 +27,7 @@ from softlab.operators import (
 from softlab.study import Study
 
 RANKS = (4, 8, 16, 32, 64, 128, 256)
-SEEDS = range(3)
+SEEDS = range(4)
 REAL: list[Input] = [Recorded(name) for name in recorded_names()]
 SYNTHETIC: list[Input] = [
     Normal(512, 32),
@@ -61,7 +61,7 @@ def keep(input: Input, seed: int, op: Operator) -> bool:  # noqa: ARG001  an axi
 def measure(
     input: Input, seed: int, op: Operator, *, dtype: torch.dtype, device: torch.device
 ) -> Row:
-    """Errors against the target, the controls' errors on the same input, and the cost."""
+    """Errors against the target, the controls' too, how the inversion ended, and the cost."""
     drawn = measures.sample(input, seed, dtype=dtype, device=device)
     reference = drawn.reference(op.target)
     source = input.input if isinstance(input, Tied) else input
@@ -75,7 +75,9 @@ def measure(
     if isinstance(op, TruncatedSVD):  # a control: one decomposition serves every rank, untimed
         return row | measures.best_of_rank(op.rank, reference)
     qkv = drawn.q, drawn.k, drawn.v
-    return row | measures.accuracy(op, *qkv, reference) | measures.expense(op, *qkv, budget=0.02)
+    row |= measures.accuracy(op, *qkv, reference)
+    row |= measures.inversion(op, drawn.q, drawn.k)
+    return row | measures.expense(op, *qkv, budget=0.02)
 
 
 AGAINST_RANK = Lines(

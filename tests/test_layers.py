@@ -25,7 +25,7 @@ TABLES = {"figures", "findings", "report"}
 
 PROTOCOLS = {
     "operators": set(),
-    "pinv": {"Solver", "SolverTraits", "Status", "PinvResult"},
+    "pinv": {"Inverting", "Solver", "SolverTraits", "Status", "PinvResult"},
     "landmarks": {"Selector"},
     "kernels": {"Kernel"},
 }

@@ -8,9 +8,11 @@ import torch
 
 from softlab import measures
 from softlab.core import Cost, Dims, Traits, value
-from softlab.inputs import QKV
+from softlab.inputs import QKV, Clustered, Normal
 from softlab.instruments import peak_memory, seconds
 from softlab.measures import Reference, accuracy, expense, output_error, spectral_norm
+from softlab.operators import Soft, Softmax
+from softlab.pinv import NewtonRaphson
 
 CPU = torch.device("cpu")
 
@@ -265,3 +267,16 @@ def test_spectral_norm_leaves_no_thread_spinning():
     spent = time.process_time()
     time.sleep(0.05)
     assert time.process_time() - spent < 0.025
+
+
+def test_inversion_says_how_the_core_was_left():
+    x = Clustered(64, 8, clusters=4, spread=1e-3)(0, dtype=torch.float64).q
+    early = measures.inversion(Soft(16, pinv=NewtonRaphson(steps=3)), x, x)
+    assert early["core_status"] == "OUT_OF_STEPS"
+    assert early["core_residual"] > 1e-3
+    assert early["core_steps"] == 3
+    spread = 20 * Normal(64, 8)(0, dtype=torch.float64).q
+    done = measures.inversion(Soft(16), spread, spread)
+    assert done["core_status"] == "CONVERGED"
+    assert done["core_residual"] < 1e-12
+    assert measures.inversion(Softmax(), x, x) == {}

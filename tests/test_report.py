@@ -194,3 +194,21 @@ def test_findings_say_where_more_rank_does_not_help_and_where_rows_vanish():
     assert f"gains less than a tenth over the best smaller rank on {INPUTS[1]}" in said
     assert f"lies between 1.00 \u00d7 10⁻⁶ ({INPUTS[0]})" in said
     assert "does not help" not in " ".join(t for t in findings(table) if "Nystromformer" in t)
+
+
+def test_findings_count_the_cores_that_were_left_unconverged():
+    table = rank_table()
+    of_soft = (table.method == "Soft") & (table.target == "Gaussian")
+    table["core_status"], table["core_residual"] = None, 1e-7
+    table.loc[of_soft, "core_status"] = "CONVERGED"
+
+    def said(of):
+        return next(text for text in findings(table) if f"of {of}" in text)
+
+    assert f"core in 0 of {of_soft.sum()} cases." in said("Soft against Gaussian")
+    assert "solver stopped" not in said("Nystromformer")
+    first = table.index[of_soft][:2]
+    table.loc[first, "core_status"] = ["OUT_OF_STEPS", "DIVERGED"]
+    table.loc[first, "core_residual"] = [0.25, 0.5]
+    text = said("Soft against Gaussian")
+    assert f"core in 2 of {of_soft.sum()} cases, relative residual up to 0.500." in text

@@ -16,7 +16,7 @@ from softlab import Dims
 from softlab.core import value
 from softlab.laws import tolerance
 from softlab.operators import GaussianAttention, Nystromformer, Soft, Softmax, TruncatedSVD
-from softlab.pinv import SVD, Cholesky, NewtonRaphson
+from softlab.pinv import SVD, Cholesky, Inverting, NewtonRaphson
 
 F64, F32 = torch.float64, torch.float32
 HALVES = [torch.bfloat16, torch.float16]
@@ -75,9 +75,7 @@ def plain(op):
 
 def condition(op, q, k, key_mask=None):
     """Of the drawn problem: of the core, or of the gap that a truncation cuts."""
-    if isinstance(op, Soft):
-        core = op.core(k, key_mask)
-    elif isinstance(op, Nystromformer):
+    if isinstance(op, Inverting):
         core = op.core(q, k, key_mask)
     elif isinstance(op, TruncatedSVD):
         eye = torch.eye(k.shape[-2], dtype=F64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softlab.core import value
+from softlab.core import value, widened
 from softlab.landmarks.selector import kept
 
 
@@ -24,7 +24,7 @@ class SegmentMeans:
     def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Landmarks (..., m, d) of tokens x (..., n, d)."""
         size = kept(x, m, key_mask).unsqueeze(-1)
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        wide = widened(x)
         n, d = x.shape[-2:]
         if key_mask is None and n % m == 0:
             return wide.reshape(*x.shape[:-2], m, n // m, d).mean(-2).to(x.dtype)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from softlab.core import Operator, as_matrix
 from softlab.laws.law import Gap, Law, always, largest, normal, rank_of, steps_of, tolerance
+from softlab.pinv import Inverting, Status
 
 F64 = torch.float64
 
@@ -57,18 +58,16 @@ def _identical(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     n = 3 * m + 2
     x, v = normal(rng, 1, 4).expand(n, 4), normal(rng, n, 3)
     expected = op.target(x, x, v)
-    solver = getattr(op, "pinv", None)
-    growth = solver.traits.growth ** steps_of(solver) if solver else 1
+    growth = op.pinv.traits.growth ** steps_of(op.pinv) if isinstance(op, Inverting) else 1
     allowed = tolerance(F64, n, kappa=growth, scale=n * largest(v))
     yield Gap(largest(op(x, x, v) - expected), allowed, f"{n} equal tokens, rank {m}")
 
 
 def _unconverged(op: Any, x: Tensor) -> bool:
     """Whether the operator's own solver says that it cannot invert this core to full precision."""
-    if not hasattr(op, "pinv"):
+    if not isinstance(op, Inverting):
         return False
-    core = op.core(x) if op.traits.query_equivariant else op.core(x, x)
-    return bool((op.pinv.solve(core).status != 0).any())
+    return bool((op.pinv.solve(op.core(x, x)).status != Status.CONVERGED).any())
 
 
 def _low_rank(op: Any, rng: torch.Generator) -> Iterator[Gap]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, Dims, Traits, own_precision, value
+from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.kernels import Gaussian, kernel_cost
 from softlab.operators.degrees import NORMALIZATIONS, indicator, rsqrt
 
@@ -78,8 +78,7 @@ class GaussianAttention:
         if self.normalization == "row":
             return kernel.average(q, k, v, key_mask)
         dtype = v.dtype
-        if dtype in (torch.float16, torch.bfloat16):  # the degrees would be rounded on the way
-            q, k, v = q.float(), k.float(), v.float()
+        q, k, v = widened(q), widened(k), widened(v)  # or the degrees are rounded on the way
         ones = indicator(v, key_mask)
         scaled = v * rsqrt(kernel.apply(k, k, ones))
         both = kernel.apply(q, k, torch.cat((scaled, ones), -1))

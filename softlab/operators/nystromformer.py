@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, Dims, Traits, own_precision, value
+from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.kernels import Exponential, kernel_cost
 from softlab.landmarks import SegmentMeans, Selector
 from softlab.operators.softmax import Softmax
@@ -55,8 +54,8 @@ class Nystromformer:
 
     def core(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """The core sm(z_q z_k^T), (..., m, m): what ``pinv`` must invert."""
-        z_q = self.landmarks(q, self.rank)
-        return _core(z_q, self.landmarks(k, self.rank, key_mask))
+        z_q = self.landmarks(widened(q), self.rank)
+        return _core(z_q, self.landmarks(widened(k), self.rank, key_mask))
 
     def cost(self, dims: Dims) -> Cost:
         """Three softmaxes, the inverse of the core, and its product."""
@@ -90,8 +89,7 @@ class Nystromformer:
         checks.rank_fits(self.rank, checks.survivors(key_mask, k), "keys")
         checks.rank_fits(self.rank, checks.survivors(query_mask, q), "queries")
         dtype = v.dtype
-        if dtype in (torch.float16, torch.bfloat16):
-            q, k, v = q.float(), k.float(), v.float()
+        q, k, v = widened(q), widened(k), widened(v)
         z_q = self.landmarks(q, self.rank, query_mask)
         z_k = self.landmarks(k, self.rank, key_mask)
         inverse = self.pinv(_core(z_q, z_k))

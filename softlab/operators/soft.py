@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, Dims, Traits, own_precision, value
+from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.kernels import Gaussian, kernel_cost
 from softlab.landmarks import SegmentMeans, Selector
 from softlab.operators.degrees import NORMALIZATIONS, indicator, over, rsqrt
@@ -34,8 +34,8 @@ class Soft:
     is defined and masking a key equals deleting it. float16 and bfloat16 are computed in float32.
 
     Fails quietly, by design of the method, where the core is ill-conditioned and the iteration
-    stops early: ask ``op.pinv.solve(op.core(k))``. Reference: arXiv 2110.11945, Eq. 6-10, Alg. 1-2;
-    arXiv 2207.03341 (normalisation, abstract and released code).
+    stops early: ask ``op.pinv.solve(op.core(q, k))``. Reference: arXiv 2110.11945, Eq. 6-10,
+    Alg. 1-2; arXiv 2207.03341 (normalisation, abstract and released code).
     """
 
     rank: int
@@ -78,9 +78,9 @@ class Soft:
         """The kernel at head width d."""
         return self.target.kernel(d)
 
-    def core(self, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    def core(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """The core A = K(z, z), (..., m, m), of keys k (..., l, d): what ``pinv`` must invert."""
-        z = self.landmarks(k, self.rank, key_mask)
+        z = self.landmarks(widened(k), self.rank, key_mask)
         return self.kernel(k.shape[-1]).matrix(z, z)
 
     def cost(self, dims: Dims) -> Cost:
@@ -110,8 +110,7 @@ class Soft:
         q, k, v, key_mask = checks.admit(q, k, v, key_mask)
         checks.rank_fits(self.rank, checks.survivors(key_mask, k), "keys")
         dtype = v.dtype
-        if dtype in (torch.float16, torch.bfloat16):
-            q, k, v = q.float(), k.float(), v.float()
+        q, k, v = widened(q), widened(k), widened(v)
         kernel = self.kernel(q.shape[-1])
         z = self.landmarks(k, self.rank, key_mask)
         core = kernel.matrix(z, z)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, Dims, Operator, Traits, as_matrix, own_precision, value
+from softlab.core import Cost, Dims, Operator, Traits, as_matrix, own_precision, value, widened
 from softlab.operators.softmax import Softmax
 
 
@@ -58,8 +58,7 @@ class TruncatedSVD:
         q, k, v, key_mask = checks.admit(q, k, v, key_mask)
         checks.rank_fits(self.rank, min(q.shape[-2], checks.survivors(key_mask, k)), "rows or keys")
         dtype = v.dtype
-        if dtype in (torch.float16, torch.bfloat16):
-            q, k, v = q.float(), k.float(), v.float()
+        q, k, v = widened(q), widened(k), widened(v)
         exact = as_matrix(self.target, q, k, key_mask)
         out: Tensor = _BestRank.apply(exact, v, self.rank)  # type: ignore[no-untyped-call]
         return out.to(dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, Dims, Operator, Traits, own_precision, value
+from softlab.core import Cost, Dims, Operator, Traits, own_precision, value, widened
 from softlab.operators.degrees import indicator
 from softlab.operators.softmax import Softmax
 
@@ -43,6 +43,6 @@ class Uniform:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
         q, k, v, key_mask = checks.admit(q, k, v, key_mask)
-        wide = v.float() if v.dtype.itemsize < 4 else v
+        wide = widened(v)
         mean = wide.sum(-2, keepdim=True) / indicator(wide, key_mask).sum(-2, keepdim=True)
         return mean.to(v.dtype).expand(*q.shape[:-1], v.shape[-1]).clone()

@@ -11,13 +11,14 @@ from softlab.pinv.newton_raphson import NewtonRaphson
 from softlab.pinv.nystromformer_cubic import NystromformerCubic
 from softlab.pinv.ridge import Ridge
 from softlab.pinv.scalings import NormProduct
-from softlab.pinv.solver import PinvResult, Solver, SolverTraits, Status
+from softlab.pinv.solver import Inverting, PinvResult, Solver, SolverTraits, Status
 from softlab.pinv.svd import SVD
 
 __all__ = [
     "SVD",
     "Cholesky",
     "ImplicitGradient",
+    "Inverting",
     "NewtonRaphson",
     "NormProduct",
     "NystromformerCubic",

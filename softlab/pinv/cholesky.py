@@ -9,7 +9,7 @@ from torch import Tensor
 
 from softlab import checks
 from softlab.core import Cost, value
-from softlab.pinv.solver import PinvResult, SolverTraits, judge, last, widened
+from softlab.pinv.solver import PinvResult, SolverTraits, judge, last, working
 
 
 @value
@@ -36,7 +36,7 @@ class Cholesky:
 
     def iterates(self, a: Tensor) -> Iterator[Tensor]:
         """The inverse, alone; NaN for a matrix that is not positive definite."""
-        a = widened(a)
+        a = working(a)
         eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
         if self.shift is None:
             trace = a.detach().diagonal(dim1=-2, dim2=-1).sum(-1)

@@ -9,7 +9,7 @@ from torch import Tensor
 from softlab import checks
 from softlab.core import Cost, value
 from softlab.pinv.scalings import NormProduct, Scaling
-from softlab.pinv.solver import PinvResult, SolverTraits, judge, last, widened
+from softlab.pinv.solver import PinvResult, SolverTraits, judge, last, working
 
 
 @value
@@ -39,7 +39,7 @@ class NewtonRaphson:
 
     def iterates(self, a: Tensor) -> Iterator[Tensor]:
         """X0, X1, ..., X_steps."""
-        a = widened(a)
+        a = working(a)
         x = self.scaling(a)
         yield x
         for _ in range(self.steps):

@@ -10,7 +10,7 @@ from torch import Tensor
 from softlab import checks
 from softlab.core import Cost, value
 from softlab.pinv.scalings import NormProduct, Scaling
-from softlab.pinv.solver import PinvResult, SolverTraits, judge, last, widened
+from softlab.pinv.solver import PinvResult, SolverTraits, judge, last, working
 
 
 @value
@@ -40,7 +40,7 @@ class NystromformerCubic:
 
     def iterates(self, a: Tensor) -> Iterator[Tensor]:
         """X0, X1, ..., X_steps."""
-        a = widened(a)
+        a = working(a)
         eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
         x = self.scaling(a)
         yield x

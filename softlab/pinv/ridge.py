@@ -10,7 +10,7 @@ from torch import Tensor
 
 from softlab import checks
 from softlab.core import Cost, value
-from softlab.pinv.solver import PinvResult, Solver, SolverTraits, widened
+from softlab.pinv.solver import PinvResult, Solver, SolverTraits, working
 
 
 @value
@@ -37,7 +37,7 @@ class Ridge:
 
     def shifted(self, a: Tensor) -> Tensor:
         """A + ridge I in the working precision."""
-        a = widened(a)
+        a = working(a)
         return a + self.ridge * torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
 
     def iterates(self, a: Tensor) -> Iterator[Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, own_precision
+from softlab.core import Cost, own_precision, widened
 
 
 class Status(IntEnum):
@@ -92,10 +92,24 @@ class Solver(Protocol):
         ...
 
 
-def widened(a: Tensor) -> Tensor:
-    """The matrix in the precision that solvers work in: at least float32."""
+def working(a: Tensor) -> Tensor:
+    """The square matrices in the precision that solvers work in."""
     checks.square(a)
-    return a.float() if a.dtype in (torch.float16, torch.bfloat16) else a
+    return widened(a)
+
+
+@runtime_checkable
+class Inverting(Protocol):
+    """An operator that inverts a core, as the Nystrom-type ones do."""
+
+    @property
+    def pinv(self) -> Solver:
+        """What inverts the core."""
+        ...
+
+    def core(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """The matrices (..., m, m) that must be inverted for these queries and keys."""
+        ...
 
 
 @own_precision
@@ -126,7 +140,7 @@ def judge(iterates: Iterable[Tensor], a: Tensor, *, tolerance: float | None = No
     precision. A matrix that converges is frozen there, whatever its neighbours do.
     """
     with torch.no_grad():
-        a = widened(a)
+        a = working(a)
         eps = torch.finfo(a.dtype).eps
         tolerance = 10 * a.shape[-1] * eps if tolerance is None else tolerance
         lead = a.shape[:-2]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from softlab import checks
 from softlab.core import Cost, value
-from softlab.pinv.solver import PinvResult, SolverTraits, judge, last, widened
+from softlab.pinv.solver import PinvResult, SolverTraits, judge, last, working
 
 
 @value
@@ -34,7 +34,7 @@ class SVD:
 
     def iterates(self, a: Tensor) -> Iterator[Tensor]:
         """The pseudo-inverse, alone; NaN for a matrix that is not finite."""
-        a = widened(a)
+        a = working(a)
         # LAPACK refuses the whole batch for one NaN: let each matrix fail alone.
         finite = a.isfinite().all(-1).all(-1)[..., None, None]
         rtol = a.shape[-1] * torch.finfo(a.dtype).eps if self.rtol is None else self.rtol

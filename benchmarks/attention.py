@@ -130,14 +130,14 @@ def soft(device: torch.device, rounds: int) -> list[Line]:
 
 
 def starting(device: torch.device, rounds: int) -> list[Line]:
-    """``import softlab`` against ``import torch``, each in a fresh interpreter."""
+    """Importing every operator against ``import torch``, each in a fresh interpreter."""
     del device
 
     def start(module: str) -> Call:
         return lambda: subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
 
-    ours, torchs = race([start("softlab"), start("torch")], torch.device("cpu"), rounds)
-    return [ratio("import softlab: time over import torch", ours, torchs, 1.3, True)]
+    ours, torchs = race([start("softlab.operators"), start("torch")], torch.device("cpu"), rounds)
+    return [ratio("import softlab.operators: time over import torch", ours, torchs, 1.3, True)]
 
 
 def draw(heads: int, n: int, device: torch.device, seed: int) -> Tensor:

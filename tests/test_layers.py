@@ -142,11 +142,19 @@ def test_a_planted_violation_is_found(name):
 
 def test_importing_softlab_stays_light():
     loaded = f"print([m for m in {HEAVY!r} if m in sys.modules], 'torch' in sys.modules)"
-    code = f"import sys; import softlab; {loaded}"
+    code = f"import sys; from softlab import as_matrix; {loaded}"
     out = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert out.stdout.strip() == "[] True"
+
+
+def test_tables_are_read_and_drawn_without_torch():
+    code = "import sys; import softlab.report, softlab.figures; print('torch' in sys.modules)"
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert out.stdout.strip() == "False"
 
 
 def test_the_torch_side_imports_no_table_tools():

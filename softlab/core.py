@@ -105,7 +105,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Traits:
-    """What an operator claims; each claim is measured by a law in ``softlab.laws``.
+    """What an operator claims; each claim that one makes is measured by a law in ``softlab.laws``.
 
     Claims about the operator's matrix M (``out = M v``) hold for finite input in exact arithmetic.
     """

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from softlab.core import Cost
+from softlab.core import Cost, as_matrix
 from softlab.landmarks import SegmentMeans
 from softlab.operators import GaussianAttention, Nystromformer, Soft, Softmax, TruncatedSVD, Uniform
 from softlab.pinv import (
@@ -85,6 +85,11 @@ def batch_scaled(op, q, k, v, mask):
 def silently_exact(op, q, k, v, mask):
     """What transformers' Nystromformer does where the rank equals the length (issue 21755)."""
     return (op.target if q.shape[-2] <= 2 * op.rank + 2 else op)(q, k, v, mask)
+
+
+def silently_dense(op, q, k, v, mask):
+    """Applies the exact matrix, formed whole."""
+    return as_matrix(op.target, q, k, mask) @ v
 
 
 def multiplied_mask(op, q, k, v, mask):
@@ -210,6 +215,10 @@ OPERATOR_FAULTS = {
     ],
     "target": [Faulty(Soft(4), lambda op, q, k, v, mask: op.target(q, k, v, mask))],
     "finite": [Faulty(GaussianAttention(), unguarded_gaussian)],
+    "linear memory": [
+        Faulty(Softmax(), lambda op, q, k, v, mask: (q @ k.mT).softmax(-1) @ v),
+        Faulty(TruncatedSVD(4), silently_dense, {"linear_memory": True}),
+    ],
     "gradient": [
         Faulty(Softmax(), lambda op, q, k, v, mask: op(q, k.detach(), v, mask)),
         Soft(4, pinv=ImplicitGradient(NewtonRaphson(steps=3))),

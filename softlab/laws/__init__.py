@@ -38,6 +38,7 @@ OPERATOR_LAWS: tuple[Law[Operator], ...] = (
     limits.FULL_RANK,
     limits.TARGET,
     limits.FINITE,
+    limits.LINEAR_MEMORY,
     limits.GRADIENT,
 )
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from softlab.core import Operator, as_matrix
+from softlab.instruments import peak_memory
 from softlab.laws.law import Gap, Law, always, largest, normal, rank_of, steps_of, tolerance
 from softlab.pinv import Inverting, Status
 
@@ -107,6 +108,16 @@ def _finite(op: Any, rng: torch.Generator) -> Iterator[Gap]:
                 yield Gap(bad, 0, f"scale 1e{exponent}, {dtype}, tied {tied}: entries not finite")
 
 
+def _memory(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
+    def peak(n: int) -> int:
+        x = normal(rng, n, 8, dtype=torch.float32)
+        return peak_memory(lambda: op(x, x, x), x.device)
+
+    grown = peak(4096) / peak(1024)
+    # Linear: 4, or less beside what does not grow. An n x n matrix: 16, and 8 beside its like.
+    yield Gap(grown, 5, "peak memory at n = 4096 over that at 1024")
+
+
 def _gradient(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     m = rank_of(op)
     # Spread tokens: an implicit gradient claims to be one only where its solver converges.
@@ -157,6 +168,12 @@ FINITE: Law[Operator] = Law(
     "finite over twelve orders of bandwidth, or of the scale of q and k, in float64 and float32",
     always,
     _finite,
+)
+LINEAR_MEMORY: Law[Operator] = Law(
+    "linear memory",
+    "four times the tokens take about four times the memory",
+    lambda op: op.traits.linear_memory,
+    _memory,
 )
 GRADIENT: Law[Operator] = Law(
     "gradient",

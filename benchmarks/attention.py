@@ -26,7 +26,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from softlab.gaussian_sums import TILED_UP_TO, tiled_sum
 from softlab.instruments import peak_memory
+from softlab.kernels import lifted_sum
 from softlab.operators import GaussianAttention, Soft
 
 Call = Callable[[], object]
@@ -60,7 +62,7 @@ def main() -> None:
     torch.set_num_threads(chosen.threads)
     device = torch.device(chosen.device)
     lines: list[Line] = []
-    for part in (exact, soft, starting):
+    for part in (exact, forms, soft, starting):
         for line in part(device, chosen.rounds):
             lines.append(line)
             print(show(line), flush=True)
@@ -97,6 +99,27 @@ def exact(device: torch.device, rounds: int) -> list[Line]:
         ratio("Gaussian n=8192: materialised form's time over it", matrix, ours, 6),
         Line(memory, growth, growth, growth, True, 1.1),
     ]
+
+
+def forms(device: torch.device, rounds: int) -> list[Line]:
+    """The two forms of a Gaussian sum, on either side of the size where ``suits`` changes over.
+
+    Only on a CPU, where there is a choice.
+    """
+    if device.type != "cpu":
+        return []
+    x, bandwidth = draw(1, LONG // 2, device, 0)[0], D**0.25
+    lines = []
+    for short in (64, TILED_UP_TO, 4 * TILED_UP_TO):
+        y, v = (draw(1, short, device, seed)[0] for seed in (1, 2))
+        calls = [partial(tiled_sum, x, y, v, bandwidth**2), partial(lifted_sum, x, y, v, bandwidth)]
+        agree(calls[0](), calls[1]())
+        tiled, fused = race(calls, device, rounds)
+        if short <= TILED_UP_TO:
+            lines.append(ratio(f"{short} keys: fused form's time over tiles", fused, tiled, 1))
+        else:
+            lines.append(ratio(f"{short} keys: tiles' time over the fused form", tiled, fused, 1))
+    return lines
 
 
 def soft(device: torch.device, rounds: int) -> list[Line]:

@@ -1,4 +1,4 @@
-"""The Gaussian sum tile by tile: exp(-|x_i - y_j|^2 / 2) v in memory linear in n + l.
+"""The Gaussian sum tile by tile: sum_j exp(-|x_i - y_j|^2 / (2 s^2)) v_j, memory linear in n + l.
 
 Nothing is kept for the backward pass but the arguments: tiles of the kernel are formed again. No
 lifted copy of the points is made either, which matters where one side has few points and forming
@@ -23,8 +23,8 @@ TILED_UP_TO = 512
 def suits(x: Tensor, y: Tensor, v: Tensor) -> bool:
     """Whether tiles are the faster form here: on a CPU, with a short side or very wide values.
 
-    The fused form needs points and values of one width, so wide values make it form their width
-    in scores; ``benchmarks/attention.py`` measures both forms.
+    The fused form needs points and values of one width, so wide values widen its scores too. The
+    bound is measured in ``benchmarks/attention.py``, which times both forms on either side of it.
     """
     short, wide = min(x.shape[-2], y.shape[-2]), v.shape[-1] > 2 * x.shape[-1]
     return x.device.type == "cpu" and (short <= TILED_UP_TO or wide)
@@ -58,26 +58,27 @@ class _TiledSum(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, v = ctx.saved_tensors
-        want_x, want_y, want_v, _ = ctx.needs_input_grad
-        dx, dy, dv = (torch.zeros_like(z) for z in (x, y, v))
+        wanted = zip((x, y, v), ctx.needs_input_grad, strict=False)
+        dx, dy, dv = (torch.zeros_like(z) if want else None for z, want in wanted)
         row_sums, column_sums = (torch.zeros_like(z[..., :1]) for z in (x, y))
         for mats, rows, cols, kernel in _tiles(x, y, ctx.variance):
             g = grad[mats, rows]
-            if want_v:
+            if dv is not None:
                 dv[mats, cols].baddbmm_(kernel.mT, g)
-            if not (want_x or want_y):
+            if dx is None and dy is None:
                 continue
             weight = kernel.mul_(g @ v[mats, cols].mT)
-            if want_x:
+            if dx is not None:
                 dx[mats, rows].baddbmm_(weight, y[mats, cols])
                 row_sums[mats, rows] += weight.sum(-1, keepdim=True)
-            if want_y:
+            if dy is not None:
                 dy[mats, cols].baddbmm_(weight.mT, x[mats, rows])
                 column_sums[mats, cols] += weight.sum(-2).unsqueeze(-1)
-        dx.addcmul_(x, row_sums, value=-1).div_(ctx.variance)
-        dy.addcmul_(y, column_sums, value=-1).div_(ctx.variance)
-        wanted = zip(ctx.needs_input_grad, (dx, dy, dv, None), strict=True)
-        return tuple(gradient if want else None for want, gradient in wanted)
+        if dx is not None:
+            dx.addcmul_(x, row_sums, value=-1).div_(ctx.variance)
+        if dy is not None:
+            dy.addcmul_(y, column_sums, value=-1).div_(ctx.variance)
+        return dx, dy, dv, None
 
 
 def _tiles(x: Tensor, y: Tensor, variance: float) -> Iterator[tuple[slice, slice, slice, Tensor]]:
@@ -87,7 +88,7 @@ def _tiles(x: Tensor, y: Tensor, variance: float) -> Iterator[tuple[slice, slice
     cut. Either way every slice is contiguous in memory.
     """
     batch, n, l = x.shape[0], x.shape[1], y.shape[1]  # noqa: E741
-    half_x, half_y = (half_squares(z) / variance for z in (x, y))
+    half_x, half_y = (_half_squares(z) / variance for z in (x, y))
     group = max(1, TILE_ENTRIES // (n * l))
     across = max(min(l, 64), min(l, TILE_ENTRIES // min(n, l, 2048)))
     down = max(min(n, 64), min(n, TILE_ENTRIES // across))
@@ -106,7 +107,7 @@ def _tiles(x: Tensor, y: Tensor, variance: float) -> Iterator[tuple[slice, slice
                 yield mats, rows, cols, tile.exp_()
 
 
-def half_squares(x: Tensor) -> Tensor:
+def _half_squares(x: Tensor) -> Tensor:
     """|x_i|^2 / 2, (..., n), in one pass and without a copy of x."""
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1)
     return norm.square_() / 2

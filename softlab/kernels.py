@@ -101,15 +101,15 @@ class Gaussian:
     ) -> Tensor:
         x, y, v, lead, dtype = _flatten(x, y, v)
         mask = _flat_mask(key_mask, lead, y.shape[-2])
-        centred = _centred(x, y)
-        rough = _rough(*centred, self.bandwidth)
+        x_near, y_near, radius2 = _centred(x, y)
+        rough = _rough(radius2, self.bandwidth)
         if not rough.any():
-            out = _by_products(*centred, v, mask, average=average, bandwidth=self.bandwidth)
+            out = _by_products(x_near, y_near, v, mask, average=average, bandwidth=self.bandwidth)
         else:
             # Each matrix takes the way that its own points need, whatever its neighbours are.
             # Differences are taken of the points as given: centring spread points rounds them.
             out = v.new_zeros(*x.shape[:-1], v.shape[-1])
-            ways = ((_by_products, centred, ~rough), (_by_differences, (x, y), rough))
+            ways = ((_by_products, (x_near, y_near), ~rough), (_by_differences, (x, y), rough))
             for way, (x, y), chosen in ways:
                 at = chosen.nonzero().squeeze(-1)
                 if len(at):
@@ -186,38 +186,49 @@ def _radius2(*points: Tensor) -> Tensor:
     return torch.stack(norms).amax(0).square()
 
 
-def _centred(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def _centred(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Shift the points by the mean of y in the matrices where it is a large part of them.
 
     The Gaussian does not see the shift, its rounding errors do. Elsewhere the copy is not worth it.
+    Returns the points and their ``_radius2``.
     """
-    centre = y.detach().mean(-2, keepdim=True)
-    far = 4 * centre.square().sum((-2, -1)) > _radius2(x, y)
+    centre, radius2 = y.detach().mean(-2, keepdim=True), _radius2(x, y)
+    far = 4 * centre.square().sum((-2, -1)) > radius2
     if x.is_meta or not far.any():
-        return x, y
+        return x, y, radius2
     centre = torch.where(far[:, None, None], centre, 0)
-    return x - centre, y - centre
+    x, y = x - centre, y - centre
+    return x, y, _radius2(x, y)
 
 
-def _rough(x: Tensor, y: Tensor, bandwidth: float) -> Tensor:
+def _rough(radius2: Tensor, bandwidth: float) -> Tensor:
     """Per matrix: would exponents formed by inner products lose more than half of the digits?"""
-    if x.is_meta:
-        return torch.zeros(x.shape[0], dtype=torch.bool)
-    eps = torch.finfo(x.dtype).eps
-    return ~(_radius2(x, y) / bandwidth**2 <= 1 / math.sqrt(eps))
+    if radius2.is_meta:
+        return torch.zeros(radius2.shape, dtype=torch.bool)
+    eps = torch.finfo(radius2.dtype).eps
+    return ~(radius2 / bandwidth**2 <= 1 / math.sqrt(eps))
 
 
 def _by_products(
     x: Tensor, y: Tensor, v: Tensor, mask: Tensor | None, *, average: bool, bandwidth: float
 ) -> Tensor:
     """Sum or average over ``exp(-|x - y|^2 / (2 bandwidth^2))`` by inner products."""
-    if not average and suits(x, y, v):
+    if average:
+        x, y = x / bandwidth, y / bandwidth
+        half_y = y.square().sum(-1, keepdim=True) / 2
+        # The factor exp(-|x|^2 / 2) is common to a row and cancels.
+        x = torch.cat((x, torch.ones_like(x[..., :1])), -1)
+        return fused_average(x, torch.cat((y, -half_y), -1), v, mask)
+    if suits(x, y, v):
         return tiled_sum(x, y, v, bandwidth**2)
+    return lifted_sum(x, y, v, bandwidth)
+
+
+def lifted_sum(x: Tensor, y: Tensor, v: Tensor, bandwidth: float) -> Tensor:
+    """The Gaussian sum as one of exponentials: of [x, 1, -|x|^2/2] and [y, -|y|^2/2, 1]."""
     x, y = x / bandwidth, y / bandwidth
     half_x, half_y = (z.square().sum(-1, keepdim=True) / 2 for z in (x, y))
     one_x, one_y = torch.ones_like(half_x), torch.ones_like(half_y)
-    if average:  # the factor exp(-|x|^2 / 2) is common to a row and cancels
-        return fused_average(torch.cat((x, one_x), -1), torch.cat((y, -half_y), -1), v, mask)
     return fused_sum(torch.cat((x, one_x, -half_x), -1), torch.cat((y, -half_y, one_y), -1), v)
 
 

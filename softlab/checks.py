@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -159,6 +161,12 @@ def one_of(owner: object, allowed: tuple[str, ...], **fields: Any) -> None:
         if got not in allowed:
             msg = f"{type(owner).__name__}.{name} is {got!r}; give one of {', '.join(allowed)}."
             raise ValueError(msg)
+
+
+def hint(got: str, known: Iterable[str]) -> str:
+    """The end of a message that names the known word nearest to ``got``; empty if none is near."""
+    near = difflib.get_close_matches(got, known, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def is_a(owner: object, protocol: type, **fields: Any) -> None:

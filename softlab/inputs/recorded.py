@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from softlab.checks import hint
 from softlab.core import value
 from softlab.inputs.case import QKV, delivered
 
@@ -40,9 +40,8 @@ class Recorded:
     def __post_init__(self) -> None:
         names = recorded_names()
         if self.name not in names:
-            near = difflib.get_close_matches(str(self.name), names, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            msg = f"no recording is named {self.name!r}; there are {', '.join(names)}.{hint}"
+            near = hint(str(self.name), names)
+            msg = f"no recording is named {self.name!r}; there are {', '.join(names)}.{near}"
             raise ValueError(msg)
 
     @property

@@ -7,7 +7,6 @@ never installed or imported.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -21,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from softlab.checks import hint
 from softlab.inputs.catalogue import CATALOGUE, Wheel
 
 __all__ = ["CATALOGUE", "FetchError", "Wheel", "cache_folder", "fetch", "folder"]
@@ -84,9 +84,8 @@ def fetch(name: str, cache: Path | None = None, *, progress: bool = False) -> Pa
 
 def _place(name: str, cache: Path | None) -> Path:
     if name not in CATALOGUE:
-        near = difflib.get_close_matches(name, CATALOGUE, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        msg = f"nothing is named {name!r} here; there are {', '.join(CATALOGUE)}.{hint}"
+        near = hint(name, CATALOGUE)
+        msg = f"nothing is named {name!r} here; there are {', '.join(CATALOGUE)}.{near}"
         raise ValueError(msg)
     return (cache or cache_folder()) / f"{name}-{CATALOGUE[name].version}"
 

@@ -102,16 +102,16 @@ def exact(device: torch.device, rounds: int) -> list[Line]:
 
 
 def forms(device: torch.device, rounds: int) -> list[Line]:
-    """The two forms of a Gaussian sum, on either side of the size where ``suits`` changes over.
+    """The two forms of a Gaussian sum, at half and at twice the size where ``suits`` changes over.
 
     Only on a CPU, where there is a choice.
     """
     if device.type != "cpu":
         return []
-    x, bandwidth = draw(1, LONG // 2, device, 0)[0], D**0.25
+    x, bandwidth = draw(HEADS, LONG // 2, device, 0)[0], D**0.25
     lines = []
-    for short in (64, TILED_UP_TO, 4 * TILED_UP_TO):
-        y, v = (draw(1, short, device, seed)[0] for seed in (1, 2))
+    for short in (64, TILED_UP_TO // 2, 2 * TILED_UP_TO):
+        y, v = (draw(HEADS, short, device, seed)[0] for seed in (1, 2))
         calls = [partial(tiled_sum, x, y, v, bandwidth**2), partial(lifted_sum, x, y, v, bandwidth)]
         agree(calls[0](), calls[1]())
         tiled, fused = race(calls, device, rounds)

@@ -17,14 +17,15 @@ TILE_ENTRIES = 1 << 20
 """Kernel entries held at once: 4 MB in float32, near the cache of two cores."""
 
 TILED_UP_TO = 512
-"""On a CPU tiles win where the shorter side has at most this many points."""
+"""On a CPU tiles serve a shorter side of at most this many points; here both forms take about as
+long, at half of it tiles are faster, at twice of it fused attention is."""
 
 
 def suits(x: Tensor, y: Tensor, v: Tensor) -> bool:
     """Whether tiles are the faster form here: on a CPU, with a short side or very wide values.
 
     The fused form needs points and values of one width, so wide values widen its scores too. The
-    bound is measured in ``benchmarks/attention.py``, which times both forms on either side of it.
+    bound is measured in ``benchmarks/attention.py``, which times both forms well to either side.
     """
     short, wide = min(x.shape[-2], y.shape[-2]), v.shape[-1] > 2 * x.shape[-1]
     return x.device.type == "cpu" and (short <= TILED_UP_TO or wide)

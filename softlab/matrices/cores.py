@@ -1,0 +1,87 @@
+"""Cores of attention: the matrices that Nystrom-type operators really have to invert."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from softlab.checks import is_a, positive, positive_int
+from softlab.core import value
+from softlab.inputs import Input
+from softlab.kernels import Gaussian
+from softlab.matrices.matrix import F64, delivered, stream
+from softlab.pinv import Inverting
+
+
+@runtime_checkable
+class _Ranked(Inverting, Protocol):
+    """An operator that inverts a core of the size of its rank."""
+
+    @property
+    def rank(self) -> int:
+        """The number of landmarks."""
+        ...
+
+
+@value
+class NearDuplicates:
+    """The core K(z, z) of SOFT for m landmarks that are nearly one: exp(-|z_i - z_j|^2 / 2).
+
+    ``m``: number of landmarks, by default SOFT's 49. ``spread``: standard deviation of each
+    coordinate of z, in bandwidths, positive; the exponents have mean -d spread^2. ``d``: width of
+    the heads.
+
+    Positive definite with all entries near 1, one eigenvalue near m, up to d others that fall with
+    spread^2 and, where m - 1 > d, the rest with spread^4. K is the kernel of bandwidth d**0.25 at
+    points scaled by it, as ``Soft(m)`` has it, so these are the numbers that SOFT inverts.
+    """
+
+    m: int = 49
+    spread: float = 0.05
+    d: int = 32
+
+    def __post_init__(self) -> None:
+        positive_int(self, m=self.m, d=self.d)
+        positive(self, spread=self.spread)
+
+    def __call__(
+        self, seed: int = 0, *, dtype: torch.dtype = F64, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """Draw the core of this seed."""
+        points = torch.randn(self.m, self.d, generator=stream(seed), dtype=F64)
+        bandwidth = self.d**0.25
+        z = bandwidth * self.spread * points
+        return delivered(Gaussian(bandwidth).matrix(z, z), dtype, device)
+
+
+@value
+class Core:
+    """The core that ``op`` has to invert on ``input``: op.core(q, k), computed in float64.
+
+    ``op``: an operator with a core and a rank, such as ``Soft(49)`` or ``Nystromformer(64)``.
+    ``input``: whose queries and keys; seeds are the input's, so a ``Recorded`` has few of them.
+    Raises ``TypeError`` for an operator that inverts nothing, and when called what the input and
+    the operator raise: ``ValueError`` for a seed beyond the samples and for a rank above the number
+    of tokens.
+    """
+
+    op: _Ranked
+    input: Input
+
+    def __post_init__(self) -> None:
+        is_a(self, _Ranked, op=self.op)
+        is_a(self, Input, input=self.input)
+
+    @property
+    def m(self) -> int:
+        """The operator's rank."""
+        return self.op.rank
+
+    def __call__(
+        self, seed: int = 0, *, dtype: torch.dtype = F64, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """Compute the core on the input's case of this seed."""
+        q, k, _ = self.input(seed, dtype=F64)
+        return delivered(self.op.core(q, k), dtype, device)

@@ -50,14 +50,19 @@ def run(
     A case that fails is a row that says why.
     """
     from softlab import study as studies
-    from softlab.findings import findings
-    from softlab.report import read
+    from softlab.chapters import named
+    from softlab.report import findings, read
 
     number_type = _dtype(dtype)
     found = [study for file in files for study in _studies(file)]
     if len({study.name for study in found}) < len(found):
         names = ", ".join(study.name for study in found)
         _fail(f"two studies share a name ({names}) and would share a folder; rename one.")
+    for study in found:  # before the hours that it may take
+        try:
+            named(study.chapter)
+        except ValueError as error:
+            _fail(f"{study.name}: {error}")
     for study in found:
         try:
             outcome = studies.run(
@@ -74,7 +79,7 @@ def run(
             f"{study.name}: {outcome.rows} rows in {outcome.folder / 'table.csv'} "
             f"({outcome.reused} reused, {outcome.failed} failed)"
         )
-        for paragraph in findings(read(outcome.folder)[0]):
+        for paragraph in findings(*read(outcome.folder)):
             _say(f"\n{paragraph}")
 
 

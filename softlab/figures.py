@@ -1,4 +1,4 @@
-"""Table -> matplotlib ``Figure``: medians and bands over the seeds, one panel an input.
+"""Table -> matplotlib ``Figure``: medians and bands over the cases that share a point.
 
 Nothing here measures or imports torch: a figure is redone from ``table.csv`` alone, anywhere.
 """
@@ -6,16 +6,21 @@ Nothing here measures or imports torch: a figure is redone from ``table.csv`` al
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+from softlab.chapters.quartiles import summary
 
 # Inches. The width is that of the report's text.
 WIDTH, BELOW, TITLE, ENTRIES = 6.3, 0.42, 0.3, 0.18
@@ -53,55 +58,119 @@ METHODS = (
     ("D", (0, (5, 1, 1, 1, 1, 1)), "#b59ad6"),
     ("v", (0, (1, 1)), "#7a1f3d"),
     ("P", (0, (3, 1)), "#c9a227"),
+    ("X", (0, (10, 1.5)), "#0b6e8f"),
+    ("<", (0, (7, 1.5, 2, 1.5)), "#e58fa8"),
+    ("*", (0, (3, 1, 3, 1, 1, 1)), "#5b4a1e"),
+    (">", (0, (2, 2)), "#7fb069"),
 )
+GUIDES = ("-", (0, (6, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+
+Word = str | float | bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Lines:
-    """Median of ``y`` against ``x``, log-log, a line for each ``group`` and a panel for each input.
+    """Median of ``y`` against ``x``, a line for each ``group``, a panel for each ``panel``.
 
-    Every field but the labels names a column. ``by`` runs along a line (``x`` unless given), and
-    the rows that agree in page, panel, group and ``by`` are summarised by their median; the shaded
-    band runs from the first to the third quartile. ``page`` splits into one figure a value: errors
-    against different targets are not comparable and never share one. ``references`` are groups
-    drawn thin and black, dotted and flat where they have no ``by``; ``exact``, a group drawn as a
-    vertical line at its ``x``.
+    Columns: ``x``, ``y`` and ``group`` are always needed. ``by`` runs along a line (``x`` unless
+    given), and the rows that agree in page, panel, group and ``by`` are summarised by their median;
+    the shaded band runs from the first to the third quartile. ``panel`` splits a figure into
+    panels, and ``page`` into one figure a value: errors against different targets are not
+    comparable and never share one. Without them there is one panel, one figure. ``expected`` is a
+    second ``y``, drawn thin, dashed and without markers in the colour of its group: what was
+    predicted beside what was observed.
+
+    Rows: ``where`` maps columns to the value, or to the list of values, that a drawn row has there.
+
+    Groups: those in ``references`` are drawn thin and black, dotted and flat where they have no
+    ``by``; ``exact`` is one drawn as a vertical line at its ``x``. A group keeps its look on all
+    pages. ``guides`` maps columns to labels: each is drawn once a panel as a thin grey line, its
+    median at each ``x`` over all groups, as for a bound.
+
+    Axes: ``xscale`` and ``yscale`` are "log" or "linear". The frame follows the methods and what is
+    expected of them; references and guides may leave it below.
+
+    Words: ``xlabel``, ``ylabel``, ``expected_label`` (for the legend) and the guides' labels may
+    hold mathematics between dollar signs; group and panel names are set as they are. ``caption``
+    replaces the automatic caption, ``{page}`` in it stands for the page. ``name`` begins the file
+    name, in place of the columns y and x. All of it survives JSON.
+
+    Raises ``ValueError`` for a scale that is neither of the two.
     """
 
     x: str
     y: str
     group: str
-    panel: str
-    page: str
     xlabel: str
     ylabel: str
+    panel: str = ""
+    page: str = ""
     by: str = ""
+    where: Mapping[str, Word | Sequence[Word]] = field(default_factory=dict)
     references: Sequence[str] = ()
     exact: str = ""
+    expected: str = ""
+    expected_label: str = "expected"
+    guides: Mapping[str, str] = field(default_factory=dict)
+    xscale: str = "log"
+    yscale: str = "log"
+    caption: str = ""
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        for axis, scale in (("xscale", self.xscale), ("yscale", self.yscale)):
+            if scale not in {"log", "linear"}:
+                msg = f"Lines.{axis} is {scale!r}; use 'log' or 'linear'."
+                raise ValueError(msg)
 
 
-def draw(table: pd.DataFrame, lines: Lines, page: str) -> Figure:
+def pages(table: pd.DataFrame, lines: Lines) -> list[Word]:
+    """The values of the page column in the rows that ``lines`` draws; one empty word without.
+
+    Raises ``ValueError`` for a column that the table lacks, and where no row is left.
+    """
+    rows = _rows(table, lines)
+    return list(rows[lines.page].dropna().unique()) if lines.page else [""]
+
+
+def draw(table: pd.DataFrame, lines: Lines, page: Word = "") -> Figure:
     """Draw one page of ``lines``; rows that failed are left out, unusable points are counted.
 
-    Raises ``ValueError`` for a column that the table lacks and a page without rows.
+    Unusable is what is no number (missing, a word, True), not finite, or not positive on a
+    logarithmic axis.
+
+    Raises ``ValueError`` for a column that the table lacks, a page without rows, and more groups
+    than can be told apart.
     """
-    by = lines.by or lines.x
-    for column in (lines.x, lines.y, lines.group, lines.panel, lines.page, by):
-        if column not in table:
-            msg = f"the table has no column {column!r}; it has {', '.join(table.columns)}."
-            raise ValueError(msg)
-    rows = table[(table["status"] == "ok") & (table[lines.page] == page)]
+    rows = _rows(table, lines)
+    # A group without a place on the axis, as an untimed control against seconds, is no line.
+    placed = rows.loc[_numbers(rows[lines.x]).notna(), lines.group].dropna().unique()
+    groups = [group for group in placed if group not in {*lines.references, lines.exact}]
+    if len(groups) > len(METHODS):
+        msg = (
+            f"{lines.group} has {len(groups)} values, and at most {len(METHODS)} lines can be told "
+            "apart; choose some with where, or split them by panel or page and where."
+        )
+        raise ValueError(msg)
+    looks = dict(zip(groups, METHODS, strict=False))
+    if lines.page:
+        rows = rows[rows[lines.page] == page]
     if rows.empty:
         msg = f"the table has no finished row with {lines.page} = {page!r}; nothing to draw."
         raise ValueError(msg)
-    panels = list(rows[lines.panel].unique())
-    # A group without a place on the axis, as an untimed control against seconds, is no line.
-    placed = rows.loc[rows[lines.x].notna(), lines.group].unique()
-    methods = [group for group in placed if group not in {*lines.references, lines.exact}]
+    present = set(rows[lines.group].dropna())
+    looks = {group: look for group, look in looks.items() if group in present}
+    for column in {lines.x, lines.y, lines.expected, *lines.guides} - {""}:
+        rows = rows.assign(**{column: _numbers(rows[column])})
+    panels = list(rows[lines.panel].dropna().unique()) if lines.panel else [""]
     across = min(3, len(panels))
     down = math.ceil(len(panels) / across)
-    each = 1.75 if down < 3 else 1.07  # of three rows, two figures fit a page
-    above = TITLE + ENTRIES * math.ceil((len(methods) + len(lines.references) + 1) / 5)
+    each = 2.4 if len(panels) == 1 else 1.75 if down < 3 else 1.07  # two figures fit a page
+    labels = [*(_word(lines.group, group) for group in looks), *lines.references]
+    labels += [*filter(None, [lines.exact]), *lines.guides.values()]
+    labels += [lines.expected_label] if lines.expected else []
+    columns = _legend_columns(labels)
+    above = (TITLE if lines.panel else 0.1) + ENTRIES * math.ceil(len(labels) / columns)
     height = above + BELOW + down * each
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height))
@@ -112,12 +181,12 @@ def draw(table: pd.DataFrame, lines: Lines, page: str) -> Figure:
         )  # fmt: skip
         grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
         for i, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
-            _panel(axes, rows[rows[lines.panel] == panel], lines, methods)
-            axes.set_title(panel)
+            _panel(axes, rows[rows[lines.panel] == panel] if lines.panel else rows, lines, looks)
+            axes.set_title(_word(lines.panel, panel), parse_math=False)
             axes.tick_params(labelbottom=i + across >= len(panels))
         for axes in grid.flat[len(panels) :]:
             axes.remove()
-        _scale(grid[0, 0], rows, lines, methods)
+        _scale(grid[0, 0], rows, lines, looks)
         middle = (BELOW + height - above) / 2 / height
         figure.supxlabel(lines.xlabel, fontsize=9, y=0.06 / height, va="bottom")
         figure.supylabel(lines.ylabel, fontsize=9, x=0.06 / WIDTH, y=middle, ha="left")
@@ -127,15 +196,42 @@ def draw(table: pd.DataFrame, lines: Lines, page: str) -> Figure:
                 label: handle
                 for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
             }
-        figure.legend(
+        if lines.expected:
+            entries[lines.expected_label] = Line2D([], [], color="black", **EXPECTED)
+        legend = figure.legend(
             entries.values(),
             entries.keys(),
             loc="upper center",
-            ncols=min(5, len(entries)),
+            ncols=columns,
             bbox_to_anchor=(0.5, 1),
             borderaxespad=0.2,
         )
+        authored = {*lines.guides.values(), lines.expected_label}
+        for text in legend.get_texts():
+            text.set_parse_math(text.get_text() in authored)
     return figure
+
+
+def caption(lines: Lines, page: Word = "") -> str:
+    """What stands below the page: ``lines.caption``, or what is drawn and how."""
+    split = _word(lines.page, page)
+    if lines.caption:
+        return lines.caption.replace("{page}", split)
+    legend = ["medians and quartiles"]
+    if lines.references:
+        legend.append(f"thin black: {', '.join(lines.references)}")
+    if lines.exact and lines.by:
+        legend.append(f"grey vertical: {lines.exact}")
+    if lines.expected:
+        legend.append(f"thin dashed: {lines.expected_label}")
+    subject = f"{lines.ylabel[:1].upper()}{lines.ylabel[1:]} against {lines.xlabel}"
+    return f"{subject}{f', {split}' if split else ''}; {'; '.join(legend)}."
+
+
+def file_name(lines: Lines, page: Word = "") -> str:
+    """A name for the page's file, without ending: the figure's name, or y and x, then the page."""
+    words = f"{lines.name or f'{lines.y} {lines.x}'} {page}".replace(".", "_")
+    return re.sub(r"[^\w-]+", "-", words).strip("-")
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -145,60 +241,136 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(path, metadata=undated)
 
 
-def summary(rows: pd.DataFrame, keys: list[str], column: str) -> pd.DataFrame:
-    """Quartiles of ``column`` over the rows that agree in ``keys``: columns q1, median, q3."""
-    quartiles = rows.groupby(keys, sort=False)[column].quantile([0.25, 0.5, 0.75]).unstack()
-    return quartiles.set_axis(["q1", "median", "q3"], axis=1).reset_index()
+EXPECTED: Any = {"linestyle": (0, (2.5, 1.5)), "lw": 0.7, "marker": ""}
 
 
-def _panel(axes: Axes, rows: pd.DataFrame, lines: Lines, methods: list[str]) -> None:
+def _rows(table: pd.DataFrame, lines: Lines) -> pd.DataFrame:
+    """The finished rows that ``where`` keeps, of a table that has all columns."""
+    rows = table[table["status"] == "ok"]
+    if rows.empty:
+        msg = "the table has no finished row; nothing to draw."
+        raise ValueError(msg)
+    needed = [lines.x, lines.y, lines.group, lines.panel, lines.page, lines.by, lines.expected]
+    for column in filter(None, [*needed, *lines.where, *lines.guides]):
+        if column not in table:
+            msg = f"the table has no column {column!r}; it has {', '.join(table.columns)}."
+            raise ValueError(msg)
+    for column, wanted in lines.where.items():
+        values = (
+            wanted if isinstance(wanted, Sequence) and not isinstance(wanted, str) else [wanted]
+        )
+        rows = rows[pd.concat([rows[column] == value for value in values], axis=1).any(axis=1)]
+    if rows.empty:
+        said = ", ".join(f"{column} = {wanted!r}" for column, wanted in lines.where.items())
+        msg = f"the table has no finished row with {said}; nothing to draw."
+        raise ValueError(msg)
+    return rows
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    """The column in floats; NaN for words and truth values."""
+    truth = column.map(lambda x: isinstance(x, bool | np.bool_))
+    return pd.to_numeric(column.mask(truth, None), errors="coerce").astype(float)
+
+
+def _usable(numbers: pd.Series, scale: str) -> pd.Series:
+    lowest = 0 if scale == "log" else -math.inf
+    return numbers.between(lowest, math.inf, inclusive="neither")
+
+
+def _word(column: str, value: Word) -> str:
+    """A value as a title: words as they are, numbers with the last part of the column's name."""
+    if isinstance(value, str):
+        return value
+    said = str(value) if isinstance(value, bool | np.bool_) else f"{value:g}"
+    return f"{column.rpartition('.')[2]} = {said}"
+
+
+def _legend_columns(labels: list[str]) -> int:
+    """As many columns as fit the width: an entry's line and gaps, and 0.06 inches a letter."""
+    longest = max(map(len, labels), default=0)
+    return max(1, min(5, len(labels), int(WIDTH / (0.5 + 0.06 * longest))))
+
+
+def _curve(rows: pd.DataFrame, lines: Lines, y: str) -> pd.DataFrame:
+    """Quartiles of ``y`` along the line, and the ``x`` of each point."""
     by = lines.by or lines.x
-    axes.set(xscale="log", yscale="log")
-    usable = rows[lines.y].between(0, math.inf, inclusive="neither")
+    points = summary(rows, [by], y)
+    x = points[by] if by == lines.x else summary(rows, [by], lines.x)["median"]
+    return points.assign(x=x).sort_values(by)
+
+
+def _panel(axes: Axes, rows: pd.DataFrame, lines: Lines, looks: dict[str, Any]) -> None:
+    axes.set(xscale=lines.xscale, yscale=lines.yscale)
+    by = lines.by or lines.x
+    on_axis = _usable(rows[lines.x], lines.xscale) & rows[by].notna()
+    of_line = rows[lines.group].isin(list(looks))
+    usable = _usable(rows[lines.y], lines.yscale) & (on_axis | ~of_line)
     if not usable.all():
-        lost = f"{(~usable).sum()} of {len(rows)} not drawn: zero or not finite"
+        why = (
+            "not positive or not finite" if "log" in {lines.xscale, lines.yscale} else "not finite"
+        )
+        lost = f"{(~usable).sum()} of {len(rows)} not drawn: {why}"
         axes.text(0.5, 0.02, lost, transform=axes.transAxes, ha="center", fontsize=6.5)
-    rows = rows[usable]
-    for method, (marker, line, colour) in zip(methods, METHODS * len(methods), strict=False):
-        mine = rows[rows[lines.group] == method]
-        if mine.empty:
-            continue
-        points = summary(mine, [by], lines.y)
-        x = summary(mine, [by], lines.x)["median"] if by != lines.x else points[by]
-        points = points.assign(x=x).sort_values(by)
-        axes.fill_between(points["x"], points["q1"], points["q3"], color=colour, alpha=0.18, lw=0)
+    for (guide, label), style in zip(
+        lines.guides.items(), GUIDES * len(lines.guides), strict=False
+    ):
+        points = rows[on_axis & _usable(rows[guide], lines.yscale)]
+        points = points.groupby(lines.x)[guide].median()
         axes.plot(
-            points["x"], points["median"], label=method, color=colour, linestyle=line,
-            marker=marker, markersize=3.8, markeredgecolor="white", markeredgewidth=0.4, lw=1.1,
-        )  # fmt: skip
+            points.index, points, label=label, color="0.6", linestyle=style, lw=0.8, zorder=1.5
+        )
+    for group, (marker, line, colour) in looks.items():
+        of_group = rows[lines.group] == group
+        points = _curve(rows[usable & of_group], lines, lines.y)
+        if len(points):
+            axes.fill_between(
+                points["x"], points["q1"], points["q3"], color=colour, alpha=0.18, lw=0
+            )
+            axes.plot(
+                points["x"], points["median"], label=_word(lines.group, group), color=colour,
+                linestyle=line, marker=marker, markersize=3.8, markeredgecolor="white",
+                markeredgewidth=0.4, lw=1.1,
+            )  # fmt: skip
+        if lines.expected:
+            mine = rows[of_group & on_axis & _usable(rows[lines.expected], lines.yscale)]
+            points = _curve(mine, lines, lines.expected)
+            axes.plot(points["x"], points["median"], color=colour, **EXPECTED)
     for reference in lines.references:
-        mine = rows[rows[lines.group] == reference]
+        mine = rows[usable & (rows[lines.group] == reference)]
         if mine.empty:
             continue
         if mine[by].isna().all():
-            axes.axhline(
-                mine[lines.y].median(), label=reference, color="black", linestyle=":", lw=1
-            )
+            flat = mine[lines.y].median()
+            axes.axhline(flat, label=reference, color="black", linestyle=":", lw=1)
         else:
-            points = summary(mine, [by], lines.y)
-            axes.plot(points[by], points["median"], label=reference, color="black", lw=0.8)
-    cost = rows.loc[rows[lines.group] == lines.exact, lines.x].median()
+            points = _curve(mine, lines, lines.y)
+            axes.plot(points["x"], points["median"], label=reference, color="black", lw=0.8)
+    cost = rows.loc[usable & (rows[lines.group] == lines.exact), lines.x].median()
     if math.isfinite(cost):
         axes.axvline(cost, label=lines.exact, color="0.45", lw=0.8)
 
 
-def _scale(axes: Axes, rows: pd.DataFrame, lines: Lines, methods: list[str]) -> None:
+def _scale(axes: Axes, rows: pd.DataFrame, lines: Lines, looks: dict[str, Any]) -> None:
     """Limits that show the methods, and ticks in plain numbers where an axis spans little."""
-    y = rows[lines.y].where(rows[lines.y].between(0, math.inf, inclusive="neither"))
-    lowest = y[rows[lines.group].isin(methods)].min() / 4  # a bound far below may leave the frame
-    if lowest > 0:
-        axes.set_ylim(bottom=max(lowest, axes.get_ylim()[0]))
-    for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+    mine = rows[rows[lines.group].isin(list(looks))]
+    if lines.yscale == "log":
+        shown = [mine[column] for column in (lines.y, lines.expected) if column]
+        # A bound far below may leave the frame.
+        lowest = min(y[_usable(y, "log")].min() for y in shown) / 4
+        if lowest > 0:
+            axes.set_ylim(bottom=max(lowest, axes.get_ylim()[0]))
+    for axis, scale, (low, high) in (
+        (axes.xaxis, lines.xscale, axes.get_xlim()),
+        (axes.yaxis, lines.yscale, axes.get_ylim()),
+    ):
+        if scale == "linear":
+            continue
         axis.set_minor_locator(NullLocator())
         if high / low < 100:
             axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         if high / low < 3000:
             axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    values = sorted(rows.loc[rows[lines.group].isin(methods), lines.x].dropna().unique())
-    if len(values) <= 8:
+    values = sorted(mine.loc[_usable(mine[lines.x], lines.xscale), lines.x].unique())
+    if lines.xscale == "log" and 0 < len(values) <= 8:
         axes.xaxis.set_major_locator(FixedLocator(values))

@@ -40,9 +40,11 @@ class Study:
     those that ``keep(**case)`` refuses. ``measure(**case, dtype=..., device=...)`` returns numbers
     and words by column name. ``quick`` replaces some axes by shorter ones for a trial run.
     ``figures`` are descriptions that ``softlab.figures`` draws, stored beside the table.
+    ``chapter`` is the word that names the kind of study, a module of ``softlab.chapters``, which
+    knows its columns: how they were measured, what is found in them, and its tables.
 
-    Raises ``ValueError`` for a name that is no folder name, an empty axis, a quick axis that the
-    grid lacks, and a measure or keep whose parameters are not the axes.
+    Raises ``ValueError`` for a name that is no folder name, a chapter that is no word, an empty
+    axis, a quick axis that the grid lacks, and a measure or keep whose parameters are not the axes.
     """
 
     name: str
@@ -53,10 +55,16 @@ class Study:
     quick: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     title: str = ""
     figures: Sequence[Any] = ()
+    chapter: str = "operators"
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
             msg = f"Study.name is {self.name!r}; it names a folder: use letters, digits, _ . -"
+            raise ValueError(msg)
+        if not self.chapter.isidentifier():
+            msg = (
+                f"{self.name}: chapter is {self.chapter!r}; it names a module of softlab.chapters."
+            )
             raise ValueError(msg)
         for axis, values in (*self.axes.items(), *self.quick.items()):
             if axis not in self.axes or len(values) == 0:
@@ -210,6 +218,7 @@ def _meta(study: Study, setting: Row, *, quick: bool) -> dict[str, Any]:
         "name": study.name,
         "title": study.title or study.name,
         "question": study.question,
+        "chapter": study.chapter,
         "quick": quick,
         "reused": 0,
         "seeds": list(axes.get("seed", ())),

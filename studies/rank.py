@@ -80,6 +80,9 @@ def measure(
     return row | measures.expense(op, *qkv, budget=0.02)
 
 
+SHOWN = "for {page} attention. Medians and quartiles; dotted: the uniform average"
+BOUND = "thin black: the truncated SVD"
+
 AGAINST_RANK = Lines(
     x="op.rank",
     y="output_error",
@@ -90,6 +93,7 @@ AGAINST_RANK = Lines(
     ylabel="relative output error",
     references=("Uniform", "TruncatedSVD"),
     exact="exact",
+    caption=f"Relative output error against rank, {SHOWN}; {BOUND}.",
 )
 
 INPUTS = [*REAL, *SYNTHETIC]
@@ -110,13 +114,20 @@ STUDY = Study(
     keep=keep,
     figures=(
         AGAINST_RANK,
-        replace(AGAINST_RANK, y="spectral_error", ylabel="relative spectral error of the matrix"),
+        replace(
+            AGAINST_RANK,
+            y="spectral_error",
+            ylabel="relative spectral error of the matrix",
+            caption=f"Relative spectral error of the matrix against rank, {SHOWN}; {BOUND}.",
+        ),
         replace(
             AGAINST_RANK,
             x="seconds",
             xlabel="seconds a call",
             by="op.rank",
             references=("Uniform",),
+            caption=f"Relative output error against seconds a call, {SHOWN}; "
+            "grey vertical: the exact operator.",
         ),
     ),
 )

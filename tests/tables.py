@@ -1,4 +1,6 @@
-"""A made-up table in the shape that studies/rank.py writes: errors fall as powers of the rank."""
+"""Made-up tables: one in the shape that studies/rank.py writes, errors falling as powers of the
+rank; and one of another kind, a prediction and a bound beside what was observed.
+"""
 
 import pandas as pd
 
@@ -44,4 +46,26 @@ def rank_table(seeds=3) -> pd.DataFrame:
                         done = row(method, error, rank, cost=rank)
                         rows.append(done | {"svd_bound": best, "ratio_to_bound": error / best})
     rows[-1] |= {"status": "failed", "error": "LinAlgError: no (svd.py:3)", "output_error": None}
+    return pd.DataFrame(rows)
+
+
+SOLVERS = ("Newton", "Cubic", "Chebyshev")
+CONDITIONS = (1.0, 10.0, 100.0, 1000.0)
+
+
+def steps_table() -> pd.DataFrame:
+    """Steps by condition number, in the manner of a study of solvers: no input, target or rank."""
+    rows = [
+        {
+            "seed": seed, "status": "ok", "error": None, "solver": solver, "condition": condition,
+            "spectrum": spectrum, "symmetric": spectrum == "flat", "bits": bits,
+            "steps": (i + 1) * (2 + 3 * j) + seed, "predicted": (i + 1) * (2 + 3 * j) + 1,
+            "most": 40.0 + j, "converged": True,
+        }
+        for i, solver in enumerate(SOLVERS)
+        for j, condition in enumerate(CONDITIONS)
+        for spectrum in ("flat", "step")
+        for bits in (32, 64)
+        for seed in (0, 1, 2)
+    ]  # fmt: skip
     return pd.DataFrame(rows)

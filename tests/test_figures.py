@@ -1,15 +1,20 @@
 """Figures show medians, bands and references of the table, and never mix targets."""
 
+import io
 import itertools
+import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
+import pandas as pd
 import pytest
-from tables import INPUTS, RANKS, rank_table
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from tables import CONDITIONS, INPUTS, RANKS, SOLVERS, rank_table, steps_table
 
-from softlab.figures import METHODS, Lines, draw, save, summary
+from softlab.figures import METHODS, STYLE, Lines, caption, draw, file_name, pages, save
 
 RANK = Lines(
     x="op.rank",
@@ -92,6 +97,11 @@ def test_failed_rows_are_left_out_and_unusable_points_counted():
     ("lines", "page", "said"),
     [
         (replace(RANK, y="nonsense"), "softmax", "no column 'nonsense'"),
+        (replace(RANK, expected="nonsense"), "softmax", "no column 'nonsense'"),
+        (replace(RANK, panel="nonsense"), "softmax", "no column 'nonsense'"),
+        (replace(RANK, guides={"nonsense": "a"}), "softmax", "no column 'nonsense'"),
+        (replace(RANK, where={"nonsense": 1}), "softmax", "no column 'nonsense'"),
+        (replace(RANK, where={"real": "word"}), "softmax", "no finished row with real = 'word'"),
         (RANK, "nothing", "no finished row with target = 'nothing'"),
     ],
 )
@@ -118,15 +128,233 @@ def test_equal_figures_are_equal_files(tmp_path, kind):
     assert pair[0].read_bytes() == pair[1].read_bytes()
 
 
-def test_summary_is_quartiles():
-    table = rank_table(seeds=4)
-    mine = table[(table.method == "Soft") & (table.target == "Gaussian")]
-    points = summary(mine, ["source", "op.rank"], "output_error")
-    errors = mine[(mine.source == INPUTS[0]) & (mine["op.rank"] == 16)].output_error
-    row = points[(points.source == INPUTS[0]) & (points["op.rank"] == 16)].iloc[0]
-    assert list(row[["q1", "median", "q3"]]) == pytest.approx(
-        np.quantile(errors, [0.25, 0.5, 0.75])
+def solvers(**changes):
+    base = Lines(
+        x="condition", y="steps", group="solver", xlabel="condition", ylabel="steps",
+        where={"spectrum": "flat", "bits": 64},
+    )  # fmt: skip
+    return replace(base, **changes)
+
+
+def test_without_page_and_panel_there_is_one_figure_of_one_panel():
+    table = steps_table()
+    assert pages(table, solvers()) == [""]
+    (axes,) = draw(table, solvers()).axes
+    assert axes.get_title() == ""
+    for i, solver in enumerate(SOLVERS):
+        x, y = line(axes, solver)
+        assert tuple(x) == CONDITIONS
+        assert tuple(y) == tuple((i + 1) * (2 + 3 * j) + 1 for j in range(4))  # of seeds 0, 1, 2
+
+
+def test_pages_are_the_values_that_where_leaves():
+    table = steps_table()
+    lines = solvers(page="spectrum", where={})
+    assert pages(table, lines) == ["flat", "step"]
+    assert pages(table, replace(lines, where={"symmetric": True})) == ["flat"]
+    assert pages(rank_table(), RANK) == ["softmax", "Gaussian", "row-normalised Gaussian"]
+
+
+@pytest.mark.parametrize(
+    ("where", "kept"),
+    [
+        ({}, slice(None)),
+        ({"solver": "Newton"}, ["Newton"]),
+        ({"solver": ["Newton", "Cubic"], "bits": 32}, ["Newton", "Cubic"]),
+        ({"symmetric": False, "condition": 10.0, "solver": "Cubic"}, ["Cubic"]),
+    ],
+)
+def test_where_keeps_rows_by_word_number_and_truth(tmp_path, where, kept):
+    table = steps_table()
+    table["mark"] = 1.0
+    for column, wanted in where.items():
+        values = wanted if isinstance(wanted, list) else [wanted]
+        table.loc[~table[column].isin(values), "mark"] = 100.0
+    table.to_csv(tmp_path / "table.csv", index=False)
+    read = pd.read_csv(tmp_path / "table.csv")  # as a report reads it, types and all
+    axes = draw(read, solvers(y="mark", where=where)).axes[0]
+    labels = [x.get_label() for x in axes.get_lines()]
+    assert labels == list(np.array(SOLVERS)[:3] if kept == slice(None) else kept)
+    if where:
+        assert all(set(x.get_ydata()) == {1.0} for x in axes.get_lines())
+
+
+def test_where_finds_truth_values_beside_gaps(tmp_path):
+    table = steps_table()
+    table["odd"] = None
+    table.loc[table.solver != "Cubic", "odd"] = table.loc[table.solver != "Cubic", "bits"] == 64
+    table.to_csv(tmp_path / "table.csv", index=False)
+    read = pd.read_csv(tmp_path / "table.csv")
+    axes = draw(read, solvers(where={"odd": True})).axes[0]
+    assert [x.get_label() for x in axes.get_lines()] == ["Newton", "Chebyshev"]
+
+
+def test_a_description_survives_json():
+    lines = solvers(guides={"most": "at most"}, expected="predicted", references=("Newton",))
+    again = Lines(**json.loads(json.dumps(asdict(lines))))
+    images = []
+    for one in (lines, again):
+        with io.BytesIO() as file, rc_context(STYLE):
+            draw(steps_table(), one).savefig(file, format="png")
+            images.append(file.getvalue())
+    assert images[0] == images[1]
+    assert asdict(again) == asdict(lines) | {"references": ["Newton"]}
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_expected_lies_beside_observed_in_the_same_colour_with_one_entry():
+    table = steps_table()
+    table.loc[table.condition == CONDITIONS[1], "predicted"] = np.nan
+    figure = draw(table, solvers(expected="predicted", expected_label="from the spectrum"))
+    (axes,) = figure.axes
+    for i, solver in enumerate(SOLVERS):
+        (observed,) = [x for x in axes.get_lines() if x.get_label() == solver]
+        colour = observed.get_color()
+        (expected,) = [x for x in axes.get_lines() if x.get_color() == colour and x != observed]
+        assert expected.get_marker() in {"None", ""}
+        assert expected.get_linewidth() < observed.get_linewidth()
+        assert expected.is_dashed()
+        assert tuple(expected.get_xdata()) == (CONDITIONS[0], *CONDITIONS[2:])
+        assert tuple(expected.get_ydata()) == tuple((i + 1) * (2 + 3 * j) + 1 for j in (0, 2, 3))
+    assert legend(figure) == [*SOLVERS, "from the spectrum"]
+    assert not axes.texts  # a missing prediction is not a missing observation
+
+
+def test_expected_is_shown_where_nothing_was_observed():
+    table = steps_table()
+    table.loc[table.solver == "Cubic", "steps"] = np.nan
+    axes = draw(table, solvers(expected="predicted")).axes[0]
+    cubic = METHODS[1][2]
+    (alone,) = [x for x in axes.get_lines() if x.get_color() == cubic]
+    assert len(alone.get_xdata()) == len(CONDITIONS)
+    assert axes.texts[0].get_text() == "12 of 36 not drawn: not positive or not finite"
+
+
+def test_guides_are_grey_once_a_panel_and_labelled():
+    table = steps_table()
+    guides = {"most": "at most", "predicted": "$\\kappa$"}
+    figure = draw(table, solvers(panel="spectrum", where={"bits": 64}, guides=guides))
+    assert [axes.get_title() for axes in figure.axes] == ["flat", "step"]
+    for axes in figure.axes:
+        x, y = line(axes, "at most")
+        assert (tuple(x), tuple(y)) == (CONDITIONS, (40.0, 41.0, 42.0, 43.0))
+        grey = [x for x in axes.get_lines() if x.get_color() == "0.6"]
+        assert len(grey) == 2
+        assert len({str(x.get_linestyle()) + str(x.is_dashed()) for x in grey}) == 2
+    assert sorted(legend(figure)) == sorted([*SOLVERS, *guides.values()])
+
+
+def test_linear_axes_show_what_a_logarithm_cannot():
+    table = steps_table()
+    table["steps"] = table["steps"] - 3.0
+    axes = draw(table, solvers()).axes[0]
+    assert axes.get_xscale() == axes.get_yscale() == "log"
+    assert axes.texts[0].get_text() == "2 of 36 not drawn: not positive or not finite"
+    axes = draw(table, solvers(yscale="linear")).axes[0]
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "linear")
+    assert not axes.texts
+    assert min(line(axes, SOLVERS[0])[1]) == 0
+    table["condition"] = table["condition"] - 1
+    assert draw(table, solvers(yscale="linear")).axes[0].texts[0].get_text().startswith("9 of 36")
+    assert not draw(table, solvers(xscale="linear", yscale="linear")).axes[0].texts
+    with pytest.raises(ValueError, match=r"Lines.yscale is 'symlog'; use 'log' or 'linear'"):
+        solvers(yscale="symlog")
+
+
+@pytest.mark.parametrize("value", [True, None, np.nan, np.inf, -1.0, "word"])
+def test_what_is_no_number_is_left_out_and_counted(value):
+    table = steps_table()
+    table["steps"] = table["steps"].astype(object)
+    table.loc[(table.solver == "Newton") & (table.condition == 1.0), "steps"] = value
+    axes = draw(table, solvers()).axes[0]
+    assert axes.texts[0].get_text().startswith("3 of 36 not drawn")
+    assert tuple(line(axes, "Newton")[0]) == CONDITIONS[1:]
+
+
+def test_a_column_of_truth_values_draws_nothing():
+    axes = draw(steps_table(), solvers(y="converged")).axes[0]
+    assert axes.texts[0].get_text().startswith("36 of 36 not drawn")
+    assert not axes.get_lines()
+
+
+def test_numbers_and_words_of_the_table_are_titles_as_they_are(tmp_path):
+    table = steps_table()
+    figure = draw(table, solvers(panel="bits", where={"spectrum": "flat"}))
+    assert [axes.get_title() for axes in figure.axes] == ["bits = 32", "bits = 64"]
+    table["solver"] = table["solver"].replace({"Newton": "$a_b$ #x"})
+    table["spectrum"] = "$\\nonsense"  # as mathematics it would not parse
+    figure = draw(table, solvers(panel="spectrum", where={}))
+    assert figure.axes[0].get_title() == "$\\nonsense"
+    texts = figure.legends[0].get_texts()
+    assert {x.get_text(): x.get_parse_math() for x in texts}["$a_b$ #x"] is False
+    save(figure, tmp_path / "literal.svg")
+
+
+def test_a_group_looks_the_same_on_all_pages():
+    table = steps_table()
+    table = table[(table.solver != "Newton") | (table.spectrum == "step")]
+    colours = []
+    for page in ("flat", "step"):
+        axes = draw(table, solvers(page="spectrum", where={}), page).axes[0]
+        colours.append({x.get_label(): x.get_color() for x in axes.get_lines()})
+    assert set(colours[0]) == {"Cubic", "Chebyshev"}
+    assert colours[0].items() <= colours[1].items()
+
+
+def test_more_groups_than_can_be_told_apart_are_refused():
+    table = pd.concat(
+        [steps_table().assign(solver=f"solver {i:02}", steps=i + 1.0) for i in range(11)]
     )
+    ten = sorted(table.solver.unique())[:10]
+    axes = draw(table, solvers(where={"solver": ten})).axes[0]
+    assert len(axes.get_lines()) == 10
+    with pytest.raises(ValueError, match="solver has 11 values, and at most 10 lines"):
+        draw(table, solvers())
+
+
+def test_long_names_share_the_legend_without_leaving_the_figure():
+    table = steps_table()
+    for length in (3, 20, 45):
+        names = {solver: f"{solver} {'m' * length}" for solver in SOLVERS}
+        figure = draw(table.assign(solver=table.solver.replace(names)), solvers())
+        FigureCanvasAgg(figure).draw()
+        box = figure.legends[0].get_window_extent()
+        assert box.x0 >= 0, length
+        assert box.x1 <= figure.bbox.x1, length
+        assert box.y0 >= figure.axes[0].get_window_extent().y1, length
+
+
+@pytest.mark.parametrize(
+    ("lines", "page", "said"),
+    [
+        (solvers(), "", "Steps against condition; medians and quartiles."),
+        (
+            solvers(page="spectrum", expected="p", expected_label="predicted", where={}),
+            "flat",
+            "Steps against condition, flat; medians and quartiles; thin dashed: predicted.",
+        ),
+        (solvers(page="bits", caption="Own words, {page}."), 64, "Own words, bits = 64."),
+        (solvers(caption="Own {words}."), "", "Own {words}."),
+    ],
+)
+def test_caption_is_own_or_says_what_is_drawn(lines, page, said):
+    assert caption(lines, page) == said
+
+
+@pytest.mark.parametrize(
+    ("lines", "page", "said"),
+    [
+        (RANK, "row-normalised Gaussian", "output_error-op_rank-row-normalised-Gaussian"),
+        (solvers(), "", "steps-condition"),
+        (solvers(name="atlas"), 1e-3, "atlas-0_001"),
+        (solvers(name="a/../b"), "Recorded('x')", "a-__-b-Recorded-x"),
+    ],
+)
+def test_file_names_hold_no_path_and_no_ending(lines, page, said):
+    assert file_name(lines, page) == said
 
 
 def test_figures_and_reports_leave_no_global_state_and_need_no_torch():

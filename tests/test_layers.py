@@ -20,7 +20,7 @@ LAYERS = (
 )
 """A module imports from layers above its own line in this list, and from its own package."""
 
-TABLES = {"figures", "findings", "report"}
+TABLES = {"chapters", "figures", "report"}
 """See tables only: they import each other and no torch; the command line alone imports them."""
 
 PROTOCOLS = {
@@ -123,6 +123,9 @@ PLANTED = {
         "def f():\n    from torch import Tensor",
     ),
     "a report computes": ("softlab.report", "from softlab.measures import accuracy"),
+    "a chapter measures": ("softlab.chapters.operators", "from softlab.measures import accuracy"),
+    "a chapter knows tensors": ("softlab.chapters.numbers", "import torch"),
+    "a measure writes a chapter": ("softlab.measures", "from softlab.chapters import operators"),
     "a measure draws": ("softlab.measures", "from softlab.figures import draw"),
     "the package imports more than its core": ("softlab", "from softlab.operators import Soft"),
     "the library imports a study": ("softlab.study", "from studies import rank"),

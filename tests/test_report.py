@@ -2,7 +2,8 @@
 
 import json
 import re
-from dataclasses import asdict
+import sys
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -10,14 +11,16 @@ import pytest
 from tables import INPUTS, RANKS, rank_table
 from test_figures import RANK
 
-from softlab.findings import findings, number
-from softlab.report import read, report
+from softlab import chapters
+from softlab.chapters.numbers import number
+from softlab.report import findings, read, report
 from softlab.study import Study, run
 
 META = {
     "name": "rank",
     "title": "A title of some length",
     "question": "What is asked here?",
+    "chapter": "operators",
     "quick": False,
     "seeds": [0, 1, 2],
     "axes": {"input": 4, "seed": 3, "op": 48},
@@ -41,11 +44,11 @@ META = {
 }
 
 
-def write(folder, table, **changes):
-    run = folder / "rank"
+def write(folder, table, name="rank", **changes):
+    run = folder / name
     run.mkdir(parents=True)
     table.to_csv(run / "table.csv", index=False)
-    (run / "meta.json").write_text(json.dumps(META | changes))
+    (run / "meta.json").write_text(json.dumps(META | {"name": name} | changes))
     return folder
 
 
@@ -57,13 +60,27 @@ def made(tmp_path_factory):
     return folder
 
 
+def words(path):
+    """The text of a PDF, without the typesetter's hyphens and line breaks."""
+    pypdf = pytest.importorskip("pypdf")
+    raw = " ".join(page.extract_text() for page in pypdf.PdfReader(path).pages)
+    return re.sub(r"\s+", " ", raw.replace("-\n", "").replace("\u00ad", ""))
+
+
+def sections(path):
+    """The headings of a PDF in order, one string each, from its outline."""
+    pypdf = pytest.importorskip("pypdf")
+
+    def flat(outline):
+        for item in outline:
+            yield from flat(item) if isinstance(item, list) else [item.title]
+
+    return list(flat(pypdf.PdfReader(path).outline))
+
+
 @pytest.fixture(scope="module")
 def text(made):
-    pypdf = pytest.importorskip("pypdf")
-    pages = pypdf.PdfReader(made / "report.pdf").pages
-    raw = " ".join(page.extract_text() for page in pages)
-    # Undo hyphenation and line breaks, which are the typesetter's.
-    return re.sub(r"\s+", " ", raw.replace("-\n", "").replace("\u00ad", ""))
+    return words(made / "report.pdf")
 
 
 def test_pdf_says_what_was_asked_and_where_the_numbers_come_from(text):
@@ -89,7 +106,8 @@ def test_pdf_holds_the_findings_and_they_are_the_tables_numbers(made, text):
     assert "1 of 576 cases failed; the first: LinAlgError: no (svd.py:3)." in text
     assert "(skill at most 0) in 12 of 84 cases: at rank 4, on" in text
     # The negative control: another table, other findings.
-    assert findings(table.assign(output_error=table.output_error * 2)) != findings(table)
+    doubled = table.assign(output_error=table.output_error * 2)
+    assert findings(doubled, META) != findings(table, META)
     assert (made / "rank/findings.txt").read_text().startswith("1 of 576 cases failed")
 
 
@@ -125,11 +143,109 @@ def test_text_from_tables_is_never_markup(tmp_path):
     assert "interrupted" in words
 
 
+LEVELS = """
+def scope(table):
+    return f"Levels: {table['level'].nunique()}."
+
+
+def findings(table):
+    return ["The #highest level is $" + f"{table['level'].max()}$."]
+
+
+def tables(table):
+    yield {"caption": "_The_ levels.", "header": ["#level", "times"], "left": 1,
+           "rows": [[f"$a_{x}$", str(n)] for x, n in table["level"].value_counts().items()]}
+"""
+FRAGMENT = "A level is $ell = #data.first$, and *bold* is bold: $ x = 1. $ <levels-one>\n"
+
+
+@pytest.fixture
+def levels(tmp_path, monkeypatch):
+    """A chapter for the time of a test: two files in a folder of the package's path."""
+    folder = tmp_path / "chapters"
+    folder.mkdir()
+    (folder / "levels.py").write_text(LEVELS)
+    (folder / "levels.typ").write_text(FRAGMENT.replace("#data.first", "1"))
+    monkeypatch.setattr(chapters, "__path__", [*chapters.__path__, str(folder)])
+    yield pd.DataFrame({"level": [1, 2, 2], "status": "ok"})
+    sys.modules.pop("softlab.chapters.levels", None)
+
+
+def test_studies_of_two_kinds_share_a_document(tmp_path, levels):
+    pytest.importorskip("typst")
+    folder = tmp_path / "reports"
+    title = "The #levels of $x_1$"
+    write(folder, levels, "levels", title=title, chapter="levels", figures=[])
+    write(folder, rank_table(seeds=1), "b_rank", title="One rank")
+    write(folder, rank_table(seeds=2), "c_rank", title="More rank", figures=[])
+    path = report(folder)
+    parts = ["How it was measured", "Findings", "Figures", "Tables", "Environment"]
+    # By folder; without figures no section of figures; the text of a chapter stands once.
+    expected = ["What was asked", "One rank", *parts, "More rank", *parts[1:2], *parts[3:]]
+    expected += [title, *parts[:2], *parts[3:]]
+    found = [re.sub(r"^[\d.]+ ", "", heading) for heading in sections(path)]
+    assert found == expected
+    said = words(path)
+    assert "Approximations of attention" in said
+    assert said.count("One case is one attention head") == 1
+    assert said.count("Measured as in Section 2.1.") == 1
+    assert "bold is bold" in said  # the fragment is markup ...
+    for literal in ("The #highest level is $2$.", "_The_ levels.", "$a_2$", "#level", title):
+        assert literal in said  # ... and words are not
+    assert "Levels: 2." in said
+    assert (folder / "levels/findings.txt").read_text().endswith("The #highest level is $2$.\n")
+    first = path.read_bytes()
+    assert report(folder).read_bytes() == first
+
+
+def test_an_unknown_chapter_is_refused_with_the_file_and_the_known_ones(tmp_path):
+    folder = write(tmp_path, rank_table(seeds=1), chapter="operatrs")
+    with pytest.raises(ValueError, match=r"rank.meta\.json: .*'operatrs'.*Did you mean 'oper"):
+        report(folder)
+    assert not (folder / "report.pdf").exists()
+
+
+def test_a_run_of_before_there_were_chapters_is_of_operators(tmp_path):
+    folder = write(tmp_path, rank_table(seeds=1))
+    path = folder / "rank/meta.json"
+    old = {name: x for name, x in META.items() if name != "chapter"}
+    path.write_text(json.dumps(old))
+    assert read(folder / "rank")[1]["chapter"] == "operators"
+
+
+def test_a_figure_that_cannot_be_drawn_says_why_and_costs_nothing_else(tmp_path):
+    pytest.importorskip("typst")
+    wrong = asdict(replace(RANK, y="output_#error"))
+    folder = write(tmp_path, rank_table(seeds=1), figures=[wrong, asdict(RANK)])
+    said = words(report(folder))
+    assert "Not drawn: output_#error against op.rank: the table has no column" in said
+    assert len(list((folder / "rank/figures").glob("*.svg"))) == 3
+    failed = rank_table(seeds=1).assign(status="failed")[["input", "op.rank", "status", "error"]]
+    said = words(report(write(tmp_path / "failed", failed)))
+    assert "Not drawn: output_error against op.rank: the table has no finished row" in said
+    assert f"The {len(failed)} cases that failed, by reason." in said
+
+
+def test_figures_of_the_same_columns_do_not_overwrite_each_other(tmp_path):
+    pytest.importorskip("typst")
+    halves = [asdict(replace(RANK, where={"real": real})) for real in (True, False)]
+    named = asdict(replace(RANK, name="All inputs, once", caption="All, for {page}."))
+    folder = write(tmp_path, rank_table(seeds=1), figures=[*halves, named])
+    said = words(report(folder))
+    stem = "output_error-op_rank"
+    assert {path.name for path in (folder / "rank/figures").glob("*softmax*")} == {
+        f"{stem}-softmax.svg", f"{stem}-softmax-2.svg", "All-inputs-once-softmax.svg"
+    }  # fmt: skip
+    first, second = (folder / f"rank/figures/{stem}-softmax{n}.svg" for n in ("", "-2"))
+    assert first.read_bytes() != second.read_bytes()
+    assert "All, for row-normalised Gaussian." in said
+
+
 def test_a_study_of_other_columns_still_gets_a_report(tmp_path):
     pytest.importorskip("typst")
     table = pd.DataFrame({"x": [1, 2], "status": "ok", "y": [3.0, 4.0]})
     assert report(write(tmp_path, table, figures=[])).exists()
-    assert findings(table) == ["All 2 cases finished."]
+    assert findings(table, META) == ["All 2 cases finished."]
 
 
 def test_an_interrupted_run_still_gets_a_report(tmp_path):
@@ -169,46 +285,3 @@ def test_a_corrupt_run_is_named(tmp_path, file, content, said):
 def test_no_table_is_said_with_the_remedy(tmp_path):
     with pytest.raises(FileNotFoundError, match="run one first: softlab run"):
         report(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("x", "said"),
-    [
-        (0, "0"), (0.12345, "0.123"), (9.999, "10.0"), (12.345, "12.3"), (1234.5, "1230"),
-        (0.00034, "3.40 \u00d7 10⁻⁴"),
-        (1e-9, "1.00 \u00d7 10⁻⁹"), (2.5e7, "2.50 \u00d7 10⁷"), (-0.5, "-0.500"),
-        (float("inf"), "∞"), (float("nan"), "n/a"),
-    ],
-)  # fmt: skip
-def test_number_has_three_digits(x, said):
-    assert number(x) == said
-
-
-def test_findings_say_where_more_rank_does_not_help_and_where_rows_vanish():
-    table = rank_table()
-    soft = (table.method == "Soft") & (table.target == "Gaussian")
-    flat = soft & (table.source == INPUTS[1]) & (table["op.rank"] > 4)
-    table.loc[flat, "output_error"] = 0.3
-    table.loc[(table.target == "Gaussian") & (table.source == INPUTS[0]), "row_mass"] = 1e-6
-    (said,) = [text for text in findings(table) if "Soft against Gaussian" in text]
-    assert f"gains less than a tenth over the best smaller rank on {INPUTS[1]}" in said
-    assert f"lies between 1.00 \u00d7 10⁻⁶ ({INPUTS[0]})" in said
-    assert "does not help" not in " ".join(t for t in findings(table) if "Nystromformer" in t)
-
-
-def test_findings_count_the_cores_that_were_left_unconverged():
-    table = rank_table()
-    of_soft = (table.method == "Soft") & (table.target == "Gaussian")
-    table["core_status"], table["core_residual"] = None, 1e-7
-    table.loc[of_soft, "core_status"] = "CONVERGED"
-
-    def said(of):
-        return next(text for text in findings(table) if f"of {of}" in text)
-
-    assert f"core in 0 of {of_soft.sum()} cases." in said("Soft against Gaussian")
-    assert "solver stopped" not in said("Nystromformer")
-    first = table.index[of_soft][:2]
-    table.loc[first, "core_status"] = ["OUT_OF_STEPS", "DIVERGED"]
-    table.loc[first, "core_residual"] = [0.25, 0.5]
-    text = said("Soft against Gaussian")
-    assert f"core in 2 of {of_soft.sum()} cases, relative residual up to 0.500." in text

@@ -72,6 +72,7 @@ def test_one_row_a_case_with_the_fields_of_the_axes_as_columns(tmp_path):
 def test_meta_says_where_the_numbers_come_from(tmp_path):
     meta = json.loads((run(STUDY, tmp_path, threads=1).folder / "meta.json").read_text())
     assert meta["threads"] == 1
+    assert meta["chapter"] == "operators"
     assert meta["seeds"] == [0, 1]
     assert (meta["rows"], meta["failed"], meta["complete"]) == (5, 0, True)
     assert meta["versions"]["torch"] == torch.__version__
@@ -255,6 +256,8 @@ def test_csv_keeps_every_digit_and_unites_columns():
     ("change", "said"),
     [
         ({"name": "../up"}, "names a folder"),
+        ({"chapter": "../up"}, "names a module of softlab.chapters"),
+        ({"chapter": ""}, "names a module of softlab.chapters"),
         ({"axes": {"op": [], "seed": [0]}}, "'op' has no values"),
         ({"quick": {"rank": [4]}}, "'rank' is not one of the axes"),
         ({"measure": lambda op, *, dtype, device: {}}, "must take op, seed, dtype, device"),

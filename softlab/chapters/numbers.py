@@ -1,0 +1,42 @@
+"""Numbers in words: three digits, medians, and lists in a sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import pandas as pd
+
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def number(x: float) -> str:
+    """Three significant digits, in powers of ten where plain digits would be many."""
+    if not math.isfinite(x):
+        return {math.inf: "∞", -math.inf: "-∞"}.get(x, "n/a")
+    if x == 0:
+        return "0"
+    mantissa, exponent = f"{x:.2e}".split("e")
+    if -4 < int(exponent) < 4:
+        return f"{float(f'{x:.2e}'):.{max(0, 2 - int(exponent))}f}"
+    return f"{mantissa} × 10{str(int(exponent)).translate(SUPERSCRIPT)}"  # noqa: RUF001
+
+
+def short(x: float, digits: int = 3) -> str:
+    """As ``number``, narrow enough for a column of a table: 0.0123, 12.3, 1.23e-5, 1230."""
+    if not math.isfinite(x):
+        return number(x)
+    if 10**digits <= abs(x) < 1e5:
+        return f"{x:.0f}"
+    return f"{x:#.{digits}g}".rstrip(".").replace("e-0", "e-").replace("e+0", "e")
+
+
+def median(rows: pd.DataFrame, column: str, unit: float = 1.0) -> str:
+    """The median of ``column`` over ``rows``, times ``unit``, in words."""
+    return number(unit * rows[column].median())
+
+
+def joined(words: Iterable[object]) -> str:
+    """The words in a sentence: "a", "a and b", "a, b and c"."""
+    said = [str(word) for word in words]
+    return ", ".join(said[:-1]) + " and " + said[-1] if len(said) > 1 else "".join(said)

@@ -50,18 +50,19 @@ STYLE: Any = {
     "svg.hashsalt": "softlab",  # equal figures become equal files
 }
 
-# Marker, line and a colour whose grey differs from its neighbours', so that each alone suffices.
+# Marker, whether it is filled, line, and a colour whose grey differs from its neighbours', so that
+# line and marker each suffice alone.
 METHODS = (
-    ("o", "-", "#123f8c"),
-    ("s", "--", "#e0762a"),
-    ("^", "-.", "#2d7f5e"),
-    ("D", (0, (5, 1, 1, 1, 1, 1)), "#b59ad6"),
-    ("v", (0, (1, 1)), "#7a1f3d"),
-    ("P", (0, (3, 1)), "#c9a227"),
-    ("X", (0, (10, 1.5)), "#0b6e8f"),
-    ("<", (0, (7, 1.5, 2, 1.5)), "#e58fa8"),
-    ("*", (0, (3, 1, 3, 1, 1, 1)), "#5b4a1e"),
-    (">", (0, (2, 2)), "#7fb069"),
+    ("o", True, "-", "#123f8c"),
+    ("s", True, "--", "#e0762a"),
+    ("^", True, "-.", "#2d7f5e"),
+    ("D", True, (0, (5, 1, 1, 1, 1, 1)), "#b59ad6"),
+    ("v", True, (0, (1, 1)), "#7a1f3d"),
+    ("P", True, (0, (3, 1)), "#c9a227"),
+    ("o", False, (0, (10, 1.5)), "#0b6e8f"),
+    ("s", False, (0, (7, 1.5, 2, 1.5)), "#e58fa8"),
+    ("^", False, (0, (3, 1, 3, 1, 1, 1)), "#5b4a1e"),
+    ("D", False, (0, (2, 2)), "#7fb069"),
 )
 GUIDES = ("-", (0, (6, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 
@@ -91,9 +92,10 @@ class Lines:
     expected of them; references and guides may leave it below.
 
     Words: ``xlabel``, ``ylabel``, ``expected_label`` (for the legend) and the guides' labels may
-    hold mathematics between dollar signs; group and panel names are set as they are. ``caption``
-    replaces the automatic caption, ``{page}`` in it stands for the page. ``name`` begins the file
-    name, in place of the columns y and x. All of it survives JSON.
+    hold mathematics between dollar signs; group and panel names are set as they are, and so are all
+    words in captions. ``caption`` replaces the automatic caption, which quotes the labels;
+    ``{page}`` in it stands for the page. ``name`` begins the file name, in place of the columns y
+    and x. All of it survives JSON.
 
     Raises ``ValueError`` for a scale that is neither of the two.
     """
@@ -165,7 +167,9 @@ def draw(table: pd.DataFrame, lines: Lines, page: Word = "") -> Figure:
     panels = list(rows[lines.panel].dropna().unique()) if lines.panel else [""]
     across = min(3, len(panels))
     down = math.ceil(len(panels) / across)
-    each = 2.4 if len(panels) == 1 else 1.75 if down < 3 else 1.07  # two figures fit a page
+    each = 1.75 if down < 3 else 1.07  # of three rows, two figures fit a page
+    if down == 1 and (across == 1 or len(looks) > 5):
+        each = 2.4
     labels = [*(_word(lines.group, group) for group in looks), *lines.references]
     labels += [*filter(None, [lines.exact]), *lines.guides.values()]
     labels += [lines.expected_label] if lines.expected else []
@@ -199,8 +203,8 @@ def draw(table: pd.DataFrame, lines: Lines, page: Word = "") -> Figure:
         if lines.expected:
             entries[lines.expected_label] = Line2D([], [], color="black", **EXPECTED)
         legend = figure.legend(
-            entries.values(),
-            entries.keys(),
+            [entries[label] for label in labels if label in entries],
+            [label for label in labels if label in entries],
             loc="upper center",
             ncols=columns,
             bbox_to_anchor=(0.5, 1),
@@ -320,7 +324,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, lines: Lines, looks: dict[str, Any]) 
         axes.plot(
             points.index, points, label=label, color="0.6", linestyle=style, lw=0.8, zorder=1.5
         )
-    for group, (marker, line, colour) in looks.items():
+    for group, (marker, filled, line, colour) in looks.items():
         of_group = rows[lines.group] == group
         points = _curve(rows[usable & of_group], lines, lines.y)
         if len(points):
@@ -329,8 +333,10 @@ def _panel(axes: Axes, rows: pd.DataFrame, lines: Lines, looks: dict[str, Any]) 
             )
             axes.plot(
                 points["x"], points["median"], label=_word(lines.group, group), color=colour,
-                linestyle=line, marker=marker, markersize=3.8, markeredgecolor="white",
-                markeredgewidth=0.4, lw=1.1,
+                linestyle=line, marker=marker, markersize=3.8, lw=1.1,
+                markerfacecolor=colour if filled else "white",
+                markeredgecolor="white" if filled else colour,
+                markeredgewidth=0.4 if filled else 0.8,
             )  # fmt: skip
         if lines.expected:
             mine = rows[of_group & on_axis & _usable(rows[lines.expected], lines.yscale)]

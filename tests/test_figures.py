@@ -113,8 +113,8 @@ def test_what_cannot_be_drawn_is_refused(lines, page, said):
 def test_methods_differ_in_marker_line_and_grey():
     from matplotlib.colors import to_rgb
 
-    markers, lines, colours = zip(*METHODS, strict=True)
-    assert len(set(markers)) == len(set(lines)) == len(METHODS)
+    markers, filled, lines, colours = zip(*METHODS, strict=True)
+    assert len(set(zip(markers, filled, strict=True))) == len(set(lines)) == len(METHODS) == 10
     grey = [float(np.dot(to_rgb(colour), (0.299, 0.587, 0.114))) for colour in colours]
     assert all(abs(a - b) > 0.1 for a, b in itertools.pairwise(grey))
     assert max(grey) < 0.75  # readable on white
@@ -227,7 +227,7 @@ def test_expected_is_shown_where_nothing_was_observed():
     table = steps_table()
     table.loc[table.solver == "Cubic", "steps"] = np.nan
     axes = draw(table, solvers(expected="predicted")).axes[0]
-    cubic = METHODS[1][2]
+    cubic = METHODS[1][-1]
     (alone,) = [x for x in axes.get_lines() if x.get_color() == cubic]
     assert len(alone.get_xdata()) == len(CONDITIONS)
     assert axes.texts[0].get_text() == "12 of 36 not drawn: not positive or not finite"
@@ -244,7 +244,7 @@ def test_guides_are_grey_once_a_panel_and_labelled():
         grey = [x for x in axes.get_lines() if x.get_color() == "0.6"]
         assert len(grey) == 2
         assert len({str(x.get_linestyle()) + str(x.is_dashed()) for x in grey}) == 2
-    assert sorted(legend(figure)) == sorted([*SOLVERS, *guides.values()])
+    assert legend(figure) == [*SOLVERS, *guides.values()]
 
 
 def test_linear_axes_show_what_a_logarithm_cannot():

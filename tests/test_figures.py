@@ -285,9 +285,9 @@ def test_numbers_and_words_of_the_table_are_titles_as_they_are(tmp_path):
     figure = draw(table, solvers(panel="bits", where={"spectrum": "flat"}))
     assert [axes.get_title() for axes in figure.axes] == ["bits = 32", "bits = 64"]
     table["solver"] = table["solver"].replace({"Newton": "$a_b$ #x"})
-    table["spectrum"] = "$\\nonsense"  # as mathematics it would not parse
+    table["spectrum"] = "$\\nonsense$"  # as mathematics it would not parse
     figure = draw(table, solvers(panel="spectrum", where={}))
-    assert figure.axes[0].get_title() == "$\\nonsense"
+    assert figure.axes[0].get_title() == "$\\nonsense$"
     texts = figure.legends[0].get_texts()
     assert {x.get_text(): x.get_parse_math() for x in texts}["$a_b$ #x"] is False
     save(figure, tmp_path / "literal.svg")

@@ -144,6 +144,25 @@ def positive_int(owner: object, **fields: Any) -> None:
             raise ValueError(msg)
 
 
+def above_one(owner: object, **fields: int) -> None:
+    """Raise unless every named field, a positive integer, is at least 2."""
+    for name, got in fields.items():
+        if got < 2:
+            msg = f"{type(owner).__name__}.{name} is {got}, which never moves; give 2 or more."
+            raise ValueError(msg)
+
+
+def seed(owner: object, **fields: Any) -> None:
+    """Raise unless every named field is an integer of at least 0."""
+    for name, got in fields.items():
+        if isinstance(got, bool) or not isinstance(got, int):
+            msg = f"{type(owner).__name__}.{name} is {got!r}; give an integer of at least 0."
+            raise TypeError(msg)
+        if got < 0:
+            msg = f"{type(owner).__name__}.{name} is {got}; give an integer of at least 0."
+            raise ValueError(msg)
+
+
 def positive(owner: object, **fields: Any) -> None:
     """Raise unless every named field is a positive finite number."""
     for name, got in fields.items():

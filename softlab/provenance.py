@@ -16,7 +16,7 @@ import torch
 
 PACKAGE = Path(__file__).parent
 # These read tables and make none, so a new colour in a figure leaves the rows valid.
-PRESENTATION = {"cli.py", "figures.py", "findings.py", "report.py", "report.typ"}
+PRESENTATION = {"chapters", "cli.py", "figures.py", "report.py", "report.typ"}
 
 
 def source(function: Callable[..., object]) -> Path | None:
@@ -35,8 +35,9 @@ def digest(file: Path | None) -> str:
         return uuid.uuid4().hex[:16]
     state = hashlib.sha256(file.read_bytes())
     for path in sorted(PACKAGE.rglob("*")):
-        if path.is_file() and path.name not in PRESENTATION and "__pycache__" not in path.parts:
-            state.update(path.relative_to(PACKAGE).as_posix().encode())
+        inner = path.relative_to(PACKAGE)
+        if path.is_file() and {*PRESENTATION, "__pycache__"}.isdisjoint(inner.parts):
+            state.update(inner.as_posix().encode())
             state.update(path.read_bytes())
     return state.hexdigest()[:16]
 

@@ -1,7 +1,7 @@
 """Every operator and solver of the zoo obeys every law that applies to it."""
 
 import pytest
-from zoo import OPERATORS, SOLVERS
+from zoo import FIDELITY, OPERATORS, SOLVERS
 
 from softlab import laws
 
@@ -14,7 +14,7 @@ def test_operator_obeys(op, law):
 
 
 @pytest.mark.parametrize("law", laws.SOLVER_LAWS, ids=lambda law: law.name)
-@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+@pytest.mark.parametrize("solver", SOLVERS + FIDELITY, ids=repr)
 def test_solver_obeys(solver, law):
     for seed in range(5):
         law.check(solver, seed=seed)

@@ -25,7 +25,15 @@ TABLES = {"chapters", "figures", "report"}
 
 PROTOCOLS = {
     "operators": set(),
-    "pinv": {"Inverting", "Solver", "SolverTraits", "Status", "PinvResult"},
+    "pinv": {
+        "Inverting",
+        "Iteration",
+        "ResidualPolynomial",
+        "Solver",
+        "SolverTraits",
+        "Status",
+        "PinvResult",
+    },
     "landmarks": {"Selector"},
     "kernels": {"Kernel"},
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from softlab import checks
 from softlab.core import value
 from softlab.landmarks.selector import kept, position_of, take
 
@@ -23,9 +24,7 @@ class UniformRandom:
     subset = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            msg = f"UniformRandom.seed is {self.seed!r}; give an integer of at least 0."
-            raise ValueError(msg)
+        checks.seed(self, seed=self.seed)
 
     def indices(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Positions (..., m) of the landmarks, increasing and distinct."""

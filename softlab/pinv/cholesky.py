@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, value
-from softlab.pinv.solver import PinvResult, SolverTraits, judge, last, working
+from softlab.core import Cost, own_precision, value
+from softlab.pinv.solver import PinvResult, SolverTraits, deliver, judge, working
 
 
 @value
@@ -49,9 +49,12 @@ class Cholesky:
         x = torch.cholesky_inverse(torch.where(sound, factor, eye))
         yield torch.where(sound, x, torch.nan)
 
+    @own_precision
     def __call__(self, a: Tensor) -> Tensor:
         """The inverse of the shifted matrix."""
-        x = last(self.iterates(a), a)
+        checks.square(a)
+        checks.finite("a", a)
+        (x,) = self.iterates(a)
         broken = int(x.isnan().any(-1).any(-1).sum())
         if broken:
             msg = (
@@ -59,11 +62,11 @@ class Cholesky:
                 "working precision. Give a larger shift, or use SVD() or Ridge(Cholesky(), r)."
             )
             raise ValueError(msg)
-        return x
+        return deliver(x, a)
 
     def solve(self, a: Tensor) -> PinvResult:
         """The inverse with its status."""
-        return judge(self.iterates(a), a)
+        return judge(self.iterates, working(a), self.traits)
 
     def cost(self, m: int, batch: int = 1) -> Cost:
         """m^3 / 3 for the factor and 2 m^3 / 3 for the inverse from it; no plain product."""

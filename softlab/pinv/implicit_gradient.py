@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from softlab import checks
 from softlab.core import Cost, value
+from softlab.pinv.backward import by_rule
 from softlab.pinv.solver import PinvResult, Solver, SolverTraits
 
 
@@ -20,8 +20,9 @@ class ImplicitGradient:
 
     ``solver``: any solver. The rule differentiates A X = I, so it is right only where A has full
     rank and the solver has converged; elsewhere it can have the wrong sign. Check with
-    ``solve(a).residual`` on the matrices at hand. Costs two products backwards and stores one
-    matrix. Source: the released SOFT code (July 2022); abstract of arXiv 2207.03341.
+    ``solve(a).residual`` on the matrices at hand, or measure with ``softlab.gradients``. Costs two
+    products backwards and stores one matrix. Source: the released SOFT code (July 2022); abstract
+    of arXiv 2207.03341.
     """
 
     solver: Solver
@@ -32,7 +33,7 @@ class ImplicitGradient:
     @property
     def traits(self) -> SolverTraits:
         """The solver's, with an implicit gradient."""
-        return dataclasses.replace(self.solver.traits, implicit=True)
+        return dataclasses.replace(self.solver.traits, implicit=True, constant_rank=False)
 
     def iterates(self, a: Tensor) -> Iterator[Tensor]:
         """The solver's iterates, without a graph."""
@@ -41,8 +42,7 @@ class ImplicitGradient:
 
     def __call__(self, a: Tensor) -> Tensor:
         """The solver's result with the implicit gradient."""
-        x: Tensor = _Implicit.apply(a, self.solver)  # type: ignore[no-untyped-call]
-        return x
+        return by_rule(self.solver, implicit, a)
 
     def solve(self, a: Tensor) -> PinvResult:
         """The solver's result with its status."""
@@ -53,14 +53,6 @@ class ImplicitGradient:
         return self.solver.cost(m, batch)
 
 
-class _Implicit(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, solver: Solver) -> Tensor:
-        x = solver(a)
-        ctx.save_for_backward(x)
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        return -x.mT @ grad @ x.mT, None
+def implicit(a: Tensor, x: Tensor, grad: Tensor) -> Tensor:  # noqa: ARG001
+    """-X^T (dL/dX) X^T."""
+    return -x.mT @ grad @ x.mT

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from torch import Tensor
 
 from softlab import checks
 from softlab.core import Cost, value
+from softlab.pinv.polynomial import ResidualPolynomial
 from softlab.pinv.scalings import NormProduct, Scaling
-from softlab.pinv.solver import PinvResult, SolverTraits, judge, last, working
+from softlab.pinv.solver import PinvResult, SolverTraits, judge, last, run, working
 
 
 @value
@@ -35,25 +37,25 @@ class NewtonRaphson:
     @property
     def traits(self) -> SolverTraits:
         """Order 2; null-space errors double."""
-        return SolverTraits(order=2, growth=2.0)
+        definite = self.scaling.definite
+        return SolverTraits(2, 2, singular=not definite, definite=definite, growth=2.0)
+
+    def begin(self, a: Tensor) -> tuple[Tensor, Iterator[ResidualPolynomial]]:
+        """The scaling's guess, and X (I + R), ``steps`` times."""
+        return self.scaling(a), itertools.repeat(ResidualPolynomial((1.0, 1.0)), self.steps)
 
     def iterates(self, a: Tensor) -> Iterator[Tensor]:
         """X0, X1, ..., X_steps."""
-        a = working(a)
-        x = self.scaling(a)
-        yield x
-        for _ in range(self.steps):
-            x = 2 * x - x @ (a @ x)
-            yield x
+        return run(self, a)
 
     def __call__(self, a: Tensor) -> Tensor:
         """The last iterate, with the gradient of the unrolled loop."""
-        return last(self.iterates(a), a)
+        return last(self.iterates, a)
 
     def solve(self, a: Tensor) -> PinvResult:
         """The best iterate with its status."""
-        return judge(self.iterates(a), a)
+        return judge(self.iterates, working(a), self.traits)
 
     def cost(self, m: int, batch: int = 1) -> Cost:
-        """Two products a step."""
-        return Cost(flops=batch * self.steps * 2 * 2 * m**3)
+        """Two products a step, and the scaling's."""
+        return self.scaling.cost(m, batch) + Cost(flops=batch * self.steps * 2 * 2 * m**3)

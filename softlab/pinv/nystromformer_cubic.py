@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from softlab import checks
 from softlab.core import Cost, value
+from softlab.pinv.polynomial import ResidualPolynomial
 from softlab.pinv.scalings import NormProduct, Scaling
-from softlab.pinv.solver import PinvResult, SolverTraits, judge, last, working
+from softlab.pinv.solver import PinvResult, SolverTraits, judge, last, run, working
 
 
 @value
@@ -21,9 +22,10 @@ class NystromformerCubic:
     act as a regulariser. ``scaling``: the initial guess, by default A^T / (|A|_1 |A|_inf) per
     matrix (the published code takes the norms over the whole batch).
 
-    An eigenvalue r of the residual I - A X becomes (3 r^3 + r^4) / 4: order 3, although a cited
-    source suggests 4. On singular A a rounding error in the null space grows by 13/4 a step.
-    Reference: arXiv 2102.03902, Eq. 11.
+    In powers of R = I - A X this is X (I + R + R^2 + R^3 / 4), cubic hyperpower with a fourth term:
+    an eigenvalue r of the residual becomes (3 r^3 + r^4) / 4. So the order is 3, although a cited
+    source suggests 4, at the products of order 4 or 5. On singular A a rounding error in the null
+    space grows by 13/4 a step. Reference: arXiv 2102.03902, Eq. 11.
     """
 
     steps: int = 6
@@ -36,27 +38,27 @@ class NystromformerCubic:
     @property
     def traits(self) -> SolverTraits:
         """Order 3; null-space errors grow by 13/4."""
-        return SolverTraits(order=3, growth=13 / 4)
+        definite = self.scaling.definite
+        return SolverTraits(3, 4, singular=not definite, definite=definite, growth=13 / 4)
+
+    def begin(self, a: Tensor) -> tuple[Tensor, Iterator[ResidualPolynomial]]:
+        """The scaling's guess, and X (I + R + R^2 + R^3 / 4), ``steps`` times."""
+        return self.scaling(a), itertools.repeat(
+            ResidualPolynomial((1.0, 1.0, 1.0, 0.25)), self.steps
+        )
 
     def iterates(self, a: Tensor) -> Iterator[Tensor]:
         """X0, X1, ..., X_steps."""
-        a = working(a)
-        eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
-        x = self.scaling(a)
-        yield x
-        for _ in range(self.steps):
-            ax = a @ x
-            x = x @ (13 * eye - ax @ (15 * eye - ax @ (7 * eye - ax))) / 4
-            yield x
+        return run(self, a)
 
     def __call__(self, a: Tensor) -> Tensor:
         """The last iterate, with the gradient of the unrolled loop."""
-        return last(self.iterates(a), a)
+        return last(self.iterates, a)
 
     def solve(self, a: Tensor) -> PinvResult:
         """The best iterate with its status."""
-        return judge(self.iterates(a), a)
+        return judge(self.iterates, working(a), self.traits)
 
     def cost(self, m: int, batch: int = 1) -> Cost:
-        """Four products a step."""
-        return Cost(flops=batch * self.steps * 4 * 2 * m**3)
+        """Four products a step, and the scaling's."""
+        return self.scaling.cost(m, batch) + Cost(flops=batch * self.steps * 4 * 2 * m**3)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from softlab import checks
 from softlab.core import Cost, value
-from softlab.pinv.solver import PinvResult, Solver, SolverTraits, working
+from softlab.pinv.solver import PinvResult, Solver, SolverTraits, deliver, working
 
 
 @value
@@ -33,11 +33,13 @@ class Ridge:
     @property
     def traits(self) -> SolverTraits:
         """The solver's, regularised."""
-        return dataclasses.replace(self.solver.traits, singular=False, regularized=True)
+        return dataclasses.replace(
+            self.solver.traits, singular=False, regularized=True, constant_rank=False
+        )
 
     def shifted(self, a: Tensor) -> Tensor:
-        """A + ridge I in the working precision."""
-        a = working(a)
+        """A + ridge I in the dtype of ``a``."""
+        checks.square(a)
         return a + self.ridge * torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
 
     def iterates(self, a: Tensor) -> Iterator[Tensor]:
@@ -46,11 +48,11 @@ class Ridge:
 
     def __call__(self, a: Tensor) -> Tensor:
         """The inverse of the shifted matrix."""
-        return self.solver(self.shifted(a)).to(a.dtype)
+        return deliver(self.solver(self.shifted(working(a))), a)
 
     def solve(self, a: Tensor) -> PinvResult:
         """The inverse of the shifted matrix with its status."""
-        return self.solver.solve(self.shifted(a))
+        return self.solver.solve(self.shifted(working(a)))
 
     def cost(self, m: int, batch: int = 1) -> Cost:
         """The solver's; the shift is no product."""

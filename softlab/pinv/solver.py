@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -36,16 +36,18 @@ class Status(IntEnum):
 class PinvResult(NamedTuple):
     """The outcome of ``solve``, each field per matrix.
 
-    ``x`` (..., m, m): the iterate of smallest residual (the input's NaN where it was not finite);
-    ``status`` (...): codes of ``Status``; ``residual`` (...): |A X A - A|_F / |A|_F of that
-    iterate, which is also meaningful on rank-deficient A; ``steps`` (...): steps taken to reach it,
-    0 for the initial guess.
+    ``x`` (..., m, m): the best iterate (NaN where the input was not finite); ``status`` (...):
+    codes of ``Status``; ``residual`` (...): |A X A - A|_F / |A|_F of that iterate, which is also
+    meaningful on rank-deficient A; ``steps`` (...): steps taken to reach it, 0 for the initial
+    guess; ``matmuls`` (...): products of m x m matrices that those steps took, estimates of
+    scalings and the checks of ``solve`` not counted.
     """
 
     x: Tensor
     status: Tensor
     residual: Tensor
     steps: Tensor
+    matmuls: Tensor
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class SolverTraits:
 
     order: int | None = None
     """Near the solution the residual R = I - A X obeys |R'| = O(|R|**order); None if direct."""
+    products: int = 0
+    """Products of m x m matrices a step; 0 if direct."""
     singular: bool = True
     """On rank-deficient input the limit is the Moore-Penrose pseudo-inverse."""
     definite: bool = False
@@ -61,9 +65,17 @@ class SolverTraits:
     regularized: bool = False
     """Inverts a shifted matrix, so that A X A = A holds only approximately, by design."""
     growth: float = 1.0
-    """Factor by which a rounding error in the null space of A grows each step (f'(0))."""
+    """Factor by which a rounding error in the null space of A grows each step (f'(0)), in the limit
+    of many steps."""
     implicit: bool = False
     """The gradient is -X^T G X^T, which presumes full rank and convergence."""
+    constant_rank: bool = False
+    """The gradient is right on singular input too, along matrices of its rank."""
+    watched: bool = False
+    """A call judges its iterates as ``solve`` does, at a cost that depends on the matrices and is
+    not counted."""
+    precision: str | None = None
+    """The dtype in which the result is rounded on the way, where it is not that of the input."""
 
 
 @runtime_checkable
@@ -92,6 +104,38 @@ class Solver(Protocol):
         ...
 
 
+Map = Callable[[Tensor, Tensor], Tensor]
+"""One step: from A and X to the next X."""
+
+
+@runtime_checkable
+class Iteration(Solver, Protocol):
+    """A solver that is a start and a sequence of maps: what ``iterates`` yields, taken apart.
+
+    A map that is a ``ResidualPolynomial`` also tells what becomes of each eigenvalue of the
+    residual, so that a run can be predicted from a spectrum.
+    """
+
+    @property
+    def steps(self) -> int:
+        """The number of maps."""
+        ...
+
+    def begin(self, a: Tensor) -> tuple[Tensor, Iterator[Map]]:
+        """The initial guess X0, in the dtype of A, and the steps in turn."""
+        ...
+
+
+def run(iteration: Iteration, a: Tensor) -> Iterator[Tensor]:
+    """X0, X1, ..., X_steps, in the arithmetic of the dtype of ``a``."""
+    checks.square(a)
+    x, maps = iteration.begin(a)
+    yield x
+    for step in maps:
+        x = step(a, x)
+        yield x
+
+
 def working(a: Tensor) -> Tensor:
     """The square matrices in the precision that solvers work in."""
     checks.square(a)
@@ -113,13 +157,33 @@ class Inverting(Protocol):
 
 
 @own_precision
-def last(iterates: Iterable[Tensor], a: Tensor) -> Tensor:
-    """The final iterate, in the dtype of ``a``, which must be finite."""
-    checks.square(a)
+def last(iterates: Callable[[Tensor], Iterable[Tensor]], a: Tensor) -> Tensor:
+    """The final iterate, in the dtype of ``a``.
+
+    ``iterates`` is called on ``a`` in the working precision. Raises ``ValueError`` where an entry
+    of ``a`` is not finite, or one of the result, which must not pass for an answer.
+    """
+    wide = working(a)
     checks.finite("a", a)
-    for x in iterates:
+    for x in iterates(wide):
         final = x
-    return final.to(a.dtype)
+    return deliver(final, a)
+
+
+def deliver(x: Tensor, a: Tensor) -> Tensor:
+    """X in the dtype of ``a``; ``ValueError`` where an entry overflowed on the way."""
+    x = x.to(a.dtype)
+    if x.is_meta:
+        return x
+    lost = int((~x.detach().isfinite().all(-1).all(-1)).sum())
+    if lost:
+        msg = (
+            f"the inverse overflowed {a.dtype} on {lost} of {max(1, a.shape[:-2].numel())} "
+            "matrices: it diverged, or its entries are too large for that precision. Ask solve(a) "
+            "which; a smaller scaling, BestIterate, Ridge or float64 may help."
+        )
+        raise ValueError(msg)
+    return x
 
 
 def relative_residual(a: Tensor, x: Tensor) -> Tensor:
@@ -133,44 +197,140 @@ def relative_residual(a: Tensor, x: Tensor) -> Tensor:
 
 
 @own_precision
-def judge(iterates: Iterable[Tensor], a: Tensor, *, tolerance: float | None = None) -> PinvResult:
-    """Run ``iterates`` on ``a`` until every matrix has converged; keep each one's best iterate.
+def judge(
+    iterates: Callable[[Tensor], Iterable[Tensor]],
+    a: Tensor,
+    traits: SolverTraits,
+    *,
+    tolerance: float | None = None,
+) -> PinvResult:
+    """Run ``iterates`` on ``a`` until every matrix is done; keep each one's best iterate.
 
-    ``tolerance``: relative residual that counts as converged; None means 10 m eps of the working
-    precision. A matrix that converges is frozen there, whatever its neighbours do.
+    ``a`` in the dtype to compute in; residuals are taken in the working precision. ``tolerance``:
+    relative residual that counts as converged; None means 10 m eps of the working precision. A
+    matrix that reaches it goes on while its relative step |X - X'| / |X| still falls, since the
+    residual hardly sees the small singular values that dominate X, and is then frozen, whatever its
+    neighbours do. An iterate whose step grew again is no better than the one before it: that is how
+    null-space errors show, to which the residual is blind.
+
+    Every step is watched through four random rows w of w A X A - w A, which cost little beside the
+    step itself; no matrix is called converged, and no residual returned, but by the whole of it.
     """
     with torch.no_grad():
-        a = working(a)
-        eps = torch.finfo(a.dtype).eps
-        tolerance = 10 * a.shape[-1] * eps if tolerance is None else tolerance
-        lead = a.shape[:-2]
-        best = torch.full_like(a, math.nan)
-        least = torch.full(lead, math.inf, dtype=a.dtype, device=a.device)
-        steps = torch.zeros(lead, dtype=torch.long, device=a.device)
-        status = torch.full(lead, Status.STAGNATED, device=a.device)
-        for step, x in enumerate(iterates):
-            residual = relative_residual(a, x)
-            active = (status == Status.STAGNATED) | (status == Status.OUT_OF_STEPS)
-            falling = active & (residual < 0.99 * least)
-            better = active & (residual < least)  # false for NaN
-            best = torch.where(better[..., None, None], x, best)
-            least, steps = torch.where(better, residual, least), torch.where(better, step, steps)
-            status = torch.where(active, Status.STAGNATED, status)
-            if step:  # a direct method has one iterate and no more steps to ask for
-                status = torch.where(falling, Status.OUT_OF_STEPS, status)
-            lost = Status.DIVERGED if step else Status.NON_FINITE
-            status = torch.where(active & ~residual.isfinite(), lost, status)
-            status = torch.where(active & (least <= tolerance), Status.CONVERGED, status)
-            if not bool(((status == Status.STAGNATED) | (status == Status.OUT_OF_STEPS)).any()):
-                return PinvResult(best, status, least, steps)
+        return _Judge(a, traits, tolerance).verdict(iterates(a))
+
+
+class _Judge:
+    """The state of one ``judge``: tensors (...) over the matrices of a flattened batch."""
+
+    def __init__(self, a: Tensor, traits: SolverTraits, tolerance: float | None) -> None:
+        self.lead, m = a.shape[:-2], a.shape[-1]
+        self.a = working(a).reshape(-1, m, m)
+        self.traits = traits
+        eps = torch.finfo(self.a.dtype).eps
+        self.tolerance = 10 * m * eps if tolerance is None else tolerance
+        # A step this small leaves an error of eps behind it, the order being what it is.
+        self.at_rest = eps ** (1 / (traits.order or 1))
+        scale = self.a.abs().amax((-2, -1), keepdim=True)
+        self.scale = torch.where(scale > 0, scale, 1)
+        rng = torch.Generator().manual_seed(0)
+        probe = torch.randn(min(4, m), m, generator=rng, dtype=torch.float64).to(self.a)
+        if m <= 4:
+            probe = torch.eye(m, dtype=self.a.dtype, device=self.a.device)
+        self.unit = self.a / self.scale
+        self.target = probe @ self.unit
+        self.size = torch.linalg.matrix_norm(self.target).clamp_min(torch.finfo(self.a.dtype).tiny)
+        count = len(self.a)
+        self.best = torch.full_like(self.a, math.nan)
+        self.least = self._full(math.inf)
+        self.calm = self._full(math.inf)
+        self.steps = torch.zeros(count, dtype=torch.long, device=a.device)
+        self.active = self.a.isfinite().all(-1).all(-1)
+        self.met = torch.zeros_like(self.active)
+        self.lost = ~self.active
+        self.falling = torch.zeros_like(self.active)
+
+    def _full(self, x: float) -> Tensor:
+        return torch.full(self.a.shape[:1], x, dtype=self.a.dtype, device=self.a.device)
+
+    def verdict(self, iterates: Iterable[Tensor]) -> PinvResult:
+        """Watch every iterate, stop when no matrix has more to gain, and say how each one ended."""
+        before, step, watched = self.best, 0, self.least
+        for step, found in enumerate(iterates):
+            x = working(found).reshape(self.a.shape)
+            residual = self._watched(x)
+            move = _moved(x, before) if step else self._full(math.inf)
+            self._weigh(step, x, before, residual, move)
+            self.falling = residual < 0.99 * watched
+            before, watched = x, residual
+            if not bool(self.active.any()):
+                break
+        self._keep(self.active & (self.steps == step), before)
+        return self._result(step, before)
+
+    def _watched(self, x: Tensor) -> Tensor:
+        """The relative residual, as the probes see it."""
+        seen = (self.target @ x) * self.scale  # the scale here, where the matrix is thin
+        residual: Tensor = torch.linalg.matrix_norm(seen @ self.unit - self.target) / self.size
+        return residual
+
+    def _weigh(self, step: int, x: Tensor, before: Tensor, residual: Tensor, move: Tensor) -> None:
+        """Decide for each active matrix if this iterate is its best, and if it is done."""
+        # Where X hardly moves, residuals differ by rounding, and a small fall means nothing.
+        nearer = residual < torch.where(move > 0.01, 1, 0.9) * self.least
+        nearer &= (move <= 2 * self.calm) | (residual < 0.1 * self.least)
+        better = self.active & torch.where(self.met, move < self.calm / 2, nearer)
+        # An iterate is copied only once a later one has turned out worse.
+        self._keep(self.active & ~better & (self.steps == step - 1), before)
+        self.least = torch.where(better, residual, self.least)
+        self.calm = torch.where(better, move, self.calm)
+        self.steps = torch.where(better, step, self.steps)
+        rows = (better & ~self.met & (residual <= self.tolerance)).nonzero()[:, 0]
+        if len(rows):
+            self.met[rows] = relative_residual(self.a[rows], x[rows]) <= self.tolerance
+        overflown = self.active & ~residual.isfinite()
+        done = self.met & (~better | (move <= self.at_rest) | (residual == 0))
+        self._keep(done & better, x)
+        self.lost |= overflown
+        self.active &= ~(done | overflown)
+
+    def _keep(self, which: Tensor, x: Tensor) -> None:
+        rows = which.nonzero()[:, 0]
+        if len(rows):
+            self.best[rows] = x[rows]
+
+    def _result(self, step: int, final: Tensor) -> PinvResult:
+        residual = relative_residual(self.a, self.best)
+        status = torch.full_like(self.steps, Status.STAGNATED)
         # |A| |X| eps is what the products A X A leave behind; a residual above it can still fall.
-        rounding = tolerance * a.shape[-1] * _largest(a) * _largest(best)
+        m = self.a.shape[-1]
+        rounding = self.tolerance * m * _largest(self.a) * _largest(self.best)
         if step:
-            resting = (status == Status.STAGNATED) & (least > rounding) & (least < 1)
-            status = torch.where(resting, Status.OUT_OF_STEPS, status)
-        grown = (residual > 1 + math.sqrt(eps)) & (status != Status.CONVERGED)
-        status = torch.where(grown, Status.DIVERGED, status)
-        return PinvResult(best, status, least, steps)
+            resting = (residual > rounding) & (residual < 1)
+            status = torch.where(self.falling | resting, Status.OUT_OF_STEPS, status)
+        unmet = ~self.met & (residual > self.tolerance)
+        if bool(unmet.any()):
+            rows = unmet.nonzero()[:, 0]
+            end = relative_residual(self.a[rows], final[rows])
+            grown = torch.zeros_like(unmet)
+            eps = torch.finfo(self.a.dtype).eps
+            grown[rows] = ~(end <= 1 + math.sqrt(eps))
+            self.lost |= grown
+        lost = Status.DIVERGED if step else Status.NON_FINITE
+        status = torch.where(self.lost, lost, status)
+        status = torch.where(~self.a.isfinite().all(-1).all(-1), Status.NON_FINITE, status)
+        status = torch.where(residual <= self.tolerance, Status.CONVERGED, status)
+        residual = torch.where(residual.isnan(), math.inf, residual)
+        fields = (status, residual, self.steps, self.steps * self.traits.products)
+        x = self.best.reshape(*self.lead, m, m)
+        return PinvResult(x, *(y.reshape(self.lead) for y in fields))
+
+
+def _moved(x: Tensor, before: Tensor) -> Tensor:
+    """|X - X'| / |X| in the largest entry, which no square can overflow; 0 where both are 0."""
+    move: Tensor = torch.linalg.vector_norm(x - before, math.inf, (-2, -1))
+    size = torch.linalg.vector_norm(x, math.inf, (-2, -1))
+    return move / torch.where(size > 0, size, 1)
 
 
 def _largest(a: Tensor) -> Tensor:

@@ -29,8 +29,8 @@ class SVD:
 
     @property
     def traits(self) -> SolverTraits:
-        """Direct, and exact on singular input."""
-        return SolverTraits()
+        """Direct, and exact on singular input, gradient included."""
+        return SolverTraits(constant_rank=True)
 
     def iterates(self, a: Tensor) -> Iterator[Tensor]:
         """The pseudo-inverse, alone; NaN for a matrix that is not finite."""
@@ -43,11 +43,11 @@ class SVD:
 
     def __call__(self, a: Tensor) -> Tensor:
         """The pseudo-inverse."""
-        return last(self.iterates(a), a)
+        return last(self.iterates, a)
 
     def solve(self, a: Tensor) -> PinvResult:
         """The pseudo-inverse with its status."""
-        return judge(self.iterates(a), a)
+        return judge(self.iterates, working(a), self.traits)
 
     def cost(self, m: int, batch: int = 1) -> Cost:
         """One product and U, S, V in 21 m^3 (Golub and Van Loan, 4th ed., Fig. 8.6.1)."""

@@ -1,0 +1,45 @@
+"""A solver run without a graph, with a formula for its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from softlab.core import own_precision, widened
+from softlab.pinv.solver import Solver
+
+Rule = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From A, X and dL/dX to dL/dA."""
+
+
+def by_rule(solver: Solver, rule: Rule, a: Tensor) -> Tensor:
+    """``solver(a)`` whose backward pass is ``rule``, evaluated once in the working precision.
+
+    Stores A and X alone. A second derivative would take X for a constant, so torch refuses it.
+    """
+    x: Tensor = _ByRule.apply(a, solver, rule)  # type: ignore[no-untyped-call]
+    return x
+
+
+class _ByRule(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, solver: Solver, rule: Rule) -> Tensor:
+        x = solver(a)
+        ctx.save_for_backward(a, x)
+        ctx.rule = rule
+        return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        a, x = ctx.saved_tensors
+        return _evaluated(ctx.rule, widened(a), widened(x), widened(grad)).to(a.dtype), None, None
+
+
+@own_precision
+def _evaluated(rule: Rule, a: Tensor, x: Tensor, grad: Tensor) -> Tensor:
+    return rule(a, x, grad)

@@ -1,0 +1,113 @@
+"""Steps that are best for the interval in which the spectrum lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from softlab import checks
+from softlab.core import Cost, value, widened
+from softlab.pinv.intervals import interval_cost
+from softlab.pinv.polynomial import Number, equioscillating, products
+from softlab.pinv.scalings import KrylovEstimate
+from softlab.pinv.solver import Map, PinvResult, SolverTraits, judge, last, run, working
+
+
+@value
+class Chebyshev:
+    """X <- X g(R) whose residual is the Chebyshev polynomial of the interval of the spectrum.
+
+    If the eigenvalues of A X lie in [1 - t, 1 + t], no polynomial step of degree p leaves a smaller
+    residual than T_p(r / t) / T_p(1 / t), whose largest value, 1 / T_p(1 / t), is the next t. For
+    ``degree`` p = 2 the step is X <- 2 / (2 - t^2) (2 X - X A X). It starts from
+    X0 = 2 A^T / (u^2 + l^2), and with that from the least t, where [l, u] holds the non-zero
+    singular values. A small singular value grows by p^2 and not p a step at first: about half the
+    products of Newton's iteration, which it becomes as t vanishes (Hyperpower for p > 2).
+    ``steps``: at least 1. Products a step as of ``Hyperpower``, which is why ``degree`` is 5.
+
+    ``bounds``: (l, u) in the units of A, 0 < l <= u; None estimates them per matrix by ``sweeps``
+    steps of Golub-Kahan bidiagonalisation from ``seed``, u widened by a tenth but never above
+    sqrt(|A|_1 |A|_inf). Singular values below l are only slower; one above sqrt(u^2 + l^2) makes
+    the iteration diverge. ``definite``: A is symmetric positive definite, and X0 = 2 I / (u + l),
+    whose t starts from kappa instead of kappa^2; not for singular A.
+
+    On singular A a rounding error in the null space grows by up to p^2 a step, p in the end. The
+    bounds are constants of the backward pass. Reference: Pan and Schreiber 1991; the polynomials by
+    Chebyshev's theorem.
+    """
+
+    steps: int = 12
+    degree: int = 5
+    bounds: tuple[float, float] | None = None
+    definite: bool = False
+    sweeps: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks.positive_int(self, steps=self.steps, degree=self.degree, sweeps=self.sweeps)
+        checks.seed(self, seed=self.seed)
+        checks.above_one(self, degree=self.degree)
+        if self.bounds is not None:
+            low, high = self.bounds
+            checks.positive(self, bounds=low)
+            checks.positive(self, bounds=high)
+            if low > high:
+                msg = f"Chebyshev.bounds is {self.bounds}; give (lower, upper), lower <= upper."
+                raise ValueError(msg)
+
+    @property
+    def traits(self) -> SolverTraits:
+        """Order p in the limit, where null-space errors grow p times."""
+        return SolverTraits(
+            self.degree,
+            products(self.degree - 1),
+            singular=not self.definite,
+            definite=self.definite,
+            growth=float(self.degree),
+        )
+
+    def interval(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounds l and u (..., 1, 1), given or estimated, in the working precision."""
+        wide = widened(a).detach()
+        if self.bounds is not None:
+            low, high = (torch.full_like(wide[..., :1, :1], x) for x in self.bounds)
+            return low, high
+        return KrylovEstimate(self.sweeps, seed=self.seed).interval(wide)
+
+    def begin(self, a: Tensor) -> tuple[Tensor, Iterator[Map]]:
+        """2 A^T / (u^2 + l^2), or 2 I / (u + l), and the steps with the t of each matrix."""
+        low, high = self.interval(a)
+        high = torch.where(high > 0, high, 1)
+        ratio = low / high
+        if self.definite:
+            eye = torch.eye(a.shape[-1], dtype=high.dtype, device=a.device)
+            x = 2 * eye / (high + low)
+        else:
+            ratio = ratio.square()
+            x = (widened(a).mT / high) * (2 / (1 + ratio) / high)
+        return x.to(a.dtype), self._steps(ratio.double())
+
+    def _steps(self, ratio: Tensor) -> Iterator[Map]:
+        gap: Number = 2 * ratio / (1 + ratio)
+        for _ in range(self.steps):
+            step, gap = equioscillating(gap, self.degree)
+            yield step
+
+    def iterates(self, a: Tensor) -> Iterator[Tensor]:
+        """X0, X1, ..., X_steps."""
+        return run(self, a)
+
+    def __call__(self, a: Tensor) -> Tensor:
+        """The last iterate, with the gradient of the unrolled loop."""
+        return last(self.iterates, a)
+
+    def solve(self, a: Tensor) -> PinvResult:
+        """The best iterate with its status."""
+        return judge(self.iterates, working(a), self.traits)
+
+    def cost(self, m: int, batch: int = 1) -> Cost:
+        """The products of the steps, and the estimate of the interval."""
+        estimate = Cost(0) if self.bounds is not None else interval_cost(m, self.sweeps, batch)
+        return estimate + Cost(batch * self.steps * self.traits.products * 2 * m**3)

@@ -1,0 +1,100 @@
+"""A solver run in low precision, and Newton steps in float64."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from softlab import checks
+from softlab.core import Cost, own_precision, value, widened
+from softlab.pinv.polynomial import ResidualPolynomial
+from softlab.pinv.solver import PinvResult, Solver, SolverTraits, deliver, judge, working
+
+PRECISIONS = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@value
+class Polished:
+    """The solver's best iterate in ``precision``, then ``steps`` Newton steps in float64.
+
+    Newton's iteration corrects itself on the range: if the low precision reached a residual r < 1,
+    the steps leave r^2, r^4, ... It cannot mend r >= 1, as where eps * kappa of the low precision
+    is not small; ``solve`` then says so. ``solver``: an iteration, run in the arithmetic of
+    ``precision`` ("float32", "bfloat16" or "float16"), with the accumulation that the device has.
+    ``steps``: at least 1. A is brought to unit scale first, for float16's sake.
+
+    Null-space errors of the low precision double in each step: for singular A wrap the whole in
+    ``Purified``. The low-precision result is a constant of the backward pass, through which one
+    step has the implicit gradient, -X^T G X^T.
+    """
+
+    solver: Solver
+    precision: str = "float32"
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        checks.is_a(self, Solver, solver=self.solver)
+        checks.one_of(self, tuple(PRECISIONS), precision=self.precision)
+        checks.positive_int(self, steps=self.steps)
+
+    @property
+    def traits(self) -> SolverTraits:
+        """As direct as its steps are fixed; the implicit gradient."""
+        inner = self.solver.traits
+        return dataclasses.replace(
+            inner,
+            order=None,
+            products=2,
+            singular=False,
+            implicit=True,
+            constant_rank=False,
+            watched=True,
+            precision=self.precision,
+        )
+
+    def iterates(self, a: Tensor) -> Iterator[Tensor]:
+        """The low-precision result and each polished one, in the dtype of ``a``."""
+        start, exact = self._rough(a)
+        x = start
+        yield x.to(a.dtype)
+        newton = ResidualPolynomial((1.0, 1.0))
+        for _ in range(self.steps):
+            x = newton(exact, x)
+            yield x.to(a.dtype)
+
+    @torch.no_grad()
+    def _low(self, a: Tensor) -> Tensor:
+        low = a.to(PRECISIONS[self.precision])
+        return judge(self.solver.iterates, low, self.solver.traits).x
+
+    def _rough(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """The low-precision inverse and A, both in float64."""
+        checks.square(a)
+        exact = a.double()
+        scale = exact.detach().abs().amax((-2, -1), keepdim=True)
+        scale = torch.where(scale > 0, scale, 1)
+        return self._low(exact.detach() / scale).double() / scale, exact
+
+    @own_precision
+    def __call__(self, a: Tensor) -> Tensor:
+        """The polished inverse, in the dtype of ``a``."""
+        checks.square(a)
+        checks.finite("a", a)
+        for x in self.iterates(widened(a)):
+            final = x
+        return deliver(final, a)
+
+    def solve(self, a: Tensor) -> PinvResult:
+        """The best of the low-precision result and the polished ones, with its status."""
+        return judge(self.iterates, working(a), self.traits)
+
+    def cost(self, m: int, batch: int = 1) -> Cost:
+        """The solver's and two products a step."""
+        return self.solver.cost(m, batch) + Cost(batch * self.steps * 2 * 2 * m**3)

@@ -1,0 +1,120 @@
+"""Polynomials in the residual: the one step that every Newton-type iteration is made of."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Number = float | Tensor
+
+
+@dataclass(frozen=True)
+class ResidualPolynomial:
+    """The map X -> X g(R) with R = I - A X and g(r) = c_0 + c_1 r + ... + c_d r^d.
+
+    ``coefficients``: c_0 to c_d, d >= 1, numbers or tensors (..., 1, 1), one a matrix. An
+    eigenvalue r of the residual becomes 1 - (1 - r) g(r), r^(d + 1) for g = 1 + r + ... + r^d. In
+    powers of R the correction to X is small where X is good, which loses fewer digits than powers
+    of A X. Evaluated in blocks of two powers (Paterson and Stockmeyer 1973).
+    """
+
+    coefficients: tuple[Number, ...]
+
+    @property
+    def products(self) -> int:
+        """Products of m x m matrices in one application."""
+        return products(len(self.coefficients) - 1)
+
+    @property
+    def growth(self) -> float:
+        """g(1), the factor of an error in the null space of A; the largest over the matrices."""
+        total = sum(self.coefficients)
+        return float(total.max()) if isinstance(total, Tensor) else float(total)
+
+    def __call__(self, a: Tensor, x: Tensor) -> Tensor:
+        """X g(I - A X), (..., m, m), in the dtype of X."""
+        return self.of(x, residual(a, x))
+
+    def of(self, x: Tensor, r: Tensor) -> Tensor:
+        """X g(R) for a residual that is known."""
+        c = [y.to(x.dtype) if isinstance(y, Tensor) else y for y in self.coefficients]
+        if len(c) == 2:
+            return added(_times(c[0], x), x, _times(c[1], r))
+        if len(c) == 3:
+            y = x @ r
+            return added(_times(c[0], x) + _times(c[1], y), y, _times(c[2], r))
+        square = r @ r
+        eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        # The highest block has two coefficients or three, those below it two.
+        top = len(c) - 3 if len(c) % 2 else len(c) - 2
+        g = c[top] * eye + c[top + 1] * r
+        if len(c) % 2:
+            g = g + c[top + 2] * square
+        for i in range(top - 2, -1, -2):
+            g = added(c[i] * eye + c[i + 1] * r, g, square)
+        return x @ g
+
+    def residual(self, r: Tensor) -> Tensor:
+        """What becomes of eigenvalues r of the residual, elementwise: 1 - (1 - r) g(r).
+
+        ``r`` of any shape that the coefficients, reshaped to it, broadcast with: (..., m).
+        """
+        c = [y[..., 0] if isinstance(y, Tensor) else y for y in self.coefficients]
+        # In powers of r: 1 - (1 - r) g(r) itself would cancel where r is small.
+        image = torch.zeros_like(r) + c[-1]
+        for low, high in reversed(list(itertools.pairwise(c))):
+            image = image * r + (low - high)
+        return image * r + (1 - c[0])
+
+
+def added(c: Tensor, a: Tensor, b: Tensor, factor: float = 1.0) -> Tensor:
+    """C + factor A B, the sum made where the product is: one pass, and no rounding in between."""
+    if a.ndim == 2:
+        return torch.addmm(c, a, b, alpha=factor)
+    if a.ndim == 3:
+        return torch.baddbmm(c, a, b, alpha=factor)
+    flat = (x.reshape(-1, *x.shape[-2:]) for x in (c, a, b))
+    return torch.baddbmm(*flat, alpha=factor).reshape(a.shape)
+
+
+def residual(a: Tensor, x: Tensor) -> Tensor:
+    """R = I - A X."""
+    eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    return added(eye.expand(a.shape), a, x, -1.0)
+
+
+def _times(c: Number, x: Tensor) -> Tensor:
+    """The multiple c X, without a pass over X for c = 1."""
+    return x if isinstance(c, float) and c == 1 else c * x
+
+
+def equioscillating(gap: Number, degree: int) -> tuple[ResidualPolynomial, Number]:
+    """The step of this degree that leaves least of a residual in [-t, t], t = 1 - gap.
+
+    Its residual is T_p(r / t) / T_p(1 / t), p = ``degree`` >= 2: of all polynomials of that degree
+    that are 1 at r = 1, as those of a step are, the one of least maximum (Chebyshev). ``gap``: in
+    [0, 1], a number or a float64 tensor (..., 1, 1). Also returns the next gap, 1 - 1 / T_p(1 / t);
+    it is carried in place of t, which rounds to 1 for condition numbers beyond 1e8.
+    """
+    t = 1 - gap
+    tau = [float(x) for x in np.polynomial.chebyshev.cheb2poly([0.0] * degree + [1.0])]
+    # Multiplied by t^p throughout, so that nothing overflows as t vanishes.
+    powers = [t * 0 + 1.0]
+    for _ in range(degree):
+        powers.append(powers[-1] * t)
+    top = sum(x * powers[degree - j] for j, x in enumerate(tau))
+    image = [x * powers[degree - j] / top for j, x in enumerate(tau)]
+    # g = (1 - image) / (1 - r): its coefficients are the partial sums.
+    coefficients = [1 - image[0]]
+    for x in image[1:-1]:
+        coefficients.append(coefficients[-1] - x)
+    return ResidualPolynomial(tuple(coefficients)), (top - powers[degree]) / top
+
+
+def products(degree: int) -> int:
+    """Products of m x m matrices that X g(R) takes for g of this degree, R = I - A X included."""
+    return degree + 1 if degree <= 2 else 3 + (degree - 1) // 2

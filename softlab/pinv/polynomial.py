@@ -37,11 +37,18 @@ class ResidualPolynomial:
 
     def __call__(self, a: Tensor, x: Tensor) -> Tensor:
         """X g(I - A X), (..., m, m), in the dtype of X."""
+        if len(self.coefficients) == 2 and x.dtype.itemsize >= 4:
+            # (c_0 + c_1) X - c_1 X A X makes one pass less. In half precision it would round A X,
+            # and with it the residual; a residual that is summed where the product is keeps it.
+            low, high = (_cast(c, x) for c in self.coefficients)
+            if isinstance(low, Tensor) or isinstance(high, Tensor):
+                return added((low + high) * x, x, high * (a @ x), -1.0)
+            return added(x, x, a @ x, -high, low + high)
         return self.of(x, residual(a, x))
 
     def of(self, x: Tensor, r: Tensor) -> Tensor:
         """X g(R) for a residual that is known."""
-        c = [y.to(x.dtype) if isinstance(y, Tensor) else y for y in self.coefficients]
+        c = [_cast(y, x) for y in self.coefficients]
         if len(c) == 2:
             return added(_times(c[0], x), x, _times(c[1], r))
         if len(c) == 3:
@@ -71,20 +78,24 @@ class ResidualPolynomial:
         return image * r + (1 - c[0])
 
 
-def added(c: Tensor, a: Tensor, b: Tensor, factor: float = 1.0) -> Tensor:
-    """C + factor A B, the sum made where the product is: one pass, and no rounding in between."""
+def added(c: Tensor, a: Tensor, b: Tensor, factor: float = 1.0, own: float = 1.0) -> Tensor:
+    """The sum own C + factor A B, made where the product is: one pass, no rounding in between."""
     if a.ndim == 2:
-        return torch.addmm(c, a, b, alpha=factor)
+        return torch.addmm(c, a, b, beta=own, alpha=factor)
     if a.ndim == 3:
-        return torch.baddbmm(c, a, b, alpha=factor)
+        return torch.baddbmm(c, a, b, beta=own, alpha=factor)
     flat = (x.reshape(-1, *x.shape[-2:]) for x in (c, a, b))
-    return torch.baddbmm(*flat, alpha=factor).reshape(a.shape)
+    return torch.baddbmm(*flat, beta=own, alpha=factor).reshape(a.shape)
 
 
 def residual(a: Tensor, x: Tensor) -> Tensor:
     """R = I - A X."""
     eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
     return added(eye.expand(a.shape), a, x, -1.0)
+
+
+def _cast(c: Number, x: Tensor) -> Number:
+    return c.to(x.dtype) if isinstance(c, Tensor) else c
 
 
 def _times(c: Number, x: Tensor) -> Tensor:

@@ -96,7 +96,9 @@ class NormProduct:
 
     def __call__(self, a: Tensor) -> Tensor:
         """The initial guess, (..., m, m)."""
-        return _transposed(a, self.factor, one_norm(a), infinity_norm(a))
+        magnitude = widened(a).abs()
+        one, infinity = (magnitude.sum(axis).amax(-1)[..., None, None] for axis in (-2, -1))
+        return _transposed(a, self.factor, one, infinity)
 
     def cost(self, m: int, batch: int = 1) -> Cost:  # noqa: ARG002
         """No product."""

@@ -173,17 +173,15 @@ def last(iterates: Callable[[Tensor], Iterable[Tensor]], a: Tensor) -> Tensor:
 def deliver(x: Tensor, a: Tensor) -> Tensor:
     """X in the dtype of ``a``; ``ValueError`` where an entry overflowed on the way."""
     x = x.to(a.dtype)
-    if x.is_meta:
+    if x.is_meta or bool(torch.stack(torch.aminmax(x.detach())).isfinite().all()):
         return x
     lost = int((~x.detach().isfinite().all(-1).all(-1)).sum())
-    if lost:
-        msg = (
-            f"the inverse overflowed {a.dtype} on {lost} of {max(1, a.shape[:-2].numel())} "
-            "matrices: it diverged, or its entries are too large for that precision. Ask solve(a) "
-            "which; a smaller scaling, BestIterate, Ridge or float64 may help."
-        )
-        raise ValueError(msg)
-    return x
+    msg = (
+        f"the inverse overflowed {a.dtype} on {lost} of {max(1, a.shape[:-2].numel())} matrices: "
+        "it diverged, or its entries are too large for that precision. Ask solve(a) which; a "
+        "smaller scaling, BestIterate, Ridge or float64 may help."
+    )
+    raise ValueError(msg)
 
 
 def relative_residual(a: Tensor, x: Tensor) -> Tensor:
@@ -213,15 +211,20 @@ def judge(
     neighbours do. An iterate whose step grew again is no better than the one before it: that is how
     null-space errors show, to which the residual is blind.
 
-    Every step is watched through four random rows w of w A X A - w A, which cost little beside the
-    step itself; no matrix is called converged, and no residual returned, but by the whole of it.
+    Every step is watched through random rows w, of the residual as w A X A - w A and of the step as
+    w X - w X', which cost little beside the step itself. No matrix is called converged, and no
+    residual is returned, but by the whole of it.
     """
     with torch.no_grad():
         return _Judge(a, traits, tolerance).verdict(iterates(a))
 
 
+WATCHED = 2
+"""Random rows through which a step is watched, for the residual and for the step each."""
+
+
 class _Judge:
-    """The state of one ``judge``: tensors (...) over the matrices of a flattened batch."""
+    """The state of one ``judge``: tensors (count,) over the matrices of a flattened batch."""
 
     def __init__(self, a: Tensor, traits: SolverTraits, tolerance: float | None) -> None:
         self.lead, m = a.shape[:-2], a.shape[-1]
@@ -231,48 +234,46 @@ class _Judge:
         self.tolerance = 10 * m * eps if tolerance is None else tolerance
         # A step this small leaves an error of eps behind it, the order being what it is.
         self.at_rest = eps ** (1 / (traits.order or 1))
-        scale = self.a.abs().amax((-2, -1), keepdim=True)
-        self.scale = torch.where(scale > 0, scale, 1)
-        rng = torch.Generator().manual_seed(0)
-        probe = torch.randn(min(4, m), m, generator=rng, dtype=torch.float64).to(self.a)
-        if m <= 4:
-            probe = torch.eye(m, dtype=self.a.dtype, device=self.a.device)
+        # Residuals are of A at unit scale and X scaled against it, so that no square overflows.
+        scale = _largest(self.a)
+        self.finite = scale.isfinite()
+        self.scale = torch.where(scale > 0, scale, 1)[:, None, None]
         self.unit = self.a / self.scale
-        self.target = probe @ self.unit
-        self.size = torch.linalg.matrix_norm(self.target).clamp_min(torch.finfo(self.a.dtype).tiny)
-        count = len(self.a)
+        self.size = torch.linalg.matrix_norm(self.unit).clamp_min(torch.finfo(self.a.dtype).tiny)
+        rows = torch.eye(m, dtype=torch.float64)
+        if m > 2 * WATCHED:
+            rng = torch.Generator().manual_seed(0)
+            rows = torch.randn(WATCHED, m, generator=rng, dtype=torch.float64)
+        rows = rows.to(self.a)
+        self.target = rows @ self.unit
+        self.probes = torch.cat((self.target, rows.expand_as(self.target)), -2)
+        self.target_size = torch.linalg.matrix_norm(self.target).clamp_min(
+            torch.finfo(self.a.dtype).tiny
+        )
         self.best = torch.full_like(self.a, math.nan)
-        self.least = self._full(math.inf)
-        self.calm = self._full(math.inf)
-        self.steps = torch.zeros(count, dtype=torch.long, device=a.device)
-        self.active = self.a.isfinite().all(-1).all(-1)
-        self.met = torch.zeros_like(self.active)
-        self.lost = ~self.active
-        self.falling = torch.zeros_like(self.active)
-
-    def _full(self, x: float) -> Tensor:
-        return torch.full(self.a.shape[:1], x, dtype=self.a.dtype, device=self.a.device)
+        self.least = torch.full_like(self.scale[:, 0, 0], math.inf)
+        self.calm = self.least
+        self.steps = torch.zeros_like(self.least, dtype=torch.long)
+        self.active = self.finite
+        self.met, self.lost, self.falling = (torch.zeros_like(self.finite) for _ in range(3))
 
     def verdict(self, iterates: Iterable[Tensor]) -> PinvResult:
         """Watch every iterate, stop when no matrix has more to gain, and say how each one ended."""
-        before, step, watched = self.best, 0, self.least
+        before, seen_before, step, residual_before = self.best, None, 0, self.least
         for step, found in enumerate(iterates):
             x = working(found).reshape(self.a.shape)
-            residual = self._watched(x)
-            move = _moved(x, before) if step else self._full(math.inf)
+            # At the scale of X already: the thin matrix costs less to scale than A or X.
+            through_a, seen = ((self.probes @ x) * self.scale).tensor_split(2, -2)
+            missed = torch.linalg.matrix_norm(through_a @ self.unit - self.target)
+            residual = missed / self.target_size
+            move = _moved(seen, seen_before)
             self._weigh(step, x, before, residual, move)
-            self.falling = residual < 0.99 * watched
-            before, watched = x, residual
+            self.falling = residual < 0.99 * residual_before
+            before, seen_before, residual_before = x, seen, residual
             if not bool(self.active.any()):
                 break
         self._keep(self.active & (self.steps == step), before)
         return self._result(step, before)
-
-    def _watched(self, x: Tensor) -> Tensor:
-        """The relative residual, as the probes see it."""
-        seen = (self.target @ x) * self.scale  # the scale here, where the matrix is thin
-        residual: Tensor = torch.linalg.matrix_norm(seen @ self.unit - self.target) / self.size
-        return residual
 
     def _weigh(self, step: int, x: Tensor, before: Tensor, residual: Tensor, move: Tensor) -> None:
         """Decide for each active matrix if this iterate is its best, and if it is done."""
@@ -287,52 +288,60 @@ class _Judge:
         self.steps = torch.where(better, step, self.steps)
         rows = (better & ~self.met & (residual <= self.tolerance)).nonzero()[:, 0]
         if len(rows):
-            self.met[rows] = relative_residual(self.a[rows], x[rows]) <= self.tolerance
+            self.met[rows] = self._residual(x, rows) <= self.tolerance
         overflown = self.active & ~residual.isfinite()
         done = self.met & (~better | (move <= self.at_rest) | (residual == 0))
         self._keep(done & better, x)
         self.lost |= overflown
-        self.active &= ~(done | overflown)
+        self.active = self.active & ~(done | overflown)
+
+    def _residual(self, x: Tensor, rows: Tensor) -> Tensor:
+        """|A X A - A|_F / |A|_F of these matrices of the batch."""
+        every = len(rows) == len(self.a)
+        unit, scale, size, x = (
+            y if every else y[rows] for y in (self.unit, self.scale, self.size, x)
+        )
+        residual: Tensor = torch.linalg.matrix_norm(unit @ (x * scale) @ unit - unit) / size
+        return residual
 
     def _keep(self, which: Tensor, x: Tensor) -> None:
         rows = which.nonzero()[:, 0]
-        if len(rows):
+        if len(rows) == len(self.a):
+            self.best = x.clone()
+        elif len(rows):
             self.best[rows] = x[rows]
 
     def _result(self, step: int, final: Tensor) -> PinvResult:
-        residual = relative_residual(self.a, self.best)
-        status = torch.full_like(self.steps, Status.STAGNATED)
-        # |A| |X| eps is what the products A X A leave behind; a residual above it can still fall.
         m = self.a.shape[-1]
-        rounding = self.tolerance * m * _largest(self.a) * _largest(self.best)
+        eps = torch.finfo(self.a.dtype).eps
+        residual = self._residual(self.best, torch.arange(len(self.a)))
+        residual = torch.where(residual.isnan(), math.inf, residual)
+        status = torch.full_like(self.steps, Status.STAGNATED)
         if step:
+            # |A| |X| eps is what the products A X A leave behind; above it a residual can fall.
+            rounding = self.tolerance * m * self.scale[:, 0, 0] * _largest(self.best)
             resting = (residual > rounding) & (residual < 1)
             status = torch.where(self.falling | resting, Status.OUT_OF_STEPS, status)
-        unmet = ~self.met & (residual > self.tolerance)
-        if bool(unmet.any()):
-            rows = unmet.nonzero()[:, 0]
-            end = relative_residual(self.a[rows], final[rows])
-            grown = torch.zeros_like(unmet)
-            eps = torch.finfo(self.a.dtype).eps
-            grown[rows] = ~(end <= 1 + math.sqrt(eps))
-            self.lost |= grown
-        lost = Status.DIVERGED if step else Status.NON_FINITE
-        status = torch.where(self.lost, lost, status)
-        status = torch.where(~self.a.isfinite().all(-1).all(-1), Status.NON_FINITE, status)
+        rows = (~self.lost & (residual > self.tolerance)).nonzero()[:, 0]
+        if len(rows):
+            self.lost[rows] = ~(self._residual(final, rows) <= 1 + math.sqrt(eps))
+        status = torch.where(self.lost, Status.DIVERGED if step else Status.NON_FINITE, status)
         status = torch.where(residual <= self.tolerance, Status.CONVERGED, status)
-        residual = torch.where(residual.isnan(), math.inf, residual)
+        status = torch.where(self.finite, status, Status.NON_FINITE)
         fields = (status, residual, self.steps, self.steps * self.traits.products)
         x = self.best.reshape(*self.lead, m, m)
         return PinvResult(x, *(y.reshape(self.lead) for y in fields))
 
 
-def _moved(x: Tensor, before: Tensor) -> Tensor:
-    """|X - X'| / |X| in the largest entry, which no square can overflow; 0 where both are 0."""
-    move: Tensor = torch.linalg.vector_norm(x - before, math.inf, (-2, -1))
-    size = torch.linalg.vector_norm(x, math.inf, (-2, -1))
-    return move / torch.where(size > 0, size, 1)
+def _moved(x: Tensor, before: Tensor | None) -> Tensor:
+    """|X - X'| / |X| in the largest entry; 0 where both are 0, and inf for the first X."""
+    size = _largest(x)
+    if before is None:
+        return torch.full_like(size, math.inf)
+    return _largest(x - before) / torch.where(size > 0, size, 1)
 
 
 def _largest(a: Tensor) -> Tensor:
-    """The largest magnitude in each matrix."""
-    return a.abs().amax((-2, -1))
+    """The largest magnitude in each matrix, NaN if one is."""
+    low, high = torch.aminmax(a.flatten(-2), dim=-1)
+    return torch.maximum(-low, high)

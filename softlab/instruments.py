@@ -1,4 +1,4 @@
-"""A clock and a memory gauge for one call: measured, never modelled."""
+"""A clock, a memory gauge and a probe of the arithmetic: measured, never modelled."""
 
 from __future__ import annotations
 
@@ -8,13 +8,34 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 Numbers = dict[str, float | int | bool]
+
+WIDER = {
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+    torch.float32: torch.float64,
+    torch.float64: torch.float64,
+}
+"""The next format in which products of a format might be summed."""
+
+FACTORS = {23: "float32", 10: "tfloat32", 7: "bfloat16"}
+"""Digits after the point that a float32 factor keeps, and the format that has as many."""
+
+PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mm": torch.mm,
+    "bmm": lambda a, b: torch.bmm(a.expand(3, *a.shape), b.expand(3, *b.shape)),
+}
+SUMS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "addmm": torch.addmm,
+    "baddbmm": lambda c, a, b: torch.baddbmm(*(x.expand(3, *x.shape) for x in (c, a, b))),
+}
 
 
 def seconds(
@@ -67,6 +88,68 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int:
         held += event["args"]["Bytes"]
         peak = max(peak, held)
     return peak
+
+
+def accumulation(
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    *,
+    products: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = PRODUCTS,
+    sums: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = SUMS,
+) -> str:
+    """In which format the device sums matrix products of ``dtype``, found by trying: "float32".
+
+    Each of ``products`` (A, B to A B) multiplies 96 x 96 matrices whose sums are of 32 large
+    numbers, 32 small ones, then the large ones' negatives: the small ones survive only in a wide
+    sum, also where it is dealt out over several places. Each of ``sums`` (C, A, B to C + A B) has
+    the negatives in C instead, which must be added before A B is rounded. float32 factors have
+    digits that a narrower format lacks. For half precision "float32" means that or wider.
+
+    Departures follow after commas: ways that differ ("bmm in float16"), ways that round A B first
+    ("addmm rounds A B first"), rounded factors ("factors of mm in tfloat32", as
+    ``torch.backends.cuda.matmul.allow_tf32`` permits on CUDA: it is seen here, not asked).
+
+    ``dtype``: bfloat16, float16, float32 or float64; ``ValueError`` for any other.
+    """
+    if dtype not in WIDER:
+        known = ", ".join(_name(known) for known in WIDER)
+        msg = f"products of {_name(dtype)} cannot be probed; dtype must be one of {known}."
+        raise ValueError(msg)
+    wide = WIDER[dtype]
+    one = torch.ones(96, 96, dtype=dtype, device=device)
+    a = 64 * one
+    a[:, 32:64] *= 2.0**-18 if wide == torch.float32 else 2.0**-47
+    only = torch.cat([a[:, :64], 0 * a[:, 64:]], 1)
+    a[:, 64:] *= -1
+    found = {name: wide if _survives(by(a, one)) else dtype for name, by in products.items()}
+    common = next(iter(found.values()))
+    words = [_name(common)]
+    words += [f"{name} in {_name(x)}" for name, x in found.items() if x != common]
+    if common != dtype:
+        late = [name for name, by in sums.items() if not _survives(by(-32 * 64 * one, only, one))]
+        words += [f"{name} rounds A B first" for name in late]
+    if dtype == torch.float32:
+        for name, by in products.items():
+            kept = (d for d in FACTORS if _survives(by(_difference(one, d), one)))
+            digits = next(kept, min(FACTORS))
+            if digits < max(FACTORS):
+                words.append(f"factors of {name} in {FACTORS[digits]}")
+    return ", ".join(words)
+
+
+def _survives(result: Tensor) -> bool:
+    return bool((result > 0).all())
+
+
+def _difference(one: Tensor, digits: int) -> Tensor:
+    """Rows that sum to 2^-digits, if 1 + 2^-digits is not rounded to 1."""
+    a = 0 * one
+    a[:, 0], a[:, 1] = 1 + 2.0**-digits, -1
+    return a
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @contextlib.contextmanager

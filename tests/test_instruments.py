@@ -1,0 +1,82 @@
+"""The probe of the arithmetic tells accumulators apart, wherever they lose digits."""
+
+import pytest
+import torch
+
+from softlab.instruments import PRODUCTS, SUMS, accumulation
+
+HALF = [torch.bfloat16, torch.float16]
+
+
+def in_lanes(lanes, dtype):
+    """A product summed term by term in ``dtype``, dealt out over so many accumulators."""
+
+    def product(a, b):
+        parts = []
+        for lane in range(lanes):
+            total = torch.zeros(len(a), b.shape[1], dtype=dtype)
+            for k in range(lane, a.shape[1], lanes):
+                total = (total + a[:, k, None].to(dtype) * b[k].to(dtype)).to(dtype)
+            parts.append(total)
+        while len(parts) > 1:
+            parts = [(x + y).to(dtype) for x, y in zip(parts[::2], parts[1::2], strict=True)]
+        return parts[0].to(a.dtype)
+
+    return product
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 8, 32])
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_a_narrow_sum_is_told_from_a_wide_one(dtype, lanes):
+    narrow, wide = in_lanes(lanes, dtype), in_lanes(lanes, torch.float32)
+    own = str(dtype).removeprefix("torch.")
+    assert accumulation(dtype, products={"mm": narrow}, sums={}) == own
+    assert accumulation(dtype, products={"mm": wide}, sums={}) == "float32"
+    mixed = accumulation(dtype, products={"mm": wide, "bmm": narrow}, sums={})
+    assert mixed == f"float32, bmm in {own}"
+
+
+@pytest.mark.parametrize("lanes", [1, 8, 32])
+def test_a_float32_sum_is_told_from_a_float64_one(lanes):
+    for dtype in (torch.float32, torch.float64):
+        word = accumulation(torch.float32, products={"mm": in_lanes(lanes, dtype)}, sums={})
+        assert word == str(dtype).removeprefix("torch.")
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_a_product_that_is_rounded_before_it_is_added_is_seen(dtype):
+    late = {"addmm": SUMS["addmm"], "own": lambda c, a, b: c + a @ b}
+    wide = {"mm": in_lanes(1, torch.float32)}
+    early = {"own": lambda c, a, b: (c.float() + a.float() @ b.float()).to(c.dtype)}
+    assert accumulation(dtype, products=wide, sums=early) == "float32"
+    assert "own rounds A B first" in accumulation(dtype, products=wide, sums=late)
+
+
+@pytest.mark.parametrize(("kept", "word"), [(23, ""), (10, "tfloat32"), (7, "bfloat16")])
+def test_rounded_factors_are_seen(kept, word):
+    def rounded(x):  # to so many digits after the point
+        mantissa, exponent = torch.frexp(x)
+        return torch.ldexp((mantissa * 2 ** (kept + 1)).round() / 2 ** (kept + 1), exponent)
+
+    told = accumulation(
+        torch.float32, products={"mm": lambda a, b: rounded(a) @ rounded(b)}, sums=SUMS
+    )
+    assert told == ("float32" + (f", factors of mm in {word}" if word else ""))
+
+
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64], ids=str)
+def test_this_device_sums_no_narrower_than_the_format(dtype):
+    told = accumulation(dtype)
+    assert told.split(",")[0] in {"bfloat16", "float16", "float32", "float64"}
+    if dtype == torch.float64:
+        assert told == "float64"
+    # What is told is what a product does: a sum of 1 and 2^-12, less 1, is there or it is not.
+    if dtype in HALF:
+        a = torch.tensor([[1.0, 2.0**-12, -1.0]], dtype=dtype)
+        kept = float(PRODUCTS["mm"](a, torch.ones(3, 1, dtype=dtype))) != 0
+        assert kept == told.startswith("float32")
+
+
+def test_formats_without_a_probe_are_refused():
+    with pytest.raises(ValueError, match="products of int8 cannot be probed; dtype must be one of"):
+        accumulation(torch.int8)

@@ -1,0 +1,388 @@
+"""What an iterative pseudo-inverse does step by step, and what its scalar maps say it must do.
+
+``trace`` observes the iterates that the solver itself yields; ``observed_order``,
+``observed_steps``, ``precision_floor`` and ``onset_and_growth`` read a trace. ``residual_spectra``,
+``predicted_steps``, ``filter_factors``, ``cutoff`` and ``degrees_of_freedom`` never run the
+iteration: they apply its polynomials to numbers.
+
+Every start is a multiple alpha of A^T, or of I for a definite A. With A = U diag(s) V^T then
+X_k = V diag(phi_k(s) / s) U^T, where phi_k = 1 - r_k and r_k is what k steps make of the eigenvalue
+r_0 = 1 - alpha s^2 (1 - alpha s) of I - A X_0: a truncated iteration is a spectral filter of the
+pseudo-inverse. For a hyperpower of order p, r_k = r_0^(p^k), whose filter rises from
+p^k alpha s^2 to 1 as that of Tikhonov does, at a cut-off about sigma_1 p^(-k/2).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from softlab import checks
+from softlab.core import own_precision
+from softlab.pinv import Iteration, ResidualPolynomial, Solver
+
+F64 = torch.float64
+
+ASYMPTOTIC = 0.55
+"""Residuals below which the ratio of logarithms is taken for the order. From here the steps of
+Chebyshev of degree 5, whose residual is no pure power, show it to a tenth; those of degree 7 reach
+the rounding of float64 from not much less."""
+
+RESOLVED = 10.0
+"""How far above sqrt(m) eps kappa a residual must lie for its logarithm to mean something, and how
+many times the floor an error must be to have left it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What was measured of the iterates X_0, X_1, ... on one matrix A: float64, (steps + 1,) each.
+
+    ``dtype``: the arithmetic of the run. ``m``: size of A. ``rank``, ``condition``: of A, sigma_1 / sigma_rank.
+    ``penrose_1`` to ``penrose_4``: |A X A - A| / |A|, |X A X - X| / |X|, |(A X)^T - A X| / |A X|,
+    |(X A)^T - X A| / |X A| in Frobenius norms. ``right`` and ``left``: |P - A X|_2 and |Q - X A|_2
+    with P and Q the orthogonal projectors on the ranges of A and A^T; |I - A X|_2 at full rank.
+    ``defect``: |X - X^T| / |X|, which is meant for symmetric A. ``norm``: |X|_F. ``error``:
+    |X - A^+| / |A^+|, and ``purified`` that of X A X, formed in float64. ``matmuls``: products of
+    m x m matrices so far, without those of the scaling and those that close a wrapper.
+
+    A measure is infinite where X is not finite, and 0 where 0 is divided by 0.
+    """
+
+    dtype: torch.dtype
+    m: int
+    rank: int
+    condition: float
+    penrose_1: Tensor
+    penrose_2: Tensor
+    penrose_3: Tensor
+    penrose_4: Tensor
+    right: Tensor
+    left: Tensor
+    defect: Tensor
+    norm: Tensor
+    error: Tensor
+    purified: Tensor
+    matmuls: Tensor
+
+    @property
+    def rounding(self) -> float:
+        """The unit of the limiting accuracy: eps of the run times the condition number."""
+        return torch.finfo(self.dtype).eps * self.condition
+
+    def rows(self) -> Iterator[dict[str, float]]:
+        """The measures of each iterate in turn, by name, with its ``step``."""
+        names = [name for name, x in vars(self).items() if isinstance(x, Tensor)]
+        columns = [getattr(self, name).tolist() for name in names]
+        for step, values in enumerate(zip(*columns, strict=True)):
+            yield {"step": step, **dict(zip(names, values, strict=True))}
+
+
+class Floor(NamedTuple):
+    """The least error of a trace, the first step that has it, and error / (eps kappa)."""
+
+    error: float
+    step: int
+    constant: float
+
+
+class Growth(NamedTuple):
+    """Where the error has left its floor for good, and by what factor it then grows a step."""
+
+    onset: int
+    factor: float | None
+
+
+@own_precision
+def trace(
+    solver: Solver, a: Tensor, *, reference: Tensor | None = None, rank: int | None = None
+) -> Trace:
+    """Measure every iterate of ``solver`` on one matrix.
+
+    ``a`` (m, m), finite, in the dtype that the iteration is to run in; it answers for the rounded
+    matrix that it is given, and everything is measured in float64. ``rank``: 0 to m, by default the
+    number of singular values above m eps sigma_1, eps of the dtype of ``a``. ``reference`` (m, m):
+    A^+, by default that of the float64 singular value decomposition cut at ``rank``. Costs two
+    spectral norms and six products a step. Raises ``ValueError`` for a batch, a matrix that is not
+    square or not finite, and a rank or reference that does not fit.
+    """
+    _single(a)
+    with torch.no_grad():
+        exact = a.double()
+        u, s, v, rank = _decomposed(a, rank)
+        inverse = (v / s) @ u.mT if reference is None else _reference(reference, exact)
+        onto, onto_rows = u @ u.mT, v @ v.mT
+        measured: list[list[float]] = []
+        for step, found in enumerate(solver.iterates(a)):
+            x = found.double()
+            left, right = x @ exact, exact @ x
+            closed = left @ x
+            measured.append(
+                [
+                    _relative(right @ exact - exact, exact),
+                    _relative(closed - x, x),
+                    _relative(right.mT - right, right),
+                    _relative(left.mT - left, left),
+                    _largest(onto - right),
+                    _largest(onto_rows - left),
+                    _relative(x - x.mT, x),
+                    _finite(torch.linalg.matrix_norm(x)),
+                    _relative(x - inverse, inverse),
+                    _relative(closed - inverse, inverse),
+                    float(step * solver.traits.products),
+                ]
+            )
+    columns = torch.tensor(measured, dtype=F64).unbind(-1)
+    return Trace(a.dtype, len(a), rank, _condition(s), *columns)
+
+
+def observed_order(trace: Trace) -> float | None:
+    """The order p of the residual, |R'| = c |R|^p, from three iterates in turn.
+
+    p = log(r'' / r') / log(r' / r) with r the right residual on the range, in which the constant c
+    cancels. Of the triples that start at most at 0.55 and end above 10 sqrt(m) eps kappa the last is
+    taken; None where there is none, as happens to high orders, which pass from one to the other in
+    fewer than two steps. It is biased where c has not settled.
+    """
+    triples = zip(*(trace.right[i:].tolist() for i in range(3)), strict=False)
+    resolved = RESOLVED * math.sqrt(trace.m) * trace.rounding
+    kept = [r for r in triples if ASYMPTOTIC >= r[0] > r[1] > r[2] > resolved]
+    if not kept:
+        return None
+    first, second, third = kept[-1]
+    return math.log(third / second) / math.log(second / first)
+
+
+def observed_steps(trace: Trace, tolerance: float) -> int | None:
+    """The first step whose right residual on the range is at most ``tolerance``, or None."""
+    met = (trace.right <= _fraction(tolerance)).nonzero()
+    return int(met[0]) if len(met) else None
+
+
+def precision_floor(trace: Trace) -> Floor:
+    """The least error that any iterate reached, at which step, and c of c eps kappa.
+
+    It is a floor of the arithmetic only for a run that converged: before, it is how far it came.
+    """
+    error, step = trace.error.min(0)
+    return Floor(float(error), int(step), float(error) / trace.rounding)
+
+
+def onset_and_growth(trace: Trace) -> Growth | None:
+    """Where the error rises after its floor, and its factor a step; None where it never does.
+
+    It has risen if the last iterate is ten times above the floor; the onset is then the first step
+    from which on it stays twice above. The factor is the median of the ratios of errors in turn
+    from there, each ten times above the floor and below 1; None where there are no two such. On
+    rank-deficient A it is to be compared with ``traits.growth``.
+    """
+    floor, start, _ = precision_floor(trace)
+    error = trace.error.tolist()
+    if not error[-1] > RESOLVED * floor:
+        return None
+    calm = max(i for i, x in enumerate(error) if i >= start and not x > 2 * floor)
+    ratios = [
+        after / before
+        for before, after in itertools.pairwise(error[calm + 1 :])
+        if before > RESOLVED * floor and before > 0 and after < 1
+    ]
+    factor = float(torch.tensor(ratios, dtype=F64).quantile(0.5)) if ratios else None
+    return Growth(calm + 1, factor)
+
+
+def residual_spectra(
+    solver: Solver, a: Tensor, *, rank: int | None = None, at: Tensor | None = None
+) -> Iterator[Tensor] | None:
+    """The eigenvalues of I - A X_k on the range of A for k = 0, 1, ..., predicted; (rank,) float64.
+
+    From those of the start, 1 - alpha s^2 (1 - alpha s for a multiple of I), by the polynomials of
+    the steps; in descending order of s. ``a`` (m, m) and ``rank`` as of ``trace``, computed with in
+    float64 whatever its dtype. ``at``: other singular values s, in the units of A, that the same
+    polynomials are applied to. None for a solver that is no iteration, or one whose steps look at
+    the residual they meet, and cannot be predicted so. Raises ``ValueError`` as ``trace`` does, and
+    for a start that is neither a multiple of A^T nor, of definite A, one of I.
+    """
+    _single(a)
+    if not isinstance(solver, Iteration):
+        return None
+    with torch.no_grad():
+        s = _decomposed(a, rank)[1] if at is None else at.double()
+        wide = a.double()
+        start, maps = solver.begin(wide)
+        steps: list[ResidualPolynomial] = []
+        for step in maps:
+            if not isinstance(step, ResidualPolynomial):
+                return None
+            steps.append(step)
+        eigenvalues = _alpha(solver, wide, start) * (s if solver.traits.definite else s.square())
+    return _carried(1 - eigenvalues, steps)
+
+
+def predicted_steps(
+    solver: Solver, a: Tensor, tolerance: float, *, rank: int | None = None
+) -> int | None:
+    """The first step at which every eigenvalue of the residual is at most ``tolerance``.
+
+    For a hyperpower of order p the smallest k with rho^(p^k) <= tolerance, rho the largest at the
+    start. None where the solver's own steps do not reach it, and where ``residual_spectra`` is.
+    """
+    limit, spectra = _fraction(tolerance), residual_spectra(solver, a, rank=rank)
+    for step, r in enumerate(spectra or ()):
+        if float(r.abs().amax() if len(r) else 0.0) <= limit:
+            return step
+    return None
+
+
+def filter_factors(
+    solver: Solver,
+    a: Tensor,
+    steps: int | None = None,
+    *,
+    rank: int | None = None,
+    at: Tensor | None = None,
+) -> Tensor:
+    """The filter phi(s) of X = V diag(phi / s) U^T after ``steps`` steps; (rank,) float64.
+
+    0 where a singular value is left out, 1 where it is inverted; steps that overshoot go beyond.
+    ``steps``: 0 to those of the solver, by default all. ``rank`` and ``at`` as of
+    ``residual_spectra``; factors below eps are lost. Raises ``TypeError`` for a solver that cannot
+    be predicted, ``ValueError`` for steps that it does not take.
+    """
+    spectra = residual_spectra(solver, a, rank=rank, at=at)
+    if spectra is None:
+        msg = (
+            f"{solver!r} has no residual polynomials that are known beforehand; give an iteration "
+            "that has, or read the filter off an iterate: the diagonal of V^T X A V."
+        )
+        raise TypeError(msg)
+    found = list(spectra)
+    last = len(found) - 1
+    taken = last if steps is None else steps
+    if isinstance(taken, bool) or not isinstance(taken, int) or not 0 <= taken <= last:
+        msg = f"steps is {steps!r}, and {solver!r} takes {last}; give an integer from 0 to {last}."
+        raise ValueError(msg)
+    return 1 - found[taken]
+
+
+def degrees_of_freedom(
+    solver: Solver, a: Tensor, steps: int | None = None, *, rank: int | None = None
+) -> float:
+    """The sum of the filter factors: of how many singular values X is the inverse, up to the rank.
+
+    Arguments and errors as of ``filter_factors``.
+    """
+    return float(filter_factors(solver, a, steps, rank=rank).sum())
+
+
+def cutoff(solver: Solver, a: Tensor, steps: int | None = None) -> float | None:
+    """The s / sigma_1 above which every singular value up to sigma_1 is inverted by half or more.
+
+    Where phi = 1/2, about p^(-k/2) for k steps of order p from alpha near 1 / sigma_1^2. None where
+    sigma_1 itself is not, and for a zero matrix. Arguments and errors as of ``filter_factors``.
+    """
+    _single(a)
+    top = float(torch.linalg.matrix_norm(a.double(), 2))
+    if top == 0:
+        return None
+    # At the lower end alpha s^2 is below the rounding of 1, so phi is 0 there.
+    low, high = 1e-12, 1.0
+    for _ in range(3):  # a thousand parts each: the filter need not be monotone
+        grid = torch.logspace(math.log10(low), math.log10(high), 1024, dtype=F64)
+        left_out = (filter_factors(solver, a, steps, at=grid * top) < 0.5).nonzero()
+        if not len(left_out):
+            return low
+        i = int(left_out[-1])
+        if i == len(grid) - 1:
+            return None
+        low, high = float(grid[i]), float(grid[i + 1])
+    return math.sqrt(low * high)
+
+
+def _carried(r: Tensor, steps: list[ResidualPolynomial]) -> Iterator[Tensor]:
+    yield r
+    for step in steps:
+        r = step.residual(r)
+        yield r
+
+
+def _alpha(solver: Solver, a: Tensor, start: Tensor) -> float:
+    """The factor of the start; raises unless it is one, which the filter rests on."""
+    definite = solver.traits.definite
+    if definite and not (torch.equal(a, a.mT) and bool(torch.linalg.eigvalsh(a)[0] > 0)):
+        msg = f"{solver!r} is for symmetric positive definite matrices, and a is not one."
+        raise ValueError(msg)
+    base = torch.eye(len(a), dtype=F64, device=a.device) if definite else a.mT
+    # Scaled, so that no square overflows or vanishes.
+    unit = base / torch.where(base.abs().max() > 0, base.abs().max(), 1)
+    alpha = (start * unit).sum() / unit.square().sum().clamp_min(torch.finfo(F64).tiny)
+    if float((start - alpha * unit).norm()) > 1e-8 * float(start.norm()):
+        msg = (
+            f"{solver!r} starts from no multiple of {'I' if definite else 'A^T'} on this matrix, "
+            "so its residual has no spectrum to predict from. Give a scaling that does."
+        )
+        raise ValueError(msg)
+    size = base.abs().max()
+    return float(alpha / torch.where(size > 0, size, 1))
+
+
+def _single(a: Tensor) -> None:
+    checks.square(a)
+    if a.ndim != 2:
+        msg = f"a must be one matrix (m, m), got {tuple(a.shape)}. Take the batch one by one."
+        raise ValueError(msg)
+    checks.finite("a", a)
+
+
+def _decomposed(a: Tensor, rank: int | None) -> tuple[Tensor, Tensor, Tensor, int]:
+    """U (m, rank), s (rank,), V (m, rank) in float64, and the rank."""
+    u, s, vh = torch.linalg.svd(a.double())
+    if rank is None:
+        rank = int((s > len(s) * torch.finfo(a.dtype).eps * s[0]).sum())
+    elif isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank <= len(s):
+        msg = (
+            f"rank is {rank!r} for a matrix {len(s)} x {len(s)}; give an integer of 0 to {len(s)}."
+        )
+        raise ValueError(msg)
+    if rank and not float(s[rank - 1]) > 0:
+        msg = f"rank is {rank}, and a has only {int((s > 0).sum())} singular values that are not 0."
+        raise ValueError(msg)
+    return u[:, :rank], s[:rank], vh[:rank].mT, rank
+
+
+def _reference(given: Tensor, a: Tensor) -> Tensor:
+    checks.finite("reference", given)
+    if given.shape != a.shape:
+        msg = f"reference must be A^+, {tuple(a.shape)}, got {tuple(given.shape)}."
+        raise ValueError(msg)
+    return given.to(a)
+
+
+def _condition(s: Tensor) -> float:
+    return float(s[0] / s[-1]) if len(s) else 1.0
+
+
+def _relative(x: Tensor, y: Tensor) -> float:
+    """|x|_F / |y|_F, 0 for 0 / 0."""
+    top, size = torch.linalg.matrix_norm(x), torch.linalg.matrix_norm(y)
+    return _finite(top / size) if bool(top != 0) or bool(size != 0) else 0.0
+
+
+def _largest(x: Tensor) -> float:
+    """|x|_2, infinite where an entry is not finite."""
+    return float(torch.linalg.matrix_norm(x, 2)) if bool(x.isfinite().all()) else math.inf
+
+
+def _finite(x: Tensor) -> float:
+    return float(x.nan_to_num(math.inf, math.inf))
+
+
+def _fraction(tolerance: float) -> float:
+    if isinstance(tolerance, bool) or not 0 < tolerance < 1:
+        msg = f"tolerance is {tolerance!r}; give a number between 0 and 1."
+        raise ValueError(msg)
+    return tolerance

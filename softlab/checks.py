@@ -144,6 +144,24 @@ def positive_int(owner: object, **fields: Any) -> None:
             raise ValueError(msg)
 
 
+def symmetric(a: Tensor) -> None:
+    """Raise ``ValueError`` unless every matrix (..., m, m) is symmetric up to rounding."""
+    if a.is_meta:
+        return
+    size = a.detach().abs().amax((-2, -1))
+    gap = (a.detach() - a.detach().mT).abs().amax((-2, -1))
+    far = gap > 100 * a.shape[-1] * torch.finfo(a.dtype).eps * size
+    if bool(far.any()):
+        worst = float((gap / size)[far].max())
+        msg = (
+            f"a must be symmetric for this solver, and {int(far.sum())} of {far.numel()} matrices "
+            f"differ from their transposes by up to {worst:.2g} of their largest entry. Pass "
+            "(a + a.mT) / 2 if that is rounding, or use a solver for any matrix: SVD() or "
+            "NewtonRaphson()."
+        )
+        raise ValueError(msg)
+
+
 def above_one(owner: object, **fields: int) -> None:
     """Raise unless every named field, a positive integer, is at least 2."""
     for name, got in fields.items():

@@ -5,6 +5,7 @@ and works in the dtype that it is given. Of softlab it imports the names that it
 for UniformRandom the drawn indices; no arithmetic.
 """
 
+import math
 from functools import singledispatch
 from itertools import product
 
@@ -56,23 +57,21 @@ def _(op: operators.Soft, q, k, v):
     z = points(op.landmarks, k, op.rank)
     ones = torch.ones_like(v[:, :1])
     A = gaussian(z, z, s)
-    Y = inverse(op.pinv, A)
-    if op.normalization == "published":
-        D = A.sum(-1, keepdim=True)
-        Y = D**-0.5 * Y * D.mT**-0.5
+    invert = inverted(op.pinv, A)
+    D = A.sum(-1, keepdim=True) ** -0.5 if op.normalization == "published" else 1
 
     # As the method is meant to run: a kernel matrix is formed where it is used, and not kept.
     def S(x, columns):
-        return gaussian(x, z, s) @ (Y @ (gaussian(z, k, s) @ columns))
+        return gaussian(x, z, s) @ (D * invert(D * (gaussian(z, k, s) @ columns)))
 
     if op.normalization in ("none", "published"):
         return S(q, v)
     if op.normalization == "row":
         both = S(q, torch.cat((v, ones), -1))
         return both[:, :-1] / both[:, -1:]
-    weights = Y @ (gaussian(z, k, s) @ ones)
+    weights = invert(gaussian(z, k, s) @ ones)
     of_keys = power(gaussian(k, z, s) @ weights)
-    inner = Y @ (gaussian(z, k, s) @ (of_keys * v))
+    inner = invert(gaussian(z, k, s) @ (of_keys * v))
     both = gaussian(q, z, s) @ torch.cat((inner, weights), -1)
     return power(both[:, -1:]) * both[:, :-1]
 
@@ -133,6 +132,31 @@ def _(selector: landmarks.UniformRandom, x, m):
     return x[selector.indices(x, m)]
 
 
+def inverted(solver, a):
+    """The map b -> A^+ b: a product with the inverse, or conjugate gradients on the columns."""
+    if isinstance(solver, pinv.Ridge):
+        return inverted(solver.solver, a + solver.ridge * torch.eye(len(a), dtype=a.dtype))
+    if isinstance(solver, pinv.ConjugateGradients):
+        return lambda b: conjugate_gradients(a, b, solver.steps)
+    y = inverse(solver, a)
+    return lambda b: y @ b
+
+
+def conjugate_gradients(a, b, steps):
+    """Hestenes and Stiefel, on every column; one that is solved to rounding rests."""
+    x, r, p = torch.zeros_like(b), b, b
+    least = (torch.finfo(b.dtype).eps * b.norm(dim=0)) ** 2
+    for _ in range(steps):
+        ap = a @ p
+        rr = (r * r).sum(0)
+        going = rr > least
+        # Divided by 1 where it rests: the gradient of 0 / 0 would be NaN even if not taken.
+        alpha = torch.where(going, rr, 0) / torch.where(going, (p * ap).sum(0), 1)
+        x, r = x + alpha * p, r - alpha * ap
+        p = r + torch.where(going, (r * r).sum(0), 0) / torch.where(going, rr, 1) * p
+    return x
+
+
 @singledispatch
 def inverse(solver, a):
     """The (pseudo-)inverse of one matrix (m, m)."""
@@ -175,7 +199,84 @@ def _(solver: pinv.NystromformerCubic, a):
 
 
 @inverse.register
-def _(solver: pinv.ImplicitGradient, a):
+def _(solver: pinv.Hyperpower, a):
+    eye, x = torch.eye(len(a), dtype=a.dtype), start(solver, a)
+    for _ in range(solver.steps):
+        r = eye - a @ x
+        x = x @ sum(torch.linalg.matrix_power(r, i) for i in range(solver.order))
+    return x
+
+
+@inverse.register
+def _(solver: pinv.Chebyshev, a):
+    low, high = (float(x) for x in solver.interval(a))  # the estimate is given, like a drawn index
+    eye = torch.eye(len(a), dtype=a.dtype)
+    if solver.definite:
+        x, t = 2 * eye / (high + low), (high - low) / (high + low)
+    else:
+        x = 2 * a.mT / (high**2 + low**2)
+        t = (high**2 - low**2) / (high**2 + low**2)
+    return semi_iterations(a, x, t, solver.degree, solver.steps)
+
+
+@inverse.register
+def _(solver: pinv.Minimax, a):
+    kappa = (1.15 * solver.condition) ** (1 if solver.scaling.definite else 2)
+    x = solver.scaling(a) * 2 / (1 + 1 / kappa)
+    return semi_iterations(a, x, (kappa - 1) / (kappa + 1), solver.degree, solver.steps)
+
+
+def semi_iterations(a, x, t, degree, steps):
+    """Each step: ``degree`` Chebyshev semi-iterations for A Z = I from Z = 0, preconditioned by X.
+
+    Golub and Varga 1961: z' = w (z + x (1 - a z) - z_before) + z_before with w = 1, then
+    2 / (2 - t^2), then 1 / (1 - t^2 w / 4), for spectra of I - X A in [-t, t].
+    """
+    eye = torch.eye(len(a), dtype=a.dtype)
+    for _ in range(steps):
+        before, z, w = torch.zeros_like(x), x, 1.0
+        for j in range(1, degree):
+            w = 2 / (2 - t * t) if j == 1 else 1 / (1 - t * t * w / 4)
+            before, z = z, w * (z + x @ (eye - a @ z) - before) + before
+        x = z
+        t = 1 / math.cosh(degree * math.acosh(1 / t)) if t > 1e-30 else 0.0
+    return x
+
+
+@inverse.register
+def _(solver: pinv.SketchedFit, a):
+    eye, x = torch.eye(len(a), dtype=a.dtype), start(solver, a)
+    rng = torch.Generator().manual_seed(solver.seed)
+    w = torch.randn(len(a), solver.columns, generator=rng, dtype=torch.float64).to(a.dtype)
+    for _ in range(solver.steps):
+        r = eye - a @ x
+        far, near = (r @ r @ w).flatten(), (r @ r @ r @ w).flatten()
+        # Least squares: the c that makes R^2 w + c (R^3 - R^2) w shortest.
+        c = torch.linalg.lstsq((far - near)[:, None], far[:, None]).solution
+        c = float(c.clamp(1, 4)) if float((far - near).norm()) > 1e-12 * float(far.norm()) else 1.0
+        x = x @ (eye + r + c * r @ r)
+    return x
+
+
+@inverse.register
+def _(solver: pinv.ConjugateGradients, a):
+    return conjugate_gradients(a, torch.eye(len(a), dtype=a.dtype), solver.steps)
+
+
+@inverse.register
+def _(solver: pinv.Purified, a):
+    x = inverse(solver.solver, a)
+    return x @ a @ x
+
+
+@inverse.register
+def _(solver: pinv.Checkpointed, a):
+    return inverse(solver.solver, a)
+
+
+@inverse.register(pinv.ImplicitGradient)
+@inverse.register(pinv.GolubPereyra)
+def _(solver, a):
     with torch.no_grad():
         y = inverse(solver.solver, a)
     # The value is y, and the differential is -y da y.
@@ -183,9 +284,92 @@ def _(solver: pinv.ImplicitGradient, a):
 
 
 def start(solver, a):
-    """factor * A^T / (|A|_1 |A|_inf)."""
+    """The initial guess of an iteration."""
+    return scaled(solver.scaling, a)
+
+
+@singledispatch
+def scaled(scaling, a):
+    """X0 of one matrix (m, m)."""
+    raise NotImplementedError(type(scaling))
+
+
+@scaled.register
+def _(scaling: pinv.NormProduct, a):
     one, infinity = a.abs().sum(0).max(), a.abs().sum(1).max()
-    return solver.scaling.factor * a.mT / (one * infinity)
+    return scaling.factor * a.mT / (one * infinity)
+
+
+@scaled.register
+def _(scaling: pinv.OneNorm, a):
+    return scaling.factor * a.mT / a.abs().sum(0).max() ** 2
+
+
+@scaled.register
+def _(scaling: pinv.Frobenius, a):
+    return scaling.factor * a.mT / a.square().sum()
+
+
+@scaled.register
+def _(scaling: pinv.Optimal, a):
+    s = torch.linalg.svdvals(a)
+    s = s[s > len(a) * torch.finfo(a.dtype).eps * s[0]]
+    return 2 * a.mT / (s[0] ** 2 + s[-1] ** 2)
+
+
+@scaled.register
+def _(scaling: pinv.PowerEstimate, a):
+    rng = torch.Generator().manual_seed(scaling.seed)
+    v = torch.randn(len(a), generator=rng, dtype=torch.float64).to(a.dtype)
+    for _ in range(scaling.sweeps - 1):
+        v = a.mT @ (a @ v)
+    return a.mT * (v @ v) / ((a @ v) @ (a @ v)) / scaling.safety
+
+
+@scaled.register
+def _(scaling: pinv.KrylovEstimate, a):
+    """The largest Ritz value of A^T A on span{v, A^T A v, ...}, by an orthonormal basis of it."""
+    rng = torch.Generator().manual_seed(scaling.seed)
+    v = torch.randn(len(a), generator=rng, dtype=torch.float64).to(a.dtype)
+    basis = v[:, None] / v.norm()
+    for _ in range(min(scaling.sweeps, len(a)) - 1):
+        w = a.mT @ (a @ basis[:, -1])
+        w = w - basis @ (basis.mT @ w)
+        w = w - basis @ (basis.mT @ w)
+        basis = torch.cat((basis, w[:, None] / w.norm()), 1)
+    ritz = torch.linalg.svdvals(a @ basis)[0]
+    bound = (a.abs().sum(0).max() * a.abs().sum(1).max()).sqrt()
+    return a.mT / torch.minimum(scaling.safety * ritz, bound) ** 2
+
+
+@scaled.register
+def _(scaling: pinv.InfinityNorm, a):
+    return scaling.factor * torch.eye(len(a), dtype=a.dtype) / a.abs().sum(1).max()
+
+
+@scaled.register
+def _(scaling: pinv.Trace, a):
+    return scaling.factor * torch.eye(len(a), dtype=a.dtype) / a.trace()
+
+
+@scaled.register
+def _(scaling: pinv.OptimalDefinite, a):
+    s = torch.linalg.eigvalsh(a)
+    return 2 * torch.eye(len(a), dtype=a.dtype) / (s[0] + s[-1])
+
+
+@scaled.register
+def _(scaling: pinv.PublishedNystromformer, a):
+    return a.mT / (a.abs().sum(0).max() * a.abs().sum(1).max())
+
+
+@scaled.register
+def _(scaling: pinv.PublishedSoftNorm, a):
+    alpha, eye = 2 / a.sum(1).max() ** 2, torch.eye(len(a), dtype=a.dtype)
+    halvings = 0
+    while (eye - alpha * a @ a).abs().sum(0).max() > 1.01 and halvings < 10:
+        alpha, halvings = alpha / 2, halvings + 1
+    return alpha * a
 
 
 class Exponentials(TorchDispatchMode):

@@ -54,6 +54,8 @@ OPERATORS = [
     Soft(rank=4, normalization="published"),
     Soft(rank=4, pinv=ImplicitGradient(NewtonRaphson(steps=24))),
     Soft(rank=4, pinv=Ridge(Cholesky(), ridge=0.01)),
+    Soft(rank=4, pinv=Ridge(ConjugateGradients(steps=8), ridge=0.01)),
+    Soft(rank=4, pinv=Purified(NewtonRaphson(steps=24))),
     Nystromformer(rank=4),
     Nystromformer(rank=3, pinv=SVD(), landmarks=Strided()),
     Uniform(),

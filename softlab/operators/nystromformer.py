@@ -11,7 +11,7 @@ from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.kernels import Exponential, kernel_cost
 from softlab.landmarks import SegmentMeans, Selector
 from softlab.operators.softmax import Softmax
-from softlab.pinv import NystromformerCubic, Solver
+from softlab.pinv import NystromformerCubic, Solver, applier, applier_cost
 
 
 @value
@@ -62,9 +62,8 @@ class Nystromformer:
         m = self.rank
         return (
             kernel_cost(Dims(dims.batch, m, m, dims.d, dims.e), 0)
-            + self.pinv.cost(m, dims.batch)
+            + applier_cost(self.pinv, m, (dims.e,), dims.batch)
             + kernel_cost(Dims(dims.batch, m, dims.l, dims.d, dims.e), dims.e)
-            + Cost(2 * dims.batch * m * m * dims.e)
             + kernel_cost(Dims(dims.batch, dims.n, m, dims.d, dims.e), dims.e)
         )
 
@@ -92,9 +91,9 @@ class Nystromformer:
         q, k, v = widened(q), widened(k), widened(v)
         z_q = self.landmarks(q, self.rank, query_mask)
         z_k = self.landmarks(k, self.rank, key_mask)
-        inverse = self.pinv(_core(z_q, z_k))
+        inverted = applier(self.pinv, _core(z_q, z_k))
         softmax = Exponential()
-        gathered = inverse @ softmax.average(z_q, k, v, key_mask)
+        gathered = inverted(softmax.average(z_q, k, v, key_mask))
         return softmax.average(q, z_k, gathered).to(dtype)
 
 

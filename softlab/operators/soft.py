@@ -11,7 +11,7 @@ from softlab.kernels import Gaussian, kernel_cost
 from softlab.landmarks import SegmentMeans, Selector
 from softlab.operators.degrees import NORMALIZATIONS, indicator, over, rsqrt
 from softlab.operators.gaussian_attention import GaussianAttention
-from softlab.pinv import NewtonRaphson, Solver
+from softlab.pinv import NewtonRaphson, Solver, applier, applier_cost
 
 
 @value
@@ -90,19 +90,14 @@ class Soft:
         out_of_keys = Dims(dims.batch, m, dims.l, dims.d, e)
         to_queries = Dims(dims.batch, dims.n, m, dims.d, e)
         to_keys = Dims(dims.batch, dims.l, m, dims.d, e)
-        total = kernel_cost(inner, 0) + self.pinv.cost(m, dims.batch)
-        solve = 2 * dims.batch * m * m  # flops a column
-        extra = 1 if self.normalization in ("row", "symmetric") else 0
+        total = kernel_cost(inner, 0)
         if self.normalization == "symmetric":
-            total += kernel_cost(out_of_keys, 1) + Cost(solve) + kernel_cost(to_keys, 1)
-            return (
-                total
-                + kernel_cost(out_of_keys, e)
-                + Cost(solve * e)
-                + kernel_cost(to_queries, e + 1)
-            )
-        total += kernel_cost(out_of_keys, e + extra) + Cost(solve * (e + extra))
-        return total + kernel_cost(to_queries, e + extra)
+            total += applier_cost(self.pinv, m, (1, e), dims.batch)
+            total += kernel_cost(out_of_keys, 1) + kernel_cost(to_keys, 1)
+            return total + kernel_cost(out_of_keys, e) + kernel_cost(to_queries, e + 1)
+        extra = 1 if self.normalization == "row" else 0
+        total += applier_cost(self.pinv, m, (e + extra,), dims.batch)
+        return total + kernel_cost(out_of_keys, e + extra) + kernel_cost(to_queries, e + extra)
 
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
@@ -114,17 +109,18 @@ class Soft:
         kernel = self.kernel(q.shape[-1])
         z = self.landmarks(k, self.rank, key_mask)
         core = kernel.matrix(z, z)
-        inverse = self.pinv(core)
-        if self.normalization == "published":
-            scale = rsqrt(core.sum(-1, keepdim=True))
-            inverse = scale * inverse * scale.mT
+        inverted = applier(self.pinv, core)
 
         def gather(columns: Tensor) -> Tensor:
             """A^+ K(z, k) columns, (..., m, columns)."""
-            return inverse @ kernel.apply(z, k, columns)
+            return inverted(kernel.apply(z, k, columns))
 
-        if self.normalization in ("none", "published"):
+        if self.normalization == "none":
             return kernel.apply(q, z, gather(v)).to(dtype)
+        if self.normalization == "published":
+            scale = rsqrt(core.sum(-1, keepdim=True))
+            gathered = scale * inverted(scale * kernel.apply(z, k, v))
+            return kernel.apply(q, z, gathered).to(dtype)
         ones = indicator(v, key_mask)
         if self.normalization == "row":
             both = kernel.apply(q, z, gather(torch.cat((v, ones), -1)))

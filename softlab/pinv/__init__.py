@@ -42,11 +42,22 @@ from softlab.pinv.scalings import (
     Trace,
 )
 from softlab.pinv.sketched_fit import SketchedFit
-from softlab.pinv.solver import Inverting, Iteration, PinvResult, Solver, SolverTraits, Status
+from softlab.pinv.solver import (
+    Applying,
+    Inverting,
+    Iteration,
+    PinvResult,
+    Solver,
+    SolverTraits,
+    Status,
+    applier,
+    applier_cost,
+)
 from softlab.pinv.svd import SVD
 
 __all__ = [
     "SVD",
+    "Applying",
     "BestIterate",
     "Chebyshev",
     "Checkpointed",
@@ -81,4 +92,6 @@ __all__ = [
     "SolverTraits",
     "Status",
     "Trace",
+    "applier",
+    "applier_cost",
 ]

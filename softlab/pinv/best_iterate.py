@@ -10,7 +10,7 @@ from torch import Tensor
 
 from softlab import checks
 from softlab.core import Cost, value
-from softlab.pinv.solver import PinvResult, Solver, SolverTraits, deliver, working
+from softlab.pinv.solver import PinvResult, Solver, SolverTraits, admit, deliver
 
 
 @value
@@ -39,14 +39,13 @@ class BestIterate:
 
     def __call__(self, a: Tensor) -> Tensor:
         """The best iterate of each matrix; raises ``ValueError`` where ``a`` is not finite."""
-        checks.square(a)
-        checks.finite("a", a)
+        wide = admit(a, self.traits)
         result = self.solver.solve(a)
         if not (torch.is_grad_enabled() and a.requires_grad):
             return deliver(result.x, a)
         steps = result.steps[..., None, None]
         best = torch.zeros_like(result.x)
-        for step, x in enumerate(self.solver.iterates(working(a))):
+        for step, x in enumerate(self.solver.iterates(wide)):
             best = torch.where(steps == step, x, best)
             if step >= int(steps.max()):
                 break

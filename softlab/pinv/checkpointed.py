@@ -50,7 +50,7 @@ class Checkpointed:
 
     def __call__(self, a: Tensor) -> Tensor:
         """The last iterate, which remembers only some of those before it."""
-        return last(self._parts, a)
+        return last(self._parts, a, self.traits)
 
     def _parts(self, a: Tensor) -> Iterator[Tensor]:
         x, maps = self.solver.begin(a)

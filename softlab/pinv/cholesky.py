@@ -9,7 +9,7 @@ from torch import Tensor
 
 from softlab import checks
 from softlab.core import Cost, own_precision, value
-from softlab.pinv.solver import PinvResult, SolverTraits, deliver, judge, working
+from softlab.pinv.solver import PinvResult, SolverTraits, admit, deliver, judge, working
 
 
 @value
@@ -52,9 +52,8 @@ class Cholesky:
     @own_precision
     def __call__(self, a: Tensor) -> Tensor:
         """The inverse of the shifted matrix."""
-        checks.square(a)
-        checks.finite("a", a)
-        (x,) = self.iterates(a)
+        wide = admit(a, self.traits)
+        (x,) = self.iterates(wide)
         broken = int(x.isnan().any(-1).any(-1).sum())
         if broken:
             msg = (

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, own_precision, value, widened
-from softlab.pinv.solver import PinvResult, SolverTraits, deliver, judge, last, working
+from softlab.core import Cost, value, widened
+from softlab.pinv.solver import PinvResult, SolverTraits, judge, last, working
 
 
 @value
 class ConjugateGradients:
     """X B of A X = I by ``steps`` conjugate gradient steps from 0, a recursion a column.
 
-    For symmetric positive definite A. ``applied(a, b)`` is A^-1 B without an inverse: one product
-    of A with the columns of B a step, which pays where B is thinner than A or few steps do; that is
-    how operators use it. ``solver(a)`` is the same with B = I, one m x m product a step.
+    For symmetric positive definite A. ``applier(a)`` maps B to A^-1 B without an inverse: one
+    product of A with the columns of B a step, which pays where B is thinner than A or few steps do;
+    that is how operators use it. ``solver(a)`` is the same with B = I, one m x m product a step.
 
     The error in the A-norm falls at least by (sqrt(kappa) - 1) / (sqrt(kappa) + 1) a step, faster
     on clustered spectra; in exact arithmetic it vanishes after as many steps as A has distinct
@@ -65,24 +65,22 @@ class ConjugateGradients:
             p, size = r + beta * p, torch.where(going, after, size)
             yield x
 
-    @own_precision
-    def applied(self, a: Tensor, b: Tensor) -> Tensor:
-        """A^-1 B for B (..., m, c), in the dtype of ``a``; raises ``ValueError`` as a call does."""
-        wide = working(a)
-        checks.finite("a", a)
-        checks.finite("b", b)
-        for x in self._columns(wide, widened(b)):
-            final = x
-        return deliver(final, a)
+    def applier(self, a: Tensor) -> Callable[[Tensor], Tensor]:
+        """The map from B (..., m, c) to A^-1 B in the dtype of ``a``, without the inverse."""
+        return lambda b: last(lambda wide: self._columns(wide, widened(b)), a, self.traits)
+
+    def applier_cost(self, m: int, columns: Sequence[int], batch: int = 1) -> Cost:
+        """One product of A with all columns a step."""
+        return Cost(batch * self.steps * 2 * m * m * sum(columns))
 
     def __call__(self, a: Tensor) -> Tensor:
         """The last iterate, with the gradient of the unrolled recursion."""
-        return last(self.iterates, a)
+        return last(self.iterates, a, self.traits)
 
     def solve(self, a: Tensor) -> PinvResult:
         """The best iterate with its status."""
         return judge(self.iterates, working(a), self.traits)
 
-    def cost(self, m: int, batch: int = 1, columns: int | None = None) -> Cost:
-        """One product of A with ``columns`` columns a step; None means m of them."""
-        return Cost(batch * self.steps * 2 * m * m * (columns or m))
+    def cost(self, m: int, batch: int = 1) -> Cost:
+        """One product of A with m columns a step."""
+        return self.applier_cost(m, (m,), batch)

@@ -12,6 +12,9 @@ from softlab.pinv.polynomial import Number, equioscillating, products
 from softlab.pinv.scalings import KrylovEstimate, Scaling
 from softlab.pinv.solver import Map, PinvResult, SolverTraits, judge, last, run, working
 
+MARGIN = 1.15
+"""By how much the scaling may overestimate sigma_1 before small singular values fall behind."""
+
 
 @value
 class Minimax:
@@ -60,7 +63,7 @@ class Minimax:
 
     def begin(self, a: Tensor) -> tuple[Tensor, Iterator[Map]]:
         """The scaling's guess moved to the middle of the interval, and the steps."""
-        ratio = self.condition ** -(1.0 if self.scaling.definite else 2.0)
+        ratio = (MARGIN * self.condition) ** -(1.0 if self.scaling.definite else 2.0)
         return 2 / (1 + ratio) * self.scaling(a), self._steps(ratio)
 
     def _steps(self, ratio: float) -> Iterator[Map]:
@@ -75,7 +78,7 @@ class Minimax:
 
     def __call__(self, a: Tensor) -> Tensor:
         """The last iterate, with the gradient of the unrolled loop."""
-        return last(self.iterates, a)
+        return last(self.iterates, a, self.traits)
 
     def solve(self, a: Tensor) -> PinvResult:
         """The best iterate with its status."""

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, own_precision, value, widened
+from softlab.core import Cost, own_precision, value
 from softlab.pinv.polynomial import ResidualPolynomial
-from softlab.pinv.solver import PinvResult, Solver, SolverTraits, deliver, judge, working
+from softlab.pinv.solver import PinvResult, Solver, SolverTraits, admit, deliver, judge, working
 
 PRECISIONS = {
     "float32": torch.float32,
@@ -85,9 +85,8 @@ class Polished:
     @own_precision
     def __call__(self, a: Tensor) -> Tensor:
         """The polished inverse, in the dtype of ``a``."""
-        checks.square(a)
-        checks.finite("a", a)
-        for x in self.iterates(widened(a)):
+        wide = admit(a, self.traits)
+        for x in self.iterates(wide):
             final = x
         return deliver(final, a)
 

@@ -48,7 +48,7 @@ class Purified:
 
     def __call__(self, a: Tensor) -> Tensor:
         """X A X of the solver's last iterate."""
-        return last(self.iterates, a)
+        return last(self.iterates, a, self.traits)
 
     @own_precision
     def solve(self, a: Tensor) -> PinvResult:

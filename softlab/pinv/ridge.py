@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from softlab import checks
 from softlab.core import Cost, value
-from softlab.pinv.solver import PinvResult, Solver, SolverTraits, deliver, working
+from softlab.pinv.solver import (
+    PinvResult,
+    Solver,
+    SolverTraits,
+    applier,
+    applier_cost,
+    deliver,
+    working,
+)
 
 
 @value
@@ -49,6 +57,14 @@ class Ridge:
     def __call__(self, a: Tensor) -> Tensor:
         """The inverse of the shifted matrix."""
         return deliver(self.solver(self.shifted(working(a))), a)
+
+    def applier(self, a: Tensor) -> Callable[[Tensor], Tensor]:
+        """The solver's, of the shifted matrix."""
+        return applier(self.solver, self.shifted(working(a)))
+
+    def applier_cost(self, m: int, columns: Sequence[int], batch: int = 1) -> Cost:
+        """The solver's."""
+        return applier_cost(self.solver, m, columns, batch)
 
     def solve(self, a: Tensor) -> PinvResult:
         """The inverse of the shifted matrix with its status."""

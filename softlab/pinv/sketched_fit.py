@@ -64,7 +64,7 @@ class SketchedFit:
 
     def __call__(self, a: Tensor) -> Tensor:
         """The last iterate, with the gradient of the unrolled loop at fixed coefficients."""
-        return last(self.iterates, a)
+        return last(self.iterates, a, self.traits)
 
     def solve(self, a: Tensor) -> PinvResult:
         """The best iterate with its status."""

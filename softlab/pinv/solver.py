@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -136,6 +136,34 @@ def run(iteration: Iteration, a: Tensor) -> Iterator[Tensor]:
         yield x
 
 
+@runtime_checkable
+class Applying(Protocol):
+    """A solver that applies the inverse to a few columns without forming it."""
+
+    def applier(self, a: Tensor) -> Callable[[Tensor], Tensor]:
+        """The map from B (..., m, c) to A^+ B."""
+        ...
+
+    def applier_cost(self, m: int, columns: Sequence[int], batch: int = 1) -> Cost:
+        """Arithmetic of applying it to blocks of so many columns each."""
+        ...
+
+
+def applier(solver: Solver, a: Tensor) -> Callable[[Tensor], Tensor]:
+    """The map from B to A^+ B: the solver's own, or a product with its inverse, formed once."""
+    if isinstance(solver, Applying):
+        return solver.applier(a)
+    inverse = solver(a)
+    return lambda b: inverse @ b
+
+
+def applier_cost(solver: Solver, m: int, columns: Sequence[int], batch: int = 1) -> Cost:
+    """Arithmetic of ``applier`` on blocks of so many columns each."""
+    if isinstance(solver, Applying):
+        return solver.applier_cost(m, columns, batch)
+    return solver.cost(m, batch) + Cost(2 * batch * m * m * sum(columns))
+
+
 def working(a: Tensor) -> Tensor:
     """The square matrices in the precision that solvers work in."""
     checks.square(a)
@@ -157,17 +185,26 @@ class Inverting(Protocol):
 
 
 @own_precision
-def last(iterates: Callable[[Tensor], Iterable[Tensor]], a: Tensor) -> Tensor:
+def last(iterates: Callable[[Tensor], Iterable[Tensor]], a: Tensor, traits: SolverTraits) -> Tensor:
     """The final iterate, in the dtype of ``a``.
 
     ``iterates`` is called on ``a`` in the working precision. Raises ``ValueError`` where an entry
-    of ``a`` is not finite, or one of the result, which must not pass for an answer.
+    of ``a`` is not finite, or one of the result, which must not pass for an answer, and where a
+    solver for symmetric matrices is given another.
     """
-    wide = working(a)
-    checks.finite("a", a)
+    wide = admit(a, traits)
     for x in iterates(wide):
         final = x
     return deliver(final, a)
+
+
+def admit(a: Tensor, traits: SolverTraits) -> Tensor:
+    """The matrices in the working precision; ``ValueError`` for those that cannot be inverted."""
+    wide = working(a)
+    checks.finite("a", a)
+    if traits.definite:
+        checks.symmetric(a)
+    return wide
 
 
 def deliver(x: Tensor, a: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class SVD:
 
     def __call__(self, a: Tensor) -> Tensor:
         """The pseudo-inverse."""
-        return last(self.iterates, a)
+        return last(self.iterates, a, self.traits)
 
     def solve(self, a: Tensor) -> PinvResult:
         """The pseudo-inverse with its status."""

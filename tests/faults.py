@@ -296,6 +296,7 @@ SOLVER_FAULTS = {
     "batch independence": [NewtonRaphson(24, BatchWide(1.8)), NystromformerCubic(14, BatchWide())],
     "status": [FaultySolver(NewtonRaphson(24), always_converged=True)],
     "cost": [FaultySolver(NewtonRaphson(24), halved_cost=True)],
+    "gradient, singular": [FaultySolver(ImplicitGradient(SVD()), {"constant_rank": True})],
     "gradient": [
         FaultySolver(NewtonRaphson(24), detached=True),
         ImplicitGradient(NewtonRaphson(2)),

@@ -54,6 +54,7 @@ SOLVER_LAWS: tuple[Law[Solver], ...] = (
     inverse.STATUS,
     inverse.COST,
     inverse.GRADIENT,
+    inverse.GRADIENT_SINGULAR,
 )
 
 

@@ -27,6 +27,12 @@ class BestIterate:
 
     def __post_init__(self) -> None:
         checks.is_a(self, Solver, solver=self.solver)
+        if self.solver.traits.implicit:
+            msg = (
+                f"BestIterate.solver is {self.solver!r}, whose iterates have no gradient; wrap the "
+                "other way round, as in ImplicitGradient(BestIterate(NewtonRaphson()))."
+            )
+            raise ValueError(msg)
 
     @property
     def traits(self) -> SolverTraits:

@@ -14,7 +14,8 @@ from softlab.pinv.solver import (
     PinvResult,
     Solver,
     SolverTraits,
-    last,
+    admit,
+    deliver,
     relative_residual,
     working,
 )
@@ -24,9 +25,9 @@ from softlab.pinv.solver import (
 class Purified:
     """The solver's X, closed by X <- X A X.
 
-    A rounding error E in the null space, with A E = 0 = E A, grows a step of every plain iteration;
-    X A X annihilates it, and squares an error on the range: 1 - r becomes (1 - r)^2, so an
-    unconverged X loses by it. It is the last iterate of ``iterates``. ``solver``: any solver.
+    A rounding error E in the null space, with A E = 0 = E A, grows in each step of every plain
+    iteration. X A X annihilates it; on the range a residual r becomes 2 r - r^2, so an unconverged
+    X loses by it. It is the last iterate of ``iterates``. ``solver``: any solver.
     Closing every step instead would stall the start. Two products.
     """
 
@@ -46,9 +47,12 @@ class Purified:
             yield x
         yield x @ (a @ x)
 
+    @own_precision
     def __call__(self, a: Tensor) -> Tensor:
-        """X A X of the solver's last iterate."""
-        return last(self.iterates, a, self.traits)
+        """X A X of the solver's result, with that result's gradient."""
+        wide = admit(a, self.traits)
+        x = self.solver(wide)
+        return deliver(x @ (wide @ x), a)
 
     @own_precision
     def solve(self, a: Tensor) -> PinvResult:

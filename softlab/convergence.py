@@ -29,7 +29,7 @@ from softlab.pinv import Iteration, ResidualPolynomial, Solver
 
 F64 = torch.float64
 
-ASYMPTOTIC = 0.55
+ASYMPTOTIC = 0.53
 """Residuals below which the ratio of logarithms is taken for the order. From here the steps of
 Chebyshev of degree 5, whose residual is no pure power, show it to a tenth; those of degree 7 reach
 the rounding of float64 from not much less."""
@@ -43,7 +43,8 @@ many times the floor an error must be to have left it."""
 class Trace:
     """What was measured of the iterates X_0, X_1, ... on one matrix A: float64, (steps + 1,) each.
 
-    ``dtype``: the arithmetic of the run. ``m``: size of A. ``rank``, ``condition``: of A, sigma_1 / sigma_rank.
+    ``dtype``: the arithmetic of the run. ``m``, ``rank``, ``condition``: of A, the last being
+    sigma_1 / sigma_rank.
     ``penrose_1`` to ``penrose_4``: |A X A - A| / |A|, |X A X - X| / |X|, |(A X)^T - A X| / |A X|,
     |(X A)^T - X A| / |X A| in Frobenius norms. ``right`` and ``left``: |P - A X|_2 and |Q - X A|_2
     with P and Q the orthogonal projectors on the ranges of A and A^T; |I - A X|_2 at full rank.
@@ -145,9 +146,10 @@ def observed_order(trace: Trace) -> float | None:
     """The order p of the residual, |R'| = c |R|^p, from three iterates in turn.
 
     p = log(r'' / r') / log(r' / r) with r the right residual on the range, in which the constant c
-    cancels. Of the triples that start at most at 0.55 and end above 10 sqrt(m) eps kappa the last is
-    taken; None where there is none, as happens to high orders, which pass from one to the other in
-    fewer than two steps. It is biased where c has not settled.
+    cancels. Of the triples that start at most at 0.53 and end above 10 sqrt(m) eps kappa the last
+    is taken; None where there is none, as happens to high orders, which pass from one to the other
+    in fewer than two steps. It is p for steps whose c has settled: those fitted to the residual, or
+    made for a larger interval than the spectrum's, have a c that wanders, and p only on average.
     """
     triples = zip(*(trace.right[i:].tolist() for i in range(3)), strict=False)
     resolved = RESOLVED * math.sqrt(trace.m) * trace.rounding
@@ -220,7 +222,9 @@ def residual_spectra(
                 return None
             steps.append(step)
         eigenvalues = _alpha(solver, wide, start) * (s if solver.traits.definite else s.square())
-    return _carried(1 - eigenvalues, steps)
+        # A start at the very limit, alpha s^2 = 2, stays there; rounding would carry it off.
+        limit = (eigenvalues - 2).abs() <= 2 * len(a) * torch.finfo(F64).eps
+    return _carried(torch.where(limit, -1, 1 - eigenvalues), steps)
 
 
 def predicted_steps(

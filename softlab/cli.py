@@ -101,20 +101,22 @@ def report(
 
 @app.command("list", epilog="Example:  softlab list")
 def catalogue() -> None:
-    """List operators, solvers, landmark selectors and inputs with what they claim, and studies."""
-    from softlab import inputs, landmarks, operators, pinv
+    """List the parts, operators to inputs, with what they claim, and the studies."""
+    from softlab import inputs, landmarks, matrices, operators, pinv
 
-    for title, module in (
-        ("Operators", operators),
-        ("Solvers", pinv),
-        ("Landmark selectors", landmarks),
-        ("Inputs", inputs),
+    for title, module, needs in (
+        ("Operators", operators, "target"),
+        ("Solvers", pinv, "solve"),
+        ("Initial scalings of solvers", pinv.scalings, "definite"),
+        ("Landmark selectors", landmarks, ""),
+        ("Inputs", inputs, ""),
+        ("Matrices", matrices, ""),
     ):
         table = Table("name", "what it is", "claims", title=title, title_justify="left", box=None)
-        for name in sorted(module.__all__):
-            part = getattr(module, name)
+        for name, part in sorted(vars(module).items()):
             # Values that are called are parts; protocols, results and functions are not.
-            if dataclasses.is_dataclass(part) and "__call__" in vars(part):
+            called = dataclasses.is_dataclass(part) and "__call__" in vars(part)
+            if called and (not needs or needs in dir(part) or needs in part.__annotations__):
                 table.add_row(name, (part.__doc__ or "").splitlines()[0], _claims(part))
         say.print(table, "")
     _say("Recorded: " + ", ".join(inputs.recorded_names()))

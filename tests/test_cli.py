@@ -126,11 +126,14 @@ def test_list_names_every_part_with_its_claims():
 
     result = call("list")
     assert result.exit_code == 0
-    for name in (*operators.__all__, "SVD", "NewtonRaphson", "SegmentMeans", "Recorded"):
+    for name in (*operators.__all__, "SVD", "PowerEstimate", "SegmentMeans", "Recorded", "LowRank"):
         assert f" {name} " in result.stdout
     assert "row_stochastic" in result.stdout
     assert "order 2" in result.stdout
     assert not hasattr(pinv, "Solver") or " Solver " not in result.stdout
+    solvers = result.stdout.split("Solvers")[1].split("Initial scalings")[0]
+    assert " Chebyshev " in solvers
+    assert " PowerEstimate " not in solvers
 
 
 def test_fetch_of_an_unknown_name():

@@ -11,7 +11,15 @@ import torch
 
 from softlab.core import Cost, as_matrix
 from softlab.landmarks import SegmentMeans
-from softlab.operators import GaussianAttention, Nystromformer, Soft, Softmax, TruncatedSVD, Uniform
+from softlab.operators import (
+    ColumnSample,
+    GaussianAttention,
+    Nystromformer,
+    Soft,
+    Softmax,
+    TruncatedSVD,
+    Uniform,
+)
 from softlab.pinv import (
     SVD,
     Cholesky,
@@ -192,6 +200,8 @@ OPERATOR_FAULTS = {
         Faulty(Soft(4), zeros),
         Faulty(Soft(4), mean_of_v),
         Faulty(TruncatedSVD(4), zeros),
+        # A sample of the keys has their mean only in expectation.
+        Faulty(ColumnSample(4), after(lambda x: x), {"exact_at_rank_one": True}),
     ],
     "low rank": [
         Faulty(Soft(4), silently_exact),

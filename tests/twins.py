@@ -99,6 +99,12 @@ def _(op: operators.TruncatedSVD, q, k, v):
     return U[:, :m] @ (s[:m, None] * (Vh[:m] @ v))
 
 
+@head.register
+def _(op: operators.ColumnSample, q, k, v):
+    drawn = landmarks.UniformRandom(op.seed).indices(k, op.rank)
+    return torch.softmax(q @ k[drawn].mT / q.shape[-1] ** 0.5, -1) @ v[drawn]
+
+
 def gaussian(x, y, s):
     """exp(-|x_i - y_j|^2 / (2 s^2)), the distances by |x|^2 + |y|^2 - 2 <x, y>."""
     squares = x.square().sum(-1)[:, None] + y.square().sum(-1)[None, :]

@@ -2,6 +2,7 @@
 
 from softlab.landmarks import SegmentMeans, Strided, UniformRandom
 from softlab.operators import (
+    ColumnSample,
     GaussianAttention,
     Nystromformer,
     Soft,
@@ -62,6 +63,8 @@ OPERATORS = [
     Uniform(target=GaussianAttention()),
     TruncatedSVD(rank=3),
     TruncatedSVD(rank=3, target=GaussianAttention()),
+    ColumnSample(rank=4),
+    ColumnSample(rank=3, seed=2),
 ]
 
 SOLVERS = [

@@ -142,7 +142,7 @@ APART: Law[Operator] = Law(
 IDENTICAL: Law[Operator] = Law(
     "identical tokens",
     "where all tokens are equal M has rank one, and op = op.target at any rank",
-    lambda op: op.traits.exact_at_full_rank,
+    lambda op: op.traits.exact_at_rank_one,
     _identical,
 )
 LOW_RANK: Law[Operator] = Law(

@@ -4,6 +4,7 @@ Each is a frozen dataclass of numbers called as ``op(q, k, v, key_mask=None)``; 
 promise is in ``softlab.core.Operator``.
 """
 
+from softlab.operators.column_sample import ColumnSample
 from softlab.operators.gaussian_attention import GaussianAttention
 from softlab.operators.nystromformer import Nystromformer
 from softlab.operators.soft import Soft
@@ -12,6 +13,7 @@ from softlab.operators.truncated_svd import TruncatedSVD
 from softlab.operators.uniform import Uniform
 
 __all__ = [
+    "ColumnSample",
     "GaussianAttention",
     "Nystromformer",
     "Soft",

@@ -44,6 +44,7 @@ class Nystromformer:
         return Traits(
             low_rank=True,
             exact_at_full_rank=not self.pinv.traits.regularized,
+            exact_at_rank_one=not self.pinv.traits.regularized,
             linear_memory=True,
         )
 

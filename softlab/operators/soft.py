@@ -57,14 +57,15 @@ class Soft:
     def traits(self) -> Traits:
         """Low rank, linear memory; symmetric and PSD unless row-normalised."""
         by_row = self.normalization == "row"
-        inverts = not self.pinv.traits.regularized
+        exact = not self.pinv.traits.regularized and self.normalization != "published"
         return Traits(
             query_equivariant=True,
             row_stochastic=by_row,
             symmetric=not by_row,
             psd=not by_row,
             low_rank=True,
-            exact_at_full_rank=inverts and self.normalization != "published",
+            exact_at_full_rank=exact,
+            exact_at_rank_one=exact,
             linear_memory=True,
         )
 

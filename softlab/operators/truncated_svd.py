@@ -41,6 +41,7 @@ class TruncatedSVD:
             psd=claims.psd,
             low_rank=True,
             exact_at_full_rank=True,
+            exact_at_rank_one=True,
         )
 
     def cost(self, dims: Dims) -> Cost:

@@ -10,7 +10,7 @@ from torch import Tensor
 from softlab import checks
 from softlab.core import Cost, value, widened
 from softlab.pinv.intervals import interval_cost
-from softlab.pinv.polynomial import Number, equioscillating, products
+from softlab.pinv.polynomial import Number, cushion, equioscillating, products
 from softlab.pinv.scalings import KrylovEstimate
 from softlab.pinv.solver import Map, PinvResult, SolverTraits, judge, last, run, working
 
@@ -31,7 +31,8 @@ class Chebyshev:
     steps of Golub-Kahan bidiagonalisation from ``seed``, u widened by a tenth but never above
     sqrt(|A|_1 |A|_inf). Singular values below l are only slower; one above sqrt(u^2 + l^2) makes
     the iteration diverge. ``definite``: A is symmetric positive definite, and X0 = 2 I / (u + l),
-    whose t starts from kappa instead of kappa^2; not for singular A.
+    whose t starts from kappa instead of kappa^2; not for singular A. The interval is never wider
+    than the dtype can tell apart (``cushion``).
 
     On singular A a rounding error in the null space grows by up to p^2 a step, p in the end. The
     bounds are constants of the backward pass. Reference: Pan and Schreiber 1991; the polynomials by
@@ -80,12 +81,12 @@ class Chebyshev:
         """2 A^T / (u^2 + l^2), or 2 I / (u + l), and the steps with the t of each matrix."""
         low, high = self.interval(a)
         high = torch.where(high > 0, high, 1)
-        ratio = low / high
+        ratio = low / high if self.definite else (low / high).square()
+        ratio = ratio.clamp_min(cushion(a.dtype))
         if self.definite:
             eye = torch.eye(a.shape[-1], dtype=high.dtype, device=a.device)
-            x = 2 * eye / (high + low)
+            x = 2 * eye / (high * (1 + ratio))
         else:
-            ratio = ratio.square()
             x = (widened(a).mT / high) * (2 / (1 + ratio) / high)
         return x.to(a.dtype), self._steps(ratio.double())
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from softlab import checks
 from softlab.core import Cost, value
-from softlab.pinv.polynomial import Number, equioscillating, products
+from softlab.pinv.polynomial import Number, cushion, equioscillating, products
 from softlab.pinv.scalings import KrylovEstimate, Scaling
 from softlab.pinv.solver import Map, PinvResult, SolverTraits, judge, last, run, working
 
@@ -32,7 +32,8 @@ class Minimax:
     eigenvalues of A X0 in (0, 1], and not beyond, where the steps may diverge; a multiple of I
     needs only condition, not its square.
 
-    On singular A a rounding error in the null space grows by up to p^2 a step, p in the end.
+    The interval is never wider than the dtype can tell apart (``cushion``). On singular A a
+    rounding error in the null space grows by up to p^2 a step, p in the end.
     """
 
     condition: float = 1e3
@@ -64,6 +65,7 @@ class Minimax:
     def begin(self, a: Tensor) -> tuple[Tensor, Iterator[Map]]:
         """The scaling's guess moved to the middle of the interval, and the steps."""
         ratio = (MARGIN * self.condition) ** -(1.0 if self.scaling.definite else 2.0)
+        ratio = max(ratio, cushion(a.dtype))
         return 2 / (1 + ratio) * self.scaling(a), self._steps(ratio)
 
     def _steps(self, ratio: float) -> Iterator[Map]:

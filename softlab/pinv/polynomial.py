@@ -103,6 +103,16 @@ def _times(c: Number, x: Tensor) -> Tensor:
     return x if isinstance(c, float) and c == 1 else c * x
 
 
+def cushion(dtype: torch.dtype) -> float:
+    """The least interval [l, 1], as l, that steps may be fitted to in this precision.
+
+    Between l and 1 the residual equioscillates near -1 and 1, and beyond 1 the polynomial grows
+    without bound: rounding must not carry an eigenvalue there. Below it, steps diverge at once in
+    half precision. Compare the safety factors of PolarExpress (arXiv 2505.16932).
+    """
+    return 4 * torch.finfo(dtype).eps
+
+
 def equioscillating(gap: Number, degree: int) -> tuple[ResidualPolynomial, Number]:
     """The step of this degree that leaves least of a residual in [-t, t], t = 1 - gap.
 

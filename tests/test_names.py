@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from zoo import OPERATORS, SELECTORS, SOLVERS
+from zoo import OPERATORS, SELECTORS, SOLVERS, WEIGHTS
 
-from softlab import landmarks, operators, pinv
+from softlab import features, landmarks, operators, pinv
 from softlab.operators import (
     Soft,
 )
@@ -15,12 +15,12 @@ from softlab.operators import (
 
 NAMES = {
     name: getattr(module, name)
-    for module in (operators, pinv, landmarks)
+    for module in (operators, pinv, landmarks, features)
     for name in module.__all__
 }
 
 
-@pytest.mark.parametrize("thing", OPERATORS + SOLVERS + SELECTORS, ids=repr)
+@pytest.mark.parametrize("thing", OPERATORS + SOLVERS + SELECTORS + WEIGHTS, ids=repr)
 def test_the_repr_is_a_name_that_evaluates_to_an_equal_object(thing):
     again = eval(repr(thing), dict(NAMES))
     assert again == thing

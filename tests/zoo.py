@@ -1,5 +1,6 @@
 """One line for every operator, solver and selector; all laws run over these lists."""
 
+from softlab.features import IID, SORF, Orthogonal, QuasiMonteCarlo
 from softlab.landmarks import SegmentMeans, Strided, UniformRandom
 from softlab.operators import (
     ColumnSample,
@@ -122,3 +123,11 @@ FIDELITY = [
 """Published code with its defects, which the laws exempt by name."""
 
 SELECTORS = [SegmentMeans(), Strided(), UniformRandom(seed=3)]
+
+WEIGHTS = [
+    IID(seed=2),
+    Orthogonal(seed=3),
+    SORF(seed=1),
+    QuasiMonteCarlo(seed=2),
+    QuasiMonteCarlo(seed=1, sequence="halton"),
+]

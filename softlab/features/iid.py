@@ -1,0 +1,32 @@
+"""Independent normal weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from softlab import checks
+from softlab.core import value
+
+
+@value
+class IID:
+    """W with independent N(0, 1) entries: plain Monte Carlo.
+
+    ``seed``: integer >= 0. Reference: Rahimi and Recht, Random Features for Large-Scale Kernel
+    Machines (2007), Alg. 1; arXiv 2009.14794, Lemma 1.
+    """
+
+    seed: int = 0
+
+    normal = True
+    independent = True
+    orthogonal = False
+
+    def __post_init__(self) -> None:
+        checks.seed(self, seed=self.seed)
+
+    def __call__(self, m: int, d: int) -> Tensor:
+        """The matrix W, (m, d)."""
+        rng = torch.Generator().manual_seed(self.seed)
+        return torch.randn(m, d, generator=rng, dtype=torch.float64)

@@ -108,15 +108,21 @@ def trace(
     ``a`` (m, m), finite, in the dtype that the iteration is to run in; it answers for the rounded
     matrix that it is given, and everything is measured in float64. ``rank``: 0 to m, by default the
     number of singular values above m eps sigma_1, eps of the dtype of ``a``. ``reference`` (m, m):
-    A^+, by default that of the float64 singular value decomposition cut at ``rank``. Costs two
-    spectral norms and six products a step. Raises ``ValueError`` for a batch, a matrix that is not
-    square or not finite, and a rank or reference that does not fit.
+    A^+, by default that of the float64 singular value decomposition cut at ``rank``, which errs as
+    much as an iteration in float64 does: at full rank a Newton step with a residual in doubled
+    precision takes that away. Costs two spectral norms and six products a step. Raises
+    ``ValueError`` for a batch, a matrix that is not square or not finite, and a rank or reference
+    that does not fit.
     """
     _single(a)
     with torch.no_grad():
         exact = a.double()
         u, s, v, rank = _decomposed(a, rank)
-        inverse = (v / s) @ u.mT if reference is None else _reference(reference, exact)
+        inverse = (v / s) @ u.mT
+        if reference is not None:
+            inverse = _reference(reference, exact)
+        elif rank == len(a):
+            inverse = inverse + inverse @ _doubled_residual(exact, inverse)
         onto, onto_rows = u @ u.mT, v @ v.mT
         measured: list[list[float]] = []
         for step, found in enumerate(solver.iterates(a)):
@@ -146,13 +152,17 @@ def observed_order(trace: Trace) -> float | None:
     """The order p of the residual, |R'| = c |R|^p, from three iterates in turn.
 
     p = log(r'' / r') / log(r' / r) with r the right residual on the range, in which the constant c
-    cancels. Of the triples that start at most at 0.53 and end above 10 sqrt(m) eps kappa the last
-    is taken; None where there is none, as happens to high orders, which pass from one to the other
-    in fewer than two steps. It is p for steps whose c has settled: those fitted to the residual, or
-    made for a larger interval than the spectrum's, have a c that wanders, and p only on average.
+    cancels. Of the triples that start at most at 0.53 and end above 10 sqrt(m) eps kappa, and ten
+    times above where the residual rests, the last is taken; None where there is none, as happens to
+    high orders, which pass from one to the other in fewer than two steps. It is p for steps whose c
+    has settled: those fitted to the residual, or made for another interval than the spectrum's,
+    have a c that wanders, and show p on average.
     """
     triples = zip(*(trace.right[i:].tolist() for i in range(3)), strict=False)
     resolved = RESOLVED * math.sqrt(trace.m) * trace.rounding
+    least, at = trace.right.min(0)
+    if int(at) < len(trace.right) - 1:  # it rests: on singular A above eps kappa
+        resolved = max(resolved, RESOLVED * float(least))
     kept = [r for r in triples if ASYMPTOTIC >= r[0] > r[1] > r[2] > resolved]
     if not kept:
         return None
@@ -203,27 +213,28 @@ def residual_spectra(
     """The eigenvalues of I - A X_k on the range of A for k = 0, 1, ..., predicted; (rank,) float64.
 
     From those of the start, 1 - alpha s^2 (1 - alpha s for a multiple of I), by the polynomials of
-    the steps; in descending order of s. ``a`` (m, m) and ``rank`` as of ``trace``, computed with in
-    float64 whatever its dtype. ``at``: other singular values s, in the units of A, that the same
-    polynomials are applied to. None for a solver that is no iteration, or one whose steps look at
-    the residual they meet, and cannot be predicted so. Raises ``ValueError`` as ``trace`` does, and
-    for a start that is neither a multiple of A^T nor, of definite A, one of I.
+    the steps; in descending order of s. ``a`` (m, m) and ``rank`` as of ``trace``: the start is
+    that of the dtype of ``a``, and all that follows is float64. ``at``: other singular values s, in the
+    units of A, that the same polynomials are applied to. None for a solver that is no iteration, or
+    one whose steps look at the residual they meet, and cannot be predicted so. Raises
+    ``ValueError`` as ``trace`` does, and for a start that is neither a multiple of A^T nor, of
+    definite A, one of I.
     """
     _single(a)
     if not isinstance(solver, Iteration):
         return None
     with torch.no_grad():
         s = _decomposed(a, rank)[1] if at is None else at.double()
-        wide = a.double()
-        start, maps = solver.begin(wide)
+        # Estimates of norms and bounds are those of the run, in its own dtype.
+        start, maps = solver.begin(a)
         steps: list[ResidualPolynomial] = []
         for step in maps:
             if not isinstance(step, ResidualPolynomial):
                 return None
             steps.append(step)
-        eigenvalues = _alpha(solver, wide, start) * (s if solver.traits.definite else s.square())
+        eigenvalues = _alpha(solver, a, start) * (s if solver.traits.definite else s.square())
         # A start at the very limit, alpha s^2 = 2, stays there; rounding would carry it off.
-        limit = (eigenvalues - 2).abs() <= 2 * len(a) * torch.finfo(F64).eps
+        limit = (eigenvalues - 2).abs() <= 2 * len(a) * torch.finfo(a.dtype).eps
     return _carried(torch.where(limit, -1, 1 - eigenvalues), steps)
 
 
@@ -317,14 +328,16 @@ def _carried(r: Tensor, steps: list[ResidualPolynomial]) -> Iterator[Tensor]:
 def _alpha(solver: Solver, a: Tensor, start: Tensor) -> float:
     """The factor of the start; raises unless it is one, which the filter rests on."""
     definite = solver.traits.definite
-    if definite and not (torch.equal(a, a.mT) and bool(torch.linalg.eigvalsh(a)[0] > 0)):
+    if definite and not (torch.equal(a, a.mT) and bool(torch.linalg.eigvalsh(a.double())[0] > 0)):
         msg = f"{solver!r} is for symmetric positive definite matrices, and a is not one."
         raise ValueError(msg)
+    precision = torch.finfo(a.dtype).eps
+    a, start = a.double(), start.double()
     base = torch.eye(len(a), dtype=F64, device=a.device) if definite else a.mT
     # Scaled, so that no square overflows or vanishes.
     unit = base / torch.where(base.abs().max() > 0, base.abs().max(), 1)
     alpha = (start * unit).sum() / unit.square().sum().clamp_min(torch.finfo(F64).tiny)
-    if float((start - alpha * unit).norm()) > 1e-8 * float(start.norm()):
+    if float((start - alpha * unit).norm()) > max(1e-8, 4 * precision) * float(start.norm()):
         msg = (
             f"{solver!r} starts from no multiple of {'I' if definite else 'A^T'} on this matrix, "
             "so its residual has no spectrum to predict from. Give a scaling that does."
@@ -364,6 +377,34 @@ def _reference(given: Tensor, a: Tensor) -> Tensor:
         msg = f"reference must be A^+, {tuple(a.shape)}, got {tuple(given.shape)}."
         raise ValueError(msg)
     return given.to(a)
+
+
+def _doubled_residual(a: Tensor, x: Tensor) -> Tensor:
+    """I - A X to twice the digits of float64, of which it cancels the first half.
+
+    A and X are cut into slices so narrow that the products of slices are exact, and these are
+    taken from I in descending order (Ozaki, Ogita, Oishi and Rump 2012).
+    """
+    bits = (53 - math.ceil(math.log2(len(a)))) // 2
+    left = _sliced(a, bits, -1)
+    right = _sliced(x, bits, -2)
+    r = torch.eye(len(a), dtype=F64, device=a.device)
+    for total in range(4):
+        for i in range(total + 1):
+            r = r - left[i] @ right[total - i]
+    return r
+
+
+def _sliced(a: Tensor, bits: int, dim: int) -> list[Tensor]:
+    """Four matrices that sum to A, the first three of so many bits along ``dim``."""
+    slices = []
+    for _ in range(3):
+        # Adding and taking away a large power of two rounds to a multiple of its last digit.
+        exponent = a.abs().amax(dim, keepdim=True).clamp_min(torch.finfo(F64).tiny).log2().ceil()
+        anchor = 0.75 * 2.0 ** (exponent + 54 - bits)
+        slices.append((a + anchor) - anchor)
+        a = a - slices[-1]
+    return [*slices, a]
 
 
 def _condition(s: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import pairwise
 
 import pytest
@@ -135,6 +136,35 @@ def test_the_run_is_in_its_own_dtype_and_the_measures_in_float64():
     # Against the exact inverse of the unrounded matrix the rounding of A counts too.
     other = convergence.trace(NewtonRaphson(24), a.to(F32), reference=torch.linalg.pinv(a))
     assert not torch.equal(other.error, low.error)
+
+
+def rational_inverse(a):
+    """The inverse of the very numbers in A, by elimination in fractions, rounded once."""
+    m = len(a)
+    rows = [[*map(Fraction, row), *(Fraction(i == j) for j in range(m))]
+            for i, row in enumerate(a.tolist())]  # fmt: skip
+    for i in range(m):
+        pivot = max(range(i, m), key=lambda j: abs(rows[j][i]))
+        rows[i], rows[pivot] = rows[pivot], rows[i]
+        rows[i] = [x / rows[i][i] for x in rows[i]]
+        for j in range(m):
+            if j != i:
+                rows[j] = [x - rows[j][i] * y for x, y in zip(rows[j], rows[i], strict=True)]
+    return torch.tensor([[float(x) for x in row[m:]] for row in rows], dtype=F64)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("condition", [10.0, 1e4, 1e7])
+def test_the_reference_is_the_exact_inverse(condition, symmetric):
+    a = Step(10, condition, symmetric=symmetric)(0)
+    exact = rational_inverse(a)
+    for solver in (NewtonRaphson(70), SVD()):
+        seen = convergence.trace(solver, a).error[-1]
+        assert float(seen) == pytest.approx(
+            float(convergence.trace(solver, a, reference=exact).error[-1]), rel=1e-3, abs=3e-16
+        )
+    # The plain decomposition is no reference for errors of this size.
+    assert condition < 1e4 or float(seen) > 0.01 * torch.finfo(F64).eps * condition
 
 
 def test_rank_is_of_the_precision_of_the_run_unless_given():

@@ -105,6 +105,20 @@ def _(op: operators.ColumnSample, q, k, v):
     return torch.softmax(q @ k[drawn].mT / q.shape[-1] ** 0.5, -1) @ v[drawn]
 
 
+@head.register
+def _(op: operators.TopK, q, k, v):
+    P = torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, -1)
+    kept = torch.zeros_like(P)
+    for row, weights in enumerate(P.tolist()):
+        mass, count = 0.0, 0
+        for j in sorted(range(len(k)), key=lambda j: -weights[j]):
+            if count >= op.k if op.k else mass >= op.p:
+                break
+            kept[row, j], mass, count = 1, mass + weights[j], count + 1
+    P = P * kept
+    return (P / P.sum(-1, keepdim=True)) @ v
+
+
 def gaussian(x, y, s):
     """exp(-|x_i - y_j|^2 / (2 s^2)), the distances by |x|^2 + |y|^2 - 2 <x, y>."""
     squares = x.square().sum(-1)[:, None] + y.square().sum(-1)[None, :]

@@ -8,6 +8,7 @@ from softlab.operators import (
     Nystromformer,
     Soft,
     Softmax,
+    TopK,
     TruncatedSVD,
     Uniform,
 )
@@ -66,6 +67,8 @@ OPERATORS = [
     TruncatedSVD(rank=3, target=GaussianAttention()),
     ColumnSample(rank=4),
     ColumnSample(rank=3, seed=2),
+    TopK(k=3),
+    TopK(p=0.8),
 ]
 
 SOLVERS = [

@@ -9,6 +9,7 @@ from softlab.operators.gaussian_attention import GaussianAttention
 from softlab.operators.nystromformer import Nystromformer
 from softlab.operators.soft import Soft
 from softlab.operators.softmax import Softmax
+from softlab.operators.top_k import TopK
 from softlab.operators.truncated_svd import TruncatedSVD
 from softlab.operators.uniform import Uniform
 
@@ -18,6 +19,7 @@ __all__ = [
     "Nystromformer",
     "Soft",
     "Softmax",
+    "TopK",
     "TruncatedSVD",
     "Uniform",
 ]

@@ -1,0 +1,97 @@
+"""The oracle of sparse attention: each query attends to the keys of its largest weights alone."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from softlab import checks
+from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.kernels import kernel_cost
+from softlab.operators.softmax import Softmax
+
+
+@value
+class TopK:
+    """out_i = sum_{j in T_i} p_ij v_j / sum_{j in T_i} p_ij, p = softmax(q k^T / sqrt(d)).
+
+    Give one of ``k``, an integer of at least 1: T_i are the keys of the k largest weights of the
+    row, all of them where fewer take part; or ``p`` in (0, 1]: T_i is the least set of the largest
+    weights whose sum reaches p. Keys of the same score as the last one in T_i are in T_i too, so
+    that no result depends on the order of the keys.
+
+    What sparse methods try to guess at less cost is read off the exact weights here: the whole n x
+    l matrix is formed, and its cost is that of exact attention. With kept mass c_i, the sum of p
+    over T_i, the error of a row is (1 - c_i) times the difference of two averages of v, so at most
+    (1 - c_i) times the diameter of the values: |out_i - exact_i| <= (1 - c_i) max_jl |v_j - v_l|.
+    Exact with k at the number of keys, or p = 1. The output jumps, and its gradient is one-sided,
+    where a key enters T_i. Reference: Gupta et al., Memory-efficient Transformers via Top-k
+    Attention, arXiv 2106.06899; the least set as in nucleus sampling, Holtzman et al., arXiv
+    1904.09751, Sec. 3.1.
+    """
+
+    k: int | None = None
+    p: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.k is None) == (self.p is None):
+            msg = (
+                f"TopK has k={self.k!r} and p={self.p!r}; give one of them: k, how many keys a "
+                "query keeps, or p, the mass that they must reach."
+            )
+            raise ValueError(msg)
+        if self.k is not None:
+            checks.positive_int(self, k=self.k)
+        if self.p is not None:
+            checks.positive(self, p=self.p)
+            if self.p > 1:
+                msg = f"TopK.p is {self.p}, a mass that no row has; give a number in (0, 1]."
+                raise ValueError(msg)
+
+    @property
+    def traits(self) -> Traits:
+        """Equivariant and row-stochastic, dense."""
+        return Traits(
+            query_equivariant=True, key_invariant=True, row_stochastic=True, nonnegative=True
+        )
+
+    @property
+    def target(self) -> Softmax:
+        """Softmax attention."""
+        return Softmax()
+
+    def kept_mass(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """The mass c (..., n) that each query's kept keys have in the exact softmax."""
+        q, k, _, key_mask = checks.admit(q, k, k[..., :1], key_mask)
+        return self._kept(widened(q), widened(k), key_mask).sum(-1).to(q.dtype)
+
+    def cost(self, dims: Dims) -> Cost:
+        """That of exact attention, 2 n l (d + e) a matrix; the sorting is no product."""
+        return kernel_cost(dims, dims.e)
+
+    @own_precision
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
+        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        kept = self._kept(widened(q), widened(k), key_mask)
+        return (kept / kept.sum(-1, keepdim=True) @ widened(v)).to(v.dtype)
+
+    def _kept(self, q: Tensor, k: Tensor, key_mask: Tensor | None) -> Tensor:
+        """The weights p (..., n, l), 0 outside T."""
+        scores = q @ k.mT / math.sqrt(q.shape[-1])
+        if key_mask is not None:
+            scores = scores.masked_fill(~key_mask.unsqueeze(-2), -math.inf)
+        weights = scores.softmax(-1)
+        # Chosen by the scores: weights that underflow to zero would all tie.
+        ranked, order = scores.detach().sort(-1, descending=True)
+        if self.p is None:
+            last = ranked[..., min(self.k or 1, k.shape[-2]) - 1, None]
+        else:
+            reached = weights.detach().gather(-1, order).cumsum(-1) >= self.p
+            # The first that reaches p; all keys where rounding keeps their sum below it.
+            reached[..., -1] = True
+            first = reached.to(torch.uint8).argmax(-1, keepdim=True)
+            last = ranked.gather(-1, first)
+        return weights.where(scores >= last, 0)

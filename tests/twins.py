@@ -119,6 +119,12 @@ def _(op: operators.TopK, q, k, v):
     return (P / P.sum(-1, keepdim=True)) @ v
 
 
+@head.register
+def _(op: operators.Linformer, q, k, v):
+    E, F = (x.to(k.dtype) for x in op.projections(len(k)))
+    return torch.softmax(q @ (E @ k).mT / q.shape[-1] ** 0.5, -1) @ (F @ v)
+
+
 def gaussian(x, y, s):
     """exp(-|x_i - y_j|^2 / (2 s^2)), the distances by |x|^2 + |y|^2 - 2 <x, y>."""
     squares = x.square().sum(-1)[:, None] + y.square().sum(-1)[None, :]

@@ -5,6 +5,7 @@ from softlab.landmarks import SegmentMeans, Strided, UniformRandom
 from softlab.operators import (
     ColumnSample,
     GaussianAttention,
+    Linformer,
     Nystromformer,
     Soft,
     Softmax,
@@ -69,6 +70,8 @@ OPERATORS = [
     ColumnSample(rank=3, seed=2),
     TopK(k=3),
     TopK(p=0.8),
+    Linformer(rank=4),
+    Linformer(rank=3, seed=2, sharing="key-value"),
 ]
 
 SOLVERS = [

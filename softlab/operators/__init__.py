@@ -6,6 +6,7 @@ promise is in ``softlab.core.Operator``.
 
 from softlab.operators.column_sample import ColumnSample
 from softlab.operators.gaussian_attention import GaussianAttention
+from softlab.operators.linformer import Linformer
 from softlab.operators.nystromformer import Nystromformer
 from softlab.operators.soft import Soft
 from softlab.operators.softmax import Softmax
@@ -16,6 +17,7 @@ from softlab.operators.uniform import Uniform
 __all__ = [
     "ColumnSample",
     "GaussianAttention",
+    "Linformer",
     "Nystromformer",
     "Soft",
     "Softmax",

@@ -80,12 +80,13 @@ class Chebyshev:
     def begin(self, a: Tensor) -> tuple[Tensor, Iterator[Map]]:
         """2 A^T / (u^2 + l^2), or 2 I / (u + l), and the steps with the t of each matrix."""
         low, high = self.interval(a)
-        high = torch.where(high > 0, high, 1)
+        some, high = high > 0, torch.where(high > 0, high, 1)
         ratio = low / high if self.definite else (low / high).square()
         ratio = ratio.clamp_min(cushion(a.dtype))
         if self.definite:
             eye = torch.eye(a.shape[-1], dtype=high.dtype, device=a.device)
-            x = 2 * eye / (high * (1 + ratio))
+            # A zero matrix gets 0, its pseudo-inverse, as every multiple of A^T does.
+            x = torch.where(some, 2 * eye / (high * (1 + ratio)), 0)
         else:
             x = (widened(a).mT / high) * (2 / (1 + ratio) / high)
         return x.to(a.dtype), self._steps(ratio.double())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import dataclass
 
@@ -122,7 +123,7 @@ def equioscillating(gap: Number, degree: int) -> tuple[ResidualPolynomial, Numbe
     it is carried in place of t, which rounds to 1 for condition numbers beyond 1e8.
     """
     t = 1 - gap
-    tau = [float(x) for x in np.polynomial.chebyshev.cheb2poly([0.0] * degree + [1.0])]
+    tau = _chebyshev(degree)
     # Multiplied by t^p throughout, so that nothing overflows as t vanishes.
     powers = [t * 0 + 1.0]
     for _ in range(degree):
@@ -134,6 +135,12 @@ def equioscillating(gap: Number, degree: int) -> tuple[ResidualPolynomial, Numbe
     for x in image[1:-1]:
         coefficients.append(coefficients[-1] - x)
     return ResidualPolynomial(tuple(coefficients)), (top - powers[degree]) / top
+
+
+@functools.cache
+def _chebyshev(degree: int) -> tuple[float, ...]:
+    """The coefficients of T_p; converting them anew costs more than a step on a small matrix."""
+    return tuple(float(x) for x in np.polynomial.chebyshev.cheb2poly([0.0] * degree + [1.0]))
 
 
 def products(degree: int) -> int:

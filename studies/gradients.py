@@ -1,0 +1,422 @@
+"""What the formulas for the gradient of an iterative inverse are worth, and what training makes of
+them.
+
+Two studies. ``gradients``: how far the implicit, the Golub-Pereyra and the unrolled gradient are
+from that of the pseudo-inverse and from that of the computed map, as the residual falls. Its axis
+``precision`` overrides the run's dtype: float64 shows orders, float32 stands beside it at SOFT's 20
+steps. ``training``: the same rules in a few hundred steps of a small attention layer, in the run's
+dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softlab.core import value
+from softlab.figures import Lines
+from softlab.gradients import bias, departure, range_residual, unrolled
+from softlab.inputs import Recorded, Smooth, Tied, recorded_names
+from softlab.journal import Row
+from softlab.matrices import Core, Geometric, LowRank, Matrix, NearDuplicates
+from softlab.operators import GaussianAttention, Soft
+from softlab.pinv import (
+    Cholesky,
+    GolubPereyra,
+    ImplicitGradient,
+    NewtonRaphson,
+    Ridge,
+    Solver,
+    Status,
+)
+from softlab.study import Study
+
+F64 = torch.float64
+RANK = 49
+RULES: dict[str, Callable[[NewtonRaphson], Solver]] = {
+    "implicit": ImplicitGradient,
+    "Golub-Pereyra": GolubPereyra,
+    "unrolled": lambda solver: solver,
+}
+
+# --- bias against the residual ------------------------------------------------------------------
+
+SPREADS = (0.5, 0.3, 0.2, 0.15, 0.12, 0.1, 0.08, 0.05, 0.02)
+HEADS: list[Matrix] = [Core(Soft(RANK), Tied(Recorded(name))) for name in recorded_names()]
+DUPLICATES: list[Matrix] = [NearDuplicates(RANK, spread) for spread in SPREADS]
+SOFTS = 20
+STEPS = (8, 12, 14, 16, 18, SOFTS, 22, 26, 40)
+REGRESSED = (12, 16, SOFTS, 26, 40)
+CONSTRUCTED: list[Matrix] = [
+    *(Geometric(48, condition) for condition in (10.0, 100.0, 1e3, 1e4)),
+    LowRank(48, rank=24, condition=30.0),
+]
+
+MATRICES: list[Any] = [*CONSTRUCTED, *DUPLICATES, *HEADS]
+
+
+def keep(
+    matrix: Matrix,
+    ridge: float,
+    loss: str,
+    precision: str,
+    seed: int,  # noqa: ARG001  an axis each
+    steps: int,
+    rule: str,  # noqa: ARG001
+) -> bool:
+    """Ridges on cores alone, losses of attention on heads alone, float32 at SOFT's 20 steps."""
+    head = isinstance(matrix, Core)
+    if loss != "random" and not (head and steps in REGRESSED):
+        return False
+    if ridge and not (head or (isinstance(matrix, NearDuplicates) and steps == SOFTS)):
+        return False
+    return precision == "float64" or steps == SOFTS
+
+
+def named(matrix: Matrix) -> tuple[str, str]:
+    """What kind of matrix it is, and which."""
+    match matrix:
+        case Core(input=Tied(input=Recorded() as head)):
+            return "recorded", head.name
+        case NearDuplicates():
+            return "near duplicates", f"near duplicates, spread {matrix.spread:g}"
+        case LowRank():
+            return "low rank", f"rank {matrix.rank} of {matrix.m}, condition {matrix.condition:g}"
+        case Geometric():
+            return "geometric", f"geometric, condition {matrix.condition:g}"
+    return "other", repr(matrix)
+
+
+@lru_cache(maxsize=4)
+def drawn(matrix: Any, loss: str, seed: int) -> tuple[Tensor, Tensor]:
+    """A, exactly symmetric, and G = dL/dX, in float64: random, or of the head's own regression."""
+    a = matrix(seed)
+    if loss == "random":
+        rng = torch.Generator().manual_seed(1000 + seed)
+        return (a + a.mT) / 2, torch.randn(a.shape, generator=rng, dtype=F64)
+    q, k, v = matrix.input(seed, dtype=F64)
+    z = matrix.op.landmarks(k, matrix.op.rank)
+    kernel = matrix.op.kernel(q.shape[-1])
+    # L = |out - exact|^2 / 2 for out = K(q, z) X K(z, k) v.
+    error = matrix.op(q, k, v) - matrix.op.target(q, k, v)
+    return (a + a.mT) / 2, kernel.apply(z, q, error) @ kernel.apply(z, k, v).mT
+
+
+@lru_cache(maxsize=4)
+def setting(matrix: Any, ridge: float, seed: int, steps: int, dtype: torch.dtype) -> Row:
+    """What all rules share: the condition number, and how the iteration itself ended."""
+    a = shifted(drawn(matrix, "random", seed)[0], ridge).to(dtype)
+    s = torch.linalg.svdvals(a.double())
+    kept = s[s > len(s) * torch.finfo(F64).eps * s[0]]
+    ended = NewtonRaphson(steps).solve(a)
+    return {
+        "condition": float(kept[0] / kept[-1]),
+        "solve_status": Status(int(ended.status)).name,
+        "solve_residual": float(ended.residual),
+    }
+
+
+def shifted(a: Tensor, ridge: float) -> Tensor:
+    """A + ridge I."""
+    return a + ridge * torch.eye(len(a), dtype=a.dtype, device=a.device)
+
+
+def measure(
+    matrix: Any,
+    ridge: float,
+    loss: str,
+    precision: str,
+    seed: int,
+    steps: int,
+    rule: str,
+    *,
+    dtype: torch.dtype,  # noqa: ARG001  the precision is an axis
+    device: torch.device,
+) -> Row:
+    """Bias of the symmetrised gradient against both references, with the residual."""
+    own: torch.dtype = getattr(torch, precision)
+    kind, source = named(matrix)
+    a, g = (x.to(device, own) for x in drawn(matrix, loss, seed))
+    # The shift is added here, as Ridge would: its gradient is that of the shifted matrix.
+    found = bias(RULES[rule](NewtonRaphson(steps)), shifted(a, ridge), g, symmetric=True)
+    r = float(found.residual)
+    row: Row = {"kind": kind, "source": source, "residual": r, "one_eigenvalue": _single(r)}
+    for name, departed in (("inverse", found.inverse), ("map", found.map)):
+        row |= {
+            f"{name}_error": float(departed.error),
+            f"{name}_cosine": float(departed.cosine),
+            f"{name}_angle": float(departed.angle),
+        }
+    row |= {"order_one": 2 * r, "ridged": f"ridge {ridge:g}" if ridge else "no ridge"}
+    return row | setting(matrix, ridge, seed, steps, own)
+
+
+def _single(r: float) -> float | None:
+    """The implicit rule's error on the computed map, for one eigenvalue of residual r.
+
+    With f = (1 - r) / l and r = exp(-c l^2), l^2 f' = 2 r log(1/r) - (1 - r), where the rule has
+    -(1 - r)^2. None near r = 0.285, where f' = 0, and beyond.
+    """
+    if not 0 < r < 0.2:
+        return None
+    slope = 2 * r * math.log(1 / r) - (1 - r)
+    return abs(-((1 - r) ** 2) - slope) / abs(slope)
+
+
+SHOWN = [
+    named(matrix)[1] for matrix in (CONSTRUCTED[1], CONSTRUCTED[2], CONSTRUCTED[4], DUPLICATES[5])
+] + ["minilm.layer5.head2", "vit.layer11.head4"]
+PLAIN = {"precision": "float64", "loss": "random"}
+
+AGAINST_RESIDUAL = Lines(
+    x="residual",
+    y="map_error",
+    group="rule",
+    panel="source",
+    by="steps",
+    where={**PLAIN, "ridge": 0.0, "source": SHOWN, "rule": ["implicit", "Golub-Pereyra"]},
+    xlabel="residual $|P - A X|_2$",
+    ylabel="error against the computed map",
+    guides={"order_one": "$2 r$", "one_eigenvalue": "one eigenvalue"},
+    caption="Relative error of the gradient against that of the computed map, by the residual that "
+    "8 to 40 Newton steps leave (each point the median of the seeds, with quartiles). Grey: "
+    "twice the residual r, and the implicit rule on one eigenvalue of residual r.",
+    name="map-residual",
+)
+
+GRADIENTS = Study(
+    name="gradients",
+    title="The gradient of an iterative inverse",
+    chapter="gradients",
+    question="How wrong are the formulas that stand for the gradient of an iterative inverse, as a "
+    "function of the residual that the iteration leaves, and do real attention heads come to "
+    "where they are wrong?",
+    axes={
+        "matrix": MATRICES,
+        "ridge": (0.0, 0.01),
+        "loss": ("random", "regression"),
+        "precision": ("float64", "float32"),
+        "seed": range(3),
+        "steps": STEPS,
+        "rule": tuple(RULES),
+    },
+    quick={"matrix": [DUPLICATES[0], DUPLICATES[5], HEADS[2]], "seed": [0],
+           "steps": (12, SOFTS, 26)},
+    measure=measure,
+    keep=keep,
+    figures=(
+        AGAINST_RESIDUAL,
+        replace(
+            AGAINST_RESIDUAL,
+            y="inverse_error",
+            where={**PLAIN, "ridge": 0.0, "source": SHOWN},
+            ylabel="error against the pseudo-inverse",
+            guides={"order_one": "$2 r$"},
+            caption="The same against the gradient of the pseudo-inverse: the rules are of first "
+            "order in the residual, and nearer to it than the unrolled loop.",
+            name="inverse-residual",
+        ),
+        Lines(
+            x="matrix.spread",
+            y="map_error",
+            group="rule",
+            panel="ridged",
+            where={**PLAIN, "kind": "near duplicates", "steps": SOFTS,
+                   "rule": ["implicit", "Golub-Pereyra"]},
+            xlabel="spread of 49 landmarks, in bandwidths",
+            ylabel="error against the computed map",
+            caption="Error of the rules after SOFT's 20 steps against the spread of the landmarks; "
+            "medians and quartiles. One is an error as large as the gradient itself.",
+            name="map-spread",
+        ),
+        Lines(
+            x="steps",
+            y="map_error",
+            group="source",
+            panel="ridged",
+            page="loss",
+            where={"kind": "recorded", "precision": "float64", "rule": "implicit"},
+            xlabel="Newton steps",
+            ylabel="error against the computed map",
+            xscale="linear",
+            caption="Error of the implicit rule on the cores of recorded heads by Newton steps, "
+            "{page} G; SOFT takes 20.",
+            name="heads-steps",
+        ),
+    ),
+)  # fmt: skip
+
+# --- training -----------------------------------------------------------------------------------
+
+SEQUENCES, TOKENS, WIDTH, RATE, LAST = 3, 128, 32, 1e-2, 200
+EVERY = 10
+
+
+@value
+class Task:
+    """Regression onto a teacher's Gaussian attention, each sequence's mean taken off.
+
+    ``length``: of the tokens' correlation along the sequence, in tokens. ``spread``: standard
+    deviation of the learner's queries at the start, in bandwidths; ``teacher``: of the teacher's.
+    """
+
+    length: float
+    spread: float
+    teacher: float
+
+
+TASKS = {
+    "well spread": Task(8.0, 0.4, 0.4),
+    "near duplicates at the start": Task(8.0, 0.05, 0.4),
+    "near duplicates throughout": Task(1.0, 0.05, 0.1),
+}
+
+
+def method(rule: str, steps: int) -> Solver:
+    """The solver of a name: a rule, alone or on a ridge of 0.01, or the exact inverse."""
+    if rule == "exact":
+        return Ridge(Cholesky(), 1e-6)  # no more than float32 needs to factor it
+    plain, ridged, _ = rule.partition(", ridge")
+    solver: Solver = RULES[plain](NewtonRaphson(steps))
+    return Ridge(solver) if ridged else solver
+
+
+def keep_training(task: str, steps: int, rule: str, seed: int, step: int) -> bool:  # noqa: ARG001
+    """Few Newton steps for the two rules that differ most."""
+    return steps == SOFTS or rule in ("implicit", "unrolled")
+
+
+@lru_cache(maxsize=1)
+def trace(
+    task: str, steps: int, rule: str, seed: int, dtype: torch.dtype, device: torch.device
+) -> dict[int, Row]:
+    """Train once; the loss, and how true the gradient was, at every tenth step."""
+    rng = torch.Generator().manual_seed(seed)
+    set_up, solver, bandwidth = TASKS[task], method(rule, steps), WIDTH**0.25
+
+    def normal(std: float) -> Tensor:
+        draw = torch.randn(WIDTH, WIDTH, generator=rng, dtype=F64) * (std / math.sqrt(WIDTH))
+        return draw.to(device, dtype)
+
+    tokens = Smooth(TOKENS, WIDTH, set_up.length)
+    seeds = range(SEQUENCES * seed, SEQUENCES * (seed + 1))
+    x = torch.stack([tokens(s, dtype=dtype, device=device).q for s in seeds])
+    to_q, to_v = normal(set_up.teacher * bandwidth), normal(1.0)
+    target = centred(GaussianAttention()(x @ to_q, x @ to_q, x @ to_v))
+    target = target / target.std()
+    w, v = normal(set_up.spread * bandwidth), normal(1.0)
+    start = centred(Soft(RANK, pinv=solver)(x @ w, x @ w, x @ v)).std()
+    out = torch.eye(WIDTH, dtype=dtype, device=device) / start
+    weights = [y.requires_grad_() for y in (w, v, out)]
+    adam = torch.optim.Adam(weights, lr=RATE)
+    rows: dict[int, Row] = {}
+    for step in range(LAST + 1):
+        adam.zero_grad()
+        loss = misfit(solver, x, target, *weights)
+        loss.backward()
+        if step % EVERY == 0:
+            wide = [y.detach().double().requires_grad_() for y in (*weights,)]
+            true = misfit(unrolled(solver), x.double(), target.double(), *wide)
+            (grad,) = torch.autograd.grad(true, wide[0])
+            assert w.grad is not None
+            off = departure(w.grad.double(), grad)
+            rows[step] = {
+                "loss": float(loss.detach()),
+                "cosine": float(off.cosine),
+                "gradient_error": float(off.error),
+                **landmarks_of((x @ w.detach()).double(), solver, bandwidth),
+            }
+        adam.step()
+    return rows
+
+
+def misfit(solver: Solver, x: Tensor, target: Tensor, w: Tensor, v: Tensor, out: Tensor) -> Tensor:
+    """Mean squared error of the layer, in units of the target's variance."""
+    q = x @ w
+    return (centred(Soft(RANK, pinv=solver)(q, q, x @ v)) @ out - target).square().mean()
+
+
+def centred(y: Tensor) -> Tensor:
+    """Each sequence less its mean, which needs no attention."""
+    return y - y.mean(-2, keepdim=True)
+
+
+def landmarks_of(q: Tensor, solver: Solver, bandwidth: float) -> Row:
+    """The worst residual that the solver leaves over the sequences, and the landmarks' spread."""
+    op = Soft(RANK, pinv=solver)
+    core = op.core(q, q)
+    if isinstance(solver, Ridge):
+        core, solver = solver.shifted(core), solver.solver
+    with torch.no_grad():
+        worst = float(range_residual(core, solver(core)).max())
+    z = centred(op.landmarks(q, RANK))
+    return {"residual": worst, "spread": float(z.square().mean().sqrt()) / bandwidth}
+
+
+def measure_training(
+    task: str,
+    steps: int,
+    rule: str,
+    seed: int,
+    step: int,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Row:
+    """The row of one training step; a training runs once for all its rows."""
+    return {
+        "newton": f"{steps} Newton steps",
+        **trace(task, steps, rule, seed, dtype, device)[step],
+    }
+
+
+BY_STEP = Lines(
+    x="step",
+    y="loss",
+    group="rule",
+    panel="task",
+    page="newton",
+    xlabel="training step",
+    ylabel="loss",
+    xscale="linear",
+    caption="Loss by training step with {page}; medians and quartiles of the seeds.",
+    name="loss",
+)
+
+TRAINING = Study(
+    name="training",
+    title="Training through an iterative inverse",
+    chapter="training",
+    question="What does a biased gradient of the inverse do to a few hundred steps of training a "
+    "small attention layer?",
+    axes={
+        "task": tuple(TASKS),
+        "steps": (SOFTS, 6),
+        "rule": (*RULES, "exact", "implicit, ridge", "unrolled, ridge"),
+        "seed": range(2),
+        "step": range(0, LAST + 1, EVERY),
+    },
+    quick={"task": ["near duplicates throughout"], "steps": [SOFTS],
+           "rule": ["implicit", "unrolled"], "seed": [0]},
+    measure=measure_training,
+    keep=keep_training,
+    figures=(
+        BY_STEP,
+        replace(
+            BY_STEP,
+            y="cosine",
+            yscale="linear",
+            where={"rule": ["implicit", "Golub-Pereyra", "unrolled", "implicit, ridge"]},
+            ylabel="cosine with the true gradient",
+            caption="Cosine of dL/dW, W the projection to queries and keys, with that of the "
+            "computed map by training step, with {page}. Medians and quartiles.",
+            name="cosine",
+        ),
+    ),
+)  # fmt: skip

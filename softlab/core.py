@@ -128,6 +128,8 @@ class Traits:
     """M has at most ``op.rank`` nonzero singular values."""
     exact_at_full_rank: bool = False
     """With ``rank == n == l`` and a core that the solver can invert, equals ``op.target``."""
+    lifted: bool = False
+    """The rank counts landmarks among queries and keys together: the full rank is n + l."""
     exact_at_rank_one: bool = False
     """Equals ``op.target`` at any rank where all tokens are equal, so that M has rank one."""
     exact: bool = False

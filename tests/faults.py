@@ -15,6 +15,7 @@ from softlab.operators import (
     ColumnSample,
     GaussianAttention,
     Nystromformer,
+    Skyformer,
     Soft,
     Softmax,
     TruncatedSVD,
@@ -212,6 +213,8 @@ OPERATOR_FAULTS = {
         *(Faulty(op, zeros) for op in (Soft(4), Nystromformer(4), TruncatedSVD(4))),
         *(Faulty(op, mean_of_v) for op in (Soft(4), Nystromformer(4), TruncatedSVD(4))),
         Faulty(Soft(4, pinv=Ridge(SVD(), 1e-6)), after(lambda x: x), {"exact_at_full_rank": True}),
+        Faulty(Skyformer(4), after(lambda x: x), {"exact_at_full_rank": True}),
+        *(Faulty(Skyformer(4, gamma=0.0, pinv=SVD()), x) for x in (zeros, mean_of_v)),
         Faulty(
             Soft(4, normalization="published"), after(lambda x: x), {"exact_at_full_rank": True}
         ),

@@ -115,8 +115,8 @@ def test_equals_its_twin_in_float64(op, masked):
 def test_equals_its_twin_where_leading_dimensions_broadcast(op):
     m = rank_of(op)
     q, _, _, weight = draw(((2, 3), m + 4, m + 5, 4, 2))
-    _, k, _, _ = draw(((3,), m + 4, m + 5, 4, 2))
-    _, _, v, _ = draw(((2, 1), m + 4, m + 5, 4, 2))
+    _, k, _, _ = draw(((3,), m + 4, m + 5, 4, 2), seed=1)
+    _, _, v, _ = draw(((2, 1), m + 4, m + 5, 4, 2), seed=2)
     one_head_masked = torch.ones(3, m + 5, dtype=torch.bool)
     one_head_masked[1, 2] = False
     assert_equals_twin(op, q, k, v, weight)

@@ -125,6 +125,16 @@ def _(op: operators.Linformer, q, k, v):
     return torch.softmax(q @ (E @ k).mT / q.shape[-1] ** 0.5, -1) @ (F @ v)
 
 
+@head.register
+def _(op: operators.Skyformer, q, k, v):
+    s = q.shape[-1] ** 0.25 if op.bandwidth is None else op.bandwidth
+    z = points(op.landmarks, torch.cat((q, k)), op.rank)
+    M = gaussian(z, z, s) + op.gamma * torch.eye(len(z), dtype=z.dtype)
+    D = M.sum(-1, keepdim=True) ** -0.5
+    inner = D * (gaussian(z, k, s) @ v)
+    return gaussian(q, z, s) @ (D * inverted(op.pinv, D * M * D.mT)(inner))
+
+
 def gaussian(x, y, s):
     """exp(-|x_i - y_j|^2 / (2 s^2)), the distances by |x|^2 + |y|^2 - 2 <x, y>."""
     squares = x.square().sum(-1)[:, None] + y.square().sum(-1)[None, :]

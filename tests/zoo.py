@@ -7,6 +7,7 @@ from softlab.operators import (
     GaussianAttention,
     Linformer,
     Nystromformer,
+    Skyformer,
     Soft,
     Softmax,
     TopK,
@@ -72,6 +73,9 @@ OPERATORS = [
     TopK(p=0.8),
     Linformer(rank=4),
     Linformer(rank=3, seed=2, sharing="key-value"),
+    Skyformer(rank=4),
+    Skyformer(rank=5, gamma=0.01, bandwidth=1.3, landmarks=Strided(), pinv=Cholesky()),
+    Skyformer(rank=3, gamma=0.0, landmarks=UniformRandom(seed=1), pinv=SVD()),
 ]
 
 SOLVERS = [

@@ -93,6 +93,11 @@ def rank_of(op: Any) -> int:
     return int(getattr(op, "rank", 1))
 
 
+def at_full_rank(op: Any, n: int) -> Any:
+    """The same operator with the largest rank that n queries and n keys allow."""
+    return dataclasses.replace(op, rank=2 * n if op.traits.lifted else n)
+
+
 def steps_of(solver: object) -> int:
     """The number of steps of a solver, looked for inside wrappers; 0 for a direct one."""
     inner = getattr(solver, "solver", None)

@@ -12,7 +12,17 @@ from torch import Tensor
 
 from softlab.core import Operator, as_matrix
 from softlab.instruments import peak_memory
-from softlab.laws.law import Gap, Law, always, largest, normal, rank_of, steps_of, tolerance
+from softlab.laws.law import (
+    Gap,
+    Law,
+    always,
+    at_full_rank,
+    largest,
+    normal,
+    rank_of,
+    steps_of,
+    tolerance,
+)
 from softlab.pinv import Inverting, Status
 
 F64 = torch.float64
@@ -30,7 +40,7 @@ def _separated(rng: torch.Generator, n: int) -> Tensor:
 
 def _full_rank(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     n = 12
-    full = dataclasses.replace(op, rank=n)
+    full = at_full_rank(op, n)
     # Unequal lengths give unequal row sums, so that the normalisations differ.
     tokens = _separated(rng, n) * torch.linspace(0.6, 1.2, n, dtype=F64)[:, None]
     # At a quarter of the distance the matrix is far from the identity and still well-conditioned.
@@ -47,7 +57,7 @@ def _full_rank(op: Any, rng: torch.Generator) -> Iterator[Gap]:
 
 def _apart(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     n = 12
-    full = dataclasses.replace(op, rank=n) if op.traits.low_rank else op
+    full = at_full_rank(op, n) if op.traits.low_rank else op
     x, v = _separated(rng, n), normal(rng, n, 3)
     # What still crosses from one token to another is exp(-75) or less, below any rounding.
     allowed = tolerance(F64, n, kappa=150, scale=largest(v))

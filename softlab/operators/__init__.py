@@ -8,6 +8,7 @@ from softlab.operators.column_sample import ColumnSample
 from softlab.operators.gaussian_attention import GaussianAttention
 from softlab.operators.linformer import Linformer
 from softlab.operators.nystromformer import Nystromformer
+from softlab.operators.skyformer import Skyformer
 from softlab.operators.soft import Soft
 from softlab.operators.softmax import Softmax
 from softlab.operators.top_k import TopK
@@ -19,6 +20,7 @@ __all__ = [
     "GaussianAttention",
     "Linformer",
     "Nystromformer",
+    "Skyformer",
     "Soft",
     "Softmax",
     "TopK",

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from softlab import checks
 from softlab.core import own_precision
-from softlab.pinv import Iteration, ResidualPolynomial, Solver
+from softlab.pinv import Iteration, ResidualPolynomial, Solver, Status
 
 F64 = torch.float64
 
@@ -214,9 +214,9 @@ def residual_spectra(
 
     From those of the start, 1 - alpha s^2 (1 - alpha s for a multiple of I), by the polynomials of
     the steps; in descending order of s. ``a`` (m, m) and ``rank`` as of ``trace``: the start is
-    that of the dtype of ``a``, and all that follows is float64. ``at``: other singular values s, in the
-    units of A, that the same polynomials are applied to. None for a solver that is no iteration, or
-    one whose steps look at the residual they meet, and cannot be predicted so. Raises
+    that of the dtype of ``a``, and all that follows is float64. ``at``: other singular values s, in
+    the units of A, that the same polynomials are applied to. None for a solver that is no
+    iteration, or one whose steps look at the residual they meet, and cannot be predicted so. Raises
     ``ValueError`` as ``trace`` does, and for a start that is neither a multiple of A^T nor, of
     definite A, one of I.
     """
@@ -234,7 +234,7 @@ def residual_spectra(
             steps.append(step)
         eigenvalues = _alpha(solver, a, start) * (s if solver.traits.definite else s.square())
         # A start at the very limit, alpha s^2 = 2, stays there; rounding would carry it off.
-        limit = (eigenvalues - 2).abs() <= 2 * len(a) * torch.finfo(a.dtype).eps
+        limit = (eigenvalues - 2).abs() <= 4 * torch.finfo(a.dtype).eps
     return _carried(torch.where(limit, -1, 1 - eigenvalues), steps)
 
 
@@ -316,6 +316,49 @@ def cutoff(solver: Solver, a: Tensor, steps: int | None = None) -> float | None:
             return None
         low, high = float(grid[i]), float(grid[i + 1])
     return math.sqrt(low * high)
+
+
+def account(
+    solver: Solver, a: Tensor, tolerance: float
+) -> dict[str, str | int | float | bool | None]:
+    """One run on one matrix as a row: how it ends, predicted beside observed, floor and growth.
+
+    ``solve_*``: the outcome of ``solver.solve(a)``. ``predicted_steps``, ``observed_steps`` and the
+    same in ``_matmuls``: to a right residual of ``tolerance``. ``floor``, ``c``, ``c_purified`` (of
+    the least error of X A X), ``onset`` and growth are None where the run did not arrive there, as
+    is what its function says to be None. Arguments and errors as of ``trace``.
+    """
+    seen, ended = trace(solver, a), solver.solve(a)
+    predicted = predicted_steps(solver, a, tolerance)
+    observed = observed_steps(seen, tolerance)
+    floor, grown = precision_floor(seen), onset_and_growth(seen)
+    arrived, products = observed is not None, solver.traits.products
+    return {
+        "m": seen.m,
+        "rank": seen.rank,
+        "condition": seen.condition,
+        "eps_kappa": seen.rounding,
+        "solve_status": Status(int(ended.status)).name,
+        "solve_residual": float(ended.residual),
+        "solve_steps": int(ended.steps),
+        "solve_matmuls": int(ended.matmuls),
+        "tolerance": tolerance,
+        "predicted_steps": predicted,
+        "observed_steps": observed,
+        "predicted_matmuls": None if predicted is None else predicted * products,
+        "observed_matmuls": None if observed is None else observed * products,
+        "declared_order": solver.traits.order,
+        "observed_order": observed_order(seen),
+        "floor": floor.error if arrived else None,
+        "floor_step": floor.step if arrived else None,
+        "c": floor.constant if arrived else None,
+        "c_purified": float(seen.purified.min()) / seen.rounding if arrived else None,
+        "onset": grown.onset if grown and arrived else None,
+        "declared_growth": solver.traits.growth,
+        "observed_growth": grown.factor if grown and arrived else None,
+        "last_error": float(seen.error[-1]),
+        "last_purified": float(seen.purified[-1]),
+    }
 
 
 def _carried(r: Tensor, steps: list[ResidualPolynomial]) -> Iterator[Tensor]:

@@ -4,8 +4,8 @@ Read are the columns of ``studies/convergence.py``: of the atlas ``status``, ``m
 ``scaling``, ``precision``, ``spectrum``, ``core``, ``kappa``, ``condition``, ``rank``,
 ``observed_steps``, ``predicted_steps``, ``observed_matmuls``, ``declared_order``,
 ``observed_order``, ``declared_growth``, ``observed_growth``, ``c``, ``c_purified``,
-``eps_kappa``, ``solve_status``, ``tolerance``, and of the published step counts ``published_steps``,
-``published_residual``, ``published_error``, ``freedom``, ``freedom_share``, ``cutoff``; of the
+``eps_kappa``, ``solve_status``, ``tolerance``, and of the published step counts
+``published_steps``, ``published_residual``, ``published_error``, ``freedom``, ``freedom_share``, ``cutoff``; of the
 study of spoiling ``method``, ``step``, ``error``, ``purified``, ``onset`` and growth.
 """
 
@@ -281,8 +281,8 @@ def _blind(own: pd.DataFrame) -> Iterator[str]:
     if len(rows):
         yield (
             f"In {len(rows)} runs ({joined(rows['precision'].unique())}) solve calls "
-            "converged what never reaches the tolerance here: its residual, relative to A, does not see singular "
-            "values below it."
+            "converged what never reaches the tolerance here: its residual, relative to A, does "
+            "not see singular values below it."
         )
 
 

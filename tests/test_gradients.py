@@ -402,6 +402,21 @@ def test_the_implicit_rule_misses_the_gradient_of_a_singular_matrix(seed):
     assert abs(float((implicit(a, x, g) * direction).sum()) - observed) > 0.1 * abs(observed)
 
 
+@pytest.mark.parametrize("steps", [12, 14])
+def test_the_unrolled_gradient_of_a_singular_matrix_grows_across_its_rank(steps):
+    # There the filter still rises with the slope c 2^k; along the matrices of the rank it is right.
+    a, g = of_rank(10, 4), normal(10, 10, seed=1)
+    u, _, vh = torch.linalg.svd(a)
+    found = gradient(NewtonRaphson(steps), a, g)
+    true = reference_gradient(a, g)
+    across = u[:, 4:].T @ found @ vh[4:].T
+    scale = 1.8 / float(a.abs().sum(0).max() * a.abs().sum(1).max())
+    allowed = tolerance(F64, 10, kappa=2.5**2) * 2.0**steps
+    assert missed(across, 2.0**steps * scale * (vh[4:] @ g @ u[:, 4:]).T) < allowed
+    assert missed(found - u[:, 4:] @ across @ vh[4:], true) < allowed
+    assert missed(found, true) > 100
+
+
 # --- the bias as a function of the residual -----------------------------------------------------
 
 

@@ -5,8 +5,9 @@ Read are the columns of ``studies/convergence.py``: of the atlas ``status``, ``m
 ``observed_steps``, ``predicted_steps``, ``observed_matmuls``, ``declared_order``,
 ``observed_order``, ``declared_growth``, ``observed_growth``, ``c``, ``c_purified``,
 ``eps_kappa``, ``solve_status``, ``tolerance``, and of the published step counts
-``published_steps``, ``published_residual``, ``published_error``, ``freedom``, ``freedom_share``, ``cutoff``; of the
-study of spoiling ``method``, ``step``, ``error``, ``purified``, ``onset`` and growth.
+``published_steps``, ``published_residual``, ``published_error``, ``freedom``, ``freedom_share``,
+``cutoff``; of the study of spoiling ``method``, ``step``, ``error``, ``purified``, ``onset`` and
+growth.
 """
 
 from __future__ import annotations

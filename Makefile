@@ -9,11 +9,12 @@ CONSTRAINTS ?= constraints.txt
 OUT ?= reports
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+STUDIES := rank convergence gradients precision
 
 .PHONY: report test check format bench clean
 
-report: $(READY)  ## the rank study on real activations, and its PDF
-	$(BIN)/softlab run studies/rank.py --threads 1 --out $(OUT)
+report: $(READY)  ## every study, on real activations, and the PDF of them all
+	$(BIN)/softlab run $(STUDIES:%=studies/%.py) --threads 1 --out $(OUT)
 	$(BIN)/softlab report $(OUT)
 
 test: $(READY)  ## the whole suite, warnings as errors
@@ -31,9 +32,10 @@ format: $(READY)
 
 bench: $(READY)  ## speed and memory against the forms that softlab replaces
 	$(BIN)/python benchmarks/attention.py --out $(OUT)/benchmarks
+	$(BIN)/python benchmarks/inverse.py --out $(OUT)/benchmarks
 
 clean:
-	rm -rf $(VENV) $(OUT)/rank $(OUT)/benchmarks $(OUT)/report.pdf
+	rm -rf $(VENV) $(addprefix $(OUT)/,$(STUDIES) spoiling training benchmarks report.pdf)
 
 # torch first and alone, pinned: left to the resolver it would be the newest CUDA build.
 $(READY): pyproject.toml $(filter-out /dev/null,$(CONSTRAINTS))

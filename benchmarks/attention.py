@@ -10,19 +10,14 @@ set itself; the last column says whether this run met them.
 
 from __future__ import annotations
 
-import argparse
-import csv
 import math
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
+from rivals import Call, Line, agree, main, race, ratio
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -31,55 +26,7 @@ from softlab.instruments import peak_memory
 from softlab.kernels import lifted_sum
 from softlab.operators import GaussianAttention, Soft
 
-Call = Callable[[], object]
 D, HEADS, LONG = 32, 4, 65_536
-
-
-class Line(NamedTuple):
-    """One measured quantity with its quartiles, and its bound: at most, or else at least."""
-
-    what: str
-    median: float
-    low: float
-    high: float
-    at_most: bool
-    bound: float
-
-    @property
-    def met(self) -> bool:
-        """Whether the median keeps the bound."""
-        return self.median <= self.bound if self.at_most else self.median >= self.bound
-
-
-def main() -> None:
-    """Measure everything, write the table, print it."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", type=Path, default=Path("reports/benchmarks"))
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
-    device = torch.device(chosen.device)
-    lines: list[Line] = []
-    for part in (exact, forms, soft, starting):
-        for line in part(device, chosen.rounds):
-            lines.append(line)
-            print(show(line), flush=True)
-    chosen.out.mkdir(parents=True, exist_ok=True)
-    with (chosen.out / "attention.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow((*Line._fields, "met", "device", "threads", "rounds", "torch"))
-        where = (device.type, chosen.threads, chosen.rounds, torch.__version__)
-        table.writerows((*line, line.met, *where) for line in lines)
-
-
-def show(line: Line) -> str:
-    """One line of the printed table."""
-    side = "at most" if line.at_most else "at least"
-    spread = f"{line.median:6.2f} [{line.low:.2f}, {line.high:.2f}]"
-    verdict = "met" if line.met else "MISSED"
-    return f"{line.what:<66} {spread:>22}  {side} {line.bound:g}  {verdict}"
 
 
 def exact(device: torch.device, rounds: int) -> list[Line]:
@@ -206,42 +153,5 @@ def gradient(op: Callable[[Tensor, Tensor], Tensor], q: Tensor, v: Tensor) -> Te
     return torch.cat(torch.autograd.grad(op(q, v).square().mean(), (q, v)), dim=-1)
 
 
-def agree(x: Tensor, y: Tensor) -> None:
-    """Refuse to time rivals that do not compute the same thing, to float32 accuracy."""
-    missed = float((x - y).norm() / y.norm())
-    if not missed < 1e-4:
-        message = f"the rivals differ by {missed:.1e}; fix that before timing them"
-        raise RuntimeError(message)
-
-
-def race(calls: Sequence[Call], device: torch.device, rounds: int) -> list[list[float]]:
-    """Seconds of each call in each round, after a warm-up round."""
-    times: list[list[float]] = [[] for _ in calls]
-    for turn in range(rounds + 1):
-        for call, taken in zip(calls, times, strict=True):
-            synchronize(device)
-            start = time.perf_counter()
-            call()
-            synchronize(device)
-            if turn:
-                taken.append(time.perf_counter() - start)
-    return times
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def ratio(
-    what: str, over: list[float], under: list[float], bound: float, at_most: bool = False
-) -> Line:
-    """The median and quartiles of the ratio of two rivals' times, round by round."""
-    ratios = [a / b for a, b in zip(over, under, strict=True)]
-    low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return Line(what, median, low, high, at_most, bound)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, "attention", (exact, forms, soft, starting))

@@ -73,12 +73,12 @@ SCALINGS: dict[Scaling, str] = {
     NormProduct(1.0): "norms 1.0",
     Frobenius(): "Frobenius",
     Optimal(): "optimal",
-    PowerEstimate(): "power estimate",
-    KrylovEstimate(): "Krylov estimate",
-    InfinityNorm(): "I by infinity norm",
+    PowerEstimate(): "power",
+    KrylovEstimate(): "Krylov",
+    InfinityNorm(): "I, norm",
     OptimalDefinite(): "I, optimal",
-    NormProduct(2.0): "norms 2.0 (SOFT, 2021)",
-    PublishedSoftNorm(): "row sums, halved (SOFT-norm)",
+    NormProduct(2.0): "norms 2.0",
+    PublishedSoftNorm(): "SOFT-norm code",
 }
 BEFORE: dict[type, int] = {NewtonRaphson: 20, NystromformerCubic: 6}
 """The published numbers of steps."""
@@ -118,7 +118,10 @@ def names(matrix: Matrix) -> Row:
         source = matrix.input.input if isinstance(matrix.input, Tied) else matrix.input
         return row | {"core": type(matrix.op).__name__, "spectrum": getattr(source, "name", "")}
     if not isinstance(matrix, KnownSpectrum):
-        return row | {"core": "near-duplicates", "spectrum": repr(matrix)}
+        return row | {
+            "core": "near-duplicates",
+            "spectrum": f"spread {getattr(matrix, 'spread', None)}",
+        }
     skew = "" if matrix.symmetric else ", not symmetric"
     return row | {"spectrum": type(matrix).__name__ + skew, "kappa": matrix.condition, "core": None}
 
@@ -236,7 +239,8 @@ STUDY = Study(
             where={"method": "Newton", "precision": "float64", "kappa": CONDITIONS},
             name="scalings",
             caption="Products of Newton's iteration to a residual of 1e-8 against the condition "
-            "number, by scaling. The published scalings that never arrive have no point.",
+            "number, by scaling; default: norms 1.8. Multiples of I are for definite matrices. "
+            "What never arrives has no point.",
         ),
         Lines(
             x="kappa",

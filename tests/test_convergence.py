@@ -465,6 +465,30 @@ def test_the_filter_of_a_definite_start_needs_only_the_condition():
     assert float((found - expected).abs().max()) < 1e-10
 
 
+# --- one run as a row -------------------------------------------------------------------------
+
+
+def test_an_account_is_what_its_parts_say():
+    solver, a = NewtonRaphson(40), Geometric(16, 1e2)(0)
+    row = convergence.account(solver, a, 1e-8)
+    seen, ended = convergence.trace(solver, a), solver.solve(a)
+    assert (row["solve_status"], row["solve_steps"]) == ("CONVERGED", int(ended.steps))
+    assert row["observed_matmuls"] == 2 * convergence.observed_steps(seen, 1e-8)
+    assert row["observed_steps"] == row["predicted_steps"]
+    assert row["floor"] == convergence.precision_floor(seen).error
+    assert row["c"] == pytest.approx(row["floor"] / row["eps_kappa"])
+    assert row["onset"] is None
+    assert convergence.account(solver, LowRank(16, 8, 5.0)(0), 1e-8)["observed_growth"] is not None
+
+
+def test_an_account_of_a_run_that_did_not_arrive_claims_no_floor():
+    row = convergence.account(NewtonRaphson(5), Geometric(16, 1e3)(0), 1e-8)
+    assert row["solve_status"] == "OUT_OF_STEPS"
+    for name in ("observed_steps", "predicted_matmuls", "floor", "c", "c_purified", "onset"):
+        assert row[name] is None, name
+    assert 0 < row["last_error"] <= 1
+
+
 # --- bad input ---------------------------------------------------------------------------------
 
 NAN = torch.full((3, 3), math.nan)

@@ -201,6 +201,7 @@ def _limits(own: pd.DataFrame) -> Iterator[str]:
         if rows.empty:
             continue
         outside = rows[~rows["c"].between(0.01, 1)]
+        alone = set(outside["spectrum"]) == {"Spiked"}
         yield (
             f"In {precision}, at full rank, the least error is c eps kappa with c from "
             f"{number(rows['c'].min())} to {number(rows['c'].max())}, median "
@@ -209,18 +210,25 @@ def _limits(own: pd.DataFrame) -> Iterator[str]:
                 "."
                 if outside.empty
                 else f"; outside 0.01 to 1 it is in {len(outside)} of {len(rows)} runs, on "
-                f"{joined(outside['spectrum'].unique())}."
+                f"{joined(outside['spectrum'].unique())}"
+                + (
+                    ", where one large value makes kappa and the others the error."
+                    if alone
+                    else "."
+                )
             )
         )
     short_of = _constructed(own)
     short_of = short_of[short_of["c"].notna() & (short_of["rank"] < short_of["rank"].max())]
     if len(short_of):
+        worst = short_of.loc[short_of["c"].idxmax()]
         yield (
             f"On rank-deficient matrices c is {number(short_of['c'].min())} to "
             f"{number(short_of['c'].max())} in float64: errors in the null space have grown since "
             "the first step, and the floor is where they meet the falling error. Closed by X A X, "
             f"the least error has c from {number(short_of['c_purified'].min())} to "
-            f"{number(short_of['c_purified'].max())}."
+            f"{number(short_of['c_purified'].max())}. The largest c is that of {worst['method']} "
+            f"at condition number {number(worst['kappa'])}."
         )
 
 
@@ -387,7 +395,7 @@ def _published_tables(done: pd.DataFrame) -> Iterator[Table]:
                 lines.append(
                     [
                         str(core) if i == 0 else "",
-                        str(one.spectrum).removeprefix("NearDuplicates"),
+                        str(one.spectrum),
                         short(one.condition),
                         short(one.published_residual),
                         short(one.published_error),

@@ -146,7 +146,7 @@ def test_the_words_follow_the_tables(gradients, training):
     mended = gradients.assign(map_error=gradients["map_error"] * 1e-3)
     said = " ".join(named("gradients").findings(mended))
     assert "nowhere wrong by more than half" in said
-    assert "0 of 1 recorded heads are there" in said
+    assert "0 of 1 recorded heads have an error above half" in said
     for chapter, table in (("gradients", gradients), ("training", training)):
         assert named(chapter).scope(table)
         for made in named(chapter).tables(table):

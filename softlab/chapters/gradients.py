@@ -72,7 +72,10 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
         return
     rows = done[(done["steps"] == SOFTS) & (done["precision"] == "float64")]
     real = rows["kind"] == "recorded"
-    for which, chosen in (("Constructed matrices", ~real), ("Cores of recorded heads", real)):
+    for which, chosen in (
+        ("Constructed matrices and near-duplicate landmarks", ~real),
+        ("Cores of recorded heads", real),
+    ):
         if not chosen.any():
             continue
         body: list[list[Cell]] = []
@@ -80,7 +83,7 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
         before = None
         for (source, loss, ridge), mine in groups:
             head: list[Cell] = [str(source) if source != before else "", str(loss), f"{ridge:g}"]
-            cells = [short(mine[name].median(), 2) for name in ("condition", "residual")]
+            cells = [short(mine["condition"].median()), short(mine["residual"].median(), 2)]
             for rule, column, _ in READINGS:
                 cells.append(short(mine.loc[mine["rule"] == rule, column].median(), 2))
             ended = mine["solve_status"].mode().iloc[0].lower().replace("_", " ")
@@ -153,11 +156,13 @@ def _heads(rows: pd.DataFrame) -> Iterator[str]:
         shift = f"a ridge of {ridge:g}" if ridge else "no ridge"
         worst = at.loc[at["map_error"].idxmax()]
         count = bad["source"].nunique()
-        says = f"With {what} and {shift}, {count} of {at['source'].nunique()} recorded heads "
-        says += "are" if count != 1 else "is"
-        says += f" there: {joined(names)}." if names else (
-            f" there; the worst is {worst['source']} with an error of "
-            f"{number(worst['map_error'])}."
+        are = "have" if count != 1 else "has"
+        says = (
+            f"With {what} and {shift}, {count} of {at['source'].nunique()} recorded heads {are} an "
+            f"error above half after {SOFTS} steps"
+        )
+        says += f": {joined(names)}." if names else (
+            f"; the worst is {worst['source']} with {number(worst['map_error'])}."
         )  # fmt: skip
         yield says
 

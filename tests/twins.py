@@ -135,6 +135,36 @@ def _(op: operators.Skyformer, q, k, v):
     return gaussian(q, z, s) @ (D * inverted(op.pinv, D * M * D.mT)(inner))
 
 
+@head.register
+def _(op: operators.RPCholesky, q, k, v):
+    scale = q.shape[-1] ** -0.5
+    k = k - k.mean(0)
+    exponent = scale / op.temperature**2
+    most = exponent * (k * k).sum(-1).max().detach()  # a common factor exp(-most) of h cancels
+    whole = torch.exp(exponent * (k * k).sum(-1) - most)  # the diagonal of h(k, k)
+    left = whole.detach().clone()
+    rng = torch.Generator().manual_seed(op.seed)
+    S, rows, factor = [], [], torch.zeros(0, len(k), dtype=k.dtype)
+    for u in torch.rand(op.rank, generator=rng, dtype=torch.float64).tolist():
+        spent = left <= 4 * op.rank * torch.finfo(k.dtype).eps * whole.detach()
+        p = torch.where(spent, 0, left).cumsum(0)
+        if p[-1] == 0:
+            break
+        s = int((p <= u * p[-1]).sum())
+        rows.append(torch.exp(exponent * (k[s : s + 1] @ k.mT) - most))
+        g = rows[-1].detach() - factor[:, s : s + 1].mT @ factor
+        factor = torch.cat((factor, g / left[s].sqrt()))
+        left = (whole.detach() - factor.square().sum(0)).clamp_min(0)
+        left[s] = 0
+        S.append(s)
+    h = torch.cat(rows)
+    D = whole[S][:, None] ** -0.5
+    ones = torch.ones_like(v[:, :1])
+    weighted = D * inverted(op.pinv, D * h[:, S] * D.mT)(D * (h @ torch.cat((v, ones), -1)))
+    both = torch.softmax(scale * (q @ k[S].mT), -1) @ weighted
+    return torch.where(both[:, -1:] > 0, both[:, :-1] / both[:, -1:], 0)
+
+
 def gaussian(x, y, s):
     """exp(-|x_i - y_j|^2 / (2 s^2)), the distances by |x|^2 + |y|^2 - 2 <x, y>."""
     squares = x.square().sum(-1)[:, None] + y.square().sum(-1)[None, :]

@@ -7,6 +7,7 @@ from softlab.operators import (
     GaussianAttention,
     Linformer,
     Nystromformer,
+    RPCholesky,
     Skyformer,
     Soft,
     Softmax,
@@ -76,6 +77,9 @@ OPERATORS = [
     Skyformer(rank=4),
     Skyformer(rank=5, gamma=0.01, bandwidth=1.3, landmarks=Strided(), pinv=Cholesky()),
     Skyformer(rank=3, gamma=0.0, landmarks=UniformRandom(seed=1), pinv=SVD()),
+    RPCholesky(rank=4),
+    RPCholesky(rank=5, temperature=1.3, seed=2),
+    RPCholesky(rank=3, pinv=SVD()),
 ]
 
 SOLVERS = [

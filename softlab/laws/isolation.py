@@ -10,6 +10,7 @@ from torch import Tensor
 
 from softlab.core import Operator
 from softlab.laws.law import Gap, Law, after_steps, always, largest, normal, rank_of, tolerance
+from softlab.pinv import Inverting
 
 F64 = torch.float64
 CORE_KAPPA = 1e5
@@ -28,13 +29,21 @@ def _badly_scaled(op: Operator, rng: torch.Generator) -> tuple[Tensor, Tensor, T
     return torch.cat((q[:3], near[None])), torch.cat((k[:3], near[None])), v
 
 
+def _amplified(op: Operator, q: Tensor, k: Tensor) -> float:
+    """The condition of the core where a factorisation without a cut-off inverts all of it; or 1."""
+    if not isinstance(op, Inverting) or op.pinv.traits.singular:
+        return 1.0
+    return float(torch.linalg.cond(op.core(q, k)))
+
+
 def _batch(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
     for subject in (after_steps(op, 2), op):
         q, k, v = _badly_scaled(op, rng)
         together = subject(q, k, v)
         for i in range(len(q)):
             alone = subject(q[i], k[i], v[i])
-            allowed = tolerance(F64, k.shape[-2], kappa=CORE_KAPPA, scale=largest(alone))
+            kappa = max(CORE_KAPPA, _amplified(subject, q[i], k[i]))
+            allowed = tolerance(F64, k.shape[-2], kappa=kappa, scale=largest(alone))
             yield Gap(largest(together[i] - alone), allowed, f"{subject!r}, matrix {i} of 4")
 
 

@@ -8,6 +8,7 @@ from softlab.operators.column_sample import ColumnSample
 from softlab.operators.gaussian_attention import GaussianAttention
 from softlab.operators.linformer import Linformer
 from softlab.operators.nystromformer import Nystromformer
+from softlab.operators.rp_cholesky import RPCholesky
 from softlab.operators.skyformer import Skyformer
 from softlab.operators.soft import Soft
 from softlab.operators.softmax import Softmax
@@ -20,6 +21,7 @@ __all__ = [
     "GaussianAttention",
     "Linformer",
     "Nystromformer",
+    "RPCholesky",
     "Skyformer",
     "Soft",
     "Softmax",

@@ -1,0 +1,193 @@
+"""Softmax attention to a weighted few of the keys, chosen by randomly pivoted Cholesky."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from softlab import checks
+from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.kernels import Exponential, Gaussian, kernel_cost
+from softlab.operators.degrees import indicator, over
+from softlab.operators.softmax import Softmax
+from softlab.pinv import Cholesky, Solver, applier, applier_cost
+
+
+class Chosen(NamedTuple):
+    """The pivots of each matrix: positions (..., m); whether they count (..., m), or there was
+    nothing left to explain; their rows of the Gaussian (..., m, l).
+    """
+
+    at: Tensor
+    live: Tensor
+    rows: Tensor
+
+
+@value
+class RPCholesky:
+    """out = D^-1 exp(q k_S^T / sqrt(d)) W v, W = h(k_S, k_S)^-1 h(k_S, k), D the row sums.
+
+    h(x, y) = exp(<x, y> / (temperature^2 sqrt(d))) of the keys less their mean, which softmax does
+    not see. W, the same in numerator and D, gives each kept key the weights that best stand for all
+    of them in the space of h. The m keys S are pivots of a partial Cholesky factorisation of
+    h(k, k), drawn in turn with probability in proportion to the diagonal that is left.
+
+    ``rank``: m, 1 to the number of keys that take part. ``temperature``: positive; above 1 it
+    flattens h and lets it reach across keys of unlike norms. ``seed``: integer >= 0, of the m
+    uniform numbers that draw the pivots, the same for every matrix. ``pinv``: inverts the core,
+    h(k_S, k_S) scaled to a unit diagonal, which is a Gaussian of the keys, by default through its
+    Cholesky factor; others invert small entries less well, and lose keys of small norm to large.
+    Evaluates m + 1 kernel values a key, with no l x l or n x l matrix. Once the diagonal is used up
+    to rounding, 4 m eps of what it was, further pivots take no part.
+
+    W has negative entries, so rows of M sum to one but are no averages; where a row's sum is not
+    positive the output is 0. A key is lost where its exponent |k|^2 / (2 temperature^2 sqrt(d)) is
+    less than the largest by what the dtype's range holds, 87 in float32 and 700 in float64.
+
+    Masked keys are never drawn nor counted. The published method also clips the output to the range
+    of v, which would not be linear, and sets the temperature from the norms of q and k. Reference:
+    Schroeder and Mackey, WildCat, arXiv 2602.10056 (W, recentring, temperature); Chen, Epperly,
+    Tropp and Webber, arXiv 2207.06503, Alg. 1 (pivots).
+    """
+
+    rank: int
+    temperature: float = 1.0
+    seed: int = 0
+    pinv: Solver = Cholesky()
+
+    def __post_init__(self) -> None:
+        checks.positive_int(self, rank=self.rank)
+        checks.positive(self, temperature=self.temperature)
+        checks.seed(self, seed=self.seed)
+        checks.is_a(self, Solver, pinv=self.pinv)
+
+    @property
+    def traits(self) -> Traits:
+        """Low rank, linear memory."""
+        return Traits(
+            query_equivariant=True,
+            low_rank=True,
+            # Other solvers err in proportion to the largest weight, and scaling brings that out.
+            exact_at_full_rank=isinstance(self.pinv, Cholesky),
+            exact_at_rank_one=not self.pinv.traits.regularized,
+            linear_memory=True,
+        )
+
+    @property
+    def target(self) -> Softmax:
+        """Softmax attention."""
+        return Softmax()
+
+    def kernel(self, d: int) -> Gaussian:
+        """The kernel h scaled to a unit diagonal, at head width d."""
+        return Gaussian(self.temperature * float(d) ** 0.25)
+
+    def pivots(self, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Positions (..., m) of the pivots in the order drawn, for keys k (..., l, d).
+
+        Where fewer are left to draw the first key that takes part fills up.
+        """
+        return self._chosen(_centred(widened(k), key_mask), key_mask).at
+
+    def core(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """The Gaussian of the pivots, (..., m, m): what ``pinv`` must invert."""
+        return _core(self._chosen(_centred(widened(k), key_mask), key_mask))
+
+    def cost(self, dims: Dims) -> Cost:
+        """The pivots' kernel rows and elimination, W v and W 1, and attention to the pivots."""
+        b, m, l, e = dims.batch, self.rank, dims.l, dims.e  # noqa: E741
+        rows = kernel_cost(Dims(b, m, l, dims.d, e), e + 1)
+        elimination = Cost(flops=b * m * (m - 1) * l, kernel_entries=b * l)
+        inverse = applier_cost(self.pinv, m, (e + 1,), b)
+        return rows + elimination + inverse + kernel_cost(Dims(b, dims.n, m, dims.d, e), e + 1)
+
+    @own_precision
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
+        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        checks.rank_fits(self.rank, checks.survivors(key_mask, k), "keys")
+        dtype = v.dtype
+        q, k, v = widened(q), widened(k), widened(v)
+        k = _centred(k, key_mask)
+        chosen = self._chosen(k, key_mask)
+        # h(x, y) = exp(half_x) Gaussian(x, y) exp(half_y): only differences of halves matter.
+        half = self._half(k)
+        most = half.detach()
+        if key_mask is not None:
+            most = most.masked_fill(~key_mask, -math.inf)
+        weight = (half - most.amax(-1, keepdim=True)).exp().unsqueeze(-1)
+        columns = torch.cat((v, indicator(v, key_mask)), -1)
+        gathered = torch.where(chosen.live.unsqueeze(-1), chosen.rows @ (weight * columns), 0)
+        gathered = applier(self.pinv, _core(chosen))(gathered)
+        # A pivot's scale joins its score, where it cannot overflow; rows of zeros take no part.
+        largest = columns.detach().abs().amax(-2, keepdim=True)
+        size = (gathered.detach().abs() / torch.where(largest > 0, largest, 1)).amax(-1)
+        live = (size > 0) | ~(size > 0).any(-1, keepdim=True)
+        size = torch.where(size > 0, size, 1)
+        at = chosen.at
+        score = size.log() - half.gather(-1, at)
+        kept = k.gather(-2, at.unsqueeze(-1).expand(*at.shape, k.shape[-1]))
+        q = torch.cat((q / math.sqrt(q.shape[-1]), torch.ones_like(q[..., :1])), -1)
+        kept = torch.cat((kept, score.unsqueeze(-1)), -1)
+        both = Exponential(1.0).average(q, kept, gathered / size.unsqueeze(-1), live)
+        return over(both[..., :-1], both[..., -1:]).to(dtype)
+
+    def _half(self, k: Tensor) -> Tensor:
+        """Half the exponent of h(k, k), (..., l)."""
+        return k.square().sum(-1) / (2 * self.temperature**2 * math.sqrt(k.shape[-1]))
+
+    def _chosen(self, k: Tensor, key_mask: Tensor | None) -> Chosen:
+        """Draw the pivots of centred keys k (..., l, d) in the working precision."""
+        m, l = self.rank, k.shape[-2]  # noqa: E741
+        rng = torch.Generator().manual_seed(self.seed)
+        uniform = torch.rand(m, generator=rng, dtype=torch.float64).tolist()
+        kernel = self.kernel(k.shape[-1])
+        # Factors and diagonal are those of the Gaussian; the scale of h enters the odds alone.
+        odds = 2 * self._half(k.detach())
+        kept = torch.ones_like(odds, dtype=torch.bool) if key_mask is None else key_mask
+        spare = torch.where(kept, 0.0, -math.inf).to(odds)
+        left = kept.to(odds)
+        factor = odds.new_zeros(*k.shape[:-2], m, l)
+        at, live, rows = [], [], []
+        for i in range(m):
+            logits = torch.where(
+                left > 4 * m * torch.finfo(k.dtype).eps, odds + left.log(), -math.inf
+            )
+            alive = (logits > -math.inf).any(-1, keepdim=True)
+            cumulative = torch.where(alive, logits, spare).softmax(-1).cumsum(-1)
+            # The first key at which the sum exceeds the uniform number: one of positive odds.
+            drawn = (cumulative <= uniform[i] * cumulative[..., -1:]).sum(-1, keepdim=True)
+            drawn = torch.where(alive, drawn, kept.to(torch.uint8).argmax(-1, keepdim=True))
+            pivot = k.gather(-2, drawn.unsqueeze(-1).expand(*drawn.shape, k.shape[-1]))
+            row = kernel.matrix(pivot, k)
+            with torch.no_grad():
+                done = factor[..., :i, :]
+                known = done.gather(-1, drawn.unsqueeze(-2).expand(*done.shape[:-1], 1))
+                rest = (row - known.mT @ done).squeeze(-2) / left.gather(-1, drawn).sqrt()
+                rest = torch.where(alive & kept, rest, 0)
+                factor[..., i, :] = rest
+                left = (left - rest.square()).clamp_min(0).scatter(-1, drawn, 0)
+            at.append(drawn)
+            live.append(alive)
+            rows.append(row)
+        return Chosen(torch.cat(at, -1), torch.cat(live, -1), torch.cat(rows, -2))
+
+
+def _centred(k: Tensor, key_mask: Tensor | None) -> Tensor:
+    """The keys less the mean of those that take part; the others are zeros."""
+    if key_mask is None:
+        return k - k.mean(-2, keepdim=True)
+    counted = key_mask.unsqueeze(-1)
+    mean = torch.where(counted, k, 0).sum(-2, keepdim=True) / counted.sum(-2, keepdim=True)
+    return torch.where(counted, k - mean, 0)
+
+
+def _core(chosen: Chosen) -> Tensor:
+    """The Gaussian of the pivots; rows and columns of the identity where one does not count."""
+    among = chosen.at.unsqueeze(-2).expand(*chosen.at.shape, chosen.at.shape[-1])
+    core = chosen.rows.gather(-1, among)
+    both = chosen.live.unsqueeze(-1) & chosen.live.unsqueeze(-2)
+    return torch.where(both, core, torch.eye(core.shape[-1], dtype=core.dtype, device=core.device))

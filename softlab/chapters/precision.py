@@ -151,10 +151,7 @@ def _outside(done: pd.DataFrame) -> Iterator[str]:
                 f"{len(rows)} of {len(plain)} runs: {joined(where)}."
             )
     if len(low):
-        yield (
-            "Where c is small kappa overstates the difficulty: rounding acts entry by entry, and "
-            "what unequal rows add to kappa costs no digits."
-        )
+        yield "Where c is small kappa is an upper bound of the difficulty and no measure of it."
 
 
 def _failures(done: pd.DataFrame) -> Iterator[str]:

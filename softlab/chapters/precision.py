@@ -8,6 +8,7 @@ Read are ``status`` and the columns of ``studies/precision.py``: ``family``, ``s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pandas as pd
@@ -261,10 +262,15 @@ def _constants(done: pd.DataFrame) -> Table:
     return {
         "caption": "c = floor / (eps kappa) over the runs that came within one tenth of the "
         "pseudo-inverse: median, below it the least and the greatest. Empty: no run did.",
-        "header": ["precision", "matrices", *methods],
+        "header": ["precision", "matrices", *map(_parted, methods)],
         "rows": body,
         "left": 2,
     }
+
+
+def _parted(name: str) -> str:
+    """A class's name in words, so that it can break in a narrow column."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
 
 
 def _range(found: pd.Series) -> Cell:
@@ -292,7 +298,7 @@ def _first_failures(done: pd.DataFrame) -> Iterator[Table]:
     yield {
         "caption": "The least condition number at which a run failed on log-spaced singular "
         "values, and how; tried are those up to the second column.",
-        "header": ["precision", "up to", *methods],
+        "header": ["precision", "up to", *map(_parted, methods)],
         "rows": body,
         "left": 1,
     }

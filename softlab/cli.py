@@ -146,7 +146,10 @@ def _claims(part: Any) -> str:
     ]
     if any(field.name != "rank" for field in required):
         return ""
-    traits = getattr(part(*(64 for _ in required)), "traits", None)
+    try:
+        traits = getattr(part(*(64 for _ in required)), "traits", None)
+    except ValueError:  # it wants one of several fields, each of which may be left out
+        return ""
     if traits is None:
         return ""
     claims = {name: x for name, x in dataclasses.asdict(traits).items() if x}

@@ -125,7 +125,7 @@ class Traits:
     psd: bool = False
     """M is symmetric positive semidefinite where q equals k."""
     low_rank: bool = False
-    """M has at most ``op.rank`` nonzero singular values."""
+    """M has at most ``op.rank`` nonzero singular values, or ``op.features`` for feature maps."""
     exact_at_full_rank: bool = False
     """With ``rank == n == l`` and a core that the solver can invert, equals ``op.target``."""
     lifted: bool = False
@@ -134,6 +134,13 @@ class Traits:
     """Equals ``op.target`` at any rank where all tokens are equal, so that M has rank one."""
     exact: bool = False
     """The operator is its own target."""
+    unbiased: bool = False
+    """The mean of ``op.kernel_matrix(q, k)`` over seeds is ``op.target.kernel(d).matrix(q, k)``,
+    and M is that matrix, its rows normalised where the target's are. Normalised, M is biased: a
+    ratio of unbiased estimates is no unbiased one."""
+    variance: str = ""
+    """``"equal"``: ``op.kernel_variance(q, k)`` is the variance of that matrix over seeds, entry by
+    entry; ``"bounded"``: it is an upper bound; empty: nothing is claimed."""
     linear_memory: bool = False
     """Working memory grows linearly in n and l: no n x l matrix is formed."""
     causal: bool = False

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from softlab.core import Cost, as_matrix
+from softlab.features import IID, Orthogonal
 from softlab.landmarks import SegmentMeans
 from softlab.operators import (
     ColumnSample,
     GaussianAttention,
     Nystromformer,
+    Performer,
     Skyformer,
     Soft,
     Softmax,
@@ -150,6 +152,61 @@ class PaddedMeans:
         return SegmentMeans()(x, m)
 
 
+@dataclass(frozen=True)
+class SpoiltFeatures(Performer):
+    """A Performer whose features are changed by ``spoil(features, projections, half squares)``."""
+
+    spoil: Callable[..., torch.Tensor] = field(default=lambda phi, *_: phi, repr=False)
+
+    def feature_map(self, x):
+        return self.spoil(super().feature_map(x), *self._projected(x))
+
+
+@dataclass(frozen=True)
+class SpoiltKernel(Performer):
+    """A Performer whose kernel matrix is changed, and whose output is as before."""
+
+    spoil: Callable[..., torch.Tensor] = field(default=lambda K: K, repr=False)
+
+    def kernel_matrix(self, q, k):
+        return self.spoil(super().kernel_matrix(q, k))
+
+
+@dataclass(frozen=True)
+class Repeated(IID):
+    """Half of the draws, each used twice: unbiased as before, with twice the variance."""
+
+    orthogonal: bool = False
+    independent: bool = True
+
+    def __call__(self, m, d):
+        w = super().__call__(-(-m // 2), d)
+        return torch.cat((w, w))[:m]
+
+
+@dataclass(frozen=True)
+class Stretched(IID):
+    """Rows a tenth too long, which claim to be normal."""
+
+    def __call__(self, m, d):
+        return 1.1 * super().__call__(m, d)
+
+
+@dataclass(frozen=True)
+class MeanBesideItsKernel(Performer):
+    """Estimates the kernel rightly, and returns the mean of v."""
+
+    def __call__(self, q, k, v, key_mask=None):
+        return mean_of_v(self, q, k, v, key_mask)
+
+
+@dataclass(frozen=True)
+class ClaimedIndependent(Orthogonal):
+    """Orthogonal rows that claim the variance of independent ones."""
+
+    independent: bool = True
+
+
 OPERATOR_FAULTS = {
     "shape, dtype and device": [
         Faulty(Softmax(), after(lambda x: x.double())),
@@ -221,6 +278,21 @@ OPERATOR_FAULTS = {
     ],
     "target": [Faulty(Soft(4), lambda op, q, k, v, mask: op.target(q, k, v, mask))],
     "finite": [Faulty(GaussianAttention(), unguarded_gaussian)],
+    "unbiased": [
+        SpoiltFeatures(16, spoil=lambda phi, *_: 1.01 * phi),
+        SpoiltFeatures(16, spoil=lambda phi, logs, half: (logs + half).exp() / 4),
+        SpoiltFeatures(16, spoil=lambda phi, *_: phi / 4),  # by m instead of sqrt(m)
+        SpoiltKernel(16, spoil=lambda K: 0 * K),
+        SpoiltKernel(16, spoil=lambda K: K.mean() + 0 * K),
+        SpoiltKernel(16, spoil=lambda K: K + 1e-9 * torch.arange(K.shape[-1])),
+        MeanBesideItsKernel(16),
+        Performer(16, weights=Stretched()),
+    ],
+    "variance": [
+        Performer(16, weights=Repeated()),
+        Performer(16, weights=Repeated(orthogonal=True, independent=False)),
+        Performer(16, weights=ClaimedIndependent(), estimator="hyperbolic"),
+    ],
     "linear memory": [
         Faulty(Softmax(), lambda op, q, k, v, mask: (q @ k.mT).softmax(-1) @ v),
         Faulty(TruncatedSVD(4), silently_dense, {"linear_memory": True}),

@@ -126,6 +126,30 @@ def _(op: operators.Linformer, q, k, v):
 
 
 @head.register
+def _(op: operators.Performer, q, k, v):
+    d, hyperbolic = q.shape[-1], op.estimator == "hyperbolic"
+    scale = d**-0.5 if op.scale is None else op.scale
+    w = op.weights(op.features // 2 if hyperbolic else op.features, d).to(q.dtype)
+
+    def phi(x, published_max):
+        x = scale**0.5 * x
+        logs = x @ w.mT
+        logs = torch.cat((logs, -logs), -1) if hyperbolic else logs
+        half = (x * x).sum(-1, keepdim=True) / 2
+        if op.eps:
+            logs = logs - published_max(logs)
+        return (torch.exp(logs - half) + op.eps) / op.features**0.5
+
+    phi_q = phi(q, lambda logs: logs.amax(-1, keepdim=True))
+    return linear_attention(phi_q, phi(k, lambda logs: logs.max()), v)
+
+
+def linear_attention(phi_q, phi_k, v):
+    """phi(q) (phi(k)^T v), each row divided by phi(q) (phi(k)^T 1)."""
+    return phi_q @ (phi_k.mT @ v) / (phi_q * phi_k.sum(0)).sum(-1, keepdim=True)
+
+
+@head.register
 def _(op: operators.Skyformer, q, k, v):
     s = q.shape[-1] ** 0.25 if op.bandwidth is None else op.bandwidth
     z = points(op.landmarks, torch.cat((q, k)), op.rank)

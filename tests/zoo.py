@@ -7,6 +7,7 @@ from softlab.operators import (
     GaussianAttention,
     Linformer,
     Nystromformer,
+    Performer,
     RPCholesky,
     Skyformer,
     Soft,
@@ -80,6 +81,13 @@ OPERATORS = [
     RPCholesky(rank=4),
     RPCholesky(rank=5, temperature=1.3, seed=2),
     RPCholesky(rank=3, pinv=SVD()),
+    Performer(features=16),
+    Performer(features=12, weights=IID(seed=1), scale=0.3),
+    Performer(features=12, weights=QuasiMonteCarlo(seed=1)),
+    Performer(features=16, weights=SORF(seed=1)),
+    Performer(features=16, weights=IID(), estimator="hyperbolic"),
+    Performer(features=10, weights=Orthogonal(seed=2), estimator="hyperbolic"),
+    Performer(features=16, eps=1e-4),
 ]
 
 SOLVERS = [

@@ -36,5 +36,6 @@ class Orthogonal:
         # QR fixes the signs of R in its own way; with a positive diagonal Q is Haar (Mezzadri).
         q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
         lengths = torch.randn(m, d, generator=rng, dtype=torch.float64).norm(dim=-1, keepdim=True)
-        directions: Tensor = q.mT.reshape(blocks * d, d)[:m]
-        return lengths * directions
+        directions = q.mT.reshape(blocks * d, d)[:m]
+        w: Tensor = lengths * directions
+        return w

@@ -50,4 +50,5 @@ class QuasiMonteCarlo:
         else:
             points = qmc.Halton(d, scramble=True, seed=self.seed).random(m)
         uniform = torch.from_numpy(points).double() + CELL / 2
-        return torch.special.ndtri(uniform.clamp_max(1 - CELL))
+        w: Tensor = torch.special.ndtri(uniform.clamp_max(1 - CELL))
+        return w

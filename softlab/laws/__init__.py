@@ -15,7 +15,7 @@ repository that makes it fail.
 from __future__ import annotations
 
 from softlab.core import Operator
-from softlab.laws import algebra, interface, inverse, isolation, limits
+from softlab.laws import algebra, estimates, interface, inverse, isolation, limits
 from softlab.laws.law import BrokenLawError, Gap, Law, tolerance
 from softlab.pinv import Solver
 
@@ -38,6 +38,8 @@ OPERATOR_LAWS: tuple[Law[Operator], ...] = (
     limits.FULL_RANK,
     limits.TARGET,
     limits.FINITE,
+    estimates.UNBIASED,
+    estimates.VARIANCE,
     limits.LINEAR_MEMORY,
     limits.GRADIENT,
 )

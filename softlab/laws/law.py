@@ -110,13 +110,23 @@ def after_steps(subject: S, steps: int) -> S:
     A coupling between the matrices of a batch enters through scalings and stopping rules, and
     convergence hides it; two steps do not.
     """
+    return _replaced(subject, "steps", steps)
+
+
+def reseeded(subject: S, seed: int) -> S:
+    """The same operator with every seed inside it, also those of weights, set to ``seed``."""
+    return _replaced(subject, "seed", seed)
+
+
+def _replaced(subject: S, name: str, held: int) -> S:
+    """The same frozen dataclass with the field ``name`` set at every depth."""
     if not dataclasses.is_dataclass(subject) or isinstance(subject, type):
         return subject
     changed: dict[str, Any] = {}
     for field in dataclasses.fields(subject):
-        held = getattr(subject, field.name)
-        if field.name == "steps":
-            changed[field.name] = steps
-        elif dataclasses.is_dataclass(held):
-            changed[field.name] = after_steps(held, steps)
+        inner = getattr(subject, field.name)
+        if field.name == name:
+            changed[field.name] = held
+        elif dataclasses.is_dataclass(inner):
+            changed[field.name] = _replaced(inner, name, held)
     return dataclasses.replace(subject, **changed)

@@ -82,7 +82,7 @@ def _unconverged(op: Any, x: Tensor) -> bool:
 
 
 def _low_rank(op: Any, rng: torch.Generator) -> Iterator[Gap]:
-    m = rank_of(op)
+    m = int(getattr(op, "features", rank_of(op)))
     for n, l in ((m + 7, m + 9), (m + 1, m + 1), (2 * m + 2, 2 * m + 2)):  # noqa: E741
         matrix = as_matrix(op, normal(rng, n, 6), normal(rng, l, 6))
         s = torch.linalg.svdvals(matrix)

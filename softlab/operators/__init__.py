@@ -8,6 +8,7 @@ from softlab.operators.column_sample import ColumnSample
 from softlab.operators.gaussian_attention import GaussianAttention
 from softlab.operators.linformer import Linformer
 from softlab.operators.nystromformer import Nystromformer
+from softlab.operators.performer import Performer
 from softlab.operators.rp_cholesky import RPCholesky
 from softlab.operators.skyformer import Skyformer
 from softlab.operators.soft import Soft
@@ -21,6 +22,7 @@ __all__ = [
     "GaussianAttention",
     "Linformer",
     "Nystromformer",
+    "Performer",
     "RPCholesky",
     "Skyformer",
     "Soft",

@@ -40,6 +40,10 @@ class Softmax:
         """Itself."""
         return self
 
+    def kernel(self, d: int) -> Exponential:
+        """The kernel at head width d, whose rows are normalised."""
+        return Exponential(float(d) ** -0.5 if self.scale is None else self.scale)
+
     def cost(self, dims: Dims) -> Cost:
         """2 n l (d + e) a matrix."""
         return kernel_cost(dims, dims.e)

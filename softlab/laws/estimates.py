@@ -1,0 +1,84 @@
+"""Laws of random estimates: the mean over seeds, and the variance about it.
+
+An operator that claims to be unbiased offers ``kernel_matrix(q, k)``, its estimate of the target's
+kernel before any normalisation; one that claims a variance offers ``kernel_variance(q, k)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softlab.core import as_matrix
+from softlab.laws.law import Gap, Law, largest, normal, reseeded, tolerance
+
+F64 = torch.float64
+SEEDS = 600
+ERRORS = 6.0
+"""Standard errors allowed: two-sided 2e-9 an entry, so a false alarm is rarer than 1e-6 a law."""
+
+
+def _points(rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Three queries; keys of which some are equal and some opposite to queries.
+
+    Every published estimator has no variance at one of the two, so that a wrong factor there is
+    seen to rounding, whatever the number of seeds. All have length 1/2: the tails of
+    exp(<w, x + y>) grow with |x + y|, and with heavy ones 600 seeds are no large sample.
+    """
+    q, k = (0.5 * torch.nn.functional.normalize(normal(rng, rows, 4), dim=-1) for rows in (3, 4))
+    return q, torch.cat((k, q, -q))
+
+
+def _estimates(op: Any, q: Tensor, k: Tensor, rng: torch.Generator) -> Tensor:
+    first = int(torch.randint(1 << 30, (), generator=rng))
+    return torch.stack([reseeded(op, first + s).kernel_matrix(q, k) for s in range(SEEDS)])
+
+
+def _unbiased(op: Any, rng: torch.Generator) -> Iterator[Gap]:
+    q, k = _points(rng)
+    drawn = _estimates(op, q, k, rng)
+    exact = op.target.kernel(q.shape[-1]).matrix(q, k)
+    rounding = tolerance(F64, op.features, scale=largest(exact))
+    allowed = ERRORS * drawn.std(0) / math.sqrt(SEEDS) + rounding
+    yield Gap(largest((drawn.mean(0) - exact) / allowed), 1, f"mean of {SEEDS} seeds, in intervals")
+    matrix, estimate = as_matrix(op, q, k), op.kernel_matrix(q, k)
+    if largest(as_matrix(op.target, q, k) - exact) > rounding:  # its rows are normalised
+        mass = estimate.sum(-1, keepdim=True)
+        estimate = torch.where(mass > 0, estimate / mass, 0)
+    allowed_here = tolerance(F64, op.features, c=100, scale=largest(estimate))
+    yield Gap(largest(matrix - estimate), allowed_here, "M and the kernel's estimate")
+
+
+def _variance(op: Any, rng: torch.Generator) -> Iterator[Gap]:
+    q, k = _points(rng)
+    drawn = _estimates(op, q, k, rng)
+    claimed = op.kernel_variance(q, k)
+    away = drawn - drawn.mean(0)
+    found = away.square().mean(0) * SEEDS / (SEEDS - 1)
+    # The standard error of a sample's variance, relative to it, is the root of kurtosis - 1 over N.
+    # Skewed samples of too low variance also show too low a kurtosis: the largest one serves all.
+    rounding = tolerance(F64, op.features, scale=largest(drawn.square()))
+    kurtosis = away.pow(4).mean(0) / found.square().clamp_min(rounding**2)
+    spread = found * math.sqrt((float(kurtosis.max()) - 1) / SEEDS)
+    over = (found - claimed) / (ERRORS * spread + rounding)
+    yield Gap(float(over.max()), 1, f"variance over {SEEDS} seeds above the claimed, in intervals")
+    if op.traits.variance == "equal":
+        yield Gap(float(-over.min()), 1, "below the claimed")
+
+
+UNBIASED: Law[Any] = Law(
+    "unbiased",
+    "the kernel's estimate has the target's kernel as its mean over seeds, and M is made of it",
+    lambda op: op.traits.unbiased,
+    _unbiased,
+)
+VARIANCE: Law[Any] = Law(
+    "variance",
+    "the variance of the kernel's estimate over seeds is the published one, or below its bound",
+    lambda op: bool(op.traits.variance),
+    _variance,
+)

@@ -1,0 +1,21 @@
+"""Attention through features: phi(q) (phi(k)^T v), normalised by phi(q) (phi(k)^T 1)."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+
+def feature_average(a: Tensor, b: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    """D^-1 phi(q) (phi(k)^T v) from the logarithms a (..., n, m), b (..., l, m) of the features.
+
+    With c_r = log sum_j exp(b_jr) this is softmax_r(a_ir + c_r) applied to softmax_j(b_jr) v: two
+    averages, whose stabilisers cancel exactly and whose degrees are at least one, however large or
+    small the features are. ``key_mask`` (..., l) drops keys.
+    """
+    if key_mask is not None:
+        b = b.masked_fill(~key_mask.unsqueeze(-1), -math.inf)
+    c = b.logsumexp(-2, keepdim=True)
+    gathered = (b - c).exp().mT @ v
+    return (a + c).softmax(-1) @ gathered

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
+from torch.nn.functional import conv2d
 
 from softlab import checks
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
@@ -25,8 +27,10 @@ class Nystromformer:
 
     Rows of the result do not sum to one unless the core was inverted exactly. Masked keys are as
     good as deleted; the landmarks of the queries come from all queries, so in self-attention on a
-    padded batch pass ``query_mask`` as well, or the padding's queries count. The paper's optional
-    depthwise convolution of v is not included. Reference: arXiv 2102.03902, Eq. 9-13, Alg. 1.
+    padded batch pass ``query_mask`` as well, or the padding's queries count. The paper's skip
+    connection, a depthwise convolution of v with learnt weights, is ``convolution`` at the call: a
+    layer's part and no part of the approximation, so that traits, target and cost are those of a
+    call without it. Reference: arXiv 2102.03902, Eq. 9-13, Alg. 1, and its skip connection of V.
     """
 
     rank: int
@@ -77,17 +81,24 @@ class Nystromformer:
         key_mask: Tensor | None = None,
         *,
         query_mask: Tensor | None = None,
+        convolution: Tensor | None = None,
     ) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e).
 
         ``query_mask``: boolean, broadcastable to (..., n); the landmarks of the queries come from
-        the queries that it keeps.
+        the queries that it keeps. ``convolution``: weights c (..., w) in the dtype and on the
+        device of v, w odd (the released code has 33), leading dimensions broadcastable; adds to
+        output i the sum over j of c_j v_(i + j - (w - 1) / 2), zeros beyond the ends, at 2 n w e
+        more flops a matrix. It acts on positions: n must be l, and masked values count as zeros.
+        ``TypeError`` and ``ValueError`` for what does not fit.
         """
         q, k, v, key_mask = checks.admit(q, k, v, key_mask)
         if query_mask is not None:
             query_mask = checks.admit_mask(query_mask, q, "query_mask", "query")
         checks.rank_fits(self.rank, checks.survivors(key_mask, k), "keys")
         checks.rank_fits(self.rank, checks.survivors(query_mask, q), "queries")
+        if convolution is not None:
+            _admit_weights(convolution, q, v)
         dtype = v.dtype
         q, k, v = widened(q), widened(k), widened(v)
         z_q = self.landmarks(q, self.rank, query_mask)
@@ -95,8 +106,50 @@ class Nystromformer:
         inverted = applier(self.pinv, _core(z_q, z_k))
         softmax = Exponential()
         gathered = inverted(softmax.average(z_q, k, v, key_mask))
-        return softmax.average(q, z_k, gathered).to(dtype)
+        out = softmax.average(q, z_k, gathered)
+        if convolution is not None:
+            out = out + _convolved(v, widened(convolution))
+        return out.to(dtype)
 
 
 def _core(z_q: Tensor, z_k: Tensor) -> Tensor:
     return (z_q @ z_k.mT / math.sqrt(z_q.shape[-1])).softmax(-1)
+
+
+def _convolved(v: Tensor, weights: Tensor) -> Tensor:
+    """Each channel of v (..., n, e) along the sequence with weights (..., w), zeros at the ends."""
+    width = weights.shape[-1]
+    weights = weights.expand(*v.shape[:-2], width).reshape(-1, 1, width)
+    # One group a matrix, its channels side by side: a correlation, as layers have it.
+    signals = v.reshape(1, -1, *v.shape[-2:])
+    out = conv2d(signals, weights.unsqueeze(-1), padding=(width // 2, 0), groups=signals.shape[1])
+    return out.reshape(v.shape)
+
+
+def _admit_weights(weights: Tensor, q: Tensor, v: Tensor) -> None:
+    """Raise unless the weights of the convolution fit the values, and a query each value."""
+    if not isinstance(weights, Tensor) or weights.dtype != v.dtype:
+        got = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
+        msg = f"convolution must be a tensor of {v.dtype}, like v, got {got}. Convert it."
+        raise TypeError(msg)
+    if weights.device != v.device:
+        msg = f"convolution is on {weights.device}, not {v.device}. Move it there."
+        raise ValueError(msg)
+    if q.shape[-2] != v.shape[-2]:
+        msg = (
+            f"the convolution gives query i what stands around value i, and there are "
+            f"{q.shape[-2]} queries and {v.shape[-2]} values. Leave it out in cross-attention."
+        )
+        raise ValueError(msg)
+    lead, width = v.shape[:-2], weights.shape[-1] if weights.ndim else 0
+    try:
+        fits = weights.ndim > 0 and torch.broadcast_shapes(weights.shape[:-1], lead) == lead
+    except RuntimeError:
+        fits = False
+    if not fits or width % 2 == 0:
+        msg = (
+            f"convolution must be weights (..., w), w odd and (...) broadcastable to {tuple(lead)},"
+            f" got {tuple(weights.shape)}. For a weight a head use (heads, w)."
+        )
+        raise ValueError(msg)
+    checks.finite("convolution", weights)

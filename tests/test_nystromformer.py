@@ -89,5 +89,5 @@ def test_weights_that_do_not_fit_are_refused(name):
 
 def test_cross_attention_has_no_convolution():
     q, k, v = draw(n=9)
-    with pytest.raises(ValueError, match="9 queries and 11 values.*out in cross-attention"):
+    with pytest.raises(ValueError, match=r"9 queries and 11 values.*cross-attention"):
         OP(q, k, v, convolution=C)

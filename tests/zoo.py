@@ -79,7 +79,7 @@ OPERATORS = [
     Skyformer(rank=5, gamma=0.01, bandwidth=1.3, landmarks=Strided(), pinv=Cholesky()),
     Skyformer(rank=3, gamma=0.0, landmarks=UniformRandom(seed=1), pinv=SVD()),
     RPCholesky(rank=4),
-    RPCholesky(rank=5, temperature=1.3, seed=2),
+    RPCholesky(rank=5, temperature=1.0, seed=2),
     RPCholesky(rank=3, pinv=SVD()),
     Performer(features=16),
     Performer(features=12, weights=IID(seed=1), scale=0.3),

@@ -35,26 +35,29 @@ class RPCholesky:
     of them in the space of h. The m keys S are pivots of a partial Cholesky factorisation of
     h(k, k), drawn in turn with probability in proportion to the diagonal that is left.
 
-    ``rank``: m, 1 to the number of keys that take part. ``temperature``: positive; above 1 it
-    flattens h and lets it reach across keys of unlike norms. ``seed``: integer >= 0, of the m
+    ``rank``: m, 1 to the number of keys that take part. ``temperature``: positive; 1 weighs the
+    keys by the kernel of the scores themselves, more flattens h and lets it reach across keys of
+    unlike norms. The released code takes sqrt(3.946 R_k / R_q) with the largest norms of keys and
+    queries, and R_k for an R_q that it is not given: 1.986. ``seed``: integer >= 0, of the m
     uniform numbers that draw the pivots, the same for every matrix. ``pinv``: inverts the core,
     h(k_S, k_S) scaled to a unit diagonal, which is a Gaussian of the keys, by default through its
     Cholesky factor; others invert small entries less well, and lose keys of small norm to large.
     Evaluates m + 1 kernel values a key, with no l x l or n x l matrix. Once the diagonal is used up
     to rounding, 4 m eps of what it was, further pivots take no part.
 
-    W has negative entries, so rows of M sum to one but are no averages; where a row's sum is not
-    positive the output is 0. A key is lost where its exponent |k|^2 / (2 temperature^2 sqrt(d)) is
-    less than the largest by what the dtype's range holds, 87 in float32 and 700 in float64.
+    W has negative entries, so rows of M sum to one but are no averages; a query whose sum comes out
+    near zero is answered far worse than by the mean of v, and where it is not positive by 0. A key is lost where its exponent |k|^2 / (2 temperature^2 sqrt(d)) is less than the
+    largest by what the dtype's range holds, 87 in float32 and 700 in float64.
 
-    Masked keys are never drawn nor counted. The published method also clips the output to the range
-    of v, which would not be linear, and sets the temperature from the norms of q and k. Reference:
-    Schroeder and Mackey, WildCat, arXiv 2602.10056 (W, recentring, temperature); Chen, Epperly,
-    Tropp and Webber, arXiv 2207.06503, Alg. 1 (pivots).
+    Masked keys are never drawn nor counted. The released code differs: it clips the output to the
+    range of v, which is not linear; with as many keys as pivots it turns exact without a kernel;
+    it draws from the global generator, and on keys that repeat it divides by a diagonal of zero.
+    Reference: Schroeder and Mackey, WildCat, arXiv 2602.10056, and its code, ``compress_kv.py`` and
+    ``rp_nystrom.py``; Chen, Epperly, Tropp and Webber, arXiv 2207.06503, Alg. 1 (pivots).
     """
 
     rank: int
-    temperature: float = 1.0
+    temperature: float = 2.0
     seed: int = 0
     pinv: Solver = Cholesky()
 

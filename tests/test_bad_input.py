@@ -12,8 +12,12 @@ from zoo import OPERATORS
 from softlab import Dims, as_matrix, core, pinv
 from softlab.landmarks import SegmentMeans
 from softlab.operators import (
+    ColumnSample,
     GaussianAttention,
+    Linformer,
     Nystromformer,
+    RPCholesky,
+    Skyformer,
     Soft,
     Softmax,
     TruncatedSVD,
@@ -255,6 +259,12 @@ FIELDS = [
     (lambda: Nystromformer(4, pinv=torch.linalg.pinv), TypeError, "Nystromformer.pinv is <"),
     (lambda: Uniform(target="softmax"), TypeError, "Uniform.target is 'softmax', which is no Ope"),
     (lambda: TruncatedSVD(3, target=Softmax), TypeError, "TruncatedSVD.target is <class"),
+    (lambda: ColumnSample(0), ValueError, "ColumnSample.rank is 0; give an integer of at least"),
+    (lambda: ColumnSample(3, seed=-1), ValueError, "ColumnSample.seed is -1; give an integer of"),
+    (lambda: Linformer(2.5), TypeError, "Linformer.rank is 2.5; give an integer of at least 1"),
+    (lambda: RPCholesky(3, temperature=0), ValueError, "RPCholesky.temperature is 0; give a pos"),
+    (lambda: RPCholesky(3, pinv="qr"), TypeError, "RPCholesky.pinv is 'qr', which is no Solver"),
+    (lambda: Skyformer(3, landmarks=4), TypeError, "Skyformer.landmarks is 4, which is no Sele"),
     (lambda: Dims(0, 1, 1, 1, 1), ValueError, "Dims.batch is 0; give an integer of at least 1"),
     (lambda: Dims(1, 1, 1, 1.5, 1), ValueError, "Dims.d is 1.5; give an integer of at least 1"),
 ]

@@ -46,8 +46,9 @@ class RPCholesky:
     to rounding, 4 m eps of what it was, further pivots take no part.
 
     W has negative entries, so rows of M sum to one but are no averages; a query whose sum comes out
-    near zero is answered far worse than by the mean of v, and where it is not positive by 0. A key is lost where its exponent |k|^2 / (2 temperature^2 sqrt(d)) is less than the
-    largest by what the dtype's range holds, 87 in float32 and 700 in float64.
+    near zero is answered far worse than by the mean of v, and where it is not positive by 0. A key
+    is lost where its exponent |k|^2 / (2 temperature^2 sqrt(d)) is less than the largest by what
+    the dtype's range holds, 87 in float32 and 700 in float64.
 
     Masked keys are never drawn nor counted. The released code differs: it clips the output to the
     range of v, which is not linear; with as many keys as pivots it turns exact without a kernel;

@@ -134,6 +134,9 @@ class Traits:
     """Equals ``op.target`` at any rank where all tokens are equal, so that M has rank one."""
     exact: bool = False
     """The operator is its own target."""
+    replacement: bool = False
+    """Exact as itself, with ``op.kernel_matrix(q, k)`` as its dense form, and aimed at no kernel
+    attention: as tokens part, no row concentrates on its own. Not to be ranked by error."""
     unbiased: bool = False
     """The mean of ``op.kernel_matrix(q, k)`` over seeds is ``op.target.kernel(d).matrix(q, k)``,
     and M is that matrix, its rows normalised where the target's are. Normalised, M is biased: a

@@ -15,8 +15,10 @@ from softlab.landmarks import SegmentMeans
 from softlab.operators import (
     ColumnSample,
     GaussianAttention,
+    LinearAttention,
     Nystromformer,
     Performer,
+    RandomFourier,
     Skyformer,
     Soft,
     Softmax,
@@ -207,6 +209,26 @@ class ClaimedIndependent(Orthogonal):
     independent: bool = True
 
 
+@dataclass(frozen=True)
+class Concentrated(Softmax):
+    """Softmax labelled as a replacement, with its dense form: but far tokens do not mix."""
+
+    @property
+    def traits(self):
+        return dataclasses.replace(super().traits, replacement=True)
+
+    def kernel_matrix(self, q, k):
+        return self.kernel(q.shape[-1]).matrix(q, k)
+
+
+@dataclass(frozen=True)
+class FormBesideItsMean(LinearAttention):
+    """States its dense form, and returns the mean of v."""
+
+    def __call__(self, q, k, v, key_mask=None):
+        return mean_of_v(self, q, k, v, key_mask)
+
+
 OPERATOR_FAULTS = {
     "shape, dtype and device": [
         Faulty(Softmax(), after(lambda x: x.double())),
@@ -287,11 +309,18 @@ OPERATOR_FAULTS = {
         SpoiltKernel(16, spoil=lambda K: K + 1e-9 * torch.arange(K.shape[-1])),
         MeanBesideItsKernel(16),
         Performer(16, weights=Stretched()),
+        RandomFourier(16, weights=Stretched()),
+        RandomFourier(16, target=GaussianAttention(), weights=Stretched()),
     ],
     "variance": [
         Performer(16, weights=Repeated()),
+        RandomFourier(16, weights=Repeated()),
         Performer(16, weights=Repeated(orthogonal=True, independent=False)),
         Performer(16, weights=ClaimedIndependent(), estimator="hyperbolic"),
+    ],
+    "replacement": [
+        Concentrated(),
+        FormBesideItsMean(),
     ],
     "linear memory": [
         Faulty(Softmax(), lambda op, q, k, v, mask: (q @ k.mT).softmax(-1) @ v),

@@ -5,6 +5,7 @@ for gradients (the differential of an inverse holds the inverse twice).
 """
 
 import dataclasses
+from itertools import product
 
 import pytest
 import torch
@@ -15,7 +16,15 @@ from zoo import OPERATORS
 from softlab import Dims
 from softlab.core import value
 from softlab.laws import tolerance
-from softlab.operators import GaussianAttention, Nystromformer, Soft, Softmax, TruncatedSVD
+from softlab.operators import (
+    CosFormer,
+    GaussianAttention,
+    Nystromformer,
+    RandomFourier,
+    Soft,
+    Softmax,
+    TruncatedSVD,
+)
 from softlab.pinv import SVD, Cholesky, Inverting, NewtonRaphson
 
 F64, F32 = torch.float64, torch.float32
@@ -82,9 +91,29 @@ def condition(op, q, k, key_mask=None):
         full = torch.linalg.svdvals(op.target(q, k, eye, key_mask))
         s = torch.nn.functional.pad(full, (0, 1))
         return float((s[..., 0] / (s[..., op.rank - 1] - s[..., op.rank])).max())
+    elif isinstance(op, (CosFormer, RandomFourier)):
+        return cancellation(op, q, k, key_mask)
     else:
         return 1.0
     return float(torch.linalg.cond(core).max())
+
+
+def cancellation(op, q, k, key_mask=None):
+    """What the terms of a row sum, and of its gradient, can reach, over that sum; at least 1."""
+    if not op.traits.exact and not op.target.traits.row_stochastic:
+        return 1.0
+    worst = [1.0]
+    lead = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2])
+    keep = torch.ones(k.shape[:-1], dtype=torch.bool) if key_mask is None else key_mask
+    keep = keep.expand(*lead, k.shape[-2])
+    q, k = (x.expand(*lead, *x.shape[-2:]) for x in (q, k))
+    for i in product(*map(range, lead)):
+        x, y = q[i], k[i][keep[i]]
+        of_x, of_y = (op.kernel_matrix(z, z).diagonal().sqrt() for z in (x, y))  # |phi(z)|
+        terms = torch.maximum(of_x[:, None] * of_y, torch.maximum(of_x[:, None], of_y)).sum(-1)
+        mass = op.kernel_matrix(x, y).sum(-1)
+        worst.append(float(torch.where(mass > 0, terms / mass, 1).max()))
+    return max(worst)
 
 
 def miss(got, wanted, name):

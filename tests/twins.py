@@ -144,6 +144,66 @@ def _(op: operators.Performer, q, k, v):
     return linear_attention(phi_q, phi(k, lambda logs: logs.max()), v)
 
 
+@head.register
+def _(op: operators.RandomFourier, q, k, v):
+    gaussian_target = isinstance(op.target, operators.GaussianAttention)
+    d, given = q.shape[-1], op.target.bandwidth if gaussian_target else op.target.scale
+    if gaussian_target:
+        root = 1 / (d**0.25 if given is None else given)
+    else:
+        root = (d**-0.5 if given is None else given) ** 0.5
+    w = op.weights(op.features // 2, d).to(q.dtype)
+
+    def phi(x):
+        x = root * x
+        angle = x @ w.mT
+        waves = torch.cat((angle.cos(), angle.sin()), -1) / len(w) ** 0.5
+        return waves if gaussian_target else torch.exp((x * x).sum(-1, keepdim=True) / 2) * waves
+
+    phi_q, phi_k = phi(q), phi(k)
+    if gaussian_target and op.target.normalization == "none":
+        return phi_q @ (phi_k.mT @ v)
+    degree = (phi_q * phi_k.sum(0)).sum(-1, keepdim=True)
+    out = phi_q @ (phi_k.mT @ v)
+    return torch.where(degree > 0, out / torch.where(degree > 0, degree, 1), 0)
+
+
+@head.register
+def _(op: operators.Taylor, q, k, v):
+    d = q.shape[-1]
+    scale = d**-0.5 if op.scale is None else op.scale
+
+    def phi(x):
+        x = scale**0.5 * x
+        columns = [torch.ones_like(x[:, 0]), *x.unbind(-1)]
+        columns += [x[:, i] * x[:, j] for i in range(d) for j in range(i)]
+        return torch.stack([*columns, *(x**2 / 2**0.5).unbind(-1)], -1)
+
+    return linear_attention(phi(q), phi(k), v)
+
+
+@head.register
+def _(op: operators.LinearAttention, q, k, v):
+    def phi(x):
+        return torch.where(x > 0, 1 + x, torch.exp(x))
+
+    return linear_attention(phi(q), phi(k), v)
+
+
+@head.register
+def _(op: operators.CosFormer, q, k, v):
+    longest = max(len(q), len(k))
+
+    def phi(x):
+        angle = math.pi * torch.arange(len(x), dtype=x.dtype)[:, None] / (2 * longest)
+        return torch.cat((x.relu() * angle.cos(), x.relu() * angle.sin()), -1)
+
+    phi_q, phi_k = phi(q), phi(k)
+    degree = (phi_q * phi_k.sum(0)).sum(-1, keepdim=True)
+    out = phi_q @ (phi_k.mT @ v)
+    return torch.where(degree > 0, out / torch.where(degree > 0, degree, 1), 0)
+
+
 def linear_attention(phi_q, phi_k, v):
     """phi(q) (phi(k)^T v), each row divided by phi(q) (phi(k)^T 1)."""
     return phi_q @ (phi_k.mT @ v) / (phi_q * phi_k.sum(0)).sum(-1, keepdim=True)

@@ -4,14 +4,18 @@ from softlab.features import IID, SORF, Orthogonal, QuasiMonteCarlo
 from softlab.landmarks import SegmentMeans, Strided, UniformRandom
 from softlab.operators import (
     ColumnSample,
+    CosFormer,
     GaussianAttention,
+    LinearAttention,
     Linformer,
     Nystromformer,
     Performer,
+    RandomFourier,
     RPCholesky,
     Skyformer,
     Soft,
     Softmax,
+    Taylor,
     TopK,
     TruncatedSVD,
     Uniform,
@@ -88,6 +92,15 @@ OPERATORS = [
     Performer(features=16, weights=IID(), estimator="hyperbolic"),
     Performer(features=10, weights=Orthogonal(seed=2), estimator="hyperbolic"),
     Performer(features=16, eps=1e-4),
+    RandomFourier(features=64),
+    RandomFourier(features=64, target=Softmax(scale=0.3), weights=IID(seed=3)),
+    RandomFourier(features=16, target=GaussianAttention()),
+    RandomFourier(features=16, target=GaussianAttention(bandwidth=1.3), weights=IID()),
+    RandomFourier(features=64, target=GaussianAttention(bandwidth=2.0, normalization="row")),
+    Taylor(),
+    Taylor(scale=0.3),
+    LinearAttention(),
+    CosFormer(),
 ]
 
 SOLVERS = [

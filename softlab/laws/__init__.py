@@ -37,6 +37,7 @@ OPERATOR_LAWS: tuple[Law[Operator], ...] = (
     limits.LOW_RANK,
     limits.FULL_RANK,
     limits.TARGET,
+    limits.REPLACEMENT,
     limits.FINITE,
     estimates.UNBIASED,
     estimates.VARIANCE,

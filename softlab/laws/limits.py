@@ -64,6 +64,19 @@ def _apart(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     yield Gap(largest(full(x, x, v) - v), allowed, f"{n} tokens apart")
 
 
+def _replacement(op: Any, rng: torch.Generator) -> Iterator[Gap]:
+    q, k = normal(rng, 9, 4), normal(rng, 7, 4)
+    dense = op.kernel_matrix(q, k)
+    mass = dense.sum(-1, keepdim=True)
+    wanted = torch.where(mass > 0, dense / torch.where(mass > 0, mass, 1), 0)
+    allowed = tolerance(F64, 7, scale=1)
+    yield Gap(largest(as_matrix(op, q, k) - wanted), allowed, "M and its dense form")
+    # What ``_apart`` asks of an approximation: v, to rounding. Here a tenth of v must be missing.
+    x, v = _separated(rng, 12), normal(rng, 12, 3)
+    missed = largest(op(x, x, v) - v)
+    yield Gap(0.1 * largest(v), missed, "what twelve far tokens must still mix, and do")
+
+
 def _identical(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     m = rank_of(op)
     n = 3 * m + 2
@@ -146,8 +159,14 @@ def _gradient(op: Any, rng: torch.Generator) -> Iterator[Gap]:
 APART: Law[Operator] = Law(
     "tokens far apart",
     "as tokens part, each attends to itself alone: op(x, x, v) -> v, at full rank",
-    lambda op: op.traits.exact or op.traits.exact_at_full_rank,
+    lambda op: (op.traits.exact and not op.traits.replacement) or op.traits.exact_at_full_rank,
     _apart,
+)
+REPLACEMENT: Law[Operator] = Law(
+    "replacement",
+    "M is the dense quadratic form with its rows normalised, and far tokens still mix",
+    lambda op: op.traits.replacement,
+    _replacement,
 )
 IDENTICAL: Law[Operator] = Law(
     "identical tokens",

@@ -5,28 +5,36 @@ promise is in ``softlab.core.Operator``.
 """
 
 from softlab.operators.column_sample import ColumnSample
+from softlab.operators.cos_former import CosFormer
 from softlab.operators.gaussian_attention import GaussianAttention
+from softlab.operators.linear_attention import LinearAttention
 from softlab.operators.linformer import Linformer
 from softlab.operators.nystromformer import Nystromformer
 from softlab.operators.performer import Performer
+from softlab.operators.random_fourier import RandomFourier
 from softlab.operators.rp_cholesky import RPCholesky
 from softlab.operators.skyformer import Skyformer
 from softlab.operators.soft import Soft
 from softlab.operators.softmax import Softmax
+from softlab.operators.taylor import Taylor
 from softlab.operators.top_k import TopK
 from softlab.operators.truncated_svd import TruncatedSVD
 from softlab.operators.uniform import Uniform
 
 __all__ = [
     "ColumnSample",
+    "CosFormer",
     "GaussianAttention",
+    "LinearAttention",
     "Linformer",
     "Nystromformer",
     "Performer",
     "RPCholesky",
+    "RandomFourier",
     "Skyformer",
     "Soft",
     "Softmax",
+    "Taylor",
     "TopK",
     "TruncatedSVD",
     "Uniform",

@@ -17,5 +17,5 @@ def feature_average(a: Tensor, b: Tensor, v: Tensor, key_mask: Tensor | None = N
     if key_mask is not None:
         b = b.masked_fill(~key_mask.unsqueeze(-1), -math.inf)
     c = b.logsumexp(-2, keepdim=True)
-    gathered = (b - c).exp().mT @ v
+    gathered = b.softmax(-2).mT @ v
     return (a + c).softmax(-1) @ gathered

@@ -149,7 +149,8 @@ class Performer:
         q, k, v = widened(q), widened(k), widened(v)
         (a, half_q), (b, half_k) = self._projected(q), self._projected(k)
         if self.eps == 0:
-            return feature_average(a, b - half_k, v, key_mask).to(dtype)
+            b = b - half_k
+            return feature_average(a, b, v, key_mask).to(dtype)
         kept = indicator(v, key_mask)
         among = b if key_mask is None else b.masked_fill(~key_mask.unsqueeze(-1), -math.inf)
         phi_q = (a - half_q - a.amax(-1, keepdim=True)).exp() + self.eps

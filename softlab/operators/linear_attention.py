@@ -1,0 +1,66 @@
+"""Linear attention with elu + 1: a replacement of softmax attention, not an approximation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from softlab import checks
+from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.operators.feature_maps import feature_average
+
+
+@value
+class LinearAttention:
+    """out_i = sum_j <phi(q_i), phi(k_j)> v_j / sum_j <phi(q_i), phi(k_j)>, phi(x) = elu(x) + 1.
+
+    phi(x) is 1 + x for x > 0 and exp(x) else: positive, so rows are positive and sum to one. It has
+    no knob and targets no softmax: it is exact as itself, and a replacement. Linear in n, d and e.
+    float16 and bfloat16 are computed in float32.
+
+    Scores grow at most linearly, so no row concentrates on one key as softmax's do. The published
+    code adds 1e-6 to each row sum, which pulls the output to 0 where features are small; here
+    logarithms of features are averaged exactly, whatever their size. Reference: arXiv 2006.16236,
+    Eq. 4-7 (phi in Eq. 7).
+    """
+
+    @property
+    def traits(self) -> Traits:
+        """Exact as itself, a replacement; row-stochastic and non-negative."""
+        return Traits(
+            exact=True,
+            replacement=True,
+            query_equivariant=True,
+            key_invariant=True,
+            row_stochastic=True,
+            nonnegative=True,
+            linear_memory=True,
+        )
+
+    @property
+    def target(self) -> LinearAttention:
+        """Itself."""
+        return self
+
+    def cost(self, dims: Dims) -> Cost:
+        """2 (n + l) d e a matrix, and the exponential of each coordinate."""
+        tokens = dims.batch * (dims.n + dims.l)
+        return Cost(flops=2 * tokens * dims.d * dims.e, kernel_entries=tokens * dims.d)
+
+    @own_precision
+    def kernel_matrix(self, q: Tensor, k: Tensor) -> Tensor:
+        """Return <phi(q_i), phi(k_j)>, (..., n, l): the quadratic form, dense."""
+        return _log_features(q).exp() @ _log_features(k).exp().mT
+
+    @own_precision
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
+        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        dtype = v.dtype
+        a, b = _log_features(widened(q)), _log_features(widened(k))
+        return feature_average(a, b, widened(v), key_mask).to(dtype)
+
+
+def _log_features(x: Tensor) -> Tensor:
+    """log(elu(x) + 1)."""
+    return torch.where(x > 0, x.clamp_min(0).log1p(), x)

@@ -1,0 +1,152 @@
+"""Random Fourier features: softmax or Gaussian attention by cosines and sines."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from softlab import checks
+from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.features import Orthogonal, Weights
+from softlab.kernels import Gaussian
+from softlab.operators.degrees import indicator, over
+from softlab.operators.gaussian_attention import GaussianAttention
+from softlab.operators.softmax import Softmax
+
+
+@value
+class RandomFourier:
+    """out = phi(q) (phi(k)^T v), phi(x) = [cos W x, sin W x] sqrt(2 / m), rows of W from N(0, I_d).
+
+    phi(x) phi(y)^T = 2 / m sum_r cos <w_r, x - y> has the mean exp(-|x - y|^2 / 2). By target:
+
+    - ``GaussianAttention(bandwidth)``: x = q / bandwidth, and the output is that sum; with
+      ``normalization="row"`` it is divided by its row sums;
+    - ``Softmax(scale)``: x = sqrt(scale) q and features exp(|x|^2 / 2) phi(x), whose products have
+      the mean exp(<x, y>); divided by row sums. Random Feature Attention divides q and k by their
+      norms before; here the factors stay, so that the target is softmax for any norms.
+
+    ``features``: their number m, even, for m / 2 draws. ``target``: as above; symmetric
+    normalisation is refused. ``weights``: how W is drawn. No n x l matrix is formed. float16 and
+    bfloat16 are computed in float32.
+
+    Entries and row sums can be negative; where a row sum is not positive, or underflows, the output
+    is 0, so rows need not sum to one. Near such rows the output is large and wrong, which is what
+    positive features (``Performer``) are for. The relative variance of an entry,
+    (1 - exp(-|x - y|^2))^2 exp(|x - y|^2) / m, is small for near points and grows exponentially
+    with their distance. Points are shifted by the mean of the keys that take part before their
+    projection: products of features do not see it, but their rounding errors do.
+
+    Reference: Rahimi and Recht, Random Features for Large-Scale Kernel Machines (2007), Alg. 1;
+    arXiv 2103.02143, Eq. 3-5; arXiv 2009.14794, Lemma 2 (variance).
+    """
+
+    features: int = 64
+    target: Softmax | GaussianAttention = Softmax()
+    weights: Weights = Orthogonal()
+
+    def __post_init__(self) -> None:
+        checks.positive_int(self, features=self.features)
+        checks.is_a(self, Weights, weights=self.weights)
+        if self.features % 2:
+            msg = (
+                f"RandomFourier.features is {self.features}; a cosine and a sine are two, so give "
+                f"an even number such as {self.features + 1}."
+            )
+            raise ValueError(msg)
+        target: object = self.target
+        if not isinstance(target, (Softmax, GaussianAttention)):
+            msg = (
+                f"RandomFourier.target is {target!r}; give a Softmax or a GaussianAttention, "
+                "whose kernels have these features."
+            )
+            raise TypeError(msg)
+        if isinstance(target, GaussianAttention) and target.normalization == "symmetric":
+            msg = (
+                "RandomFourier.target is normalised symmetrically, which needs positive degrees; "
+                "give normalization='none' or 'row'."
+            )
+            raise ValueError(msg)
+
+    @property
+    def traits(self) -> Traits:
+        """Unbiased before it is normalised; not normalised symmetric and PSD; can be negative."""
+        plain = not self._normalized
+        unbiased = self.weights.normal
+        return Traits(
+            query_equivariant=True,
+            key_invariant=True,
+            symmetric=plain,
+            psd=plain,
+            low_rank=True,
+            unbiased=unbiased,
+            variance="equal" if unbiased and self.weights.independent else "",
+            linear_memory=True,
+        )
+
+    @property
+    def _normalized(self) -> bool:
+        return isinstance(self.target, Softmax) or self.target.normalization == "row"
+
+    def _scale(self, d: int) -> float:
+        """The factor of <q, k> in the exponent."""
+        kernel = self.target.kernel(d)
+        return kernel.bandwidth**-2 if isinstance(kernel, Gaussian) else kernel.scale or 1.0
+
+    def _waves(self, x: Tensor) -> Tensor:
+        """[cos W x, sin W x], (..., n, m)."""
+        d = x.shape[-1]
+        w = math.sqrt(self._scale(d)) * self.weights(self.features // 2, d)
+        projected = x @ w.to(x).mT
+        return torch.cat((projected.cos(), projected.sin()), -1)
+
+    def _half(self, x: Tensor) -> Tensor:
+        """|x|^2 / 2 for the softmax kernel, 0 for the Gaussian; (..., n, 1)."""
+        if isinstance(self.target, GaussianAttention):
+            return torch.zeros_like(x[..., :1])
+        return self._scale(x.shape[-1]) * x.square().sum(-1, keepdim=True) / 2
+
+    def cost(self, dims: Dims) -> Cost:
+        """Projections and products, (n + l) m (d + 2 e); a factor exp(|x|^2 / 2) a token."""
+        tokens = dims.batch * (dims.n + dims.l)
+        return Cost(
+            flops=tokens * self.features * (dims.d + 2 * dims.e),
+            kernel_entries=tokens if isinstance(self.target, Softmax) else 0,
+        )
+
+    @own_precision
+    def kernel_matrix(self, q: Tensor, k: Tensor) -> Tensor:
+        """Return the estimate of the target's kernel, (..., n, l), before any normalisation."""
+        waves = self._waves(q) @ self._waves(k).mT * (2 / self.features)
+        return waves * (self._half(q) + self._half(k).mT).exp()
+
+    def kernel_variance(self, q: Tensor, k: Tensor) -> Tensor:
+        """The variance of ``kernel_matrix`` over independent weights, (..., n, l).
+
+        (1 - exp(-|x - y|^2))^2 / m, times exp(|x|^2 + |y|^2) for the softmax kernel;
+        arXiv 2009.14794, Lemma 2, there in the number of draws.
+        """
+        squares = (q.unsqueeze(-2) - k.unsqueeze(-3)).square().sum(-1)
+        of_cosines = (-self._scale(q.shape[-1]) * squares).expm1().square() / self.features
+        return of_cosines * (2 * (self._half(q) + self._half(k).mT)).exp()
+
+    @own_precision
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
+        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        dtype = v.dtype
+        q, k, v = widened(q), widened(k), widened(v)
+        kept = indicator(v, key_mask)
+        centre = (k.sum(-2, keepdim=True) / kept.sum(-2, keepdim=True)).detach()
+        phi_q, phi_k = self._waves(q - centre), self._waves(k - centre)
+        if not self._normalized:
+            return ((phi_q @ (phi_k.mT @ v)) * (2 / self.features)).to(dtype)
+        half = self._half(k)
+        if key_mask is not None:
+            half = half.masked_fill(~key_mask.unsqueeze(-1), -math.inf)
+        # The factor exp(|q|^2 / 2) and the largest of the keys' cancel.
+        weight = (half - half.detach().amax(-2, keepdim=True)).exp()
+        degree = (phi_q * (weight * phi_k).sum(-2, keepdim=True)).sum(-1, keepdim=True)
+        return over(phi_q @ (phi_k.mT @ (weight * v)), degree).to(dtype)

@@ -1,0 +1,113 @@
+"""Taylor attention: the exponential of a score by its polynomial of degree two."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from softlab import checks
+from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.operators.degrees import indicator, over
+from softlab.operators.softmax import Softmax
+
+BLOCK_ENTRIES = 1 << 20
+"""Features held at once."""
+
+
+@value
+class Taylor:
+    """out_i = sum_j p(s_ij) v_j / sum_j p(s_ij), p(s) = 1 + s + s^2 / 2, s = scale <q, k>.
+
+    ``scale``: of the scores, positive; None means 1/sqrt(d). p(s) = ((1 + s)^2 + 1) / 2 >= 1/2, so
+    rows are positive and sum to one. With x = sqrt(scale) q, p(s) = <phi(x), phi(y)> for the
+    features [1, x_i, x_i x_j (i < j), x_i^2 / sqrt(2)]: 1 + d + d (d + 1) / 2 of them, formed a
+    block of tokens at a time. Based lists x_i x_j twice, 1 + d + d^2 features of the same products.
+    Cheaper than exact attention where n exceeds about d^2 / 2. float16 and bfloat16 are computed in
+    float32.
+
+    The kernel is off by at most |s|^3 exp(|s|) / 6: a good approximation of softmax for |s| below
+    1, and none beyond about 2, where p is flat beside the exponential and grows for negative
+    scores. Features carry a rounding error of eps |x|^2 |y|^2 where the products of scores cancel;
+    where a row sum is lost in it and is not positive, the output is 0.
+
+    Reference: arXiv 2402.18668 (Based), Sec. 3; feature order aside, Eq. 5 there.
+    """
+
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        Softmax(self.scale)
+
+    @property
+    def traits(self) -> Traits:
+        """Row-stochastic and positive."""
+        return Traits(
+            query_equivariant=True,
+            key_invariant=True,
+            row_stochastic=True,
+            nonnegative=True,
+            linear_memory=True,
+        )
+
+    @property
+    def target(self) -> Softmax:
+        """Softmax attention of the same scale."""
+        return Softmax(self.scale)
+
+    def cost(self, dims: Dims) -> Cost:
+        """Two products with 1 + d + d (d + 1) / 2 features for each token; no exponential."""
+        features = 1 + dims.d + dims.d * (dims.d + 1) // 2
+        return Cost(flops=2 * dims.batch * (dims.n + dims.l) * features * dims.e)
+
+    @own_precision
+    def kernel_matrix(self, q: Tensor, k: Tensor) -> Tensor:
+        """Return p(s), (..., n, l), which stands for exp(s); the dense matrix."""
+        s = (self.target.kernel(q.shape[-1]).scale or 1.0) * (q @ k.mT)
+        return 1 + s + s.square() / 2
+
+    @own_precision
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
+        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        dtype = v.dtype
+        q, k, v = widened(q), widened(k), widened(v)
+        root = math.sqrt(self.target.kernel(q.shape[-1]).scale or 1.0)
+        q, k = root * q, root * k
+        # Features of x / a divided by a^2, for any a of a query and any of all keys: it cancels.
+        a = torch.linalg.vector_norm(q, dim=-1, keepdim=True).detach().clamp_min(1)
+        of_keys = torch.linalg.vector_norm(k, dim=-1, keepdim=True).detach()
+        b = of_keys.amax(-2, keepdim=True).clamp_min(1).expand_as(of_keys)
+        kept = indicator(v, key_mask)
+
+        def gather(k: Tensor, b: Tensor, v: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+            """phi(k)^T v and phi(k)^T 1 of a block of keys."""
+            phi = _features(k, b) * kept
+            return phi.mT @ v, phi.sum(-2, keepdim=True)
+
+        def spread(q: Tensor, a: Tensor) -> Tensor:
+            """The output of a block of queries."""
+            phi = _features(q, a)
+            return over(phi @ gathered, (phi * mass).sum(-1, keepdim=True))
+
+        d = q.shape[-1]
+        rows = max(1, BLOCK_ENTRIES // (q.shape[:-2].numel() * (1 + d + d * (d + 1) // 2)))
+        blocks = [x.split(rows, -2) for x in (k, b, v, kept)]
+        gathered, mass = v.new_zeros(()), v.new_zeros(())
+        for block in zip(*blocks, strict=True):
+            more, more_mass = checkpoint(gather, *block, use_reentrant=False)
+            gathered, mass = gathered + more, mass + more_mass
+        pairs = zip(q.split(rows, -2), a.split(rows, -2), strict=True)
+        out = [checkpoint(spread, *pair, use_reentrant=False) for pair in pairs]
+        return torch.cat(out, -2).to(dtype)
+
+
+def _features(x: Tensor, a: Tensor) -> Tensor:
+    """[1, x_i, x_i x_j (i < j), x_i^2 / sqrt(2)] / a^2, without forming what overflows."""
+    d = x.shape[-1]
+    i, j = torch.triu_indices(d, d, device=x.device)
+    near = x / a
+    factor = torch.ones_like(x[..., :1, i]).masked_fill(i == j, math.sqrt(0.5))
+    return torch.cat((1 / a / a, near / a, near[..., i] * near[..., j] * factor), -1)

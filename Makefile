@@ -9,7 +9,7 @@ CONSTRAINTS ?= constraints.txt
 OUT ?= reports
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-STUDIES := rank convergence gradients precision
+STUDIES := rank convergence gradients training precision
 
 .PHONY: report test check format bench clean
 
@@ -35,7 +35,7 @@ bench: $(READY)  ## speed and memory against the forms that softlab replaces
 	$(BIN)/python benchmarks/inverse.py --out $(OUT)/benchmarks
 
 clean:
-	rm -rf $(VENV) $(addprefix $(OUT)/,$(STUDIES) spoiling training benchmarks report.pdf)
+	rm -rf $(VENV) $(addprefix $(OUT)/,$(STUDIES) spoiling benchmarks report.pdf)
 
 # torch first and alone, pinned: left to the resolver it would be the newest CUDA build.
 $(READY): pyproject.toml $(filter-out /dev/null,$(CONSTRAINTS))

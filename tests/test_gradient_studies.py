@@ -14,7 +14,9 @@ from softlab.gradients import departure
 from softlab.pinv import GolubPereyra, ImplicitGradient, NewtonRaphson, Ridge
 from softlab.study import run
 
-MODULE = _load(Path(__file__).parent.parent / "studies" / "gradients.py")
+STUDIES = Path(__file__).parent.parent / "studies"
+MODULE = _load(STUDIES / "gradients.py")
+TRAIN = _load(STUDIES / "training.py")
 CPU = torch.device("cpu")
 
 
@@ -32,22 +34,22 @@ def gradients(tmp_path_factory):
     chosen = [MODULE.CONSTRUCTED[1], MODULE.CONSTRUCTED[4], *MODULE.DUPLICATES[3:7]]
     chosen.append(MODULE.HEADS[2])
     folder = tmp_path_factory.mktemp("gradients")
-    return table_of(MODULE.GRADIENTS, folder, matrix=chosen, seed=[0], steps=(12, 20, 26))
+    return table_of(MODULE.STUDY, folder, matrix=chosen, seed=[0], steps=(12, 20, 26))
 
 
 @pytest.fixture(scope="module")
 def training(tmp_path_factory):
     folder = tmp_path_factory.mktemp("training")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MODULE, "LAST", 100)
+        patch.setattr(TRAIN, "LAST", 100)
         return table_of(
-            MODULE.TRAINING, folder, task=["near duplicates throughout"], steps=[20], seed=[0],
+            TRAIN.STUDY, folder, task=["near duplicates throughout"], steps=[20], seed=[0],
             rule=["implicit", "unrolled"], step=range(0, 101, 10),
         )  # fmt: skip
 
 
 def test_the_grids_hold_what_they_promise():
-    cases = list(MODULE.GRADIENTS.cases())
+    cases = list(MODULE.STUDY.cases())
     for case in cases:
         assert case["precision"] == "float64" or case["steps"] == 20
         assert not case["ridge"] or case["matrix"] not in MODULE.CONSTRUCTED
@@ -60,7 +62,7 @@ def test_the_grids_hold_what_they_promise():
         for precision in ("float64", "float32")
     }
     assert len({case["matrix"] for case in heads}) == 6
-    rules = {case["rule"] for case in MODULE.TRAINING.cases() if case["steps"] == 6}
+    rules = {case["rule"] for case in TRAIN.STUDY.cases() if case["steps"] == 6}
     assert rules == {"implicit", "unrolled"}
 
 
@@ -132,11 +134,11 @@ def test_training_compares_gradients_of_one_map(training):
 
 def test_methods_are_what_they_are_called():
     newton = NewtonRaphson(6)
-    assert MODULE.method("implicit", 6) == ImplicitGradient(newton)
-    assert MODULE.method("Golub-Pereyra", 6) == GolubPereyra(newton)
-    assert MODULE.method("unrolled", 6) == newton
-    assert MODULE.method("implicit, ridge", 6) == Ridge(ImplicitGradient(newton), 0.01)
-    assert MODULE.method("unrolled, ridge", 6) == Ridge(newton, 0.01)
+    assert TRAIN.method("implicit", 6) == ImplicitGradient(newton)
+    assert TRAIN.method("Golub-Pereyra", 6) == GolubPereyra(newton)
+    assert TRAIN.method("unrolled", 6) == newton
+    assert TRAIN.method("implicit, ridge", 6) == Ridge(ImplicitGradient(newton), 0.01)
+    assert TRAIN.method("unrolled, ridge", 6) == Ridge(newton, 0.01)
 
 
 def test_the_words_follow_the_tables(gradients, training):

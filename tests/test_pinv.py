@@ -12,12 +12,20 @@ from zoo import SOLVERS
 from softlab.laws import tolerance
 from softlab.pinv import (
     SVD,
+    BestIterate,
+    Chebyshev,
+    Checkpointed,
     Cholesky,
+    GolubPereyra,
+    Hyperpower,
     ImplicitGradient,
+    Minimax,
     NewtonRaphson,
     NormProduct,
     NystromformerCubic,
+    Polished,
     Ridge,
+    SketchedFit,
     Status,
 )
 
@@ -178,6 +186,25 @@ FIELDS = [
         lambda: NystromformerCubic(scaling=NormProduct),
         TypeError,
         "NystromformerCubic.scaling is <class",
+    ),
+]
+
+
+FIELDS += [
+    (lambda: Hyperpower(order=1), ValueError, "Hyperpower.order is 1, which never moves; give 2"),
+    (lambda: Chebyshev(degree=1), ValueError, "Chebyshev.degree is 1, which never moves; give 2"),
+    (lambda: Chebyshev(bounds=(2.0, 1.0)), ValueError, "give (lower, upper), lower <= upper"),
+    (lambda: Chebyshev(bounds=(0.0, 1.0)), ValueError, "Chebyshev.bounds is 0.0; give a positive"),
+    (lambda: Chebyshev(seed=-1), ValueError, "Chebyshev.seed is -1; give an integer of at least 0"),
+    (lambda: Minimax(condition=0.5), ValueError, "Minimax.condition is 0.5; give a number of at"),
+    (lambda: SketchedFit(columns=0), ValueError, "SketchedFit.columns is 0; give an integer"),
+    (lambda: Polished(NewtonRaphson(), precision="int8"), ValueError, "give one of float32, bfl"),
+    (lambda: Checkpointed(SVD()), TypeError, "Checkpointed.solver is SVD(rtol=None), which is no"),
+    (lambda: GolubPereyra(Ridge(SVD())), ValueError, "Ridge(GolubPereyra(solver))"),
+    (
+        lambda: BestIterate(ImplicitGradient(SVD())),
+        ValueError,
+        "ImplicitGradient(BestIterate(NewtonRaphson()))",
     ),
 ]
 

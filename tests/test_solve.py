@@ -9,9 +9,11 @@ import torch
 from matrices import F32, F64, frobenius, with_spectrum
 from zoo import SOLVERS
 
+from softlab.inputs import Recorded, Tied
 from softlab.laws import tolerance
 from softlab.laws.law import steps_of
-from softlab.matrices import Flat, Geometric, LowRank
+from softlab.matrices import Clusters, Core, Flat, Geometric, LowRank
+from softlab.operators import Nystromformer, Soft
 from softlab.pinv import (
     BestIterate,
     Chebyshev,
@@ -23,11 +25,13 @@ from softlab.pinv import (
     NormProduct,
     NystromformerCubic,
     OneNorm,
+    OptimalDefinite,
     Purified,
     ResidualPolynomial,
     Ridge,
     SketchedFit,
     Status,
+    Trace,
 )
 
 # --- status ------------------------------------------------------------------------------------
@@ -311,3 +315,50 @@ def test_the_published_scaling_fails_where_row_sums_are_equal_and_nine_tenths_do
     result = NewtonRaphson(40, scaling=OneNorm(1.8)).solve(a)
     assert result.status == Status.CONVERGED
     assert frobenius(result.x - torch.linalg.pinv(a)) < 1e-12
+
+
+def test_a_residual_that_still_falls_by_squares_is_no_stagnation():
+    # The step before the last one needed: X moves little, and the residual by five orders.
+    a = Core(Soft(49), Tied(Recorded("minilm.layer0.head0")))(0)
+    ends = [NewtonRaphson(steps).solve(a) for steps in (20, 21)]
+    assert float(ends[0].residual) > 100 * float(ends[1].residual)
+    assert [int(end.status) for end in ends] == [Status.OUT_OF_STEPS, Status.CONVERGED]
+
+
+# --- what a residual does not see --------------------------------------------------------------
+
+
+def error(a, x):
+    exact = torch.linalg.pinv(a.double())
+    return frobenius(x.double() - exact) / frobenius(exact)
+
+
+@pytest.mark.parametrize(
+    "a",
+    [
+        # 10 m eps is above 1 / kappa: the residual is met long before X is right.
+        Core(Nystromformer(49), Recorded("minilm.layer0.head0"))(0, dtype=F32),
+        # It rests at 1e-8 while the last cluster is not inverted, and at 2e-8 once it is.
+        Clusters(64, 1e8, symmetric=False)(0),
+    ],
+    ids=["real core, float32", "clusters to 1e8"],
+)
+def test_an_iterate_is_not_kept_for_its_residual_alone(a):
+    solver = NewtonRaphson(64)
+    least = min(error(a, x) for x in solver.iterates(a))
+    result = solver.solve(a)
+    assert error(a, result.x) <= 4 * least < 1e-4
+    assert result.status in (Status.STAGNATED, Status.CONVERGED)
+    early = NewtonRaphson(24).solve(a)
+    assert error(a, early.x) > 0.5
+    assert early.status == Status.OUT_OF_STEPS
+
+
+@pytest.mark.parametrize("scaling", [Trace(), OptimalDefinite()], ids=repr)
+def test_a_definite_start_on_an_indefinite_matrix_is_an_error_and_no_zero(scaling):
+    solver = NewtonRaphson(26, scaling)
+    for a in (torch.tensor([[-3.0]]), torch.tensor([[1.0, 0.0], [0.0, -1.0]])):
+        with pytest.raises(ValueError, match=r"overflowed.*solve\(a\)"):
+            solver(a)
+        assert solver.solve(a).status == Status.DIVERGED
+    assert not solver(torch.zeros(3, 3)).any()

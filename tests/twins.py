@@ -480,7 +480,7 @@ def _(scaling: pinv.PowerEstimate, a):
 def _(scaling: pinv.KrylovEstimate, a):
     """The largest Ritz value of A^T A on span{v, A^T A v, ...}, by an orthonormal basis of it."""
     rng = torch.Generator().manual_seed(scaling.seed)
-    v = torch.randn(len(a), generator=rng, dtype=torch.float64).to(a.dtype)
+    v = a.mT @ torch.randn(len(a), generator=rng, dtype=torch.float64).to(a.dtype)
     basis = v[:, None] / v.norm()
     for _ in range(min(scaling.sweeps, len(a)) - 1):
         w = a.mT @ (a @ basis[:, -1])

@@ -193,7 +193,7 @@ def _gradient_singular(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
 
     def gradient(inverse: Callable[[Tensor], Tensor]) -> Tensor:
         leaf = a.clone().requires_grad_()
-        (found,) = torch.autograd.grad((inverse(leaf) * upstream).sum(), leaf)
+        found: Tensor = torch.autograd.grad((inverse(leaf) * upstream).sum(), leaf)[0]
         return found
 
     # torch differentiates its own pseudo-inverse at constant rank, through a QR of its own.

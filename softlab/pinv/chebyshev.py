@@ -43,7 +43,7 @@ class Chebyshev:
     degree: int = 5
     bounds: tuple[float, float] | None = None
     definite: bool = False
-    sweeps: int = 16
+    sweeps: int = 24
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -82,7 +82,7 @@ class Chebyshev:
         low, high = self.interval(a)
         some, high = high > 0, torch.where(high > 0, high, 1)
         ratio = low / high if self.definite else (low / high).square()
-        ratio = ratio.clamp_min(cushion(a.dtype))
+        ratio = ratio.clamp_min(cushion(a.dtype, a.shape[-1]))
         if self.definite:
             eye = torch.eye(a.shape[-1], dtype=high.dtype, device=a.device)
             # A zero matrix gets 0, its pseudo-inverse, as every multiple of A^T does.

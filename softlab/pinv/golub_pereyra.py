@@ -31,6 +31,12 @@ class GolubPereyra:
 
     def __post_init__(self) -> None:
         checks.is_a(self, Solver, solver=self.solver)
+        if self.solver.traits.regularized:
+            msg = (
+                f"GolubPereyra.solver is {self.solver!r}, which inverts another matrix than the "
+                "rule would see; wrap the other way round: Ridge(GolubPereyra(solver))."
+            )
+            raise ValueError(msg)
 
     @property
     def traits(self) -> SolverTraits:

@@ -65,7 +65,7 @@ class Minimax:
     def begin(self, a: Tensor) -> tuple[Tensor, Iterator[Map]]:
         """The scaling's guess moved to the middle of the interval, and the steps."""
         ratio = (MARGIN * self.condition) ** -(1.0 if self.scaling.definite else 2.0)
-        ratio = max(ratio, cushion(a.dtype))
+        ratio = max(ratio, cushion(a.dtype, a.shape[-1]))
         return 2 / (1 + ratio) * self.scaling(a), self._steps(ratio)
 
     def _steps(self, ratio: float) -> Iterator[Map]:

@@ -78,8 +78,9 @@ class Polished:
         """The low-precision inverse and A, both in float64."""
         checks.square(a)
         exact = a.double()
-        scale = exact.detach().abs().amax((-2, -1), keepdim=True)
-        scale = torch.where(scale > 0, scale, 1)
+        # A power of two: the entries are rounded once, to the low precision, and not before.
+        _, exponent = torch.frexp(exact.detach().abs().amax((-2, -1), keepdim=True))
+        scale = torch.ldexp(torch.ones_like(exact[..., :1, :1]), exponent)
         return self._low(exact.detach() / scale).double() / scale, exact
 
     @own_precision

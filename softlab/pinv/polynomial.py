@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,14 +105,16 @@ def _times(c: Number, x: Tensor) -> Tensor:
     return x if isinstance(c, float) and c == 1 else c * x
 
 
-def cushion(dtype: torch.dtype) -> float:
-    """The least interval [l, 1], as l, that steps may be fitted to in this precision.
+def cushion(dtype: torch.dtype, m: int) -> float:
+    """The least interval [l, 1], as l, that steps on m x m matrices may be fitted to.
 
     Between l and 1 the residual equioscillates near -1 and 1, and beyond 1 the polynomial grows
     without bound: rounding must not carry an eigenvalue there. Below it, steps diverge at once in
     half precision. Compare the safety factors of PolarExpress (arXiv 2505.16932).
     """
-    return 4 * torch.finfo(dtype).eps
+    # Half precision is summed wider, so that its rounding does not grow with m.
+    terms = 1 if dtype.itemsize < 4 else m
+    return 4 * math.sqrt(terms) * torch.finfo(dtype).eps
 
 
 def equioscillating(gap: Number, degree: int) -> tuple[ResidualPolynomial, Number]:

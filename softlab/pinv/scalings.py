@@ -69,11 +69,16 @@ def _transposed(a: Tensor, factor: float, first: Tensor, second: Tensor) -> Tens
 
 
 def _identity(a: Tensor, inverse: Tensor, factor: float = 1.0) -> Tensor:
-    """The guess factor I / inverse, 0 where that is not positive: no such matrix is definite."""
+    """The guess factor I / inverse; 0 for a zero matrix, NaN where ``inverse`` is not positive.
+
+    No definite matrix has such a norm, and an iteration from NaN ends in an error.
+    """
     eye = torch.eye(a.shape[-1], dtype=inverse.dtype, device=a.device)
-    # Where the divisor is not positive it is 1 in both branches, so that no gradient is NaN.
-    x = torch.where(inverse > 0, factor * eye / _or_one(inverse), 0)
-    return x.to(a.dtype)
+    sound = inverse > 0
+    # Divided by 1 elsewhere, in both branches, so that no gradient is NaN.
+    x = factor * eye / torch.where(sound, inverse, 1)
+    zero = (a == 0).all(-1).all(-1)[..., None, None]
+    return torch.where(sound, x, torch.where(zero, 0.0, torch.nan)).to(a.dtype)
 
 
 @value
@@ -292,7 +297,7 @@ class InfinityNorm:
 class Trace:
     """X0 = factor * I / tr A for symmetric positive definite A, as lambda_1 <= tr A.
 
-    Convergent for 0 < factor < 2; 0 where the trace is not positive.
+    Convergent for 0 < factor < 2; NaN where the trace is not positive, 0 for a zero matrix.
     """
 
     factor: float = 1.0
@@ -324,7 +329,9 @@ class OptimalDefinite:
     def __call__(self, a: Tensor) -> Tensor:
         """The initial guess, (..., m, m)."""
         s = _values(torch.linalg.eigvalsh, a)
-        return _identity(a, (s[..., 0] + s[..., -1])[..., None, None], 2.0)
+        # An eigenvalue that is not positive makes the whole NaN, as a negative sum would be.
+        least = torch.where(s[..., 0] > 0, s[..., 0], -torch.inf)
+        return _identity(a, (least + s[..., -1])[..., None, None], 2.0)
 
     def cost(self, m: int, batch: int = 1) -> Cost:
         """Eigenvalues in 4 m^3 / 3 (Golub and Van Loan, 4th ed., section 8.3)."""

@@ -19,13 +19,14 @@ class Status(IntEnum):
     """How a solve ended, for one matrix; ``PinvResult.status`` holds these codes."""
 
     CONVERGED = 0
-    """The relative residual reached the tolerance."""
+    """The relative residual reached the tolerance, and X rests; neither sees singular values that
+    the precision cannot tell from zero."""
     STAGNATED = 1
     """The residual stopped above the tolerance, at the rounding of this matrix's products, or at 1,
     where nothing is inverted: more steps change nothing."""
     OUT_OF_STEPS = 2
     """The residual was still falling when the steps ran out, or rested where rounding does not hold
-    it, before small singular values are inverted: allow more steps."""
+    it, before small singular values are inverted; or X still moved by a tenth: allow more steps."""
     DIVERGED = 3
     """The residual ended above 1, that of a zero matrix, or overflowed: the initial scaling is too
     large, or rounding errors in the null space outgrew the solution."""
@@ -242,8 +243,8 @@ def judge(
     """Run ``iterates`` on ``a`` until every matrix is done; keep each one's best iterate.
 
     ``a`` in the dtype to compute in; residuals are taken in the working precision. ``tolerance``:
-    relative residual that counts as converged; None means 10 m eps of the working precision. A
-    matrix that reaches it goes on while its relative step |X - X'| / |X| still falls, since the
+    relative residual that counts as converged; None means 10 m eps of the dtype of ``a``, at most
+    sqrt(eps). A matrix that reaches it goes on until X rests or moves more than before, since the
     residual hardly sees the small singular values that dominate X, and is then frozen, whatever its
     neighbours do. An iterate whose step grew again is no better than the one before it: that is how
     null-space errors show, to which the residual is blind.
@@ -256,6 +257,10 @@ def judge(
         return _Judge(a, traits, tolerance).verdict(iterates(a))
 
 
+MOVING = 0.1
+"""Relative steps from which X counts as moving: it is on its way, or rounding carries it off."""
+
+
 class _Judge:
     """The state of one ``judge``: tensors (count,) over the matrices of a flattened batch."""
 
@@ -263,8 +268,9 @@ class _Judge:
         self.lead, m = a.shape[:-2], a.shape[-1]
         self.a = working(a).reshape(-1, m, m)
         self.traits = traits
-        self.eps = eps = torch.finfo(self.a.dtype).eps
-        self.tolerance = 10 * m * eps if tolerance is None else tolerance
+        # The arithmetic of the iterates, which residuals are taken above.
+        self.eps = eps = torch.finfo(a.dtype).eps
+        self.tolerance = min(10 * m * eps, math.sqrt(eps)) if tolerance is None else tolerance
         # A step this small leaves an error of eps behind it, the order being what it is.
         self.at_rest = eps ** (1 / (traits.order or 1))
         # Residuals are of A at unit scale and X scaled against it, so that no square overflows.
@@ -287,7 +293,9 @@ class _Judge:
         self.steps = torch.zeros_like(self.least, dtype=torch.long)
         self.measured = self.steps - 1
         self.active = self.finite
-        self.met, self.lost, self.falling = (torch.zeros_like(self.finite) for _ in range(3))
+        self.met, self.settled, self.lost, self.falling = (
+            torch.zeros_like(self.finite) for _ in range(4)
+        )
 
     def verdict(self, iterates: Iterable[Tensor]) -> PinvResult:
         """Watch every iterate, stop when no matrix has more to gain, and say how each one ended."""
@@ -299,10 +307,10 @@ class _Judge:
             residual = torch.linalg.matrix_norm(missed) / self.target_size
             seen = (self.probe @ x) * self.scale
             move = _moved(seen, seen_before)
-            # What products with an X of this size leave in the residual.
-            rounding = self.eps * _largest(seen)
+            # What products with an X of this size leave in the residual: eps |A|_F |X|_F.
+            rounding = self.eps * self.size * torch.linalg.matrix_norm(seen)
             self._weigh(step, x, before, residual, move, rounding)
-            self.falling = (residual < residual_before) & (move > 0.01)
+            self.falling = residual < torch.where(move > 0.01, 1, 0.5) * residual_before
             before, seen_before, residual_before = x, seen, residual
             if not bool(self.active.any()):
                 break
@@ -317,12 +325,15 @@ class _Judge:
         nearer = residual < torch.where(move > 0.01, 1, 0.9) * self.least
         nearer &= (move <= 2 * self.calm) | (residual < 0.1 * self.least)
         # A residual within rounding tells iterates apart no more; how far they moved still does.
-        calmer = (move < self.calm / 2) & (residual <= rounding.clamp_min(self.tolerance))
-        better = self.active & (calmer | (nearer & ~self.met))
+        # One that rested above it, before small singular values were inverted, is no rival.
+        settled = residual <= rounding.clamp_min(self.tolerance)
+        arrived = ~self.settled & (residual <= 4 * self.least)
+        better = self.active & (settled & ((move < self.calm / 2) | arrived) | nearer & ~self.met)
         # An iterate is copied only once a later one has turned out worse.
         self._keep(self.active & ~better & (self.steps == step - 1), before)
         self.least = torch.where(better, residual, self.least)
         self.calm = torch.where(better, move, self.calm)
+        self.settled = torch.where(better, settled, self.settled)
         self.steps = torch.where(better, step, self.steps)
         rows = (better & ~self.met & (residual <= self.tolerance)).nonzero()[:, 0]
         if len(rows):
@@ -330,7 +341,8 @@ class _Judge:
             self.met[rows] = self.residual[rows] <= self.tolerance
             self.measured[rows] = step
         overflown = self.active & ~residual.isfinite()
-        done = self.met & (~better | (move <= self.at_rest) | (residual == 0))
+        # While X moves it has not arrived, whatever the residual says.
+        done = self.met & ((~better & (move < MOVING)) | (move <= self.at_rest) | (residual == 0))
         self._keep(done & better, x)
         self.lost |= overflown
         self.active = self.active & ~(done | overflown)
@@ -369,7 +381,10 @@ class _Judge:
         if len(rows):
             self.lost[rows] = ~(self._residual(final, rows) <= 1 + math.sqrt(self.eps))
         status = torch.where(self.lost, Status.DIVERGED if step else Status.NON_FINITE, status)
-        status = torch.where(residual <= self.tolerance, Status.CONVERGED, status)
+        moving = (self.calm >= MOVING) & (residual > 0) if step else torch.zeros_like(self.lost)
+        near = residual <= self.tolerance
+        status = torch.where(near & moving, Status.OUT_OF_STEPS, status)
+        status = torch.where(near & ~moving, Status.CONVERGED, status)
         status = torch.where(self.finite, status, Status.NON_FINITE)
         fields = (status, residual, self.steps, self.steps * self.traits.products)
         x = self.best.reshape(*self.lead, m, m)

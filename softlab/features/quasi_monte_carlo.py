@@ -25,7 +25,7 @@ class QuasiMonteCarlo:
     permutations have as many digits as float64 holds.
 
     The sequences have at most 21,201 (Sobol) coordinates. Reference: Avron et al., arXiv
-    1412.8293, Alg. 1 (there with trigonometric features).
+    1412.8293 (there with trigonometric features).
     """
 
     seed: int = 0

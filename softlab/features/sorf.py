@@ -21,8 +21,7 @@ class SORF:
     Rows have E[w w^T] = I exactly and, at d = D, length sqrt(d) and right angles in a block, but
     they are not normal: kernels are estimated with a bias that vanishes as d grows, so this claims
     no unbiased estimate. The matrix is formed here, by m D log2(D) additions, and then applied
-    densely: its statistics are SORF's, its speed is not. Reference: Yu et al., arXiv 1610.09072,
-    Sec. 4 (Eq. 6) and Theorem 3.
+    densely: its statistics are SORF's, its speed is not. Reference: Yu et al., arXiv 1610.09072.
     """
 
     seed: int = 0

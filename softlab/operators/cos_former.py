@@ -26,7 +26,7 @@ class CosFormer:
     Fails where a query has no positive coordinate, or shares none with any key: its row of A is
     zero and so is its output. The published code clamps row sums to at least 1e-6, which also
     shrinks the output of small q and k; here the common factors of each query and of all keys
-    cancel. Reference: arXiv 2202.08791, Eq. 9-11.
+    cancel. Reference: arXiv 2202.08791.
     """
 
     @property

@@ -40,7 +40,7 @@ class RandomFourier:
     projection: products of features do not see it, but their rounding errors do.
 
     Reference: Rahimi and Recht, Random Features for Large-Scale Kernel Machines (2007), Alg. 1;
-    arXiv 2103.02143, Eq. 3-5; arXiv 2009.14794, Lemma 2 (variance).
+    arXiv 2103.02143 (RFA); arXiv 2009.14794, Lemma 2 (variance).
     """
 
     features: int = 64

@@ -33,7 +33,7 @@ class Taylor:
     scores. Features carry a rounding error of eps |x|^2 |y|^2 where the products of scores cancel;
     where a row sum is lost in it and is not positive, the output is 0.
 
-    Reference: arXiv 2402.18668 (Based), Sec. 3; feature order aside, Eq. 5 there.
+    Reference: arXiv 2402.18668 (Based), whose feature map is of width d', after a projection.
     """
 
     scale: float | None = None

@@ -8,11 +8,15 @@ import torch
 
 from softlab.core import as_matrix
 from softlab.features import IID, Orthogonal
+from softlab.laws import tolerance
 from softlab.operators import (
+    CosFormer,
     GaussianAttention,
+    LinearAttention,
     Performer,
     RandomFourier,
     Softmax,
+    Taylor,
     TruncatedSVD,
     Uniform,
 )
@@ -102,3 +106,15 @@ def test_another_seed_redraws():
     op = RandomFourier(16, weights=IID(0))
     other = dataclasses.replace(op, weights=IID(1))
     assert error(other(q, k, v), op(q, k, v)) > 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "op", [RandomFourier(16), Performer(16), Taylor(), LinearAttention(), CosFormer()], ids=repr
+)
+def test_kernel_matrices_of_half_precision_are_rounded_once(op, dtype):
+    q, k, _ = (x.to(dtype) for x in draw(scale=0.7))
+    exact = op.kernel_matrix(q.double(), k.double())
+    working = tolerance(torch.float32, 16, scale=float(exact.abs().max()))
+    gap = (op.kernel_matrix(q, k).double() - exact).abs()
+    assert bool((gap <= torch.finfo(dtype).eps * exact.abs() + working).all())

@@ -48,8 +48,9 @@ class CosFormer:
         """Return A, (..., n, l): the quadratic form, dense."""
         n, l = q.shape[-2], k.shape[-2]  # noqa: E741
         apart = torch.arange(n)[:, None] - torch.arange(l)
-        decay = (math.pi / 2 / max(n, l) * apart.to(q)).cos()
-        return (q.relu() @ k.relu().mT) * decay
+        decay = (math.pi / 2 / max(n, l) * apart.to(q.device, torch.float64)).cos()
+        scores = widened(q).relu() @ widened(k).relu().mT
+        return (scores * decay.to(scores.dtype)).to(q.dtype)
 
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:

@@ -50,7 +50,8 @@ class LinearAttention:
     @own_precision
     def kernel_matrix(self, q: Tensor, k: Tensor) -> Tensor:
         """Return <phi(q_i), phi(k_j)>, (..., n, l): the quadratic form, dense."""
-        return _log_features(q).exp() @ _log_features(k).exp().mT
+        phi_q, phi_k = (_log_features(widened(x)).exp() for x in (q, k))
+        return (phi_q @ phi_k.mT).to(q.dtype)
 
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:

@@ -123,9 +123,11 @@ class Performer:
         projected, half = self._projected(widened(x))
         return ((projected - half).exp() / math.sqrt(self.features)).to(x.dtype)
 
+    @own_precision
     def kernel_matrix(self, q: Tensor, k: Tensor) -> Tensor:
         """Return phi(q) phi(k)^T, (..., n, l): the unbiased estimate of exp(scale <q, k>)."""
-        return self.feature_map(q) @ self.feature_map(k).mT
+        phi_q, phi_k = self.feature_map(widened(q)), self.feature_map(widened(k))
+        return (phi_q @ phi_k.mT).to(q.dtype)
 
     def kernel_variance(self, q: Tensor, k: Tensor) -> Tensor:
         """The variance of ``kernel_matrix`` over independent weights, (..., n, l).

@@ -119,8 +119,10 @@ class RandomFourier:
     @own_precision
     def kernel_matrix(self, q: Tensor, k: Tensor) -> Tensor:
         """Return the estimate of the target's kernel, (..., n, l), before any normalisation."""
+        dtype = q.dtype
+        q, k = widened(q), widened(k)
         waves = self._waves(q) @ self._waves(k).mT * (2 / self.features)
-        return waves * (self._half(q) + self._half(k).mT).exp()
+        return (waves * (self._half(q) + self._half(k).mT).exp()).to(dtype)
 
     def kernel_variance(self, q: Tensor, k: Tensor) -> Tensor:
         """The variance of ``kernel_matrix`` over independent weights, (..., n, l).

@@ -65,8 +65,8 @@ class Taylor:
     @own_precision
     def kernel_matrix(self, q: Tensor, k: Tensor) -> Tensor:
         """Return p(s), (..., n, l), which stands for exp(s); the dense matrix."""
-        s = (self.target.kernel(q.shape[-1]).scale or 1.0) * (q @ k.mT)
-        return 1 + s + s.square() / 2
+        s = (self.target.kernel(q.shape[-1]).scale or 1.0) * (widened(q) @ widened(k).mT)
+        return (1 + s + s.square() / 2).to(q.dtype)
 
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:

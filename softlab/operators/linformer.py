@@ -27,11 +27,9 @@ class Linformer:
 
     No approximation of softmax attention as drawn: the exponential is taken after the projection
     and does not commute with it. With equal scores each output is a mean of rows of F v, which is
-    zero in expectation, where softmax attention returns the mean of v. The paper's theorem bounds
-    P F^T F v with P the exact n x l matrix, and the form above for E = delta R, F = exp(-delta) R
-    with delta small; only training makes the rest of it. Code that builds E for one length and
-    takes no mask counts padding as tokens; this does not. Reference: Wang et al., arXiv 2006.04768,
-    Eq. 7 and Theorem 2 (form), Sec. 4 (sharing).
+    zero in expectation, where softmax attention returns the mean of v; only training makes more of
+    it. Code that builds E for one length and takes no mask counts padding as tokens; this does not.
+    Reference: Wang et al., arXiv 2006.04768 (form and sharing).
     """
 
     rank: int

@@ -39,8 +39,8 @@ class Skyformer:
     The released code differs: it draws half of the landmarks among the queries and half among the
     keys, with replacement, anew at each call; its iteration is scaled by a maximum over the batch;
     its bandwidth is 32**0.25 whatever d is; masked tokens are multiplied by 0, and so still are
-    points of the kernel. Reference: Chen et al., arXiv 2111.00035, Sec. 4 (lifting, sampling and
-    the normalised core); released code, ``attention_skyformer.py`` (order of shift and scaling).
+    points of the kernel. Reference: Chen et al., arXiv 2111.00035 (lifting, sampling and the
+    normalised core); released code, ``attention_skyformer.py`` (order of shift and scaling).
     """
 
     rank: int

@@ -188,14 +188,15 @@ def precision_floor(trace: Trace) -> Floor:
 def onset_and_growth(trace: Trace) -> Growth | None:
     """Where the error rises after its floor, and its factor a step; None where it never does.
 
-    It has risen if the last iterate is ten times above the floor; the onset is then the first step
+    It has risen if the last iterate is ten times above the floor and above m eps kappa, below which
+    errors wander; the onset is then the first step
     from which on it stays twice above. The factor is the median of the ratios of errors in turn
     from there, each ten times above the floor and below 1; None where there are no two such. On
     rank-deficient A it is to be compared with ``traits.growth``.
     """
     floor, start, _ = precision_floor(trace)
     error = trace.error.tolist()
-    if not error[-1] > RESOLVED * floor:
+    if not error[-1] > RESOLVED * max(floor, trace.m * trace.rounding):
         return None
     calm = max(i for i, x in enumerate(error) if i >= start and not x > 2 * floor)
     ratios = [

@@ -144,6 +144,9 @@ class Traits:
     variance: str = ""
     """``"equal"``: ``op.kernel_variance(q, k)`` is the variance of that matrix over seeds, entry by
     entry; ``"bounded"``: it is an upper bound; empty: nothing is claimed."""
+    restricted: bool = False
+    """Each row of M is that of ``op.target`` on a few keys, rescaled to the sum one. So it errs by
+    at most the mass left out times the diameter of the values."""
     linear_memory: bool = False
     """Working memory grows linearly in n and l: no n x l matrix is formed."""
     causal: bool = False

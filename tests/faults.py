@@ -16,6 +16,7 @@ from softlab.operators import (
     ColumnSample,
     GaussianAttention,
     LinearAttention,
+    Local,
     Nystromformer,
     Performer,
     RandomFourier,
@@ -256,6 +257,14 @@ OPERATOR_FAULTS = {
     ],
     "positive semidefinite": [
         Faulty(GaussianAttention(), lambda op, q, k, v, mask: op(q, k, v) - v)
+    ],
+    "restricted": [
+        Faulty(Local(2), zeros),
+        Faulty(Local(2), mean_of_v),
+        Faulty(Local(2), after(lambda x: 1.001 * x)),
+        # Two softmaxes side by side: their sums are not shared, and a key of both counts twice.
+        Faulty(Local(2, sinks=3), lambda op, q, k, v, mask: (op(q, k, v) + Local(2)(q, k, v)) / 2),
+        Faulty(Local(2), lambda op, q, k, v, mask: op(2 * q, k, v)),
     ],
     "batch independence": [
         Faulty(Softmax(), batch_scaled),

@@ -9,6 +9,7 @@ from softlab.operators import (
     LinearAttention,
     Linformer,
     Nystromformer,
+    Local,
     Performer,
     RandomFourier,
     RPCholesky,

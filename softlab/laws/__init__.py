@@ -29,6 +29,7 @@ OPERATOR_LAWS: tuple[Law[Operator], ...] = (
     algebra.NONNEGATIVE,
     algebra.SYMMETRIC,
     algebra.PSD,
+    algebra.RESTRICTED,
     isolation.BATCH_INDEPENDENT,
     isolation.MASK_IS_DELETION,
     isolation.PADDING_IS_IGNORED,

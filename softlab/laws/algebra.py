@@ -74,6 +74,21 @@ def _psd(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
     yield Gap(float(-eigenvalues.min()), allowed, "smallest eigenvalue")
 
 
+def _restricted(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
+    for n, l in ((16, 16), (9, 21), (21, 9)):  # noqa: E741
+        q, k, v = (normal(rng, rows, 4) for rows in (n, l, l))
+        exact, matrix = as_matrix(op.target, q, k), as_matrix(op, q, k)
+        kept = exact * (matrix != 0)
+        mass = kept.sum(-1, keepdim=True)
+        where = f"n={n}, l={l}"
+        yield Gap(float((mass <= 0).sum()), 0, f"{where}: rows that keep nothing")
+        allowed = tolerance(F64, l)
+        yield Gap(largest(matrix * mass - kept), allowed, f"{where}: M and its target where kept")
+        missed = (op(q, k, v) - op.target(q, k, v)).norm(dim=-1)
+        over = missed - (1 - mass.squeeze(-1)) * torch.cdist(v, v).max()
+        yield Gap(float(over.max()), tolerance(F64, l, scale=largest(v)), f"{where}: bound")
+
+
 LINEAR_IN_V: Law[Operator] = Law(
     "linear in v",
     "op(a v + b w) = a op(v) + b op(w)",
@@ -103,4 +118,10 @@ SYMMETRIC: Law[Operator] = Law(
 )
 PSD: Law[Operator] = Law(
     "positive semidefinite", "x^T M x >= 0 where q = k", lambda op: op.traits.psd, _psd
+)
+RESTRICTED: Law[Operator] = Law(
+    "restricted",
+    "a row of M is the target's on its support, rescaled; it errs by the mass left out at most",
+    lambda op: op.traits.restricted,
+    _restricted,
 )

@@ -10,6 +10,7 @@ from softlab.operators.gaussian_attention import GaussianAttention
 from softlab.operators.linear_attention import LinearAttention
 from softlab.operators.linformer import Linformer
 from softlab.operators.nystromformer import Nystromformer
+from softlab.operators.local import Local
 from softlab.operators.performer import Performer
 from softlab.operators.random_fourier import RandomFourier
 from softlab.operators.rp_cholesky import RPCholesky
@@ -29,6 +30,7 @@ __all__ = [
     "Linformer",
     "Nystromformer",
     "Performer",
+    "Local",
     "RPCholesky",
     "RandomFourier",
     "Skyformer",

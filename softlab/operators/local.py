@@ -1,0 +1,111 @@
+"""Local attention: a band of neighbours, dilated or not, and the first keys as sinks."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from softlab import checks
+from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.operators.bands import banded_average, centres, ordinals, rows, support_sizes
+from softlab.operators.softmax import Softmax
+
+LEAST_BLOCK = 32
+"""Queries that share one dense product at least: smaller ones cost more than they save."""
+
+
+@value
+class Local:
+    """out_i = sum_{j in B_i} exp(s_ij) v_j / sum_{j in B_i} exp(s_ij), s = q k^T / sqrt(d).
+
+    B_i are the keys j with |p_i - j| <= window * dilation and p_i - j divisible by ``dilation``,
+    and the first ``sinks`` keys; one that is both counts once. ``window``: neighbours on either
+    side, at least 1; ``dilation``: their distance, at least 1; ``sinks``: at least 0, all keys
+    where there are fewer.
+
+    Query i stands at key p_i = i. Where queries and keys differ in number, l keys and n queries, it
+    stands proportionally, at p_i = floor((2 i + 1) l / (2 n)). ``key_mask`` deletes keys: the
+    others close up, and j and l count those that take part, in each matrix. So a mask that drops
+    keys of a self-attention also moves its queries; cut padding from q as well where it is to keep
+    them beside their keys.
+
+    A row is the exact one on what it keeps: with kept mass c_i, the sum of the exact weights over
+    B_i, |out_i - exact_i| <= (1 - c_i) max_jl |v_j - v_l|. Exact with dilation 1 and window >= l -
+    1, or sinks >= l. It fails where the mass lies elsewhere: no knob but these finds it. Keys are
+    sorted by their position modulo the dilation, where B_i is an interval, and blocks of queries
+    take dense products with what their intervals span: no n x l matrix, and for a dilated window no
+    more work than for a dense one. Reference: Beltagy et al., Longformer, arXiv 2004.05150, Sec.
+    3.1 (window, dilation); Xiao et al., arXiv 2309.17453, Sec. 3.2 (sinks).
+    """
+
+    window: int
+    dilation: int = 1
+    sinks: int = 0
+
+    def __post_init__(self) -> None:
+        checks.positive_int(self, window=self.window, dilation=self.dilation)
+        checks.seed(self, sinks=self.sinks)
+
+    @property
+    def traits(self) -> Traits:
+        """The target restricted to few keys, in linear memory; positions matter."""
+        return Traits(row_stochastic=True, nonnegative=True, restricted=True, linear_memory=True)
+
+    @property
+    def target(self) -> Softmax:
+        """Softmax attention."""
+        return Softmax()
+
+    def cost(self, dims: Dims) -> Cost:
+        """2 (d + e) for each kept entry: n (2 window + 1 + sinks) of them, less at the ends."""
+        keys = torch.tensor([[dims.l]])
+        low, high = self._interval(centres(dims.n, keys), keys)
+        kept = int(support_sizes(low, high, self._sinks(keys), dims.n).sum()) * dims.batch
+        return Cost(flops=2 * kept * (dims.d + dims.e), kernel_entries=kept)
+
+    @own_precision
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
+        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        lead, n, l, dtype = q.shape[:-2], q.shape[-2], k.shape[-2], v.dtype  # noqa: E741
+        q, k, v = (widened(x).reshape(-1, *x.shape[-2:]) for x in (q, k, v))
+        mask = None if key_mask is None else key_mask.reshape(-1, l)
+        keys, survivor = ordinals(mask, l, q.device)
+        at = centres(n, keys)
+        order = None
+        if mask is not None or self.dilation > 1:
+            line = torch.arange(l, device=q.device)
+            key_order = torch.where(line < keys, self._rank(line, keys), line).argsort(-1)
+            k, v = (rows(x, survivor.gather(-1, key_order)) for x in (k, v))
+        if self.dilation > 1:
+            order = self._rank(at, keys).argsort(-1)
+            q, at = rows(q, order), at.gather(-1, order)
+        low, high = self._interval(at, keys)
+        # About as many queries as span a window of keys: half of each product is kept.
+        block = min(n, max(LEAST_BLOCK, (2 * self.window + 1) * n // l))
+        others = self._sinks(keys).expand(-1, -(-n // block), -1)
+        out = banded_average(q / math.sqrt(q.shape[-1]), k, v, low, high, others, block)
+        if order is not None:
+            out = rows(out, order.argsort(-1))
+        return out.reshape(*lead, n, v.shape[-1]).to(dtype)
+
+    def _rank(self, position: Tensor, keys: Tensor) -> Tensor:
+        """Where a position among the keys stands when they are sorted by residue, then position."""
+        return self._start(position % self.dilation, keys) + position // self.dilation
+
+    def _start(self, residue: Tensor, keys: Tensor) -> Tensor:
+        """How many of the keys have a smaller residue."""
+        return residue * (keys // self.dilation) + residue.minimum(keys % self.dilation)
+
+    def _interval(self, at: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """The first and last key of each query's band, in sorted order."""
+        rank, residue = self._rank(at, keys), at % self.dilation
+        low = (rank - self.window).maximum(self._start(residue, keys))
+        return low, (rank + self.window).minimum(self._start(residue + 1, keys) - 1)
+
+    def _sinks(self, keys: Tensor) -> Tensor:
+        """The first keys in sorted order, (B or 1, 1, sinks); -1 where there are fewer keys."""
+        first = torch.arange(self.sinks, device=keys.device)
+        return torch.where(first < keys, self._rank(first, keys), -1).unsqueeze(1)

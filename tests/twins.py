@@ -210,6 +210,23 @@ def linear_attention(phi_q, phi_k, v):
 
 
 @head.register
+def _(op: operators.Local, q, k, v):
+    n, l, step = len(q), len(k), op.dilation  # noqa: E741
+    out = []
+    for i in range(n):
+        p = (2 * i + 1) * l // (2 * n)
+        band = range(p - op.window * step, p + op.window * step + 1, step)
+        out.append(attend(q, k, v, i, {j for j in band if 0 <= j < l} | {*range(min(op.sinks, l))}))
+    return torch.cat(out)
+
+
+def attend(q, k, v, i, kept):
+    """Row i of softmax attention over the kept keys alone, (1, e)."""
+    at = sorted(kept)
+    return torch.softmax(q[i : i + 1] @ k[at].mT / q.shape[-1] ** 0.5, -1) @ v[at]
+
+
+@head.register
 def _(op: operators.Skyformer, q, k, v):
     s = q.shape[-1] ** 0.25 if op.bandwidth is None else op.bandwidth
     z = points(op.landmarks, torch.cat((q, k)), op.rank)
@@ -237,23 +254,6 @@ def _(op: operators.RPCholesky, q, k, v):
         s = int((p <= u * p[-1]).sum())
         rows.append(torch.exp(exponent * (k[s : s + 1] @ k.mT) - most))
         g = rows[-1].detach() - factor[:, s : s + 1].mT @ factor
-@head.register
-def _(op: operators.Local, q, k, v):
-    n, l, step = len(q), len(k), op.dilation  # noqa: E741
-    out = []
-    for i in range(n):
-        p = (2 * i + 1) * l // (2 * n)
-        band = range(p - op.window * step, p + op.window * step + 1, step)
-        out.append(attend(q, k, v, i, {j for j in band if 0 <= j < l} | {*range(min(op.sinks, l))}))
-    return torch.cat(out)
-
-
-def attend(q, k, v, i, kept):
-    """Row i of softmax attention over the kept keys alone, (1, e)."""
-    at = sorted(kept)
-    return torch.softmax(q[i : i + 1] @ k[at].mT / q.shape[-1] ** 0.5, -1) @ v[at]
-
-
         factor = torch.cat((factor, g / left[s].sqrt()))
         left = (whole.detach() - factor.square().sum(0)).clamp_min(0)
         left[s] = 0

@@ -9,8 +9,8 @@ from softlab.operators.cos_former import CosFormer
 from softlab.operators.gaussian_attention import GaussianAttention
 from softlab.operators.linear_attention import LinearAttention
 from softlab.operators.linformer import Linformer
-from softlab.operators.nystromformer import Nystromformer
 from softlab.operators.local import Local
+from softlab.operators.nystromformer import Nystromformer
 from softlab.operators.performer import Performer
 from softlab.operators.random_fourier import RandomFourier
 from softlab.operators.rp_cholesky import RPCholesky
@@ -28,9 +28,9 @@ __all__ = [
     "GaussianAttention",
     "LinearAttention",
     "Linformer",
+    "Local",
     "Nystromformer",
     "Performer",
-    "Local",
     "RPCholesky",
     "RandomFourier",
     "Skyformer",

@@ -15,6 +15,7 @@ from softlab.landmarks import SegmentMeans
 from softlab.operators import (
     ColumnSample,
     GaussianAttention,
+    HyperAttention,
     LinearAttention,
     Local,
     Nystromformer,
@@ -230,6 +231,15 @@ class FormBesideItsMean(LinearAttention):
         return mean_of_v(self, q, k, v, key_mask)
 
 
+@dataclass(frozen=True)
+class CountedInBlocks(HyperAttention):
+    """Weighs sampled keys as if they stood for all keys, those of the block included."""
+
+    def kernel_matrix(self, q, k):
+        weights = super().kernel_matrix(q, k) / Softmax().kernel(q.shape[-1]).matrix(q, k)
+        return super().kernel_matrix(q, k) * torch.where(weights > 1, k.shape[-2] / 7, 1)
+
+
 OPERATOR_FAULTS = {
     "shape, dtype and device": [
         Faulty(Softmax(), after(lambda x: x.double())),
@@ -317,6 +327,7 @@ OPERATOR_FAULTS = {
         SpoiltKernel(16, spoil=lambda K: K.mean() + 0 * K),
         SpoiltKernel(16, spoil=lambda K: K + 1e-9 * torch.arange(K.shape[-1])),
         MeanBesideItsKernel(16),
+        CountedInBlocks(block=3, samples=6),
         Performer(16, weights=Stretched()),
         RandomFourier(16, weights=Stretched()),
         RandomFourier(16, target=GaussianAttention(), weights=Stretched()),

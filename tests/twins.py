@@ -204,6 +204,34 @@ def _(op: operators.CosFormer, q, k, v):
     return torch.where(degree > 0, out / torch.where(degree > 0, degree, 1), 0)
 
 
+@head.register
+def _(op: operators.HyperAttention, q, k, v):
+    n, l, planes = len(q), len(k), op.hyperplanes(q.shape[-1])  # noqa: E741
+    code = ["0", "1"]  # reflected, so that neighbours differ in one sign
+    for _ in range(op.bits - 1):
+        code = ["0" + c for c in code] + ["1" + c for c in reversed(code)]
+
+    def order(x):
+        signs = ["".join("1" if s > 0 else "0" for s in row) for row in x.double() @ planes]
+        return sorted(range(len(x)), key=lambda i: code.index(signs[i]))
+
+    of_q, of_k = order(q), order(k)
+    blocks = math.ceil(l / op.block)
+    out = [None] * n
+    for b in range(blocks):
+        rows = [of_q[r] for r in range(n) if r * blocks // n == b]
+        places = [r for r in range(l) if r * blocks // l == b]
+        outside = l - len(places)
+        drawn = [(places[-1] + 1 + o) % l for o in op.offsets(outside).tolist()]
+        keys = [of_k[r] for r in places + drawn]
+        weight = [1.0] * len(places) + [outside / max(1, len(drawn))] * len(drawn)
+        logs = torch.tensor(weight, dtype=torch.float64).log().to(q.dtype)
+        P = torch.softmax(q[rows] @ k[keys].mT / q.shape[-1] ** 0.5 + logs, -1)
+        for i, average in zip(rows, P @ v[keys], strict=True):
+            out[i] = average
+    return torch.stack(out)
+
+
 def linear_attention(phi_q, phi_k, v):
     """phi(q) (phi(k)^T v), each row divided by phi(q) (phi(k)^T 1)."""
     return phi_q @ (phi_k.mT @ v) / (phi_q * phi_k.sum(0)).sum(-1, keepdim=True)

@@ -7,6 +7,7 @@ from softlab.operators import (
     CosFormer,
     GaussianAttention,
     LinearAttention,
+    HyperAttention,
     Linformer,
     Local,
     Nystromformer,
@@ -108,6 +109,9 @@ OPERATORS = [
 ]
 
 SOLVERS = [
+    HyperAttention(block=3, samples=2, bits=3),
+    HyperAttention(block=2, samples=1, seed=2),
+    HyperAttention(block=4, samples=0, bits=2, seed=1),
     SVD(),
     Cholesky(),
     NewtonRaphson(steps=24),

@@ -38,18 +38,23 @@ def _estimates(op: Any, q: Tensor, k: Tensor, rng: torch.Generator) -> Tensor:
     return torch.stack([reseeded(op, first + s).kernel_matrix(q, k) for s in range(SEEDS)])
 
 
+def _terms(op: Any, k: Tensor) -> int:
+    """How many numbers an entry of the estimate, or a row's sum, is added up of."""
+    return int(getattr(op, "features", k.shape[-2]))
+
+
 def _unbiased(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     q, k = _points(rng)
     drawn = _estimates(op, q, k, rng)
     exact = op.target.kernel(q.shape[-1]).matrix(q, k)
-    rounding = tolerance(F64, op.features, scale=largest(exact))
+    rounding = tolerance(F64, _terms(op, k), scale=largest(exact))
     allowed = ERRORS * drawn.std(0) / math.sqrt(SEEDS) + rounding
     yield Gap(largest((drawn.mean(0) - exact) / allowed), 1, f"mean of {SEEDS} seeds, in intervals")
     matrix, estimate = as_matrix(op, q, k), op.kernel_matrix(q, k)
     if largest(as_matrix(op.target, q, k) - exact) > rounding:  # its rows are normalised
         mass = estimate.sum(-1, keepdim=True)
         estimate = torch.where(mass > 0, estimate / mass, 0)
-    allowed_here = tolerance(F64, op.features, c=100, scale=largest(estimate))
+    allowed_here = tolerance(F64, _terms(op, k), c=100, scale=largest(estimate))
     yield Gap(largest(matrix - estimate), allowed_here, "M and the kernel's estimate")
 
 
@@ -61,7 +66,7 @@ def _variance(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     found = away.square().mean(0) * SEEDS / (SEEDS - 1)
     # The standard error of a sample's variance, relative to it, is the root of kurtosis - 1 over N.
     # Skewed samples of too low variance also show too low a kurtosis: the largest one serves all.
-    rounding = tolerance(F64, op.features, scale=largest(drawn.square()))
+    rounding = tolerance(F64, _terms(op, k), scale=largest(drawn.square()))
     kurtosis = away.pow(4).mean(0) / found.square().clamp_min(rounding**2)
     spread = found * math.sqrt((float(kurtosis.max()) - 1) / SEEDS)
     over = (found - claimed) / (ERRORS * spread + rounding)

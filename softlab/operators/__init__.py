@@ -8,6 +8,7 @@ from softlab.operators.column_sample import ColumnSample
 from softlab.operators.cos_former import CosFormer
 from softlab.operators.gaussian_attention import GaussianAttention
 from softlab.operators.linear_attention import LinearAttention
+from softlab.operators.hyper_attention import HyperAttention
 from softlab.operators.linformer import Linformer
 from softlab.operators.local import Local
 from softlab.operators.nystromformer import Nystromformer
@@ -28,6 +29,7 @@ __all__ = [
     "GaussianAttention",
     "LinearAttention",
     "Linformer",
+    "HyperAttention",
     "Local",
     "Nystromformer",
     "Performer",

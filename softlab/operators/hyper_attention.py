@@ -1,0 +1,227 @@
+"""Exact attention inside blocks of tokens that hash alike, and a sample of the other keys."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from softlab import checks
+from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.landmarks.selector import take
+from softlab.operators.softmax import Softmax
+
+
+class Plan(NamedTuple):
+    """Who attends to whom, for B matrices of n queries and l keys that all take part.
+
+    ``queries`` (B, n) and ``keys`` (B, l): tokens in the order of their hashes. ``of_queries``
+    (blocks, Q) and ``of_keys`` (blocks, K + samples): which of that order belong to each block, and
+    0 where nothing does. ``real`` (blocks, Q): whether a query is there. ``log_weights`` (blocks,
+    K + samples): 0 for a key of the block, for a sampled one the logarithm of what it stands for,
+    -inf where no key is.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    of_queries: Tensor
+    real: Tensor
+    of_keys: Tensor
+    log_weights: Tensor
+
+
+@value
+class HyperAttention:
+    """out_i = sum_j w_ij exp(s_ij) v_j / sum_j w_ij exp(s_ij), s = q k^T / sqrt(d), w mostly 0.
+
+    w_ij = 1 where query i and key j share a block; (l - K) / m for m of the l - K keys outside it,
+    K the keys in the block, drawn uniformly and without replacement; else 0. Blocks are those of
+    sortLSH: queries and keys are each sorted by the signs of ``bits`` random projections, read as a
+    Gray code, so that neighbours in the order differ in one sign; both orders are then cut into
+    ceil(l / block) even parts, and equal parts belong together, whatever n is.
+
+    ``block``: most keys in a block, at least 1. ``samples``: m, at least 0, and all outside keys
+    where they are fewer. ``bits``: 1 to 62. ``seed``: integer >= 0, of hyperplanes and sample.
+    Equals the target where block reaches the number of keys, or samples that outside every block.
+    Memory O((n + l) (d + e)) for samples of the order of block. The hash is formed in float64, so
+    that no block depends on the dtype.
+
+    Numerator and denominator are unbiased, their ratio is not. The error falls as m^(-1/2), the
+    slower the more unevenly the keys outside the block weigh: a heavy one that the hash did not
+    bring near, as of a great norm in another direction, is missed or counted (l - K) / m times.
+    Tokens that hash alike keep their given order, so results depend on that order.
+
+    Masked keys are neither hashed into a block nor drawn. The released code differs: one sample
+    serves all blocks, so that fewer than m of it, at times none, lie outside a given block, and
+    are weighted as m (here the sample is counted on from the end of each block); on CUDA it counts
+    drawn keys of the block twice and cuts the gradient of the merge's weights; it sorts by the Gray
+    code of the signs, not by their place in that code, and so puts signs side by side that differ
+    in two. Reference: Han et al., arXiv 2310.05869, Alg. 1 (sortLSH) and 3, and its code,
+    ``hyper_attn.py`` and ``angular_lsh.py``.
+    """
+
+    block: int = 64
+    samples: int = 64
+    bits: int = 7
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks.positive_int(self, block=self.block, bits=self.bits)
+        checks.seed(self, samples=self.samples, seed=self.seed)
+        if self.bits > 62:
+            msg = (
+                f"HyperAttention.bits is {self.bits}, and a hash must fit 64-bit integers; "
+                "give 1 to 62. More than log2 of the number of tokens sort no finer."
+            )
+            raise ValueError(msg)
+
+    @property
+    def traits(self) -> Traits:
+        """Row-stochastic averages by an unbiased kernel estimate, in linear memory."""
+        return Traits(
+            row_stochastic=True,
+            nonnegative=True,
+            unbiased=self.samples > 0,
+            linear_memory=True,
+        )
+
+    @property
+    def target(self) -> Softmax:
+        """Softmax attention."""
+        return Softmax()
+
+    def hyperplanes(self, d: int) -> Tensor:
+        """The normals, (d, bits), float64, on the CPU."""
+        rng = torch.Generator().manual_seed(self.seed)
+        return torch.randn(d, self.bits, generator=rng, dtype=torch.float64)
+
+    def offsets(self, outside: int) -> Tensor:
+        """The sample of ``outside`` keys: how far each is from the end of the block, from 0.
+
+        Keys are counted in the order of their hashes, from the last one on to the first.
+        """
+        rng = torch.Generator().manual_seed(self.seed)
+        return torch.randperm(outside, generator=rng)[: self.samples]
+
+    def places(self, x: Tensor) -> Tensor:
+        """Place (..., n) of each token's signs in the reflected Gray code, 0 to 2^bits - 1."""
+        projected = x.detach().double() @ self.hyperplanes(x.shape[-1]).to(x.device)
+        digits = (projected > 0).long().cumsum(-1) % 2
+        return (digits << torch.arange(self.bits - 1, -1, -1, device=x.device)).sum(-1)
+
+    def cost(self, dims: Dims) -> Cost:
+        """Hashes, 2 (n + l) d bits, and 2 (d + e) for each query and key that meet, a matrix."""
+        blocks = -(-dims.l // self.block)
+        q, k = (_bounds(size, blocks) for size in (dims.n, dims.l))
+        met = 0
+        for i in range(blocks):
+            keys = k[i + 1] - k[i]
+            met += (q[i + 1] - q[i]) * (keys + min(self.samples, dims.l - keys))
+        hashes = 2 * (dims.n + dims.l) * dims.d * self.bits
+        return Cost(
+            flops=dims.batch * (hashes + 2 * met * (dims.d + dims.e)),
+            kernel_entries=dims.batch * met,
+        )
+
+    @own_precision
+    def kernel_matrix(self, q: Tensor, k: Tensor) -> Tensor:
+        """Return w exp(s), (..., n, l): the unbiased estimate of exp(q k^T / sqrt(d))."""
+        q, k, _, _ = checks.admit(q, k, k)
+        lead, n, l = q.shape[:-2], q.shape[-2], k.shape[-2]  # noqa: E741
+        flat_q, flat_k = (x.reshape(-1, *x.shape[-2:]) for x in (widened(q), widened(k)))
+        plan = self._plan(flat_q, flat_k)
+        weights = flat_q.new_zeros(len(flat_q), n, l)
+        matrix = torch.arange(len(flat_q), device=q.device)[:, None, None]
+        for rows, real, columns, logs in zip(*plan[2:], strict=True):
+            counts = logs > -math.inf
+            i, j = plan.queries[:, rows[real]], plan.keys[:, columns[counts]]
+            weights[matrix, i.unsqueeze(-1), j.unsqueeze(-2)] = logs[counts].exp().to(weights)
+        kernel = self.target.kernel(q.shape[-1]).matrix(flat_q, flat_k)
+        return (weights * kernel).reshape(*lead, n, l).to(q.dtype)
+
+    @own_precision
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
+        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        lead, dtype = q.shape[:-2], v.dtype
+        q, k, v = (widened(x).reshape(-1, *x.shape[-2:]) for x in (q, k, v))
+        if key_mask is None:
+            out = self._blockwise(q, k, v)
+        else:
+            mask = key_mask.reshape(-1, key_mask.shape[-1])
+            kept = mask.sum(-1)
+            first = (~mask).to(torch.uint8).argsort(dim=-1, stable=True)
+            out = v.new_zeros(*q.shape[:-1], v.shape[-1])
+            # Blocks are cut by the number of keys: matrices that keep as many go together.
+            for s in kept.unique().tolist():
+                at = (kept == s).nonzero().squeeze(-1)
+                survivors = first[at, :s]
+                part = self._blockwise(q[at], take(k[at], survivors), take(v[at], survivors))
+                out = out.index_copy(0, at, part)
+        return out.reshape(*lead, *out.shape[-2:]).to(dtype)
+
+    def _blockwise(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The output (B, n, e) for keys that all take part."""
+        plan = self._plan(q, k)
+        # One width, or torch's fused kernel does not run.
+        width, e = max(q.shape[-1], v.shape[-1]), v.shape[-1]
+        x, y, z = (
+            pad(take(t, order[:, parts].flatten(1)), (0, width - t.shape[-1])).reshape(
+                -1, 1, parts.shape[-1], width
+            )
+            for t, order, parts in (
+                (q, plan.queries, plan.of_queries),
+                (k, plan.keys, plan.of_keys),
+                (v, plan.keys, plan.of_keys),
+            )
+        )
+        # One softmax over the block and its sample is their merge by log-sum-exp.
+        bias = plan.log_weights.to(q.dtype).repeat(len(q), 1)[:, None, None, :]
+        met = scaled_dot_product_attention(x, y, z, attn_mask=bias, scale=q.shape[-1] ** -0.5)
+        # The r-th real row of the blocks is the query of rank r.
+        at = plan.real.flatten().nonzero().squeeze(-1)[plan.queries.argsort(dim=-1)]
+        return take(met[..., :e].reshape(len(q), -1, e), at)
+
+    def _plan(self, q: Tensor, k: Tensor) -> Plan:
+        n, l, device = q.shape[-2], k.shape[-2], q.device  # noqa: E741
+        blocks = -(-l // self.block)
+        of_queries, real = _parts(_bounds(n, blocks))
+        bounds = _bounds(l, blocks)
+        inside, counts = _parts(bounds)
+        logs = torch.zeros(inside.shape, dtype=torch.float64).masked_fill(~counts, -math.inf)
+        sizes = [end - first for first, end in pairwise(bounds)]
+        # Sizes differ by one at most: two draws, the shorter filled up.
+        drawn = {size: self.offsets(l - size) for size in set(sizes)}
+        width = max(len(of) for of in drawn.values())
+        sample = torch.zeros(blocks, width, dtype=torch.long)
+        sample_logs = torch.full((blocks, width), -math.inf, dtype=torch.float64)
+        for i, size in enumerate(sizes):
+            m = len(drawn[size])
+            sample[i, :m] = (bounds[i + 1] + drawn[size]) % l
+            sample_logs[i, :m] = math.log((l - size) / m) if m else 0
+        return Plan(
+            self.places(q).argsort(dim=-1, stable=True),
+            self.places(k).argsort(dim=-1, stable=True),
+            of_queries.to(device),
+            real.to(device),
+            torch.cat((inside, sample), -1).to(device),
+            torch.cat((logs, sample_logs), -1).to(device),
+        )
+
+
+def _bounds(size: int, blocks: int) -> list[int]:
+    """Where even parts begin, and the end: position r belongs to part r blocks // size."""
+    return [-(-i * size // blocks) for i in range(blocks + 1)]
+
+
+def _parts(bounds: list[int]) -> tuple[Tensor, Tensor]:
+    """Positions (blocks, width) of the parts, 0 behind the end of a short one; and which count."""
+    first, end = torch.tensor(bounds[:-1]), torch.tensor(bounds[1:])
+    width = int((end - first).max())
+    at = first[:, None] + torch.arange(width)
+    real = at < end[:, None]
+    return at.where(real, 0), real

@@ -248,6 +248,19 @@ def _(op: operators.Local, q, k, v):
     return torch.cat(out)
 
 
+@head.register
+def _(op: operators.BigBird, q, k, v):
+    n, l = len(q), len(k)  # noqa: E741
+    shares, out = op.shares(math.ceil(n / op.block)).tolist(), []
+    for i in range(n):
+        p = (2 * i + 1) * l // (2 * n)
+        drawn = {int(share * l) for share in shares[i // op.block]}
+        near = {j for j in range(p - op.window, p + op.window + 1) if 0 <= j < l}
+        kept = {*range(l)} if p < op.globals else near | drawn | {*range(min(op.globals, l))}
+        out.append(attend(q, k, v, i, kept))
+    return torch.cat(out)
+
+
 def attend(q, k, v, i, kept):
     """Row i of softmax attention over the kept keys alone, (1, e)."""
     at = sorted(kept)

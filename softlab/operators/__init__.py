@@ -4,6 +4,7 @@ Each is a frozen dataclass of numbers called as ``op(q, k, v, key_mask=None)``; 
 promise is in ``softlab.core.Operator``.
 """
 
+from softlab.operators.big_bird import BigBird
 from softlab.operators.column_sample import ColumnSample
 from softlab.operators.cos_former import CosFormer
 from softlab.operators.gaussian_attention import GaussianAttention
@@ -24,6 +25,7 @@ from softlab.operators.truncated_svd import TruncatedSVD
 from softlab.operators.uniform import Uniform
 
 __all__ = [
+    "BigBird",
     "ColumnSample",
     "CosFormer",
     "GaussianAttention",

@@ -1,0 +1,116 @@
+"""BigBird: a band of neighbours, tokens that all see and that see all, and random keys."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from softlab import checks
+from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.kernels import Exponential
+from softlab.operators.bands import banded_average, centres, ordinals, rows, support_sizes
+from softlab.operators.softmax import Softmax
+
+
+@value
+class BigBird:
+    """out_i = sum_{j in B_i} exp(s_ij) v_j / sum_{j in B_i} exp(s_ij), s = q k^T / sqrt(d).
+
+    B_i are the keys within ``window`` of the query on either side, at least 1; the first
+    ``globals`` keys, at least 0; and ``random`` keys, at least 0, drawn independently and uniformly
+    among all keys for each ``block`` of consecutive queries, at least 1. A key of several kinds
+    counts once, so a block may see fewer random keys than ``random``. Queries that stand at one of
+    the first ``globals`` keys attend to all keys. ``seed``: integer >= 0, of the draw: the same
+    shares of the way from the first key to the last in every matrix.
+
+    Where queries and keys differ in number, l keys and n queries, query i stands proportionally, at
+    key floor((2 i + 1) l / (2 n)). ``key_mask`` deletes keys: the others close up, and positions,
+    globals and draws count those that take part, in each matrix; a mask that drops keys of a
+    self-attention also moves its queries.
+
+    A row is the exact one on what it keeps: with kept mass c_i, the sum of the exact weights over
+    B_i, |out_i - exact_i| <= (1 - c_i) max_jl |v_j - v_l|. Exact with window >= l - 1 or globals >=
+    l. It fails where the mass lies on far keys: random ones catch a share of about random / l of
+    it. The pattern is the same at any length; published code turns into full attention where a
+    sequence is shorter than its blocks need, and stays so (transformers, issue 20031). Cost and
+    memory are linear in n and l. Reference: Zaheer et al., Big Bird, arXiv 2007.14062, Sec. 2 (the
+    internal construction), with blocks of queries but single keys.
+    """
+
+    window: int
+    globals: int
+    random: int
+    block: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks.positive_int(self, window=self.window, block=self.block)
+        checks.seed(self, globals=self.globals, random=self.random, seed=self.seed)
+
+    @property
+    def traits(self) -> Traits:
+        """The target restricted to few keys, in linear memory; positions matter."""
+        return Traits(row_stochastic=True, nonnegative=True, restricted=True, linear_memory=True)
+
+    @property
+    def target(self) -> Softmax:
+        """Softmax attention."""
+        return Softmax()
+
+    def shares(self, blocks: int) -> Tensor:
+        """Where the random keys of each block stand: of s keys, key floor(share s).
+
+        Uniform in [0, 1), (blocks, random), float64, on the CPU; more blocks leave the first alone.
+        """
+        rng = torch.Generator().manual_seed(self.seed)
+        return torch.rand(blocks, self.random, generator=rng, dtype=torch.float64)
+
+    def cost(self, dims: Dims) -> Cost:
+        """2 (d + e) for each kept entry, at the drawn keys."""
+        keys = torch.tensor([[dims.l]])
+        at = centres(dims.n, keys)
+        sizes = support_sizes(*self._interval(at, keys), self._others(dims.n, keys), self.block)
+        kept = int(torch.where(at < self.globals, dims.l, sizes).sum()) * dims.batch
+        return Cost(flops=2 * kept * (dims.d + dims.e), kernel_entries=kept)
+
+    @own_precision
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
+        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        lead, n, l, dtype = q.shape[:-2], q.shape[-2], k.shape[-2], v.dtype  # noqa: E741
+        q, k, v = (widened(x).reshape(-1, *x.shape[-2:]) for x in (q, k, v))
+        mask = None if key_mask is None else key_mask.reshape(-1, l)
+        keys, survivor = ordinals(mask, l, q.device)
+        if mask is not None:
+            k, v = rows(k, survivor), rows(v, survivor)
+            mask = torch.arange(l, device=q.device) < keys
+        at = centres(n, keys)
+        low, high = self._interval(at, keys)
+        q_scaled, others = q / math.sqrt(q.shape[-1]), self._others(n, keys)
+        out = banded_average(q_scaled, k, v, low, high, others, self.block)
+        # Queries stand in the order of the keys, so those at global ones come first.
+        seeing = at < self.globals
+        first = int(seeing.sum(-1).max())
+        if first:
+            whole = Exponential().average(q[:, :first], k, v, mask)
+            whole = torch.where(seeing[:, :first, None], whole, out[:, :first])
+            out = torch.cat((whole, out[:, first:]), 1)
+        return out.reshape(*lead, n, v.shape[-1]).to(dtype)
+
+    def _interval(self, at: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """The first and last key of each query's band."""
+        return (at - self.window).clamp_min(0), (at + self.window).minimum(keys - 1)
+
+    def _others(self, n: int, keys: Tensor) -> Tensor:
+        """Global and random keys of each block, (B or 1, blocks, globals + random), each once."""
+        shares = self.shares(-(-n // self.block)).to(keys.device)
+        # A share just below one may round up to s.
+        drawn = (shares * keys.unsqueeze(-1)).long().minimum(keys.unsqueeze(-1) - 1).sort().values
+        repeated = torch.zeros_like(drawn, dtype=torch.bool)
+        repeated[..., 1:] = drawn[..., 1:] == drawn[..., :-1]
+        drawn = drawn.masked_fill(repeated | (drawn < self.globals), -1)
+        first = torch.arange(self.globals, device=keys.device)
+        first = torch.where(first < keys, first, -1).unsqueeze(1)
+        return torch.cat((first.expand(-1, drawn.shape[1], -1), drawn), -1)

@@ -7,8 +7,8 @@ from softlab.operators import (
     ColumnSample,
     CosFormer,
     GaussianAttention,
-    LinearAttention,
     HyperAttention,
+    LinearAttention,
     Linformer,
     Local,
     Nystromformer,
@@ -109,12 +109,12 @@ OPERATORS = [
     Taylor(scale=0.3),
     LinearAttention(),
     CosFormer(),
-]
-
-SOLVERS = [
     HyperAttention(block=3, samples=2, bits=3),
     HyperAttention(block=2, samples=1, seed=2),
     HyperAttention(block=4, samples=0, bits=2, seed=1),
+]
+
+SOLVERS = [
     SVD(),
     Cholesky(),
     NewtonRaphson(steps=24),

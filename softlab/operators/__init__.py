@@ -8,8 +8,8 @@ from softlab.operators.big_bird import BigBird
 from softlab.operators.column_sample import ColumnSample
 from softlab.operators.cos_former import CosFormer
 from softlab.operators.gaussian_attention import GaussianAttention
-from softlab.operators.linear_attention import LinearAttention
 from softlab.operators.hyper_attention import HyperAttention
+from softlab.operators.linear_attention import LinearAttention
 from softlab.operators.linformer import Linformer
 from softlab.operators.local import Local
 from softlab.operators.nystromformer import Nystromformer
@@ -29,9 +29,9 @@ __all__ = [
     "ColumnSample",
     "CosFormer",
     "GaussianAttention",
+    "HyperAttention",
     "LinearAttention",
     "Linformer",
-    "HyperAttention",
     "Local",
     "Nystromformer",
     "Performer",

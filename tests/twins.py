@@ -232,6 +232,32 @@ def _(op: operators.HyperAttention, q, k, v):
     return torch.stack(out)
 
 
+@head.register
+def _(op: operators.Quantized, q, k, v):
+    # Digits, least exponent of a normal number in [1/2, 1), largest number.
+    formats = {"bfloat16": (8, -125, 2.0**128 - 2.0**120), "float16": (11, -13, 65504.0)}
+    formats["float8"] = (4, -5, 448.0)
+
+    def nearest(x):
+        if op.precision == "int8":
+            return float(round(x))
+        digits, least, most = formats[op.precision]
+        step = 2.0 ** (max(math.frexp(x)[1], least) - digits)
+        return max(-most, min(most, round(x / step) * step))
+
+    def Q(x):
+        top = {"int8": 127.0, "float8": 448.0}.get(op.precision)
+        if top is None:
+            return torch.tensor([[nearest(t) for t in row] for row in x.tolist()], dtype=x.dtype)
+        high = x.abs().amax(-1, keepdim=True)
+        steps = (top * x / high.clamp_min(torch.finfo(x.dtype).tiny)).tolist()
+        steps = torch.tensor([[nearest(t) for t in row] for row in steps], dtype=x.dtype)
+        return steps * high / top
+
+    k = k - k.mean(0) if op.smoothing else k
+    return torch.softmax(Q(q) @ Q(k).mT / q.shape[-1] ** 0.5, -1) @ v
+
+
 def linear_attention(phi_q, phi_k, v):
     """phi(q) (phi(k)^T v), each row divided by phi(q) (phi(k)^T 1)."""
     return phi_q @ (phi_k.mT @ v) / (phi_q * phi_k.sum(0)).sum(-1, keepdim=True)

@@ -13,6 +13,7 @@ from softlab.operators import (
     Local,
     Nystromformer,
     Performer,
+    Quantized,
     RandomFourier,
     RPCholesky,
     Skyformer,
@@ -112,6 +113,11 @@ OPERATORS = [
     HyperAttention(block=3, samples=2, bits=3),
     HyperAttention(block=2, samples=1, seed=2),
     HyperAttention(block=4, samples=0, bits=2, seed=1),
+    Quantized("int8"),
+    Quantized("bfloat16", smoothing=True),
+    Quantized("float16"),
+    Quantized("float8"),
+    Quantized("int8", smoothing=True),
 ]
 
 SOLVERS = [

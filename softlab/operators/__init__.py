@@ -14,6 +14,7 @@ from softlab.operators.linformer import Linformer
 from softlab.operators.local import Local
 from softlab.operators.nystromformer import Nystromformer
 from softlab.operators.performer import Performer
+from softlab.operators.quantized import Quantized
 from softlab.operators.random_fourier import RandomFourier
 from softlab.operators.rp_cholesky import RPCholesky
 from softlab.operators.skyformer import Skyformer
@@ -35,6 +36,7 @@ __all__ = [
     "Local",
     "Nystromformer",
     "Performer",
+    "Quantized",
     "RPCholesky",
     "RandomFourier",
     "Skyformer",

@@ -287,6 +287,27 @@ def _(op: operators.BigBird, q, k, v):
     return torch.cat(out)
 
 
+@head.register
+def _(op: operators.Clustered, q, k, v):
+    x, d, top = q.detach().double(), q.shape[-1], min(op.top, len(k))
+    centres = x[landmarks.UniformRandom(op.seed).indices(x, min(op.clusters, len(x)))]
+    for _ in range(op.iterations):
+        far = x.square().sum(-1)[:, None] + centres.square().sum(-1) - 2 * (x @ centres.mT)
+        owner = far.argmin(-1).tolist()
+        of = [[i for i, o in enumerate(owner) if o == c] for c in range(len(centres))]
+        centres = torch.stack([x[of[c]].mean(0) if of[c] else z for c, z in enumerate(centres)])
+    means = torch.stack([q[of[c]].mean(0) if of[c] else 0 * q[0] for c in range(len(centres))])
+    A = torch.softmax(means @ k.mT / d**0.5, -1)
+    if not top:
+        return (A @ v)[owner]
+    T = A.detach().argsort(-1, descending=True)[:, :top]
+    rest = A.scatter(-1, T, 0) @ v
+    out = []
+    for i, c in enumerate(owner):
+        out.append(A[c, T[c]].sum() * attend(q, k, v, i, T[c].tolist()) + rest[c])
+    return torch.cat(out)
+
+
 def attend(q, k, v, i, kept):
     """Row i of softmax attention over the kept keys alone, (1, e)."""
     at = sorted(kept)

@@ -4,6 +4,7 @@ from softlab.features import IID, SORF, Orthogonal, QuasiMonteCarlo
 from softlab.landmarks import SegmentMeans, Strided, UniformRandom
 from softlab.operators import (
     BigBird,
+    Clustered,
     ColumnSample,
     CosFormer,
     GaussianAttention,
@@ -88,6 +89,8 @@ OPERATORS = [
     Local(window=1, dilation=3, sinks=1),
     BigBird(window=1, globals=1, random=1, block=2),
     BigBird(window=1, globals=0, random=2, block=3, seed=1),
+    Clustered(clusters=3, top=2),
+    Clustered(clusters=2, top=0, iterations=3, seed=1),
     Skyformer(rank=4),
     Skyformer(rank=5, gamma=0.01, bandwidth=1.3, landmarks=Strided(), pinv=Cholesky()),
     Skyformer(rank=3, gamma=0.0, landmarks=UniformRandom(seed=1), pinv=SVD()),

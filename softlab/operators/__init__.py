@@ -5,6 +5,7 @@ promise is in ``softlab.core.Operator``.
 """
 
 from softlab.operators.big_bird import BigBird
+from softlab.operators.clustered import Clustered
 from softlab.operators.column_sample import ColumnSample
 from softlab.operators.cos_former import CosFormer
 from softlab.operators.gaussian_attention import GaussianAttention
@@ -27,6 +28,7 @@ from softlab.operators.uniform import Uniform
 
 __all__ = [
     "BigBird",
+    "Clustered",
     "ColumnSample",
     "CosFormer",
     "GaussianAttention",

@@ -102,20 +102,21 @@ def report(
 @app.command("list", epilog="Example:  softlab list")
 def catalogue() -> None:
     """List the parts, operators to inputs, with what they claim, and the studies."""
-    from softlab import inputs, landmarks, matrices, operators, pinv
+    from softlab import features, inputs, landmarks, matrices, operators, pinv
 
     for title, module, needs in (
         ("Operators", operators, "target"),
         ("Solvers", pinv, "solve"),
         ("Initial scalings of solvers", pinv.scalings, "definite"),
         ("Landmark selectors", landmarks, ""),
+        ("Weights of random features", features, ""),
         ("Inputs", inputs, ""),
         ("Matrices", matrices, ""),
     ):
         table = Table("name", "what it is", "claims", title=title, title_justify="left", box=None)
         for name, part in sorted(vars(module).items()):
             # Values that are called are parts; protocols, results and functions are not.
-            called = dataclasses.is_dataclass(part) and "__call__" in vars(part)
+            called = dataclasses.is_dataclass(part) and "__call__" in dir(part)
             if called and (not needs or needs in dir(part) or needs in part.__annotations__):
                 table.add_row(name, (part.__doc__ or "").splitlines()[0], _claims(part))
         say.print(table, "")

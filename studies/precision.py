@@ -36,7 +36,7 @@ from softlab.pinv import (
     SketchedFit,
     Status,
 )
-from softlab.pinv.solver import judge
+from softlab.pinv.judge import judge
 from softlab.study import Study
 
 PRECISIONS = {

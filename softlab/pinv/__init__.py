@@ -20,6 +20,7 @@ from softlab.pinv.conjugate_gradients import ConjugateGradients
 from softlab.pinv.golub_pereyra import GolubPereyra
 from softlab.pinv.hyperpower import Hyperpower
 from softlab.pinv.implicit_gradient import ImplicitGradient
+from softlab.pinv.iteration import Iteration
 from softlab.pinv.minimax import Minimax
 from softlab.pinv.newton_raphson import NewtonRaphson
 from softlab.pinv.nystromformer_cubic import NystromformerCubic
@@ -45,7 +46,6 @@ from softlab.pinv.sketched_fit import SketchedFit
 from softlab.pinv.solver import (
     Applying,
     Inverting,
-    Iteration,
     PinvResult,
     Solver,
     SolverTraits,

@@ -10,13 +10,14 @@ from torch import Tensor
 from softlab import checks
 from softlab.core import Cost, value, widened
 from softlab.pinv.intervals import interval_cost
+from softlab.pinv.iteration import Map, Unrolled
 from softlab.pinv.polynomial import Number, cushion, equioscillating, products
 from softlab.pinv.scalings import KrylovEstimate
-from softlab.pinv.solver import Map, PinvResult, SolverTraits, judge, last, run, working
+from softlab.pinv.solver import SolverTraits
 
 
 @value
-class Chebyshev:
+class Chebyshev(Unrolled):
     """X <- X g(R) whose residual is the Chebyshev polynomial of the interval of the spectrum.
 
     If the eigenvalues of A X lie in [1 - t, 1 + t], no polynomial step of degree p leaves a smaller
@@ -96,18 +97,6 @@ class Chebyshev:
         for _ in range(self.steps):
             step, gap = equioscillating(gap, self.degree)
             yield step
-
-    def iterates(self, a: Tensor) -> Iterator[Tensor]:
-        """X0, X1, ..., X_steps."""
-        return run(self, a)
-
-    def __call__(self, a: Tensor) -> Tensor:
-        """The last iterate, with the gradient of the unrolled loop."""
-        return last(self.iterates, a, self.traits)
-
-    def solve(self, a: Tensor) -> PinvResult:
-        """The best iterate with its status."""
-        return judge(self.iterates, working(a), self.traits)
 
     def cost(self, m: int, batch: int = 1) -> Cost:
         """The products of the steps, and the estimate of the interval."""

@@ -10,7 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from softlab import checks
 from softlab.core import Cost, value
-from softlab.pinv.solver import Iteration, Map, PinvResult, SolverTraits, last
+from softlab.pinv.iteration import Iteration, Map
+from softlab.pinv.solver import PinvResult, SolverTraits, last
 
 
 @value

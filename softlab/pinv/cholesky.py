@@ -9,7 +9,8 @@ from torch import Tensor
 
 from softlab import checks
 from softlab.core import Cost, own_precision, value
-from softlab.pinv.solver import PinvResult, SolverTraits, admit, deliver, judge, working
+from softlab.pinv.judge import judge
+from softlab.pinv.solver import PinvResult, SolverTraits, admit, deliver, working
 
 
 @value

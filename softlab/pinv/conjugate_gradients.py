@@ -9,7 +9,8 @@ from torch import Tensor
 
 from softlab import checks
 from softlab.core import Cost, value, widened
-from softlab.pinv.solver import PinvResult, SolverTraits, judge, last, working
+from softlab.pinv.judge import judge
+from softlab.pinv.solver import PinvResult, SolverTraits, last, working
 
 
 @value

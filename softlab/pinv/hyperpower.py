@@ -9,13 +9,14 @@ from torch import Tensor
 
 from softlab import checks
 from softlab.core import Cost, value
+from softlab.pinv.iteration import Unrolled
 from softlab.pinv.polynomial import ResidualPolynomial, products
 from softlab.pinv.scalings import NormProduct, Scaling
-from softlab.pinv.solver import PinvResult, SolverTraits, judge, last, run, working
+from softlab.pinv.solver import SolverTraits
 
 
 @value
-class Hyperpower:
+class Hyperpower(Unrolled):
     """X <- X (I + R + ... + R^(p-1)) with R = I - A X, order p.
 
     ``order``: p, at least 2; 2 is Newton's iteration. Products a step: 2, 3, 4, 4, 5, 5, 6 for p
@@ -55,18 +56,6 @@ class Hyperpower:
         return self.scaling(a), itertools.repeat(
             ResidualPolynomial((1.0,) * self.order), self.steps
         )
-
-    def iterates(self, a: Tensor) -> Iterator[Tensor]:
-        """X0, X1, ..., X_steps."""
-        return run(self, a)
-
-    def __call__(self, a: Tensor) -> Tensor:
-        """The last iterate, with the gradient of the unrolled loop."""
-        return last(self.iterates, a, self.traits)
-
-    def solve(self, a: Tensor) -> PinvResult:
-        """The best iterate with its status."""
-        return judge(self.iterates, working(a), self.traits)
 
     def cost(self, m: int, batch: int = 1) -> Cost:
         """The products of the steps, and the scaling's."""

@@ -8,16 +8,17 @@ from torch import Tensor
 
 from softlab import checks
 from softlab.core import Cost, value
+from softlab.pinv.iteration import Map, Unrolled
 from softlab.pinv.polynomial import Number, cushion, equioscillating, products
 from softlab.pinv.scalings import KrylovEstimate, Scaling
-from softlab.pinv.solver import Map, PinvResult, SolverTraits, judge, last, run, working
+from softlab.pinv.solver import SolverTraits
 
 MARGIN = 1.15
 """By how much the scaling may overestimate sigma_1 before small singular values fall behind."""
 
 
 @value
-class Minimax:
+class Minimax(Unrolled):
     """The steps that are best for every matrix of one condition number at once.
 
     Each step X <- X g(R) is the minimax approximation of 1 / x in the relative error |1 - x q(x)|
@@ -73,18 +74,6 @@ class Minimax:
         for _ in range(self.steps):
             step, gap = equioscillating(gap, self.degree)
             yield step
-
-    def iterates(self, a: Tensor) -> Iterator[Tensor]:
-        """X0, X1, ..., X_steps."""
-        return run(self, a)
-
-    def __call__(self, a: Tensor) -> Tensor:
-        """The last iterate, with the gradient of the unrolled loop."""
-        return last(self.iterates, a, self.traits)
-
-    def solve(self, a: Tensor) -> PinvResult:
-        """The best iterate with its status."""
-        return judge(self.iterates, working(a), self.traits)
 
     def cost(self, m: int, batch: int = 1) -> Cost:
         """The products of the steps, and the scaling's."""

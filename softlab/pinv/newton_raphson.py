@@ -9,13 +9,14 @@ from torch import Tensor
 
 from softlab import checks
 from softlab.core import Cost, value
+from softlab.pinv.iteration import Unrolled
 from softlab.pinv.polynomial import ResidualPolynomial
 from softlab.pinv.scalings import NormProduct, Scaling
-from softlab.pinv.solver import PinvResult, SolverTraits, judge, last, run, working
+from softlab.pinv.solver import SolverTraits
 
 
 @value
-class NewtonRaphson:
+class NewtonRaphson(Unrolled):
     """X <- 2 X - X A X, order 2, two products a step.
 
     ``steps``: number of iterations, at least 1; SOFT uses 20. ``scaling``: the initial guess,
@@ -43,18 +44,6 @@ class NewtonRaphson:
     def begin(self, a: Tensor) -> tuple[Tensor, Iterator[ResidualPolynomial]]:
         """The scaling's guess, and X (I + R), ``steps`` times."""
         return self.scaling(a), itertools.repeat(ResidualPolynomial((1.0, 1.0)), self.steps)
-
-    def iterates(self, a: Tensor) -> Iterator[Tensor]:
-        """X0, X1, ..., X_steps."""
-        return run(self, a)
-
-    def __call__(self, a: Tensor) -> Tensor:
-        """The last iterate, with the gradient of the unrolled loop."""
-        return last(self.iterates, a, self.traits)
-
-    def solve(self, a: Tensor) -> PinvResult:
-        """The best iterate with its status."""
-        return judge(self.iterates, working(a), self.traits)
 
     def cost(self, m: int, batch: int = 1) -> Cost:
         """Two products a step, and the scaling's."""

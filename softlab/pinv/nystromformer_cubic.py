@@ -9,13 +9,14 @@ from torch import Tensor
 
 from softlab import checks
 from softlab.core import Cost, value
+from softlab.pinv.iteration import Unrolled
 from softlab.pinv.polynomial import ResidualPolynomial
 from softlab.pinv.scalings import NormProduct, Scaling
-from softlab.pinv.solver import PinvResult, SolverTraits, judge, last, run, working
+from softlab.pinv.solver import SolverTraits
 
 
 @value
-class NystromformerCubic:
+class NystromformerCubic(Unrolled):
     """X <- X (13 I - A X (15 I - A X (7 I - A X))) / 4, order 3, four products a step.
 
     ``steps``: number of iterations, at least 1; Nystromformer uses 6, which rarely converge and
@@ -46,18 +47,6 @@ class NystromformerCubic:
         return self.scaling(a), itertools.repeat(
             ResidualPolynomial((1.0, 1.0, 1.0, 0.25)), self.steps
         )
-
-    def iterates(self, a: Tensor) -> Iterator[Tensor]:
-        """X0, X1, ..., X_steps."""
-        return run(self, a)
-
-    def __call__(self, a: Tensor) -> Tensor:
-        """The last iterate, with the gradient of the unrolled loop."""
-        return last(self.iterates, a, self.traits)
-
-    def solve(self, a: Tensor) -> PinvResult:
-        """The best iterate with its status."""
-        return judge(self.iterates, working(a), self.traits)
 
     def cost(self, m: int, batch: int = 1) -> Cost:
         """Four products a step, and the scaling's."""

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from softlab import checks
 from softlab.core import Cost, own_precision, value
+from softlab.pinv.judge import judge
 from softlab.pinv.polynomial import ResidualPolynomial
-from softlab.pinv.solver import PinvResult, Solver, SolverTraits, admit, deliver, judge, working
+from softlab.pinv.solver import PinvResult, Solver, SolverTraits, admit, deliver, working
 
 PRECISIONS = {
     "float32": torch.float32,

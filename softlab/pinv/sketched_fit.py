@@ -11,9 +11,10 @@ from torch import Tensor
 
 from softlab import checks
 from softlab.core import Cost, value
+from softlab.pinv.iteration import Map, Unrolled
 from softlab.pinv.polynomial import ResidualPolynomial, residual
 from softlab.pinv.scalings import NormProduct, Scaling
-from softlab.pinv.solver import Map, PinvResult, SolverTraits, judge, last, run, working
+from softlab.pinv.solver import SolverTraits
 
 LARGEST = 4.0
 """With c in [1, 4] the map r -> r^2 (1 - c + c r) sends [-1/4, 1] into itself: no step can diverge,
@@ -21,7 +22,7 @@ whatever the sketch missed."""
 
 
 @value
-class SketchedFit:
+class SketchedFit(Unrolled):
     """X <- X (I + R + c R^2), c fitted each step to the residual that is there.
 
     The next residual is R^2 (1 - c) + c R^3; c in [1, 4] minimises its norm on ``columns`` normal
@@ -57,18 +58,6 @@ class SketchedFit:
         rng = torch.Generator().manual_seed(self.seed)
         sketch = torch.randn(a.shape[-1], self.columns, generator=rng, dtype=torch.float64)
         return self.scaling(a), itertools.repeat(_Fitted(sketch.to(a)), self.steps)
-
-    def iterates(self, a: Tensor) -> Iterator[Tensor]:
-        """X0, X1, ..., X_steps."""
-        return run(self, a)
-
-    def __call__(self, a: Tensor) -> Tensor:
-        """The last iterate, with the gradient of the unrolled loop at fixed coefficients."""
-        return last(self.iterates, a, self.traits)
-
-    def solve(self, a: Tensor) -> PinvResult:
-        """The best iterate with its status."""
-        return judge(self.iterates, working(a), self.traits)
 
     def cost(self, m: int, batch: int = 1) -> Cost:
         """Three products and three thin ones a step, and the scaling's."""

@@ -1,0 +1,184 @@
+"""The one loop that judges every iteration: which iterate is best, and how the run ended."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from softlab.core import own_precision
+from softlab.pinv.solver import PinvResult, SolverTraits, Status, working
+
+
+@own_precision
+def judge(
+    iterates: Callable[[Tensor], Iterable[Tensor]],
+    a: Tensor,
+    traits: SolverTraits,
+    *,
+    tolerance: float | None = None,
+) -> PinvResult:
+    """Run ``iterates`` on ``a`` until every matrix is done; keep each one's best iterate.
+
+    ``a`` in the dtype to compute in; residuals are taken in the working precision. ``tolerance``:
+    relative residual that counts as converged; None means 10 m eps of the dtype of ``a``, at most
+    sqrt(eps). A matrix that reaches it goes on until X rests or moves more than before, since the
+    residual hardly sees the small singular values that dominate X, and is then frozen, whatever its
+    neighbours do. An iterate whose step grew again is no better than the one before it: that is how
+    null-space errors show, to which the residual is blind.
+
+    Every step is watched through one random row w each: the residual as w A X A - w A, the step as
+    w X - w X', which cost little beside the step itself. No matrix is called converged, and no
+    residual is returned, but by the whole of it.
+    """
+    with torch.no_grad():
+        return _Judge(a, traits, tolerance).verdict(iterates(a))
+
+
+MOVING = 0.1
+"""Relative steps from which X counts as moving: it is on its way, or rounding carries it off."""
+
+
+class _Judge:
+    """The state of one ``judge``: tensors (count,) over the matrices of a flattened batch."""
+
+    def __init__(self, a: Tensor, traits: SolverTraits, tolerance: float | None) -> None:
+        self.lead, m = a.shape[:-2], a.shape[-1]
+        self.a = working(a).reshape(-1, m, m)
+        self.traits = traits
+        # The arithmetic of the iterates, which residuals are taken above.
+        self.eps = eps = torch.finfo(a.dtype).eps
+        self.tolerance = min(10 * m * eps, math.sqrt(eps)) if tolerance is None else tolerance
+        # A step this small leaves an error of eps behind it, the order being what it is.
+        self.at_rest = eps ** (1 / (traits.order or 1))
+        # Residuals are of A at unit scale and X scaled against it, so that no square overflows.
+        scale = _largest(self.a)
+        self.finite = scale.isfinite()
+        self.scale = torch.where(scale > 0, scale, 1)[:, None, None]
+        self.unit = self.a / self.scale
+        self.size = torch.linalg.matrix_norm(self.unit).clamp_min(torch.finfo(self.a.dtype).tiny)
+        rng = torch.Generator().manual_seed(0)
+        rows = torch.randn(2, 1, 1, m, generator=rng, dtype=torch.float64).to(self.a)
+        # One row at a time is a matrix-vector product, three times as fast as two rows at once.
+        w, self.probe = rows.expand(2, len(self.a), 1, m)
+        self.target = w @ self.unit
+        self.target_size = torch.linalg.matrix_norm(self.target).clamp_min(
+            torch.finfo(self.a.dtype).tiny
+        )
+        self.best = torch.full_like(self.a, math.nan)
+        self.least = torch.full_like(self.scale[:, 0, 0], math.inf)
+        self.calm, self.residual = self.least, self.least.clone()
+        self.steps = torch.zeros_like(self.least, dtype=torch.long)
+        self.measured = self.steps - 1
+        self.active = self.finite
+        self.met, self.settled, self.lost, self.falling = (
+            torch.zeros_like(self.finite) for _ in range(4)
+        )
+
+    def verdict(self, iterates: Iterable[Tensor]) -> PinvResult:
+        """Watch every iterate, stop when no matrix has more to gain, and say how each one ended."""
+        before, seen_before, step, residual_before = self.best, None, 0, self.least
+        for step, found in enumerate(iterates):
+            x = working(found).reshape(self.a.shape)
+            # A row is scaled here, which costs less than to scale A or X.
+            missed = ((self.target @ x) * self.scale) @ self.unit - self.target
+            residual = torch.linalg.matrix_norm(missed) / self.target_size
+            seen = (self.probe @ x) * self.scale
+            move = _moved(seen, seen_before)
+            # What products with an X of this size leave in the residual: eps |A|_F |X|_F.
+            rounding = self.eps * self.size * torch.linalg.matrix_norm(seen)
+            self._weigh(step, x, before, residual, move, rounding)
+            self.falling = residual < torch.where(move > 0.01, 1, 0.5) * residual_before
+            before, seen_before, residual_before = x, seen, residual
+            if not bool(self.active.any()):
+                break
+        self._keep(self.active & (self.steps == step), before)
+        return self._result(step, before)
+
+    def _weigh(
+        self, step: int, x: Tensor, before: Tensor, residual: Tensor, move: Tensor, rounding: Tensor
+    ) -> None:
+        """Decide for each active matrix if this iterate is its best, and if it is done."""
+        # Where X hardly moves, residuals differ by rounding, and a small fall means nothing.
+        nearer = residual < torch.where(move > 0.01, 1, 0.9) * self.least
+        nearer &= (move <= 2 * self.calm) | (residual < 0.1 * self.least)
+        # A residual within rounding tells iterates apart no more; how far they moved still does.
+        # One that rested above it, before small singular values were inverted, is no rival.
+        settled = residual <= rounding.clamp_min(self.tolerance)
+        arrived = ~self.settled & (residual <= 4 * self.least)
+        better = self.active & (settled & ((move < self.calm / 2) | arrived) | nearer & ~self.met)
+        # An iterate is copied only once a later one has turned out worse.
+        self._keep(self.active & ~better & (self.steps == step - 1), before)
+        self.least = torch.where(better, residual, self.least)
+        self.calm = torch.where(better, move, self.calm)
+        self.settled = torch.where(better, settled, self.settled)
+        self.steps = torch.where(better, step, self.steps)
+        rows = (better & ~self.met & (residual <= self.tolerance)).nonzero()[:, 0]
+        if len(rows):
+            self._measure(x, rows)
+            self.met[rows] = self.residual[rows] <= self.tolerance
+            self.measured[rows] = step
+        overflown = self.active & ~residual.isfinite()
+        # While X moves it has not arrived, whatever the residual says.
+        done = self.met & ((~better & (move < MOVING)) | (move <= self.at_rest) | (residual == 0))
+        self._keep(done & better, x)
+        self.lost |= overflown
+        self.active = self.active & ~(done | overflown)
+
+    def _residual(self, x: Tensor, rows: Tensor) -> Tensor:
+        """|A X A - A|_F / |A|_F of these matrices of the batch."""
+        every = len(rows) == len(self.a)
+        a, unit, size, x = (y if every else y[rows] for y in (self.a, self.unit, self.size, x))
+        residual: Tensor = torch.linalg.matrix_norm(torch.baddbmm(unit, a @ x, unit, beta=-1))
+        return residual / size
+
+    def _measure(self, x: Tensor, rows: Tensor) -> None:
+        self.residual[rows] = self._residual(x, rows).nan_to_num(math.inf, math.inf)
+
+    def _keep(self, which: Tensor, x: Tensor) -> None:
+        rows = which.nonzero()[:, 0]
+        if len(rows) == len(self.a):
+            self.best = x.clone()
+        elif len(rows):
+            self.best[rows] = x[rows]
+
+    def _result(self, step: int, final: Tensor) -> PinvResult:
+        m = self.a.shape[-1]
+        self._measure(self.best, (self.measured != self.steps).nonzero()[:, 0])
+        residual = self.residual
+        status = torch.full_like(self.steps, Status.STAGNATED)
+        if step:
+            # |A| |X| eps is what the products A X A leave behind; above it a residual can fall.
+            rounding = self.tolerance * m * self.scale[:, 0, 0] * _largest(self.best)
+            resting = (residual > rounding) & (residual < 1)
+            status = torch.where(self.falling | resting, Status.OUT_OF_STEPS, status)
+        # What the last iterate is worth, where it is not the best.
+        doubt = ~self.lost & (residual > self.tolerance)
+        self.lost |= doubt & (self.steps == step) & (residual > 1 + math.sqrt(self.eps))
+        rows = (doubt & (self.steps != step)).nonzero()[:, 0]
+        if len(rows):
+            self.lost[rows] = ~(self._residual(final, rows) <= 1 + math.sqrt(self.eps))
+        status = torch.where(self.lost, Status.DIVERGED if step else Status.NON_FINITE, status)
+        moving = (self.calm >= MOVING) & (residual > 0) if step else torch.zeros_like(self.lost)
+        near = residual <= self.tolerance
+        status = torch.where(near & moving, Status.OUT_OF_STEPS, status)
+        status = torch.where(near & ~moving, Status.CONVERGED, status)
+        status = torch.where(self.finite, status, Status.NON_FINITE)
+        fields = (status, residual, self.steps, self.steps * self.traits.products)
+        x = self.best.reshape(*self.lead, m, m)
+        return PinvResult(x, *(y.reshape(self.lead) for y in fields))
+
+
+def _moved(x: Tensor, before: Tensor | None) -> Tensor:
+    """|X - X'| / |X| in the largest entry; 0 where both are 0, and inf for the first X."""
+    size = _largest(x)
+    if before is None:
+        return torch.full_like(size, math.inf)
+    return _largest(x - before) / torch.where(size > 0, size, 1)
+
+
+def _largest(a: Tensor) -> Tensor:
+    """The largest magnitude in each matrix; NaN if an entry is."""
+    return a.abs().amax((-2, -1))

@@ -53,7 +53,8 @@ class HyperAttention:
     Numerator and denominator are unbiased, their ratio is not. The error falls as m^(-1/2), the
     slower the more unevenly the keys outside the block weigh: a heavy one that the hash did not
     bring near, as of a great norm in another direction, is missed or counted (l - K) / m times.
-    Tokens that hash alike keep their given order, so results depend on that order.
+    A small sample can so do worse than none. Tokens that hash alike keep their given order, so
+    results depend on that order.
 
     Masked keys are neither hashed into a block nor drawn. The released code differs: one sample
     serves all blocks, so that fewer than m of it, at times none, lie outside a given block, and

@@ -126,7 +126,15 @@ def test_list_names_every_part_with_its_claims():
 
     result = call("list")
     assert result.exit_code == 0
-    for name in (*operators.__all__, "SVD", "PowerEstimate", "SegmentMeans", "SORF", "Recorded", "LowRank"):
+    for name in (
+        *operators.__all__,
+        "SVD",
+        "PowerEstimate",
+        "SegmentMeans",
+        "SORF",
+        "Recorded",
+        "LowRank",
+    ):
         assert f" {name} " in result.stdout
     assert "row_stochastic" in result.stdout
     assert "order 2" in result.stdout

@@ -58,11 +58,12 @@ def cores(device: torch.device) -> Tensor:
 
 
 def bare(a: Tensor) -> Tensor:
-    """As many products as Newton's steps take, and nothing else."""
-    x = a
-    for _ in range(2 * STEPS):
-        x = torch.bmm(a, a)
-    return x
+    """The products of Newton's steps, A X and X (A X) of a start X, and nothing else."""
+    x = a / a.norm()
+    out: Tensor = x
+    for _ in range(STEPS):
+        out = torch.bmm(x, torch.bmm(a, x))
+    return out
 
 
 def plain(a: Tensor) -> Tensor:

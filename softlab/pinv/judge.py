@@ -57,17 +57,15 @@ class _Judge:
         scale = _largest(self.a)
         self.finite = scale.isfinite()
         self.scale = torch.where(scale > 0, scale, 1)[:, None, None]
-        self.unit = self.a / self.scale
-        self.size = torch.linalg.matrix_norm(self.unit).clamp_min(torch.finfo(self.a.dtype).tiny)
+        tiny = torch.finfo(self.a.dtype).tiny
         rng = torch.Generator().manual_seed(0)
         rows = torch.randn(2, 1, 1, m, generator=rng, dtype=torch.float64).to(self.a)
         # One row at a time is a matrix-vector product, three times as fast as two rows at once.
         w, self.probe = rows.expand(2, len(self.a), 1, m)
-        self.target = w @ self.unit
-        self.target_size = torch.linalg.matrix_norm(self.target).clamp_min(
-            torch.finfo(self.a.dtype).tiny
-        )
-        self.best = torch.full_like(self.a, math.nan)
+        self.target = (w @ self.a) / self.scale
+        self.size = torch.linalg.matrix_norm(self.target).clamp_min(tiny)
+        self.best = torch.empty_like(self.a)
+        self.kept = torch.zeros_like(self.finite)
         self.least = torch.full_like(self.scale[:, 0, 0], math.inf)
         self.calm, self.residual = self.least, self.least.clone()
         self.steps = torch.zeros_like(self.least, dtype=torch.long)
@@ -82,12 +80,13 @@ class _Judge:
         before, seen_before, step, residual_before = self.best, None, 0, self.least
         for step, found in enumerate(iterates):
             x = working(found).reshape(self.a.shape)
-            # A row is scaled here, which costs less than to scale A or X.
-            missed = ((self.target @ x) * self.scale) @ self.unit - self.target
-            residual = torch.linalg.matrix_norm(missed) / self.target_size
+            # X A is of unit scale, whatever A is, so only the row was scaled.
+            missed = (self.target @ x) @ self.a - self.target
+            residual = torch.linalg.matrix_norm(missed) / self.size
             seen = (self.probe @ x) * self.scale
             move = _moved(seen, seen_before)
-            # What products with an X of this size leave in the residual: eps |A|_F |X|_F.
+            # What products with an X of this size leave in the residual: eps |A|_F |X|_F, as two
+            # normal rows see the norms.
             rounding = self.eps * self.size * torch.linalg.matrix_norm(seen)
             self._weigh(step, x, before, residual, move, rounding)
             self.falling = residual < torch.where(move > 0.01, 1, 0.5) * residual_before
@@ -115,38 +114,47 @@ class _Judge:
         self.calm = torch.where(better, move, self.calm)
         self.settled = torch.where(better, settled, self.settled)
         self.steps = torch.where(better, step, self.steps)
-        rows = (better & ~self.met & (residual <= self.tolerance)).nonzero()[:, 0]
-        if len(rows):
-            self._measure(x, rows)
-            self.met[rows] = self.residual[rows] <= self.tolerance
-            self.measured[rows] = step
-        overflown = self.active & ~residual.isfinite()
+        self.met |= better & (residual <= self.tolerance)
         # While X moves it has not arrived, whatever the residual says.
-        done = self.met & ((~better & (move < MOVING)) | (move <= self.at_rest) | (residual == 0))
+        rests = (~better & (move < MOVING)) | (move <= self.at_rest) | (residual == 0)
+        done = self.active & self.met & rests
         self._keep(done & better, x)
+        rows = done.nonzero()[:, 0]
+        if len(rows):  # one row has said so; the whole must
+            self._measure(rows)
+            self.met[rows] = self.residual[rows] <= self.tolerance
+        overflown = self.active & ~residual.isfinite()
         self.lost |= overflown
-        self.active = self.active & ~(done | overflown)
+        self.active = self.active & ~((done & self.met) | overflown)
 
     def _residual(self, x: Tensor, rows: Tensor) -> Tensor:
         """|A X A - A|_F / |A|_F of these matrices of the batch."""
         every = len(rows) == len(self.a)
-        a, unit, size, x = (y if every else y[rows] for y in (self.a, self.unit, self.size, x))
-        residual: Tensor = torch.linalg.matrix_norm(torch.baddbmm(unit, a @ x, unit, beta=-1))
-        return residual / size
+        a, scale, x = (y if every else y[rows] for y in (self.a, self.scale, x))
+        unit = a / scale
+        size = torch.linalg.matrix_norm(unit).clamp_min(torch.finfo(a.dtype).tiny)
+        missed: Tensor = torch.linalg.matrix_norm(torch.baddbmm(unit, a @ x, unit, beta=-1)) / size
+        return missed
 
-    def _measure(self, x: Tensor, rows: Tensor) -> None:
-        self.residual[rows] = self._residual(x, rows).nan_to_num(math.inf, math.inf)
+    def _measure(self, rows: Tensor) -> None:
+        """Note the residual of the kept iterates of these matrices."""
+        self.residual[rows] = self._residual(self.best, rows).nan_to_num(math.inf, math.inf)
+        self.measured[rows] = self.steps[rows]
 
     def _keep(self, which: Tensor, x: Tensor) -> None:
         rows = which.nonzero()[:, 0]
         if len(rows) == len(self.a):
-            self.best = x.clone()
+            self.best.copy_(x)
         elif len(rows):
             self.best[rows] = x[rows]
+        self.kept |= which
 
     def _result(self, step: int, final: Tensor) -> PinvResult:
         m = self.a.shape[-1]
-        self._measure(self.best, (self.measured != self.steps).nonzero()[:, 0])
+        lost = ~self.kept
+        if bool(lost.any()):
+            self.best[lost] = math.nan
+        self._measure((self.measured != self.steps).nonzero()[:, 0])
         residual = self.residual
         status = torch.full_like(self.steps, Status.STAGNATED)
         if step:

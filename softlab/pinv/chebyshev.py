@@ -11,7 +11,7 @@ from softlab import checks
 from softlab.core import Cost, value, widened
 from softlab.pinv.intervals import interval_cost
 from softlab.pinv.iteration import Map, Unrolled
-from softlab.pinv.polynomial import Number, cushion, equioscillating, products
+from softlab.pinv.polynomial import cushion, equioscillation, products
 from softlab.pinv.scalings import KrylovEstimate
 from softlab.pinv.solver import SolverTraits
 
@@ -90,13 +90,7 @@ class Chebyshev(Unrolled):
             x = torch.where(some, 2 * eye / (high * (1 + ratio)), 0)
         else:
             x = (widened(a).mT / high) * (2 / (1 + ratio) / high)
-        return x.to(a.dtype), self._steps(ratio.double())
-
-    def _steps(self, ratio: Tensor) -> Iterator[Map]:
-        gap: Number = 2 * ratio / (1 + ratio)
-        for _ in range(self.steps):
-            step, gap = equioscillating(gap, self.degree)
-            yield step
+        return x.to(a.dtype), equioscillation(ratio.double(), self.degree, self.steps)
 
     def cost(self, m: int, batch: int = 1) -> Cost:
         """The products of the steps, and the estimate of the interval."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from softlab.core import own_precision
-from softlab.pinv.solver import PinvResult, SolverTraits, Status, working
+from softlab.pinv.solver import PinvResult, SolverTraits, Status, relative_residual, working
 
 
 @own_precision
@@ -53,7 +53,7 @@ class _Judge:
         self.tolerance = min(10 * m * eps, math.sqrt(eps)) if tolerance is None else tolerance
         # A step this small leaves an error of eps behind it, the order being what it is.
         self.at_rest = eps ** (1 / (traits.order or 1))
-        # Residuals are of A at unit scale and X scaled against it, so that no square overflows.
+        # Rows are brought to the scale of A X, so that no square overflows.
         scale = _largest(self.a)
         self.finite = scale.isfinite()
         self.scale = torch.where(scale > 0, scale, 1)[:, None, None]
@@ -129,13 +129,9 @@ class _Judge:
         self.active = self.active & ~((done & self.met) | overflown)
 
     def _residual(self, x: Tensor, rows: Tensor) -> Tensor:
-        """|A X A - A|_F / |A|_F of these matrices of the batch."""
+        """The relative residual of these matrices of the batch."""
         every = len(rows) == len(self.a)
-        a, scale, x = (y if every else y[rows] for y in (self.a, self.scale, x))
-        unit = a / scale
-        size = torch.linalg.matrix_norm(unit).clamp_min(torch.finfo(a.dtype).tiny)
-        missed: Tensor = torch.linalg.matrix_norm(torch.baddbmm(unit, a @ x, unit, beta=-1)) / size
-        return missed
+        return relative_residual(*(y if every else y[rows] for y in (self.a, x)))
 
     def _measure(self, rows: Tensor) -> None:
         """Note the residual of the kept iterates of these matrices."""

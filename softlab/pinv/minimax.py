@@ -9,7 +9,7 @@ from torch import Tensor
 from softlab import checks
 from softlab.core import Cost, value
 from softlab.pinv.iteration import Map, Unrolled
-from softlab.pinv.polynomial import Number, cushion, equioscillating, products
+from softlab.pinv.polynomial import cushion, equioscillation, products
 from softlab.pinv.scalings import KrylovEstimate, Scaling
 from softlab.pinv.solver import SolverTraits
 
@@ -67,13 +67,8 @@ class Minimax(Unrolled):
         """The scaling's guess moved to the middle of the interval, and the steps."""
         ratio = (MARGIN * self.condition) ** -(1.0 if self.scaling.definite else 2.0)
         ratio = max(ratio, cushion(a.dtype, a.shape[-1]))
-        return 2 / (1 + ratio) * self.scaling(a), self._steps(ratio)
-
-    def _steps(self, ratio: float) -> Iterator[Map]:
-        gap: Number = 2 * ratio / (1 + ratio)
-        for _ in range(self.steps):
-            step, gap = equioscillating(gap, self.degree)
-            yield step
+        start = 2 / (1 + ratio) * self.scaling(a)
+        return start, equioscillation(ratio, self.degree, self.steps)
 
     def cost(self, m: int, batch: int = 1) -> Cost:
         """The products of the steps, and the scaling's."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -144,6 +145,17 @@ def equioscillating(gap: Number, degree: int) -> tuple[ResidualPolynomial, Numbe
 def _chebyshev(degree: int) -> tuple[float, ...]:
     """The coefficients of T_p; converting them anew costs more than a step on a small matrix."""
     return tuple(float(x) for x in np.polynomial.chebyshev.cheb2poly([0.0] * degree + [1.0]))
+
+
+def equioscillation(ratio: Number, degree: int, steps: int) -> Iterator[ResidualPolynomial]:
+    """The steps in turn for eigenvalues in [ratio, 1] times any scale, from the middle of it.
+
+    ``ratio``: in (0, 1], a number or a float64 tensor (..., 1, 1).
+    """
+    gap: Number = 2 * ratio / (1 + ratio)
+    for _ in range(steps):
+        step, gap = equioscillating(gap, degree)
+        yield step
 
 
 def products(degree: int) -> int:

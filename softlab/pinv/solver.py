@@ -12,6 +12,7 @@ from torch import Tensor
 
 from softlab import checks
 from softlab.core import Cost, own_precision, widened
+from softlab.pinv.polynomial import added
 
 
 class Status(IntEnum):
@@ -68,7 +69,7 @@ class SolverTraits:
     """Factor by which a rounding error in the null space of A grows each step (f'(0)), in the limit
     of many steps."""
     implicit: bool = False
-    """The gradient is -X^T G X^T, which presumes full rank and convergence."""
+    """The gradient is a formula in X, which presumes convergence; the iterates have none."""
     constant_rank: bool = False
     """The gradient is right on singular input too, along matrices of its rank."""
     watched: bool = False
@@ -191,9 +192,9 @@ def deliver(x: Tensor, a: Tensor) -> Tensor:
 
 def relative_residual(a: Tensor, x: Tensor) -> Tensor:
     """|A X A - A|_F / |A|_F per matrix; 0 for a zero matrix with X = 0."""
-    # Unit-scale factors keep the norms from overflowing or vanishing at extreme scales.
+    # A at unit scale keeps the norms from overflowing or vanishing; A X has it already.
     scale = a.abs().amax((-2, -1), keepdim=True)
-    b = a / torch.where(scale > 0, scale, 1)
-    miss = torch.linalg.matrix_norm(b @ (x * torch.where(scale > 0, scale, 1)) @ b - b)
-    residual: Tensor = miss / torch.linalg.matrix_norm(b).clamp_min(torch.finfo(a.dtype).tiny)
+    unit = a / torch.where(scale > 0, scale, 1)
+    size = torch.linalg.matrix_norm(unit).clamp_min(torch.finfo(a.dtype).tiny)
+    residual: Tensor = torch.linalg.matrix_norm(added(unit, a @ x, unit, own=-1.0)) / size
     return residual

@@ -28,3 +28,17 @@ def test_make_targets_exist():
     makefile = (Path(__file__).parent.parent / "Makefile").read_text()
     for target in re.findall(r"make (report|test|check|bench)", README):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
+
+
+def test_the_table_of_traits_is_what_the_operators_claim():
+    from typer.testing import CliRunner
+
+    from softlab import operators
+    from softlab.cli import app
+
+    made = CliRunner().invoke(app, ["list", "--markdown"], env={"COLUMNS": "80"}).stdout.strip()
+    for name in operators.__all__:
+        assert f"| `{name}(" in made
+    begin, end = "<!-- softlab list --markdown -->", "<!-- end -->"
+    shown = README.partition(begin)[2].partition(end)[0].strip()
+    assert shown == made, f"put the output of softlab list --markdown between {begin} and {end}"

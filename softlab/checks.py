@@ -192,6 +192,17 @@ def positive(owner: object, **fields: Any) -> None:
             raise ValueError(msg)
 
 
+def share(owner: object, **fields: Any) -> None:
+    """Raise unless every named field is a number from 0 to 1."""
+    for name, got in fields.items():
+        if isinstance(got, bool) or not isinstance(got, (int, float)):
+            msg = f"{type(owner).__name__}.{name} is {got!r}; give a number from 0 to 1."
+            raise TypeError(msg)
+        if not 0 <= got <= 1:
+            msg = f"{type(owner).__name__}.{name} is {got}; give a number from 0 to 1."
+            raise ValueError(msg)
+
+
 def one_of(owner: object, allowed: tuple[str, ...], **fields: Any) -> None:
     """Raise unless every named field is one of the ``allowed`` words."""
     for name, got in fields.items():

@@ -12,6 +12,7 @@ from zoo import OPERATORS
 from softlab import Dims, as_matrix, core, pinv
 from softlab.landmarks import SegmentMeans
 from softlab.operators import (
+    BandLowRank,
     ColumnSample,
     GaussianAttention,
     Linformer,
@@ -259,6 +260,11 @@ FIELDS = [
     (lambda: Nystromformer(4, pinv=torch.linalg.pinv), TypeError, "Nystromformer.pinv is <"),
     (lambda: Uniform(target="softmax"), TypeError, "Uniform.target is 'softmax', which is no Ope"),
     (lambda: TruncatedSVD(3, target=Softmax), TypeError, "TruncatedSVD.target is <class"),
+    (lambda: BandLowRank(0), ValueError, "BandLowRank.window is 0; give an integer of at least"),
+    (lambda: BandLowRank(2, 4), ValueError, "BandLowRank.kernels is 4, and there are three; giv"),
+    (lambda: BandLowRank(2, blend=1.5), ValueError, "blend is 1.5; give a number from 0 to 1"),
+    (lambda: BandLowRank(2, blend="1"), TypeError, "blend is '1'; give a number from 0 to 1"),
+    (lambda: BandLowRank(2, blend=math.nan), ValueError, "blend is nan; give a number from 0"),
     (lambda: ColumnSample(0), ValueError, "ColumnSample.rank is 0; give an integer of at least"),
     (lambda: ColumnSample(3, seed=-1), ValueError, "ColumnSample.seed is -1; give an integer of"),
     (lambda: Linformer(2.5), TypeError, "Linformer.rank is 2.5; give an integer of at least 1"),

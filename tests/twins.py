@@ -275,6 +275,21 @@ def _(op: operators.Local, q, k, v):
 
 
 @head.register
+def _(op: operators.BandLowRank, q, k, v):
+    def elu(x):
+        return torch.where(x > 0, 1 + x, torch.exp(x))
+
+    maps = elu, lambda x: elu(-x), lambda x: 2 / (1 + torch.exp(-2 * x))
+    far = sum(linear_attention(phi(q), phi(k), v) for phi in maps[: op.kernels]) / op.kernels
+    n, l, near = len(q), len(k), []  # noqa: E741
+    for i in range(n):
+        p = (2 * i + 1) * l // (2 * n)
+        band = {j for j in range(l) if abs(p - j) <= op.window}
+        near.append(attend(q, k, v, i, band))
+    return op.blend * torch.cat(near) + (1 - op.blend) * far
+
+
+@head.register
 def _(op: operators.BigBird, q, k, v):
     n, l = len(q), len(k)  # noqa: E741
     shares, out = op.shares(math.ceil(n / op.block)).tolist(), []

@@ -3,6 +3,7 @@
 from softlab.features import IID, SORF, Orthogonal, QuasiMonteCarlo
 from softlab.landmarks import SegmentMeans, Strided, UniformRandom
 from softlab.operators import (
+    BandLowRank,
     BigBird,
     Clustered,
     ColumnSample,
@@ -89,6 +90,9 @@ OPERATORS = [
     Local(window=1, dilation=3, sinks=1),
     BigBird(window=1, globals=1, random=1, block=2),
     BigBird(window=1, globals=0, random=2, block=3, seed=1),
+    BandLowRank(window=2),
+    BandLowRank(window=1, kernels=3, blend=0.25),
+    BandLowRank(window=3, kernels=2, blend=1.0),
     Clustered(clusters=3, top=2),
     Clustered(clusters=2, top=0, iterations=3, seed=1),
     Skyformer(rank=4),

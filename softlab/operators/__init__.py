@@ -4,6 +4,7 @@ Each is a frozen dataclass of numbers called as ``op(q, k, v, key_mask=None)``; 
 promise is in ``softlab.core.Operator``.
 """
 
+from softlab.operators.band_low_rank import BandLowRank
 from softlab.operators.big_bird import BigBird
 from softlab.operators.clustered import Clustered
 from softlab.operators.column_sample import ColumnSample
@@ -27,6 +28,7 @@ from softlab.operators.truncated_svd import TruncatedSVD
 from softlab.operators.uniform import Uniform
 
 __all__ = [
+    "BandLowRank",
     "BigBird",
     "Clustered",
     "ColumnSample",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 
@@ -19,3 +20,8 @@ def feature_average(a: Tensor, b: Tensor, v: Tensor, key_mask: Tensor | None = N
     c = b.logsumexp(-2, keepdim=True)
     gathered = b.softmax(-2).mT @ v
     return (a + c).softmax(-1) @ gathered
+
+
+def log_elu(x: Tensor) -> Tensor:
+    """log(elu(x) + 1): log(1 + x) for x > 0, else x."""
+    return torch.where(x > 0, x.clamp_min(0).log1p(), x)

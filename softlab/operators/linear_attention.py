@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from softlab import checks
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
-from softlab.operators.feature_maps import feature_average
+from softlab.operators.feature_maps import feature_average, log_elu
 
 
 @value
@@ -50,7 +49,7 @@ class LinearAttention:
     @own_precision
     def kernel_matrix(self, q: Tensor, k: Tensor) -> Tensor:
         """Return <phi(q_i), phi(k_j)>, (..., n, l): the quadratic form, dense."""
-        phi_q, phi_k = (_log_features(widened(x)).exp() for x in (q, k))
+        phi_q, phi_k = (log_elu(widened(x)).exp() for x in (q, k))
         return (phi_q @ phi_k.mT).to(q.dtype)
 
     @own_precision
@@ -58,10 +57,5 @@ class LinearAttention:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
         q, k, v, key_mask = checks.admit(q, k, v, key_mask)
         dtype = v.dtype
-        a, b = _log_features(widened(q)), _log_features(widened(k))
+        a, b = log_elu(widened(q)), log_elu(widened(k))
         return feature_average(a, b, widened(v), key_mask).to(dtype)
-
-
-def _log_features(x: Tensor) -> Tensor:
-    """log(elu(x) + 1)."""
-    return torch.where(x > 0, x.clamp_min(0).log1p(), x)

@@ -13,6 +13,7 @@ from softlab.core import Cost, as_matrix
 from softlab.features import IID, Orthogonal
 from softlab.landmarks import SegmentMeans
 from softlab.operators import (
+    MRA,
     ColumnSample,
     GaussianAttention,
     HyperAttention,
@@ -240,6 +241,14 @@ class CountedInBlocks(HyperAttention):
         return super().kernel_matrix(q, k) * torch.where(weights > 1, k.shape[-2] / 7, 1)
 
 
+@dataclass(frozen=True)
+class WholeBlocks(MRA):
+    """Counts a short block as a whole one, with zeros for the tokens that it lacks."""
+
+    def _sizes(self, tokens, blocks):
+        return self.block * (super()._sizes(tokens, blocks) > 0)
+
+
 OPERATOR_FAULTS = {
     "shape, dtype and device": [
         Faulty(Softmax(), after(lambda x: x.double())),
@@ -275,6 +284,8 @@ OPERATOR_FAULTS = {
         # Two softmaxes side by side: their sums are not shared, and a key of both counts twice.
         Faulty(Local(2, sinks=3), lambda op, q, k, v, mask: (op(q, k, v) + Local(2)(q, k, v)) / 2),
         Faulty(Local(2), lambda op, q, k, v, mask: op(2 * q, k, v)),
+        # Coarse blocks take part, so no row is the target's on what it keeps.
+        Faulty(MRA(2, 1), after(lambda x: x), {"restricted": True}),
     ],
     "batch independence": [
         Faulty(Softmax(), batch_scaled),
@@ -301,6 +312,7 @@ OPERATOR_FAULTS = {
         Faulty(TruncatedSVD(4), zeros),
         # A sample of the keys has their mean only in expectation.
         Faulty(ColumnSample(4), after(lambda x: x), {"exact_at_rank_one": True}),
+        WholeBlocks(2, 1),
     ],
     "low rank": [
         Faulty(Soft(4), silently_exact),

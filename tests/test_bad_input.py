@@ -12,6 +12,7 @@ from zoo import OPERATORS
 from softlab import Dims, as_matrix, core, pinv
 from softlab.landmarks import SegmentMeans
 from softlab.operators import (
+    MRA,
     BandLowRank,
     ColumnSample,
     GaussianAttention,
@@ -268,6 +269,8 @@ FIELDS = [
     (lambda: ColumnSample(0), ValueError, "ColumnSample.rank is 0; give an integer of at least"),
     (lambda: ColumnSample(3, seed=-1), ValueError, "ColumnSample.seed is -1; give an integer of"),
     (lambda: Linformer(2.5), TypeError, "Linformer.rank is 2.5; give an integer of at least 1"),
+    (lambda: MRA(0), ValueError, "MRA.block is 0; give an integer of at least 1"),
+    (lambda: MRA(2, sparse="yes"), TypeError, "MRA.sparse is 'yes'; give True (drop other block"),
     (lambda: RPCholesky(3, temperature=0), ValueError, "RPCholesky.temperature is 0; give a pos"),
     (lambda: RPCholesky(3, pinv="qr"), TypeError, "RPCholesky.pinv is 'qr', which is no Solver"),
     (lambda: Skyformer(3, landmarks=4), TypeError, "Skyformer.landmarks is 4, which is no Sele"),

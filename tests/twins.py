@@ -323,6 +323,38 @@ def _(op: operators.Clustered, q, k, v):
     return torch.cat(out)
 
 
+@head.register
+def _(op: operators.MRA, q, k, v):
+    b, root = op.block, q.shape[-1] ** 0.5
+    of_q, of_k = ([range(len(x))[i : i + b] for i in range(0, len(x), b)] for x in (q, k))
+    means = [torch.stack([x[list(y)].mean(0) for y in of]) for x, of in ((q, of_q), (k, of_k))]
+    mean_v = torch.stack([v[list(y)].mean(0) for y in of_k])
+    sizes = torch.tensor([len(y) for y in of_k], dtype=torch.float64).to(q.dtype)
+    T = means[0] @ means[1].mT / root
+    width = min(op.refined * b, len(k))  # a short block is filled up
+    out = []
+    for x, row in zip(of_q, T, strict=True):
+        chosen = sorted(range(len(of_k)), key=row.tolist().__getitem__, reverse=True)[: op.refined]
+        keys = [j for y in chosen for j in of_k[y]]
+        keep = torch.arange(width) < len(keys)
+        keys += [0] * (width - len(keys))
+        S = torch.where(keep, q[list(x)] @ k[keys].mT / root, -math.inf)
+        fine = torch.softmax(S, -1) @ v[keys]
+        if op.sparse:
+            out.append(fine)
+            continue
+        left = torch.ones(len(of_k), dtype=torch.bool)
+        left[chosen] = False
+        top = row[left].max().detach() if left.any() else 0
+        w = (torch.exp(row.where(left, -math.inf) - top) * sizes)[None]
+        coarse = w @ mean_v
+        if left.any():
+            share = torch.sigmoid(S.logsumexp(-1, keepdim=True) - top - w.sum().log())
+            fine = share * fine + (1 - share) * coarse / w.sum()
+        out.append(fine)
+    return torch.cat(out)
+
+
 def attend(q, k, v, i, kept):
     """Row i of softmax attention over the kept keys alone, (1, e)."""
     at = sorted(kept)

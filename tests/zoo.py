@@ -3,6 +3,7 @@
 from softlab.features import IID, SORF, Orthogonal, QuasiMonteCarlo
 from softlab.landmarks import SegmentMeans, Strided, UniformRandom
 from softlab.operators import (
+    MRA,
     BandLowRank,
     BigBird,
     Clustered,
@@ -95,6 +96,9 @@ OPERATORS = [
     BandLowRank(window=3, kernels=2, blend=1.0),
     Clustered(clusters=3, top=2),
     Clustered(clusters=2, top=0, iterations=3, seed=1),
+    MRA(block=2, refined=1),
+    MRA(block=3, refined=2),
+    MRA(block=2, refined=2, sparse=True),
     Skyformer(rank=4),
     Skyformer(rank=5, gamma=0.01, bandwidth=1.3, landmarks=Strided(), pinv=Cholesky()),
     Skyformer(rank=3, gamma=0.0, landmarks=UniformRandom(seed=1), pinv=SVD()),

@@ -14,6 +14,7 @@ from softlab.operators.hyper_attention import HyperAttention
 from softlab.operators.linear_attention import LinearAttention
 from softlab.operators.linformer import Linformer
 from softlab.operators.local import Local
+from softlab.operators.mra import MRA
 from softlab.operators.nystromformer import Nystromformer
 from softlab.operators.performer import Performer
 from softlab.operators.quantized import Quantized
@@ -28,6 +29,7 @@ from softlab.operators.truncated_svd import TruncatedSVD
 from softlab.operators.uniform import Uniform
 
 __all__ = [
+    "MRA",
     "BandLowRank",
     "BigBird",
     "Clustered",

@@ -4,34 +4,21 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
 
 from softlab import checks
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
-from softlab.landmarks.selector import take
 from softlab.operators.softmax import Softmax
-
-
-class Plan(NamedTuple):
-    """Who attends to whom, for B matrices of n queries and l keys that all take part.
-
-    ``queries`` (B, n) and ``keys`` (B, l): tokens in the order of their hashes. ``of_queries``
-    (blocks, Q) and ``of_keys`` (blocks, K + samples): which of that order belong to each block, and
-    0 where nothing does. ``real`` (blocks, Q): whether a query is there. ``log_weights`` (blocks,
-    K + samples): 0 for a key of the block, for a sampled one the logarithm of what it stands for,
-    -inf where no key is.
-    """
-
-    queries: Tensor
-    keys: Tensor
-    of_queries: Tensor
-    real: Tensor
-    of_keys: Tensor
-    log_weights: Tensor
+from softlab.operators.sort_lsh import (
+    Blocks,
+    block_average,
+    bounds,
+    gray_places,
+    over_survivors,
+    parts,
+)
 
 
 @value
@@ -110,14 +97,12 @@ class HyperAttention:
 
     def places(self, x: Tensor) -> Tensor:
         """Place (..., n) of each token's signs in the reflected Gray code, 0 to 2^bits - 1."""
-        projected = x.detach().double() @ self.hyperplanes(x.shape[-1]).to(x.device)
-        digits = (projected > 0).long().cumsum(-1) % 2
-        return (digits << torch.arange(self.bits - 1, -1, -1, device=x.device)).sum(-1)
+        return gray_places(x, self.hyperplanes(x.shape[-1]))
 
     def cost(self, dims: Dims) -> Cost:
         """Hashes, 2 (n + l) d bits, and 2 (d + e) for each query and key that meet, a matrix."""
         blocks = -(-dims.l // self.block)
-        q, k = (_bounds(size, blocks) for size in (dims.n, dims.l))
+        q, k = (bounds(size, blocks) for size in (dims.n, dims.l))
         met = 0
         for i in range(blocks):
             keys = k[i + 1] - k[i]
@@ -134,12 +119,13 @@ class HyperAttention:
         q, k, _, _ = checks.admit(q, k, k)
         lead, n, l = q.shape[:-2], q.shape[-2], k.shape[-2]  # noqa: E741
         flat_q, flat_k = (x.reshape(-1, *x.shape[-2:]) for x in (widened(q), widened(k)))
-        plan = self._plan(flat_q, flat_k)
+        plan = self._blocks(flat_q, flat_k)
         weights = flat_q.new_zeros(len(flat_q), n, l)
         matrix = torch.arange(len(flat_q), device=q.device)[:, None, None]
-        for rows, real, columns, logs in zip(*plan[2:], strict=True):
+        for b, (rows, real) in enumerate(zip(plan.of_queries, plan.real, strict=True)):
+            logs = plan.log_weights[0, b]
             counts = logs > -math.inf
-            i, j = plan.queries[:, rows[real]], plan.keys[:, columns[counts]]
+            i, j = plan.queries[:, rows[real]], plan.keys[:, b, counts]
             weights[matrix, i.unsqueeze(-1), j.unsqueeze(-2)] = logs[counts].exp().to(weights)
         kernel = self.target.kernel(q.shape[-1]).matrix(flat_q, flat_k)
         return (weights * kernel).reshape(*lead, n, l).to(q.dtype)
@@ -148,81 +134,34 @@ class HyperAttention:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
         q, k, v, key_mask = checks.admit(q, k, v, key_mask)
-        lead, dtype = q.shape[:-2], v.dtype
-        q, k, v = (widened(x).reshape(-1, *x.shape[-2:]) for x in (q, k, v))
-        if key_mask is None:
-            out = self._blockwise(q, k, v)
-        else:
-            mask = key_mask.reshape(-1, key_mask.shape[-1])
-            kept = mask.sum(-1)
-            first = (~mask).to(torch.uint8).argsort(dim=-1, stable=True)
-            out = v.new_zeros(*q.shape[:-1], v.shape[-1])
-            # Blocks are cut by the number of keys: matrices that keep as many go together.
-            for s in kept.unique().tolist():
-                at = (kept == s).nonzero().squeeze(-1)
-                survivors = first[at, :s]
-                part = self._blockwise(q[at], take(k[at], survivors), take(v[at], survivors))
-                out = out.index_copy(0, at, part)
-        return out.reshape(*lead, *out.shape[-2:]).to(dtype)
+        x, y, z = (widened(t) for t in (q, k, v))
+        return over_survivors(self._blockwise, x, y, z, key_mask).to(v.dtype)
 
     def _blockwise(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The output (B, n, e) for keys that all take part."""
-        plan = self._plan(q, k)
-        # One width, or torch's fused kernel does not run.
-        width, e = max(q.shape[-1], v.shape[-1]), v.shape[-1]
-        x, y, z = (
-            pad(take(t, order[:, parts].flatten(1)), (0, width - t.shape[-1])).reshape(
-                -1, 1, parts.shape[-1], width
-            )
-            for t, order, parts in (
-                (q, plan.queries, plan.of_queries),
-                (k, plan.keys, plan.of_keys),
-                (v, plan.keys, plan.of_keys),
-            )
-        )
-        # One softmax over the block and its sample is their merge by log-sum-exp.
-        bias = plan.log_weights.to(q.dtype).repeat(len(q), 1)[:, None, None, :]
-        met = scaled_dot_product_attention(x, y, z, attn_mask=bias, scale=q.shape[-1] ** -0.5)
-        # The r-th real row of the blocks is the query of rank r.
-        at = plan.real.flatten().nonzero().squeeze(-1)[plan.queries.argsort(dim=-1)]
-        return take(met[..., :e].reshape(len(q), -1, e), at)
+        return block_average(q, k, v, self._blocks(q, k))
 
-    def _plan(self, q: Tensor, k: Tensor) -> Plan:
+    def _blocks(self, q: Tensor, k: Tensor) -> Blocks:
         n, l, device = q.shape[-2], k.shape[-2], q.device  # noqa: E741
-        blocks = -(-l // self.block)
-        of_queries, real = _parts(_bounds(n, blocks))
-        bounds = _bounds(l, blocks)
-        inside, counts = _parts(bounds)
-        logs = torch.zeros(inside.shape, dtype=torch.float64).masked_fill(~counts, -math.inf)
-        sizes = [end - first for first, end in pairwise(bounds)]
+        count = -(-l // self.block)
+        of_queries, real = parts(bounds(n, count))
+        cuts = bounds(l, count)
+        inside, there = parts(cuts)
+        logs = torch.zeros(inside.shape, dtype=torch.float64).masked_fill(~there, -math.inf)
+        sizes = [end - first for first, end in pairwise(cuts)]
         # Sizes differ by one at most: two draws, the shorter filled up.
         drawn = {size: self.offsets(l - size) for size in set(sizes)}
         width = max(len(of) for of in drawn.values())
-        sample = torch.zeros(blocks, width, dtype=torch.long)
-        sample_logs = torch.full((blocks, width), -math.inf, dtype=torch.float64)
+        sample = torch.zeros(count, width, dtype=torch.long)
+        sample_logs = torch.full((count, width), -math.inf, dtype=torch.float64)
         for i, size in enumerate(sizes):
             m = len(drawn[size])
-            sample[i, :m] = (bounds[i + 1] + drawn[size]) % l
+            sample[i, :m] = (cuts[i + 1] + drawn[size]) % l
             sample_logs[i, :m] = math.log((l - size) / m) if m else 0
-        return Plan(
+        of_keys = torch.cat((inside, sample), -1).to(device)
+        return Blocks(
             self.places(q).argsort(dim=-1, stable=True),
-            self.places(k).argsort(dim=-1, stable=True),
             of_queries.to(device),
             real.to(device),
-            torch.cat((inside, sample), -1).to(device),
-            torch.cat((logs, sample_logs), -1).to(device),
+            self.places(k).argsort(dim=-1, stable=True)[:, of_keys],
+            torch.cat((logs, sample_logs), -1).unsqueeze(0).to(device),
         )
-
-
-def _bounds(size: int, blocks: int) -> list[int]:
-    """Where even parts begin, and the end: position r belongs to part r blocks // size."""
-    return [-(-i * size // blocks) for i in range(blocks + 1)]
-
-
-def _parts(bounds: list[int]) -> tuple[Tensor, Tensor]:
-    """Positions (blocks, width) of the parts, 0 behind the end of a short one; and which count."""
-    first, end = torch.tensor(bounds[:-1]), torch.tensor(bounds[1:])
-    width = int((end - first).max())
-    at = first[:, None] + torch.arange(width)
-    real = at < end[:, None]
-    return at.where(real, 0), real

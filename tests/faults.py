@@ -22,6 +22,7 @@ from softlab.operators import (
     Nystromformer,
     Performer,
     RandomFourier,
+    Reformer,
     Skyformer,
     Soft,
     Softmax,
@@ -286,6 +287,11 @@ OPERATOR_FAULTS = {
         Faulty(Local(2), lambda op, q, k, v, mask: op(2 * q, k, v)),
         # Coarse blocks take part, so no row is the target's on what it keeps.
         Faulty(MRA(2, 1), after(lambda x: x), {"restricted": True}),
+        # Rounds of hashing side by side: a key of both counts twice.
+        Faulty(
+            Reformer(2, 4, 1),
+            lambda op, q, k, v, mask: (op(q, k, v) + Reformer(2, 4, 1, seed=1)(q, k, v)) / 2,
+        ),
     ],
     "batch independence": [
         Faulty(Softmax(), batch_scaled),

@@ -18,6 +18,7 @@ from softlab.operators import (
     GaussianAttention,
     Linformer,
     Nystromformer,
+    Reformer,
     RPCholesky,
     Skyformer,
     Soft,
@@ -274,6 +275,8 @@ FIELDS = [
     (lambda: RPCholesky(3, temperature=0), ValueError, "RPCholesky.temperature is 0; give a pos"),
     (lambda: RPCholesky(3, pinv="qr"), TypeError, "RPCholesky.pinv is 'qr', which is no Solver"),
     (lambda: Skyformer(3, landmarks=4), TypeError, "Skyformer.landmarks is 4, which is no Sele"),
+    (lambda: Reformer(buckets=5), ValueError, "Reformer.buckets is 5, and every direction has an"),
+    (lambda: Reformer(chunk=0), ValueError, "Reformer.chunk is 0; give an integer of at least 1"),
     (lambda: Dims(0, 1, 1, 1, 1), ValueError, "Dims.batch is 0; give an integer of at least 1"),
     (lambda: Dims(1, 1, 1, 1.5, 1), ValueError, "Dims.d is 1.5; give an integer of at least 1"),
 ]

@@ -355,6 +355,34 @@ def _(op: operators.MRA, q, k, v):
     return torch.cat(out)
 
 
+@head.register
+def _(op: operators.Reformer, q, k, v):
+    n, l, parts = len(q), len(k), math.ceil(len(k) / op.chunk)  # noqa: E741
+
+    def hashed(x, R):
+        turned = (x.double() @ R).tolist()
+        both = [row + [-y for y in row] for row in turned]
+        return [max(range(len(row)), key=row.__getitem__) if row else 0 for row in both]
+
+    met = [[] for _ in range(n)]  # pairs: a key, and whether it counts
+    for R in op.rotations(q.shape[-1]):
+        of_q, of_k = hashed(q, R), hashed(k, R)
+        in_order = [sorted(range(len(of)), key=of.__getitem__) for of in (of_q, of_k)]
+        for rank, i in enumerate(in_order[0]):
+            part = rank * parts // n
+            near = [j for r, j in enumerate(in_order[1]) if r * parts // l in (part - 1, part)]
+            alike = {j for j in near if of_k[j] == of_q[i]} or {*near}
+            met[i] += [(j, j in alike) for j in near]
+    out = []
+    for i in range(n):
+        N = [met[i].count((j, True)) for j in range(l)]  # in how many rounds
+        keys = [j for j, _ in met[i]]
+        logs = [-math.log(N[j]) if counts else -math.inf for j, counts in met[i]]
+        scores = q[i : i + 1] @ k[keys].mT / q.shape[-1] ** 0.5
+        out.append(torch.softmax(scores + torch.tensor(logs, dtype=q.dtype), -1) @ v[keys])
+    return torch.cat(out)
+
+
 def attend(q, k, v, i, kept):
     """Row i of softmax attention over the kept keys alone, (1, e)."""
     at = sorted(kept)

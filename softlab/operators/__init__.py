@@ -19,6 +19,7 @@ from softlab.operators.nystromformer import Nystromformer
 from softlab.operators.performer import Performer
 from softlab.operators.quantized import Quantized
 from softlab.operators.random_fourier import RandomFourier
+from softlab.operators.reformer import Reformer
 from softlab.operators.rp_cholesky import RPCholesky
 from softlab.operators.skyformer import Skyformer
 from softlab.operators.soft import Soft
@@ -45,6 +46,7 @@ __all__ = [
     "Quantized",
     "RPCholesky",
     "RandomFourier",
+    "Reformer",
     "Skyformer",
     "Soft",
     "Softmax",

@@ -1,4 +1,5 @@
-# Everything runs in a virtual environment of its own: make report, make test, make check, make bench.
+# Everything runs in a virtual environment of its own: make report, make test, make fidelity,
+# make check, make bench.
 # To use a torch that the system has (a CUDA build, say):
 #   make report VENV_FLAGS=--system-site-packages CONSTRAINTS=/dev/null
 
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 STUDIES := rank convergence gradients training precision
 
-.PHONY: report test check format bench clean
+.PHONY: report test fidelity check format bench clean
 
 report: $(READY)  ## every study, on real activations, and the PDF of them all
 	$(BIN)/softlab run $(STUDIES:%=studies/%.py) --threads 1 --out $(OUT)
@@ -19,6 +20,10 @@ report: $(READY)  ## every study, on real activations, and the PDF of them all
 
 test: $(READY)  ## the whole suite, warnings as errors
 	$(BIN)/python -m pytest -n 2
+
+fidelity: $(READY)  ## our operators beside published packages, on the same weights
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[fidelity]'
+	$(BIN)/python -m pytest tests/fidelity -rs
 
 check: $(READY)  ## format, lint, types, import layers
 	$(BIN)/ruff format --check .

@@ -1,6 +1,7 @@
 """What the README shows, runs."""
 
 import re
+import tomllib
 from pathlib import Path
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -26,7 +27,7 @@ def test_commands_exist():
 
 def test_make_targets_exist():
     makefile = (Path(__file__).parent.parent / "Makefile").read_text()
-    for target in re.findall(r"make (report|test|check|bench)", README):
+    for target in re.findall(r"make (report|test|fidelity|check|bench)", README):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
 
 
@@ -42,3 +43,16 @@ def test_the_table_of_traits_is_what_the_operators_claim():
     begin, end = "<!-- softlab list --markdown -->", "<!-- end -->"
     shown = README.partition(begin)[2].partition(end)[0].strip()
     assert shown == made, f"put the output of softlab list --markdown between {begin} and {end}"
+
+
+def test_the_packages_compared_are_those_of_the_extra_at_the_versions_tested():
+    root = Path(__file__).parent.parent
+    shown = set(re.findall(r"^\| `([\w-]+)` ([\d.]+)[,| ]", README, flags=re.MULTILINE))
+    pins = dict(re.findall(r"^([\w-]+)==(\S+)$", (root / "constraints.txt").read_text(), re.MULTILINE))
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    extra = project["optional-dependencies"]["fidelity"]
+    named = {re.match(r"[\w-]+", line)[0] for line in extra if "python_version" not in line}
+    assert {(name, pins[name]) for name in named} == shown
+    code = "".join(path.read_text() for path in (root / "tests" / "fidelity").glob("test_*.py"))
+    for name in named:
+        assert f'published("{name.replace("-", "_")}' in code

@@ -34,7 +34,8 @@ class BigBird:
     B_i, |out_i - exact_i| <= (1 - c_i) max_jl |v_j - v_l|. Exact with window >= l - 1 or globals >=
     l. It fails where the mass lies on far keys: random ones catch a share of about random / l of
     it. The pattern is the same at any length; published code turns into full attention where a
-    sequence is shorter than its blocks need, and stays so (transformers, issue 20031). Cost and
+    sequence is shorter than its blocks need, and stays so (transformers, issue 20031); out of
+    training it draws no random blocks and counts the first block once more for each. Cost and
     memory are linear in n and l. Reference: Zaheer et al., Big Bird, arXiv 2007.14062, Sec. 2 (the
     internal construction), with blocks of queries but single keys.
     """

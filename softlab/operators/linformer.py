@@ -29,7 +29,9 @@ class Linformer:
     and does not commute with it. With equal scores each output is a mean of rows of F v, which is
     zero in expectation, where softmax attention returns the mean of v; only training makes more of
     it. Code that builds E for one length and takes no mask counts padding as tokens; this does not.
-    Reference: Wang et al., arXiv 2006.04768 (form and sharing).
+    The package linformer accepts a mask and ignores it. linformer-pytorch adds a bias to E k and F
+    v, which is one more token of ones, and its causal mask hides mixtures of all tokens, so that
+    the future comes through. Reference: Wang et al., arXiv 2006.04768 (form and sharing).
     """
 
     rank: int

@@ -36,8 +36,10 @@ class Local:
     1, or sinks >= l. It fails where the mass lies elsewhere: no knob but these finds it. Keys are
     sorted by their position modulo the dilation, where B_i is an interval, and blocks of queries
     take dense products with what their intervals span: no n x l matrix, and for a dilated window no
-    more work than for a dense one. Reference: Beltagy et al., Longformer, arXiv 2004.05150, Sec.
-    3.1 (window, dilation); Xiao et al., arXiv 2309.17453, Sec. 3.2 (sinks).
+    more work than for a dense one. The package local-attention gives the same with
+    ``exact_windowsize``, else keeps whole blocks; its automatic padding counts as tokens without a
+    mask, and masked keys leave gaps in its windows. Reference: Beltagy et al., Longformer, arXiv
+    2004.05150, Sec. 3.1 (window, dilation); Xiao et al., arXiv 2309.17453, Sec. 3.2 (sinks).
     """
 
     window: int

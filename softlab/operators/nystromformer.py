@@ -30,7 +30,14 @@ class Nystromformer:
     padded batch pass ``query_mask`` as well, or the padding's queries count. The paper's skip
     connection, a depthwise convolution of v with learnt weights, is ``convolution`` at the call: a
     layer's part and no part of the approximation, so that traits, target and cost are those of a
-    call without it. Reference: arXiv 2102.03902, Eq. 9-13, Alg. 1, and its skip connection of V.
+    call without it.
+
+    Packages differ. nystrom-attention and transformers start the inverse from one scale for the
+    whole batch; ``NystromformerCubic(6, PublishedNystromformer())`` gives their numbers, with n a
+    multiple of m. Else nystrom-attention puts zeros in front, which without a mask count as tokens,
+    and masked tokens leave its segments uneven. transformers averages masked tokens into the
+    landmarks, and is exact softmax attention at as many landmarks as tokens. Reference: arXiv
+    2102.03902, Eq. 9-13, Alg. 1, and its skip connection of V.
     """
 
     rank: int

@@ -48,7 +48,9 @@ def test_the_table_of_traits_is_what_the_operators_claim():
 def test_the_packages_compared_are_those_of_the_extra_at_the_versions_tested():
     root = Path(__file__).parent.parent
     shown = set(re.findall(r"^\| `([\w-]+)` ([\d.]+)[,| ]", README, flags=re.MULTILINE))
-    pins = dict(re.findall(r"^([\w-]+)==(\S+)$", (root / "constraints.txt").read_text(), re.MULTILINE))
+    pins = dict(
+        re.findall(r"^([\w-]+)==(\S+)$", (root / "constraints.txt").read_text(), re.MULTILINE)
+    )
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     extra = project["optional-dependencies"]["fidelity"]
     named = {re.match(r"[\w-]+", line)[0] for line in extra if "python_version" not in line}

@@ -120,6 +120,24 @@ def rank_fits(rank: int, available: int, what: str) -> None:
         raise ValueError(msg)
 
 
+def query_at_every_key(q: Tensor, k: Tensor) -> None:
+    """Raise ``ValueError`` unless there are as many queries as keys, as a causal form needs."""
+    if q.shape[-2] != k.shape[-2]:
+        msg = (
+            f"a causal form needs a query at every key, got {q.shape[-2]} queries and "
+            f"{k.shape[-2]} keys. Pass the whole sequence, or use causal=False."
+        )
+        raise ValueError(msg)
+
+
+def flag(owner: object, **fields: Any) -> None:
+    """Raise ``TypeError`` unless every named field is True or False."""
+    for name, got in fields.items():
+        if not isinstance(got, bool):
+            msg = f"{type(owner).__name__}.{name} is {got!r}; give True or False."
+            raise TypeError(msg)
+
+
 def survivors(key_mask: Tensor | None, x: Tensor) -> int:
     """The smallest number of tokens that take part in any one matrix of the batch."""
     return x.shape[-2] if key_mask is None else int(key_mask.sum(-1).min())

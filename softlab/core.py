@@ -150,7 +150,22 @@ class Traits:
     linear_memory: bool = False
     """Working memory grows linearly in n and l: no n x l matrix is formed."""
     causal: bool = False
-    """Offers a causal form in which no output depends on a later token."""
+    """No output depends on a later token. There are as many queries as keys, token by token, and
+    masked tokens are deleted whole: their rows are zero."""
+
+    def made_causal(self) -> Traits:
+        """What is left of these claims in a causal form, which tells positions apart."""
+        return dataclasses.replace(
+            self,
+            causal=True,
+            query_equivariant=False,
+            key_invariant=False,
+            symmetric=False,
+            psd=False,
+            low_rank=False,
+            unbiased=False,
+            variance="",
+        )
 
 
 @runtime_checkable
@@ -160,7 +175,8 @@ class Operator(Protocol):
     ``op(q, k, v, key_mask=None)`` maps queries (..., n, d), keys (..., l, d) and values
     (..., l, e) to (..., n, e), in the dtype and on the device of its input. Leading dimensions
     broadcast. ``key_mask`` is boolean and broadcasts to (..., l): True keys take part, and the
-    result equals deleting the others.
+    result equals deleting the others. Causal operators ask for n = l, and delete the queries of
+    masked tokens too: their rows are zero.
     """
 
     @property

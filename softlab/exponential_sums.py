@@ -5,8 +5,8 @@ For points x (B, n, w), y (B, l, w) and values v (B, l, e)
     out_i = sum_j exp(<x_i, y_j>) v_j                                        (``fused_sum``)
     out_i = sum_j exp(<x_i, y_j>) v_j / sum_j exp(<x_i, y_j>)                (``fused_average``)
 
-in memory linear in n + l, on every device. A kernel of ``softlab.kernels`` is such a sum after a
-lift of its points.
+in memory linear in n + l, on every device. ``causal`` lets j run to i alone, where n = l. A kernel
+of ``softlab.kernels`` is such a sum after a lift of its points.
 """
 
 from __future__ import annotations
@@ -16,36 +16,42 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 
-def fused_sum(x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+def fused_sum(x: Tensor, y: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
     """``exp(x y^T) v`` through fused softmax attention with one sink key.
 
     The sink is an extra key of score 0 that carries the indicator of an extra value channel. Its
     softmax weight is 1 / (1 + sum_j exp(<x_i, y_j>)), so dividing the other channels by it undoes
     the normalisation exactly. Overflows where an exponent exceeds that of the dtype.
+
+    Causal: the sink is the first key, and a query of no use before the others lets all see it.
     """
     width = max(x.shape[-1], v.shape[-1] + 1)
     e = v.shape[-1]
     x, y = (pad(z, (0, width - z.shape[-1])) for z in (x, y))
-    y = pad(y, (0, 0, 0, 1))
+    x, y = pad(x, (0, 0, int(causal), 0)), pad(y, (0, 0, 1, 0))
     indicator = torch.zeros(width, dtype=v.dtype, device=v.device)
     indicator[e] = 1
     sink = indicator.expand(v.shape[0], 1, width)
-    v = torch.cat((pad(v, (0, width - e)), sink), dim=-2)
-    out = _attend(x, y, v)
+    v = torch.cat((sink, pad(v, (0, width - e))), dim=-2)
+    out = _attend(x, y, v, causal=causal)[:, int(causal) :]
     return out[..., :e] / out[..., e : e + 1]
 
 
-def fused_average(x: Tensor, y: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+def fused_average(
+    x: Tensor, y: Tensor, v: Tensor, key_mask: Tensor | None = None, *, causal: bool = False
+) -> Tensor:
     """Softmax average of v with scores ``x y^T``; a boolean mask (B, l) drops keys."""
     width = max(x.shape[-1], v.shape[-1])
     e = v.shape[-1]
     x, y, v = (pad(z, (0, width - z.shape[-1])) for z in (x, y, v))
-    return _attend(x, y, v, key_mask)[..., :e]
+    return _attend(x, y, v, key_mask, causal=causal)[..., :e]
 
 
-def _attend(x: Tensor, y: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+def _attend(
+    x: Tensor, y: Tensor, v: Tensor, key_mask: Tensor | None = None, *, causal: bool
+) -> Tensor:
     # The fused kernels want four dimensions and one width; the scale is already in the points.
     mask = None if key_mask is None else key_mask[:, None, None, :]
-    return scaled_dot_product_attention(
-        x.unsqueeze(1), y.unsqueeze(1), v.unsqueeze(1), attn_mask=mask, scale=1.0
-    ).squeeze(1)
+    x, y, v = (z.unsqueeze(1) for z in (x, y, v))
+    out = scaled_dot_product_attention(x, y, v, attn_mask=mask, scale=1.0, is_causal=causal)
+    return out.squeeze(1)

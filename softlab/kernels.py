@@ -6,8 +6,10 @@ Each kernel is a positive function K(x, y) = exp(<lift(x), lift(y)>) of two poin
     apply(x, y, v)          = matrix(x, y) @ v                     -> (..., n, e)
     average(x, y, v, mask)  = diag(1 / row sums) matrix(x, y) @ v  -> (..., n, e)
 
-Leading dimensions broadcast. All three are differentiable in every argument. float16 and bfloat16
-input is computed in float32, where squared norms keep their digits, and returned as it came.
+With ``causal`` the sums run over the keys up to the query's own position: row i of the matrix ends
+at column i, and there are as many x as y. Leading dimensions broadcast. All three are
+differentiable in every argument. float16 and bfloat16 input is computed in float32, where squared
+norms keep their digits, and returned as it came.
 """
 
 from __future__ import annotations
@@ -35,18 +37,26 @@ class Kernel(Protocol):
         """All kernel values, (..., n, l)."""
         ...
 
-    def apply(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+    def apply(self, x: Tensor, y: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
         """``matrix(x, y) @ v`` in memory linear in n + l."""
         ...
 
-    def average(self, x: Tensor, y: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    def average(
+        self,
+        x: Tensor,
+        y: Tensor,
+        v: Tensor,
+        key_mask: Tensor | None = None,
+        *,
+        causal: bool = False,
+    ) -> Tensor:
         """The kernel-weighted average of v, rows summing to one, in memory linear in n + l."""
         ...
 
 
-def kernel_cost(dims: Dims, widths: int) -> Cost:
-    """Cost of one kernel matrix n x l and its product with ``widths`` columns."""
-    entries = dims.batch * dims.n * dims.l
+def kernel_cost(dims: Dims, widths: int, *, causal: bool = False) -> Cost:
+    """Cost of one kernel matrix n x l, or its lower triangle, and its product with some columns."""
+    entries = dims.batch * (dims.n * (dims.n + 1) // 2 if causal else dims.n * dims.l)
     return Cost(flops=2 * entries * (dims.d + widths), kernel_entries=entries)
 
 
@@ -84,22 +94,41 @@ class Gaussian:
         return out.reshape(*lead, *out.shape[-2:]).to(dtype)
 
     @own_precision
-    def apply(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+    def apply(self, x: Tensor, y: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
         """Return ``matrix(x, y) @ v`` without the matrix."""
-        return self._reduce(x, y, v, None, average=False)
+        return self._reduce(x, y, v, None, average=False, causal=causal)
 
     @own_precision
-    def average(self, x: Tensor, y: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    def average(
+        self,
+        x: Tensor,
+        y: Tensor,
+        v: Tensor,
+        key_mask: Tensor | None = None,
+        *,
+        causal: bool = False,
+    ) -> Tensor:
         """Return the kernel-weighted mean of v over the keys that ``key_mask`` (..., l) keeps.
 
         Computed as a softmax, so it stays exact where every kernel value underflows.
         """
-        return self._reduce(x, y, v, key_mask, average=True)
+        return self._reduce(x, y, v, key_mask, average=True, causal=causal)
 
     def _reduce(
-        self, x: Tensor, y: Tensor, v: Tensor, key_mask: Tensor | None, *, average: bool
+        self,
+        x: Tensor,
+        y: Tensor,
+        v: Tensor,
+        key_mask: Tensor | None,
+        *,
+        average: bool,
+        causal: bool,
     ) -> Tensor:
+        _one_or_other(key_mask, causal)
         x, y, v, lead, dtype = _flatten(x, y, v)
+        if causal:
+            out = self._causal(x, y, v, average=average)
+            return out.reshape(*lead, *out.shape[-2:]).to(dtype)
         mask = _flat_mask(key_mask, lead, y.shape[-2])
         x_near, y_near, radius2 = _centred(x, y)
         rough = _rough(radius2, self.bandwidth)
@@ -119,6 +148,21 @@ class Gaussian:
                     )
                     out = out.index_copy(0, at, part)
         return out.reshape(*lead, *out.shape[-2:]).to(dtype)
+
+    def _causal(self, x: Tensor, y: Tensor, v: Tensor, *, average: bool) -> Tensor:
+        """Each row takes the way that the points up to its own need, whatever comes later."""
+        near = [z - y[:, :1].detach() for z in (x, y)]
+        radius2 = torch.maximum(*(z.detach().square().sum(-1) for z in near)).cummax(-1).values
+        rough = _rough(radius2, self.bandwidth).unsqueeze(-1)
+        # No row that keeps this result sees a point that is blanked, so none can overflow here.
+        x_near, y_near = (z.masked_fill(rough, 0) for z in near) if rough.any() else near
+        how: dict[str, Any] = {"average": average, "causal": True, "bandwidth": self.bandwidth}
+        out = _by_products(x_near, y_near, v, None, **how)
+        at = rough.any(1).squeeze(-1).nonzero().squeeze(-1)
+        if not len(at):
+            return out
+        careful = _by_differences(x[at], y[at], v[at], None, **how)
+        return out.index_copy(0, at, torch.where(rough[at], careful, out[at]))
 
 
 @value
@@ -146,18 +190,27 @@ class Exponential:
         return out.reshape(*lead, *out.shape[-2:]).to(dtype)
 
     @own_precision
-    def apply(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+    def apply(self, x: Tensor, y: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
         """Return ``matrix(x, y) @ v`` without the matrix."""
         x, y, v, lead, dtype = _flatten(x, y, v)
-        out = fused_sum(self._scaled(x), y, v)
+        out = fused_sum(self._scaled(x), y, v, causal=causal)
         return out.reshape(*lead, *out.shape[-2:]).to(dtype)
 
     @own_precision
-    def average(self, x: Tensor, y: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    def average(
+        self,
+        x: Tensor,
+        y: Tensor,
+        v: Tensor,
+        key_mask: Tensor | None = None,
+        *,
+        causal: bool = False,
+    ) -> Tensor:
         """Return softmax(scale x y^T) v over the keys that ``key_mask`` (..., l) keeps."""
+        _one_or_other(key_mask, causal)
         x, y, v, lead, dtype = _flatten(x, y, v)
         mask = _flat_mask(key_mask, lead, y.shape[-2])
-        out = fused_average(self._scaled(x), y, v, mask)
+        out = fused_average(self._scaled(x), y, v, mask, causal=causal)
         return out.reshape(*lead, *out.shape[-2:]).to(dtype)
 
     def _scaled(self, x: Tensor) -> Tensor:
@@ -174,6 +227,14 @@ def _flatten(*points: Tensor) -> Any:
     dtype = points[0].dtype
     flat = [widened(z).expand(*lead, *z.shape[-2:]).reshape(-1, *z.shape[-2:]) for z in points]
     return *flat, lead, dtype
+
+
+def _one_or_other(key_mask: Tensor | None, causal: bool) -> None:
+    if causal and key_mask is not None:
+        msg = (
+            "a causal average takes no key_mask; put the masked tokens last, where none sees them."
+        )
+        raise ValueError(msg)
 
 
 def _flat_mask(key_mask: Tensor | None, lead: torch.Size, keys: int) -> Tensor | None:
@@ -210,7 +271,14 @@ def _rough(radius2: Tensor, bandwidth: float) -> Tensor:
 
 
 def _by_products(
-    x: Tensor, y: Tensor, v: Tensor, mask: Tensor | None, *, average: bool, bandwidth: float
+    x: Tensor,
+    y: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    *,
+    average: bool,
+    bandwidth: float,
+    causal: bool = False,
 ) -> Tensor:
     """Sum or average over ``exp(-|x - y|^2 / (2 bandwidth^2))`` by inner products."""
     if average:
@@ -218,31 +286,44 @@ def _by_products(
         half_y = y.square().sum(-1, keepdim=True) / 2
         # The factor exp(-|x|^2 / 2) is common to a row and cancels.
         x = torch.cat((x, torch.ones_like(x[..., :1])), -1)
-        return fused_average(x, torch.cat((y, -half_y), -1), v, mask)
-    if suits(x, y, v):
+        return fused_average(x, torch.cat((y, -half_y), -1), v, mask, causal=causal)
+    if suits(x, y, v) and not causal:
         return tiled_sum(x, y, v, bandwidth**2)
-    return lifted_sum(x, y, v, bandwidth)
+    return lifted_sum(x, y, v, bandwidth, causal=causal)
 
 
-def lifted_sum(x: Tensor, y: Tensor, v: Tensor, bandwidth: float) -> Tensor:
+def lifted_sum(
+    x: Tensor, y: Tensor, v: Tensor, bandwidth: float, *, causal: bool = False
+) -> Tensor:
     """The Gaussian sum as one of exponentials: of [x, 1, -|x|^2/2] and [y, -|y|^2/2, 1]."""
     x, y = x / bandwidth, y / bandwidth
     half_x, half_y = (z.square().sum(-1, keepdim=True) / 2 for z in (x, y))
     one_x, one_y = torch.ones_like(half_x), torch.ones_like(half_y)
-    return fused_sum(torch.cat((x, one_x, -half_x), -1), torch.cat((y, -half_y, one_y), -1), v)
+    x, y = torch.cat((x, one_x, -half_x), -1), torch.cat((y, -half_y, one_y), -1)
+    return fused_sum(x, y, v, causal=causal)
 
 
 def _by_differences(
-    x: Tensor, y: Tensor, v: Tensor, mask: Tensor | None, *, average: bool, bandwidth: float
+    x: Tensor,
+    y: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    *,
+    average: bool,
+    bandwidth: float,
+    causal: bool = False,
 ) -> Tensor:
     """The same by explicit differences, a block of rows at a time, recomputed backwards."""
     rows = max(1, CAREFUL_ENTRIES // (x.shape[0] * y.shape[1]))
-    hidden = None if mask is None else ~mask[:, None, :]
+    column = torch.arange(y.shape[1], device=y.device)
 
-    def block(z: Tensor) -> Tensor:
+    def block(z: Tensor, row: Tensor) -> Tensor:
+        hidden = None if mask is None else ~mask[:, None, :]
+        if causal:
+            hidden = column > row[:, None]
         if not average:
             out: Tensor = _GaussianMatrix.apply(z, y, bandwidth)  # type: ignore[no-untyped-call]
-            return out @ v
+            return (out if hidden is None else out.masked_fill(hidden, 0)) @ v
         distance = torch.cdist(z, y, compute_mode="donot_use_mm_for_euclid_dist") / bandwidth
         if hidden is not None:
             distance = distance.masked_fill(hidden, math.inf)
@@ -251,8 +332,8 @@ def _by_differences(
         exponents = -(distance - nearest) * (distance + nearest) / 2
         return exponents.softmax(-1) @ v
 
-    blocks = [checkpoint(block, z, use_reentrant=False) for z in torch.split(x, rows, dim=1)]
-    return torch.cat(blocks, dim=1)
+    each = zip(x.split(rows, 1), torch.arange(x.shape[1], device=x.device).split(rows), strict=True)
+    return torch.cat([checkpoint(block, *some, use_reentrant=False) for some in each], dim=1)
 
 
 class _GaussianMatrix(torch.autograd.Function):

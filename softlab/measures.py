@@ -47,8 +47,14 @@ class Reference:
 
     @cached_property
     def uniform_error(self) -> float:
-        """Relative error of the answer that is the mean of v for every query."""
-        return relative(self.v.mean(0) - self.output, self.output)
+        """Relative error of the answer that is the mean of v for every query.
+
+        Of the values up to its own where the target is causal.
+        """
+        mean = self.v.mean(0)
+        if self.target.traits.causal:
+            mean = self.v.cumsum(0) / torch.arange(1, len(self.v) + 1).to(self.v).unsqueeze(1)
+        return relative(mean - self.output, self.output)
 
     @cached_property
     def matrix(self) -> Tensor:

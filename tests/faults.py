@@ -116,6 +116,26 @@ def multiplied_mask(op, q, k, v, mask):
     return ((q @ (k * keep).mT).softmax(-1) * keep.mT) @ (v * keep)
 
 
+def causal_by_ten_thousand(op, q, k, v, mask):
+    """Hides later keys by a large negative score, which a larger one overcomes."""
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    return (scores - 1e4 * torch.ones_like(scores).triu(1)).softmax(-1) @ v
+
+
+def causal_by_shared_scale(op, q, k, v, mask):
+    """Running sums of features, whose common scale is the largest of all keys."""
+    features = (k - k.amax((-2, -1), keepdim=True)).exp()
+    state = (features.unsqueeze(-1) * v.unsqueeze(-2)).cumsum(-3)
+    weights = (q - q.amax(-1, keepdim=True)).exp().unsqueeze(-2)
+    return (weights @ state / (weights @ features.cumsum(-2).unsqueeze(-1) + 1e-9)).squeeze(-2)
+
+
+def rows_of_the_deleted(op, q, k, v, mask):
+    """Deletes keys, and still answers for the queries that stood at them."""
+    out = op(q, k, v, mask)
+    return out if mask is None else torch.where(mask.unsqueeze(-1), out, v.nan_to_num().mean())
+
+
 def unguarded_gaussian(op, q, k, v, mask):
     """Expands the square and takes the three exponentials apart."""
     kernel = (q @ k.mT).exp() * (-(q * q).sum(-1, keepdim=True) / 2).exp()
@@ -303,8 +323,24 @@ OPERATOR_FAULTS = {
         Faulty(Softmax(scale=1.0), multiplied_mask),
         Soft(4, landmarks=PaddedMeans()),
         Nystromformer(4, landmarks=PaddedMeans()),
+        Faulty(Softmax(causal=True), lambda op, q, k, v, mask: op(q, k, v)),
+        Faulty(Local(1, causal=True), rows_of_the_deleted),
     ],
     "padding is ignored": [Faulty(Softmax(scale=1.0), multiplied_mask)],
+    "causal": [
+        Faulty(Softmax(), after(lambda x: x), {"causal": True}),
+        Faulty(Softmax(causal=True), lambda op, q, k, v, mask: op(q, k, v.roll(-1, -2), mask)),
+        Faulty(Softmax(causal=True), causal_by_ten_thousand),
+        Faulty(LinearAttention(causal=True), causal_by_shared_scale),
+        Faulty(Softmax(causal=True), lambda op, q, k, v, mask: op(q, k, v - v.mean(-2, True))),
+        # Landmarks are means over later tokens too.
+        Faulty(Nystromformer(4), after(lambda x: x), {"causal": True}),
+        # Right, but for too few queries, which it pads in silence.
+        Faulty(
+            Softmax(causal=True),
+            lambda op, q, k, v, mask: op(torch.cat((q, k), -2)[..., : k.shape[-2], :], k, v, mask),
+        ),
+    ],
     "tokens far apart": [
         *(Faulty(op, zeros) for op in (Softmax(), GaussianAttention(), Soft(4), Nystromformer(4))),
         *(

@@ -18,6 +18,8 @@ from softlab.operators import (
     GaussianAttention,
     Linformer,
     Nystromformer,
+    Performer,
+    Quantized,
     Reformer,
     RPCholesky,
     Skyformer,
@@ -216,6 +218,12 @@ def test_ranks_beyond_the_tokens_are_refused(op):
     assert_refused(lambda: three(q, k, v, few), ValueError, asked)
 
 
+@pytest.mark.parametrize("op", [op for op in OPERATORS if op.traits.causal], ids=repr)
+def test_causal_forms_ask_for_a_query_at_every_key(op):
+    refusal = "a causal form needs a query at every key, got 9 queries and 11 keys", "causal=False"
+    assert_refused(lambda: op(q, k, v), ValueError, *refusal)
+
+
 @pytest.mark.parametrize("name", ["mask of the wrong length", "mask of floats"])
 def test_a_bad_query_mask_is_called_by_its_name(name):
     op = Nystromformer(rank=2)
@@ -277,6 +285,22 @@ FIELDS = [
     (lambda: Skyformer(3, landmarks=4), TypeError, "Skyformer.landmarks is 4, which is no Sele"),
     (lambda: Reformer(buckets=5), ValueError, "Reformer.buckets is 5, and every direction has an"),
     (lambda: Reformer(chunk=0), ValueError, "Reformer.chunk is 0; give an integer of at least 1"),
+    (lambda: Softmax(causal=1), TypeError, "Softmax.causal is 1; give True or False"),
+    (
+        lambda: GaussianAttention(normalization="symmetric", causal=True),
+        ValueError,
+        "whose key degrees depend on later tokens; with causal=True give 'none' or 'row'",
+    ),
+    (
+        lambda: Quantized(smoothing=True, causal=True),
+        ValueError,
+        "later ones included; with causal=True give smoothing=False",
+    ),
+    (
+        lambda: Performer(eps=1e-4, causal=True),
+        ValueError,
+        "later ones included; with causal=True give eps=0",
+    ),
     (lambda: Dims(0, 1, 1, 1, 1), ValueError, "Dims.batch is 0; give an integer of at least 1"),
     (lambda: Dims(1, 1, 1, 1.5, 1), ValueError, "Dims.d is 1.5; give an integer of at least 1"),
 ]

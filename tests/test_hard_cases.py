@@ -8,6 +8,7 @@ from twins import twin
 from zoo import OPERATORS
 
 from softlab.core import own_precision
+from softlab.laws.law import lengths
 from softlab.operators import Soft, Softmax, TruncatedSVD
 
 F64, F32 = torch.float64, torch.float32
@@ -18,7 +19,8 @@ DIFFERENTIABLE = [op for op in OPERATORS if not isinstance(op, TruncatedSVD)]
 def draw(op, *, lead=(2,), dtype=F64, d=5, e=3):
     m = getattr(op, "rank", 1)
     g = torch.Generator().manual_seed(0)
-    sizes = (m + 4, d), (m + 6, d), (m + 6, e)
+    n, l = lengths(op, m + 4, m + 6)  # noqa: E741
+    sizes = (n, d), (l, d), (l, e)
     return [torch.randn(*lead, *size, generator=g, dtype=F64).to(dtype) for size in sizes]
 
 

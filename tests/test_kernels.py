@@ -204,3 +204,37 @@ def test_bandwidths_whose_squares_do_not_fit_are_refused(bandwidth):
 def test_bandwidths_that_are_none_are_refused(bandwidth):
     with pytest.raises(ValueError, match=r"Gaussian\.bandwidth is .*give a positive finite number"):
         Gaussian(bandwidth)
+
+
+# --- causal sums -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e5], ids=["by products", "by differences"])
+@pytest.mark.parametrize("dtype", [F64, F32], ids=str)
+def test_causal_sums_are_those_of_the_lower_triangle(dtype, spread):
+    kernel = Gaussian(1.3 * spread**0.5)  # at the great spread scores lose over half of the digits
+    x, y = (normal(2, 33, 4, seed=s, dtype=dtype) for s in (0, 1))
+    # From the middle on the points are far from the first, and near each other.
+    far = (torch.arange(33) > 15).to(dtype)[:, None] * spread
+    x, y, v = x + far, y + far, normal(2, 33, 3, seed=2, dtype=dtype)
+    K = naive(kernel, x, y).tril()
+    size = torch.finfo(dtype).eps ** 0.5 * 33  # the half of the digits that products may lose
+    wanted = K @ v.double()
+    torch.testing.assert_close(
+        kernel.apply(x, y, v, causal=True).double(), wanted, rtol=0, atol=size
+    )
+    wanted = wanted / K.sum(-1, keepdim=True)
+    out = kernel.average(x, y, v, causal=True).double()
+    heavy = K.sum(-1) > 1e-3
+    torch.testing.assert_close(out[heavy], wanted[heavy], rtol=0, atol=1e3 * size)
+
+
+def test_causal_exponential_sums():
+    x, y, v = (normal(3, 21, w, seed=w) for w in (5, 5, 2))
+    kernel = Exponential()
+    K = kernel.matrix(x, y).tril()
+    torch.testing.assert_close(kernel.apply(x, y, v, causal=True), K @ v)
+    wanted = K @ v / K.sum(-1, keepdim=True)
+    torch.testing.assert_close(kernel.average(x, y, v, causal=True), wanted)
+    with pytest.raises(ValueError, match="takes no key_mask; put the masked tokens last"):
+        kernel.average(x, y, v, torch.ones(21, dtype=torch.bool), causal=True)

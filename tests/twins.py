@@ -5,6 +5,7 @@ and works in the dtype that it is given. Of softlab it imports the names that it
 for UniformRandom the drawn indices; no arithmetic.
 """
 
+import dataclasses
 import math
 from functools import singledispatch
 from itertools import product
@@ -22,8 +23,26 @@ def twin(op, q, k, v, key_mask=None):
     keep = torch.ones(k.shape[:-1], dtype=torch.bool)
     keep = keep if key_mask is None else key_mask.expand(keep.shape)
     heads = product(*map(range, lead))
-    out = [head(op, q[i], k[i][keep[i]], v[i][keep[i]]) for i in heads]
+    of_head = causal_head if op.traits.causal else kept_head
+    out = [of_head(op, q[i], k[i], v[i], keep[i]) for i in heads]
     return torch.stack(out).reshape(*lead, *out[0].shape)
+
+
+def kept_head(op, q, k, v, keep):
+    return head(op, q, k[keep], v[keep])
+
+
+def causal_head(op, q, k, v, keep):
+    """One head, masked tokens deleted whole: row by row where a row is that of its own prefix."""
+    q, k, kept = q[keep], k[keep], v[keep]
+    if isinstance(op, (*PREFIX, operators.Uniform)):
+        plain = dataclasses.replace(op, **{"causal": False} if isinstance(op, PREFIX) else {})
+        rows = [head(plain, q[i : i + 1], k[: i + 1], kept[: i + 1]) for i in range(len(q))]
+        return torch.zeros_like(v).index_put((keep,), torch.cat(rows))
+    return torch.zeros_like(v).index_put((keep,), head(op, q, k, kept))
+
+
+PREFIX = operators.Softmax, operators.GaussianAttention, operators.TopK, operators.Quantized
 
 
 @singledispatch
@@ -141,7 +160,7 @@ def _(op: operators.Performer, q, k, v):
         return (torch.exp(logs - half) + op.eps) / op.features**0.5
 
     phi_q = phi(q, lambda logs: logs.amax(-1, keepdim=True))
-    return linear_attention(phi_q, phi(k, lambda logs: logs.max()), v)
+    return linear_attention(phi_q, phi(k, lambda logs: logs.max()), v, op.causal)
 
 
 @head.register
@@ -161,10 +180,9 @@ def _(op: operators.RandomFourier, q, k, v):
         return waves if gaussian_target else torch.exp((x * x).sum(-1, keepdim=True) / 2) * waves
 
     phi_q, phi_k = phi(q), phi(k)
+    out, degree = gathered(phi_q, phi_k, v, op.target.causal)
     if gaussian_target and op.target.normalization == "none":
-        return phi_q @ (phi_k.mT @ v)
-    degree = (phi_q * phi_k.sum(0)).sum(-1, keepdim=True)
-    out = phi_q @ (phi_k.mT @ v)
+        return out
     return torch.where(degree > 0, out / torch.where(degree > 0, degree, 1), 0)
 
 
@@ -179,7 +197,7 @@ def _(op: operators.Taylor, q, k, v):
         columns += [x[:, i] * x[:, j] for i in range(d) for j in range(i)]
         return torch.stack([*columns, *(x**2 / 2**0.5).unbind(-1)], -1)
 
-    return linear_attention(phi(q), phi(k), v)
+    return linear_attention(phi(q), phi(k), v, op.causal)
 
 
 @head.register
@@ -187,7 +205,7 @@ def _(op: operators.LinearAttention, q, k, v):
     def phi(x):
         return torch.where(x > 0, 1 + x, torch.exp(x))
 
-    return linear_attention(phi(q), phi(k), v)
+    return linear_attention(phi(q), phi(k), v, op.causal)
 
 
 @head.register
@@ -198,9 +216,7 @@ def _(op: operators.CosFormer, q, k, v):
         angle = math.pi * torch.arange(len(x), dtype=x.dtype)[:, None] / (2 * longest)
         return torch.cat((x.relu() * angle.cos(), x.relu() * angle.sin()), -1)
 
-    phi_q, phi_k = phi(q), phi(k)
-    degree = (phi_q * phi_k.sum(0)).sum(-1, keepdim=True)
-    out = phi_q @ (phi_k.mT @ v)
+    out, degree = gathered(phi(q), phi(k), v, op.causal)
     return torch.where(degree > 0, out / torch.where(degree > 0, degree, 1), 0)
 
 
@@ -258,9 +274,22 @@ def _(op: operators.Quantized, q, k, v):
     return torch.softmax(Q(q) @ Q(k).mT / q.shape[-1] ** 0.5, -1) @ v
 
 
-def linear_attention(phi_q, phi_k, v):
+def linear_attention(phi_q, phi_k, v, causal=False):
     """phi(q) (phi(k)^T v), each row divided by phi(q) (phi(k)^T 1)."""
-    return phi_q @ (phi_k.mT @ v) / (phi_q * phi_k.sum(0)).sum(-1, keepdim=True)
+    out, degree = gathered(phi_q, phi_k, v, causal)
+    return out / degree
+
+
+def gathered(phi_q, phi_k, v, causal):
+    """phi(q) (phi(k)^T v) and phi(q) (phi(k)^T 1); causal, token by token, as a recurrence."""
+    if not causal:
+        return phi_q @ (phi_k.mT @ v), (phi_q * phi_k.sum(0)).sum(-1, keepdim=True)
+    state, mass, out, degree = 0, 0, [], []
+    for x, y, of_token in zip(phi_q.split(1), phi_k.split(1), v.split(1), strict=True):
+        state, mass = state + y.mT @ of_token, mass + y
+        out.append(x @ state)
+        degree.append((x * mass).sum(-1, keepdim=True))
+    return torch.cat(out), torch.cat(degree)
 
 
 @head.register
@@ -270,7 +299,8 @@ def _(op: operators.Local, q, k, v):
     for i in range(n):
         p = (2 * i + 1) * l // (2 * n)
         band = range(p - op.window * step, p + op.window * step + 1, step)
-        out.append(attend(q, k, v, i, {j for j in band if 0 <= j < l} | {*range(min(op.sinks, l))}))
+        kept = {j for j in band if 0 <= j < l} | {*range(min(op.sinks, l))}
+        out.append(attend(q, k, v, i, {j for j in kept if j <= p or not op.causal}))
     return torch.cat(out)
 
 

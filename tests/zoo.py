@@ -133,6 +133,22 @@ OPERATORS = [
     Quantized("float16"),
     Quantized("float8"),
     Quantized("int8", smoothing=True),
+    Softmax(causal=True),
+    GaussianAttention(causal=True),
+    GaussianAttention(bandwidth=1.3, normalization="row", causal=True),
+    Uniform(target=Softmax(causal=True)),
+    TopK(k=3, causal=True),
+    TopK(p=0.8, causal=True),
+    Local(window=2, causal=True),
+    Local(window=1, dilation=3, sinks=2, causal=True),
+    Performer(features=16, causal=True),
+    Performer(features=12, weights=IID(seed=1), estimator="hyperbolic", causal=True),
+    RandomFourier(features=64, target=Softmax(scale=0.3, causal=True)),
+    RandomFourier(features=16, target=GaussianAttention(causal=True)),
+    Taylor(causal=True),
+    Quantized("int8", causal=True),
+    LinearAttention(causal=True),
+    CosFormer(causal=True),
 ]
 
 SOLVERS = [

@@ -33,6 +33,7 @@ OPERATOR_LAWS: tuple[Law[Operator], ...] = (
     isolation.BATCH_INDEPENDENT,
     isolation.MASK_IS_DELETION,
     isolation.PADDING_IS_IGNORED,
+    isolation.CAUSAL,
     limits.APART,
     limits.IDENTICAL,
     limits.LOW_RANK,

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from softlab.core import Operator, as_matrix
-from softlab.laws.law import Gap, Law, largest, normal, rank_of, tolerance, uniform_int
+from softlab.laws.law import Gap, Law, largest, lengths, normal, rank_of, tolerance, uniform_int
 
 F64 = torch.float64
 
 
 def _draw(op: Operator, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of unequal odd sizes, two matrices."""
+    """Queries, keys and values of unequal odd sizes where they may be, two matrices."""
     n, l = (rank_of(op) + uniform_int(rng, 1, 9) for _ in range(2))  # noqa: E741
+    n, l = lengths(op, n, l)  # noqa: E741
     return normal(rng, 2, n, 4), normal(rng, 2, l, 4), normal(rng, 2, l, 3)
 
 
@@ -75,7 +76,8 @@ def _psd(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
 
 
 def _restricted(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
-    for n, l in ((16, 16), (9, 21), (21, 9)):  # noqa: E741
+    for sizes in ((16, 16), (9, 21), (21, 9)):
+        n, l = lengths(op, *sizes)  # noqa: E741
         q, k, v = (normal(rng, rows, 4) for rows in (n, l, l))
         exact, matrix = as_matrix(op.target, q, k), as_matrix(op, q, k)
         kept = exact * (matrix != 0)

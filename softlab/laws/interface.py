@@ -7,21 +7,18 @@ from collections.abc import Iterator
 import torch
 
 from softlab.core import Operator
-from softlab.laws.law import Gap, Law, always, normal, rank_of
+from softlab.laws.law import Gap, Law, always, lengths, normal, rank_of
 
 
 def _shape_dtype_device(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
-    m = rank_of(op)
+    n, l = lengths(op, rank_of(op) + 3, rank_of(op) + 5)  # noqa: E741
     for lead in ((), (2,), (2, 3)):
         for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-            q = normal(rng, *lead, m + 3, 4, dtype=dtype)
-            k, v = (
-                normal(rng, *lead, m + 5, 4, dtype=dtype),
-                normal(rng, *lead, m + 5, 3, dtype=dtype),
-            )
+            sizes = (n, 4), (l, 4), (l, 3)
+            q, k, v = (normal(rng, *lead, *size, dtype=dtype) for size in sizes)
             out = op(q, k, v)
             wrong = (
-                (out.shape != (*lead, m + 3, 3))
+                (out.shape != (*lead, n, 3))
                 + (out.dtype != dtype)
                 + (out.device != q.device)
                 + (not bool(out.isfinite().all()))
@@ -30,8 +27,8 @@ def _shape_dtype_device(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
 
 
 def _deterministic(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
-    m = rank_of(op)
-    q, k, v = normal(rng, 2, m + 3, 4), normal(rng, 2, m + 5, 4), normal(rng, 2, m + 5, 3)
+    n, l = lengths(op, rank_of(op) + 3, rank_of(op) + 5)  # noqa: E741
+    q, k, v = normal(rng, 2, n, 4), normal(rng, 2, l, 4), normal(rng, 2, l, 3)
     kept = [x.clone() for x in (q, k, v)]
     state = torch.get_rng_state()
     first, second = op(q, k, v), op(q, k, v)

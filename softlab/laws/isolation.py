@@ -1,4 +1,4 @@
-"""Laws of isolation: no matrix of a batch and no masked key reaches another's output."""
+"""Laws of isolation: what must not reach an output: other matrices, masked keys, later tokens."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from softlab.core import Operator
-from softlab.laws.law import Gap, Law, after_steps, always, largest, normal, rank_of, tolerance
+from softlab.laws.law import (
+    Gap,
+    Law,
+    after_steps,
+    always,
+    largest,
+    lengths,
+    normal,
+    rank_of,
+    tolerance,
+)
 from softlab.pinv import Inverting
 
 F64 = torch.float64
@@ -49,7 +59,7 @@ def _batch(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
 
 def _mask(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
     m = rank_of(op)
-    n, l = m + 5, m + 7  # noqa: E741
+    n, l = lengths(op, m + 5, m + 7)  # noqa: E741
     q, k, v = normal(rng, 2, n, 4), normal(rng, 2, l, 4), normal(rng, 2, l, 3)
     for dropped in (1, 4, 7):
         key_mask = torch.ones(2, l, dtype=torch.bool)
@@ -58,19 +68,50 @@ def _mask(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
         masked = op(q, k, v, key_mask)
         for i in range(2):
             keep = key_mask[i]
-            deleted = op(q[i], k[i][keep], v[i][keep])
+            out, queries, where = masked[i], q[i], f"{dropped} of {l} keys masked"
+            if op.traits.causal:
+                yield Gap(largest(out[~keep]), 0, f"{where}: rows of deleted tokens")
+                out, queries = out[keep], queries[keep]
+            deleted = op(queries, k[i][keep], v[i][keep])
             allowed = tolerance(F64, l, c=1000, scale=largest(deleted))
-            yield Gap(largest(masked[i] - deleted), allowed, f"{dropped} of {l} keys masked")
+            yield Gap(largest(out - deleted), allowed, where)
 
 
 def _padding(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
     m = rank_of(op)
-    q, k, v = normal(rng, m + 4, 4), normal(rng, m + 6, 4), normal(rng, m + 6, 3)
-    key_mask = torch.arange(m + 6) < m + 3
+    n, l = lengths(op, m + 4, m + 6)  # noqa: E741
+    q, k, v = normal(rng, n, 4), normal(rng, l, 4), normal(rng, l, 3)
+    key_mask = torch.arange(l) < m + 3
     clean = op(q, k, v, key_mask)
     for held in (1e6, math.inf, math.nan):
         k2, v2 = (torch.where(key_mask[:, None], x, held) for x in (k, v))
         yield Gap(largest(op(q, k2, v2, key_mask) - clean), 0, f"padding holds {held}")
+
+
+def _causal(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
+    n = rank_of(op) + 20
+    for dtype in (F64, torch.float32):
+        tokens = [normal(rng, 2, n, width, dtype=dtype) for width in (4, 4, 3)]
+        out = op(*tokens)
+        for seen in (1, 7, n - 1):
+            # Of any size: a scale that all tokens share would drown the others, or round them.
+            for size in (1.0, 1e-6, 1e3, 1e6):
+                later = [size * normal(rng, *x.shape, dtype=dtype)[:, seen:] for x in tokens]
+                changed = [
+                    torch.cat((x[:, :seen], y), 1) for x, y in zip(tokens, later, strict=True)
+                ]
+                leak = largest(op(*changed)[:, :seen] - out[:, :seen])
+                yield Gap(leak, 0, f"{dtype}, tokens from {seen} on changed to size {size:g}")
+    leaves = [x.requires_grad_() for x in tokens]
+    early = op(*leaves)[:, :7].square().sum()
+    for x in torch.autograd.grad(early, leaves, materialize_grads=True):
+        yield Gap(largest(x[:, 7:]), 0, "gradient of the first 7 rows in later tokens")
+    q, k, v = tokens
+    try:
+        op(q[:, :-1], k, v)
+    except ValueError:
+        return
+    yield Gap(1, 0, "fewer queries than keys were taken")
 
 
 BATCH_INDEPENDENT: Law[Operator] = Law(
@@ -81,7 +122,7 @@ BATCH_INDEPENDENT: Law[Operator] = Law(
 )
 MASK_IS_DELETION: Law[Operator] = Law(
     "mask is deletion",
-    "op(q, k, v, mask) = op(q, k[mask], v[mask])",
+    "op(q, k, v, mask) = op(q, k[mask], v[mask]); causal, of queries too, and their rows are zero",
     always,
     _mask,
 )
@@ -90,4 +131,10 @@ PADDING_IS_IGNORED: Law[Operator] = Law(
     "what masked keys and values hold, NaN included, changes no bit of the output",
     always,
     _padding,
+)
+CAUSAL: Law[Operator] = Law(
+    "causal",
+    "later tokens, of any size, change no bit of an output, and get no gradient from it",
+    lambda op: op.traits.causal,
+    _causal,
 )

@@ -93,6 +93,11 @@ def rank_of(op: Any) -> int:
     return int(getattr(op, "rank", 1))
 
 
+def lengths(op: Any, n: int, l: int) -> tuple[int, int]:  # noqa: E741
+    """Numbers of queries and keys to draw: n and l, or l and l where each key needs a query."""
+    return (l, l) if op.traits.causal else (n, l)
+
+
 def at_full_rank(op: Any, n: int) -> Any:
     """The same operator with the largest rank that n queries and n keys allow."""
     return dataclasses.replace(op, rank=2 * n if op.traits.lifted else n)

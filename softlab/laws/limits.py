@@ -18,6 +18,7 @@ from softlab.laws.law import (
     always,
     at_full_rank,
     largest,
+    lengths,
     normal,
     rank_of,
     steps_of,
@@ -65,8 +66,10 @@ def _apart(op: Any, rng: torch.Generator) -> Iterator[Gap]:
 
 
 def _replacement(op: Any, rng: torch.Generator) -> Iterator[Gap]:
-    q, k = normal(rng, 9, 4), normal(rng, 7, 4)
+    n, l = lengths(op, 9, 7)  # noqa: E741
+    q, k = normal(rng, n, 4), normal(rng, l, 4)
     dense = op.kernel_matrix(q, k)
+    dense = dense.tril() if op.traits.causal else dense
     mass = dense.sum(-1, keepdim=True)
     wanted = torch.where(mass > 0, dense / torch.where(mass > 0, mass, 1), 0)
     allowed = tolerance(F64, 7, scale=1)
@@ -117,7 +120,8 @@ def _target(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
 
 def _finite(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     m = rank_of(op)
-    q, k, v = normal(rng, m + 4, 4), normal(rng, m + 6, 4), normal(rng, m + 6, 3)
+    n, l = lengths(op, m + 4, m + 6)  # noqa: E741
+    q, k, v = normal(rng, n, 4), normal(rng, l, 4), normal(rng, l, 3)
     has_bandwidth = any(field.name == "bandwidth" for field in dataclasses.fields(op))
     for dtype in (F64, torch.float32):
         for exponent in range(-6, 7):
@@ -144,7 +148,8 @@ def _memory(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
 def _gradient(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     m = rank_of(op)
     # Spread tokens: an implicit gradient claims to be one only where its solver converges.
-    q, k = 2 * normal(rng, m, 3), 2 * normal(rng, m + 2, 3)
+    n, l = lengths(op, m, m + 2)  # noqa: E741
+    q, k = 2 * normal(rng, n, 3), 2 * normal(rng, l, 3)
     x = [t.requires_grad_() for t in (q, k, normal(rng, m + 2, 1))]
     for key_mask in (None, torch.arange(m + 2) != 1):
 

@@ -42,15 +42,25 @@ def rows(x: Tensor, at: Tensor) -> Tensor:
     return taken.reshape(len(x), *at.shape[1:], x.shape[-1])
 
 
-def support_sizes(low: Tensor, high: Tensor, others: Tensor, block: int) -> Tensor:
+def support_sizes(
+    low: Tensor, high: Tensor, others: Tensor, block: int, visible: Tensor | None = None
+) -> Tensor:
     """How many keys each query attends to in ``banded_average``, (..., n)."""
     of_query = others.repeat_interleave(block, -2)[..., : low.shape[-1], :]
     inside = (of_query >= low.unsqueeze(-1)) & (of_query <= high.unsqueeze(-1))
-    return high - low + 1 + ((of_query >= 0) & ~inside).sum(-1)
+    beside = (of_query >= 0) & ~inside
+    return high - low + 1 + (beside if visible is None else beside & visible).sum(-1)
 
 
 def banded_average(
-    q: Tensor, k: Tensor, v: Tensor, low: Tensor, high: Tensor, others: Tensor, block: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    low: Tensor,
+    high: Tensor,
+    others: Tensor,
+    block: int,
+    visible: Tensor | None = None,
 ) -> Tensor:
     """The average of v with weights softmax(q k^T), each row over its own few keys.
 
@@ -58,7 +68,8 @@ def banded_average(
     lie outside: no key counts twice. Arguments: q (B, n, d), scaled; k (B, l, d); v (B, l, e);
     ``low`` and ``high`` (B or 1, n), positions that do not decrease with i, low_i <= high_i;
     ``block``, the number b >= 1 of neighbouring queries that share their others; ``others``
-    (B or 1, ceil(n / b), c), distinct positions, -1 for none.
+    (B or 1, ceil(n / b), c), distinct positions, -1 for none; ``visible`` (B or 1, n, c), which of
+    them each query may see, or None for all.
 
     A block is one dense product over all keys from its first interval to its last, so the work is
     n (b + w) for intervals of w keys where n = l. As many blocks as hold about the entries of q are
@@ -73,15 +84,32 @@ def banded_average(
     reach = first + torch.arange(width, device=q.device)
     held = lead * (width + others.shape[-1]) * (block + d + e)
     step = max(1, max(HELD_ENTRIES, q.numel()) // held)
+    seen = None if visible is None else visible[:, at].unflatten(1, (blocks, block))
     parts = [
-        _average(q[:, s], k, v, low[:, s], high[:, s], reach[:, s], others[:, s])
+        _average(
+            q[:, s],
+            k,
+            v,
+            low[:, s],
+            high[:, s],
+            reach[:, s],
+            others[:, s],
+            None if seen is None else seen[:, s],
+        )
         for s in (slice(i, i + step) for i in range(0, blocks, step))
     ]
     return torch.cat(parts, 1).flatten(1, 2)[:, :n]
 
 
 def _average(
-    q: Tensor, k: Tensor, v: Tensor, low: Tensor, high: Tensor, reach: Tensor, others: Tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    low: Tensor,
+    high: Tensor,
+    reach: Tensor,
+    others: Tensor,
+    seen: Tensor | None,
 ) -> Tensor:
     """Some blocks, q (B, blocks, b, d), over the keys ``reach`` (B or 1, blocks, w) and others."""
     width = reach.shape[-1]
@@ -89,6 +117,8 @@ def _average(
     between = keys.unsqueeze(-2)
     member = (between >= low.unsqueeze(-1)) & (between <= high.unsqueeze(-1))
     member[..., width:] = ~member[..., width:] & (others >= 0).unsqueeze(-2)
+    if seen is not None:
+        member[..., width:] &= seen
     at = keys.clamp(0, k.shape[-2] - 1)
     scores = (q @ rows(k, at).mT).masked_fill(~member, -math.inf)
     return scores.softmax(-1) @ rows(v, at)

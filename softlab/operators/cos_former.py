@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from softlab import checks
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.operators.causal import Sums, by_halves, of_kept
 from softlab.operators.degrees import indicator, over
+from softlab.operators.feature_maps import feature_sums
 
 
 @value
@@ -26,13 +30,21 @@ class CosFormer:
     Fails where a query has no positive coordinate, or shares none with any key: its row of A is
     zero and so is its output. The published code clamps row sums to at least 1e-6, which also
     shrinks the output of small q and k; here the common factors of each query and of all keys
-    cancel. Reference: arXiv 2202.08791.
+    cancel. ``causal``: j runs to i, and there are as many keys as queries; masked tokens are
+    deleted, queries too. M is still the number of all tokens, the one thing that an output knows of
+    later ones. Reference: arXiv 2202.08791.
     """
+
+    causal: bool = False
+
+    def __post_init__(self) -> None:
+        checks.flag(self, causal=self.causal)
 
     @property
     def traits(self) -> Traits:
         """Exact as itself, a replacement; non-negative; rows sum to one or to zero."""
-        return Traits(exact=True, replacement=True, nonnegative=True, linear_memory=True)
+        traits = Traits(exact=True, replacement=True, nonnegative=True, linear_memory=True)
+        return traits.made_causal() if self.causal else traits
 
     @property
     def target(self) -> CosFormer:
@@ -40,7 +52,10 @@ class CosFormer:
         return self
 
     def cost(self, dims: Dims) -> Cost:
-        """Two products with 2 d features for each token; no exponential."""
+        """Two products with 2 d features for each token; no exponential.
+
+        Causal, as by the recurrence; by halves it is up to log2(n) / 2 times that.
+        """
         return Cost(flops=4 * dims.batch * (dims.n + dims.l) * dims.d * dims.e)
 
     @own_precision
@@ -56,6 +71,9 @@ class CosFormer:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
         q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        if self.causal:
+            longest = indicator(widened(v), key_mask).sum(-2, keepdim=True)
+            return of_kept(partial(_causal, longest=longest), q, k, v, key_mask)
         dtype = v.dtype
         q, k, v = widened(q).relu(), widened(k).relu(), widened(v)
         # The size of a query and of all keys cancels: divided out, nothing over- or underflows.
@@ -68,6 +86,20 @@ class CosFormer:
         phi_q, phi_k = _turned(q, at / longest), _turned(k, ordinal / longest) * kept
         degree = (phi_q * phi_k.sum(-2, keepdim=True)).sum(-1, keepdim=True)
         return over(phi_q @ (phi_k.mT @ v), degree).to(dtype)
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, longest: Tensor) -> Tensor:
+    x, y, wide = widened(q).relu(), widened(k).relu(), widened(v)
+    x = x / _positive(x.detach().amax(-1, keepdim=True))
+    at = torch.arange(q.shape[-2], device=q.device).to(x).unsqueeze(-1) / longest
+    return by_halves(_meet, (x, at), (y, at, wide)).average().to(v.dtype)
+
+
+def _meet(of_queries: Sequence[Tensor], of_keys: Sequence[Tensor]) -> Sums:
+    (x, at), (y, of_key, v) = of_queries, of_keys
+    size = _positive(y.detach().amax((-2, -1), keepdim=True))
+    log_scale = size.log().expand_as(x[..., :1])
+    return feature_sums(_turned(x, at), _turned(y / size, of_key), v, log_scale)
 
 
 def _turned(x: Tensor, share: Tensor) -> Tensor:

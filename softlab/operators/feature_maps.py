@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from softlab.operators.causal import Sums, by_halves
 
 
 def feature_average(a: Tensor, b: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
@@ -20,6 +23,32 @@ def feature_average(a: Tensor, b: Tensor, v: Tensor, key_mask: Tensor | None = N
     c = b.logsumexp(-2, keepdim=True)
     gathered = b.softmax(-2).mT @ v
     return (a + c).softmax(-1) @ gathered
+
+
+def causal_feature_average(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
+    """The same over the keys up to each query's own, n = l; finite for any finite logarithms."""
+    return by_halves(_meet_logarithms, (a,), (b, v)).average()
+
+
+def _meet_logarithms(of_queries: Sequence[Tensor], of_keys: Sequence[Tensor]) -> Sums:
+    (a,), (b, v) = of_queries, of_keys
+    # Largest features of these keys, and of each query beside them: the largest term is one.
+    top = b.detach().amax(-2, keepdim=True)
+    largest = (a.detach() + top).amax(-1, keepdim=True)
+    return feature_sums((a + top - largest).exp(), (b - top).exp(), v, largest)
+
+
+def feature_sums(x: Tensor, y: Tensor, v: Tensor, log_scale: Tensor) -> Sums:
+    """Give x y^T v and x y^T 1 for features x (..., s, m), y (..., t, m), the shorter way round.
+
+    A matrix s x t where it is smaller than the sums over keys, m x e: few tokens meet.
+    """
+    m, e = x.shape[-1], v.shape[-1]
+    if y.shape[-2] ** 2 <= m * e:
+        scores = x @ y.mT
+        return Sums(scores @ v, scores.sum(-1, keepdim=True), log_scale)
+    degree = (x * y.sum(-2, keepdim=True)).sum(-1, keepdim=True)
+    return Sums(x @ (y.mT @ v), degree, log_scale)
 
 
 def log_elu(x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from softlab import checks
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.kernels import Gaussian, kernel_cost
+from softlab.operators.causal import of_kept
 from softlab.operators.degrees import NORMALIZATIONS, indicator, rsqrt
 
 
@@ -21,7 +23,9 @@ class GaussianAttention:
     ``normalization``: ``"none"`` S; ``"row"`` D^-1 S; ``"symmetric"`` D^-1/2 S D^-1/2 with D the
     row sums. The degree of a point, query or key, is its kernel sum over the keys that take part,
     which for q = k is the row sum, and gives cross-attention and masks a meaning. Where a degree
-    underflows to zero its D^-1/2 is taken as 0.
+    underflows to zero its D^-1/2 is taken as 0. ``causal``: query i attends to the keys 0 to i, and
+    there are as many; masked tokens are deleted, queries too. Not with symmetric normalisation,
+    where the degree of a key would be another one for every query.
 
     Exact in memory linear in n and l. With untied q and k the kernel can underflow, or concentrate
     on one key: look at the row sums. Reference: arXiv 2110.11945, Eq. 4-5; symmetric
@@ -30,18 +34,26 @@ class GaussianAttention:
 
     bandwidth: float | None = None
     normalization: str = "none"
+    causal: bool = False
 
     def __post_init__(self) -> None:
         if self.bandwidth is not None:
             checks.positive(self, bandwidth=self.bandwidth)
             Gaussian(self.bandwidth)  # refuses what its square cannot carry
         checks.one_of(self, NORMALIZATIONS, normalization=self.normalization)
+        checks.flag(self, causal=self.causal)
+        if self.causal and self.normalization == "symmetric":
+            msg = (
+                "GaussianAttention.normalization is 'symmetric', whose key degrees depend on later "
+                "tokens; with causal=True give 'none' or 'row'."
+            )
+            raise ValueError(msg)
 
     @property
     def traits(self) -> Traits:
         """Exact and non-negative; symmetric and PSD unless row-normalised."""
         by_row = self.normalization == "row"
-        return Traits(
+        traits = Traits(
             exact=True,
             query_equivariant=True,
             key_invariant=True,
@@ -51,6 +63,7 @@ class GaussianAttention:
             psd=not by_row,
             linear_memory=True,
         )
+        return traits.made_causal() if self.causal else traits
 
     @property
     def target(self) -> GaussianAttention:
@@ -64,7 +77,7 @@ class GaussianAttention:
     def cost(self, dims: Dims) -> Cost:
         """2 n l (d + e) a matrix; symmetric: one more column, and the degrees of the keys."""
         if self.normalization != "symmetric":
-            return kernel_cost(dims, dims.e)
+            return kernel_cost(dims, dims.e, causal=self.causal)
         among_keys = dataclasses.replace(dims, n=dims.l)
         return kernel_cost(dims, dims.e + 1) + kernel_cost(among_keys, 1)
 
@@ -73,6 +86,9 @@ class GaussianAttention:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
         q, k, v, key_mask = checks.admit(q, k, v, key_mask)
         kernel = self.kernel(q.shape[-1])
+        if self.causal:
+            call = kernel.average if self.normalization == "row" else kernel.apply
+            return of_kept(partial(call, causal=True), q, k, v, key_mask)
         if self.normalization == "none":
             return kernel.apply(q, k, v)  # masked values are zero, so masked keys add nothing
         if self.normalization == "row":

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from softlab import checks
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
-from softlab.operators.feature_maps import feature_average, log_elu
+from softlab.operators.causal import of_kept
+from softlab.operators.feature_maps import causal_feature_average, feature_average, log_elu
 
 
 @value
@@ -15,7 +16,8 @@ class LinearAttention:
 
     phi(x) is 1 + x for x > 0 and exp(x) else: positive, so rows are positive and sum to one. It has
     no knob and targets no softmax: it is exact as itself, and a replacement. Linear in n, d and e.
-    float16 and bfloat16 are computed in float32.
+    ``causal``: j runs to i, and there are as many keys as queries; masked tokens are deleted,
+    queries too. float16 and bfloat16 are computed in float32.
 
     Scores grow at most linearly, so no row concentrates on one key as softmax's do. The published
     code adds 1e-6 to each row sum, which pulls the output to 0 where features are small; here
@@ -23,10 +25,15 @@ class LinearAttention:
     Eq. 4-7 (phi in Eq. 7).
     """
 
+    causal: bool = False
+
+    def __post_init__(self) -> None:
+        checks.flag(self, causal=self.causal)
+
     @property
     def traits(self) -> Traits:
         """Exact as itself, a replacement; row-stochastic and non-negative."""
-        return Traits(
+        traits = Traits(
             exact=True,
             replacement=True,
             query_equivariant=True,
@@ -35,6 +42,7 @@ class LinearAttention:
             nonnegative=True,
             linear_memory=True,
         )
+        return traits.made_causal() if self.causal else traits
 
     @property
     def target(self) -> LinearAttention:
@@ -42,7 +50,10 @@ class LinearAttention:
         return self
 
     def cost(self, dims: Dims) -> Cost:
-        """2 (n + l) d e a matrix, and the exponential of each coordinate."""
+        """2 (n + l) d e a matrix, and the exponential of each coordinate.
+
+        Causal, as by the recurrence; by halves it is up to log2(n) / 2 times that.
+        """
         tokens = dims.batch * (dims.n + dims.l)
         return Cost(flops=2 * tokens * dims.d * dims.e, kernel_entries=tokens * dims.d)
 
@@ -56,6 +67,11 @@ class LinearAttention:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
         q, k, v, key_mask = checks.admit(q, k, v, key_mask)
-        dtype = v.dtype
+        if self.causal:
+            return of_kept(self._causal, q, k, v, key_mask)
         a, b = log_elu(widened(q)), log_elu(widened(k))
-        return feature_average(a, b, widened(v), key_mask).to(dtype)
+        return feature_average(a, b, widened(v), key_mask).to(v.dtype)
+
+    def _causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        a, b = log_elu(widened(q)), log_elu(widened(k))
+        return causal_feature_average(a, b, widened(v)).to(v.dtype)

@@ -10,6 +10,7 @@ from torch import Tensor
 from softlab import checks
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.operators.bands import banded_average, centres, ordinals, rows, support_sizes
+from softlab.operators.causal import of_kept
 from softlab.operators.softmax import Softmax
 
 LEAST_BLOCK = 32
@@ -29,7 +30,8 @@ class Local:
     stands proportionally, at p_i = floor((2 i + 1) l / (2 n)). ``key_mask`` deletes keys: the
     others close up, and j and l count those that take part, in each matrix. So a mask that drops
     keys of a self-attention also moves its queries; cut padding from q as well where it is to keep
-    them beside their keys.
+    them beside their keys. ``causal``: B_i ends at key i, there are as many queries as keys, and
+    masked tokens are deleted with their queries, so that all close up.
 
     A row is the exact one on what it keeps: with kept mass c_i, the sum of the exact weights over
     B_i, |out_i - exact_i| <= (1 - c_i) max_jl |v_j - v_l|. Exact with dilation 1 and window >= l -
@@ -45,32 +47,42 @@ class Local:
     window: int
     dilation: int = 1
     sinks: int = 0
+    causal: bool = False
 
     def __post_init__(self) -> None:
         checks.positive_int(self, window=self.window, dilation=self.dilation)
         checks.seed(self, sinks=self.sinks)
+        checks.flag(self, causal=self.causal)
 
     @property
     def traits(self) -> Traits:
         """The target restricted to few keys, in linear memory; positions matter."""
-        return Traits(row_stochastic=True, nonnegative=True, restricted=True, linear_memory=True)
+        traits = Traits(row_stochastic=True, nonnegative=True, restricted=True, linear_memory=True)
+        return traits.made_causal() if self.causal else traits
 
     @property
     def target(self) -> Softmax:
         """Softmax attention."""
-        return Softmax()
+        return Softmax(causal=self.causal)
 
     def cost(self, dims: Dims) -> Cost:
         """2 (d + e) for each kept entry: n (2 window + 1 + sinks) of them, less at the ends."""
         keys = torch.tensor([[dims.l]])
-        low, high = self._interval(centres(dims.n, keys), keys)
-        kept = int(support_sizes(low, high, self._sinks(keys), dims.n).sum()) * dims.batch
+        at = centres(dims.n, keys)
+        low, high = self._interval(at, keys)
+        sizes = support_sizes(low, high, self._sinks(keys), dims.n, self._visible(at))
+        kept = int(sizes.sum()) * dims.batch
         return Cost(flops=2 * kept * (dims.d + dims.e), kernel_entries=kept)
 
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
         q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        if self.causal:
+            return of_kept(self._average, q, k, v, key_mask)
+        return self._average(q, k, v, key_mask)
+
+    def _average(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         lead, n, l, dtype = q.shape[:-2], q.shape[-2], k.shape[-2], v.dtype  # noqa: E741
         q, k, v = (widened(x).reshape(-1, *x.shape[-2:]) for x in (q, k, v))
         mask = None if key_mask is None else key_mask.reshape(-1, l)
@@ -88,7 +100,8 @@ class Local:
         # About as many queries as span a window of keys: half of each product is kept.
         block = min(n, max(LEAST_BLOCK, (2 * self.window + 1) * n // l))
         others = self._sinks(keys).expand(-1, -(-n // block), -1)
-        out = banded_average(q / math.sqrt(q.shape[-1]), k, v, low, high, others, block)
+        x, seen = q / math.sqrt(q.shape[-1]), self._visible(at)
+        out = banded_average(x, k, v, low, high, others, block, seen)
         if order is not None:
             out = rows(out, order.argsort(-1))
         return out.reshape(*lead, n, v.shape[-1]).to(dtype)
@@ -105,7 +118,14 @@ class Local:
         """The first and last key of each query's band, in sorted order."""
         rank, residue = self._rank(at, keys), at % self.dilation
         low = (rank - self.window).maximum(self._start(residue, keys))
-        return low, (rank + self.window).minimum(self._start(residue + 1, keys) - 1)
+        last = rank if self.causal else rank + self.window
+        return low, last.minimum(self._start(residue + 1, keys) - 1)
+
+    def _visible(self, at: Tensor) -> Tensor | None:
+        """Which sinks each query may see, (B or 1, n, sinks); None for all."""
+        if not self.causal:
+            return None
+        return torch.arange(self.sinks, device=at.device) <= at.unsqueeze(-1)
 
     def _sinks(self, keys: Tensor) -> Tensor:
         """The first keys in sorted order, (B or 1, 1, sinks); -1 where there are fewer keys."""

@@ -10,8 +10,9 @@ from torch import Tensor
 from softlab import checks
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.features import Orthogonal, Weights
+from softlab.operators.causal import of_kept
 from softlab.operators.degrees import indicator
-from softlab.operators.feature_maps import feature_average
+from softlab.operators.feature_maps import causal_feature_average, feature_average
 from softlab.operators.softmax import Softmax
 
 ESTIMATORS = ("positive", "hyperbolic")
@@ -28,8 +29,10 @@ class Performer:
 
     ``features``: their number m, at least 1; even for hyperbolic ones. ``weights``: how W is drawn;
     another seed redraws. ``estimator``: as above. ``scale``: of the scores, positive; None means
-    1/sqrt(d). ``eps``: 0, or 1e-15 to 1, see below. No n x l matrix is formed. float16 and
-    bfloat16 are computed in float32.
+    1/sqrt(d). ``eps``: 0, or 1e-15 to 1, see below. ``causal``: sums over keys run to the query's
+    own, and there are as many; masked tokens are deleted, queries too; not with eps, which is added
+    relative to the largest of all keys. No n x l matrix is formed. float16 and bfloat16 are
+    computed in float32.
 
     The stabilisers exp(-|q|^2 / 2) and of keys feature by feature cancel exactly, so nothing over-
     or underflows and rows sum to one. The kernel's estimate is unbiased, the normalised output is
@@ -54,12 +57,13 @@ class Performer:
     estimator: str = "positive"
     scale: float | None = None
     eps: float = 0.0
+    causal: bool = False
 
     def __post_init__(self) -> None:
         checks.positive_int(self, features=self.features)
         checks.is_a(self, Weights, weights=self.weights)
         checks.one_of(self, ESTIMATORS, estimator=self.estimator)
-        Softmax(self.scale)
+        Softmax(self.scale, self.causal)
         if self.estimator == "hyperbolic" and self.features % 2:
             msg = (
                 f"Performer.features is {self.features}; hyperbolic features come in pairs, so "
@@ -74,13 +78,19 @@ class Performer:
                     "beside features of 1, so give 0 or 1e-15 to 1."
                 )
                 raise ValueError(msg)
+            if self.causal:
+                msg = (
+                    f"Performer.eps is {self.eps}, relative to the largest feature of all keys, "
+                    "later ones included; with causal=True give eps=0."
+                )
+                raise ValueError(msg)
 
     @property
     def traits(self) -> Traits:
         """Row-stochastic and non-negative; unbiased before it is normalised, for normal weights."""
         unbiased = self.weights.normal and self.eps == 0
         known = "equal" if self.weights.independent else "bounded" * self.weights.orthogonal
-        return Traits(
+        traits = Traits(
             query_equivariant=True,
             key_invariant=True,
             row_stochastic=True,
@@ -90,18 +100,22 @@ class Performer:
             variance=known if unbiased else "",
             linear_memory=True,
         )
+        return traits.made_causal() if self.causal else traits
 
     @property
     def target(self) -> Softmax:
         """Softmax attention of the same scale."""
-        return Softmax(self.scale)
+        return Softmax(self.scale, self.causal)
 
     @property
     def _draws(self) -> int:
         return self.features // 2 if self.estimator == "hyperbolic" else self.features
 
     def cost(self, dims: Dims) -> Cost:
-        """Projections and two products for each token: 2 (n + l) (draws d + m e) a matrix."""
+        """Projections and two products for each token: 2 (n + l) (draws d + m e) a matrix.
+
+        Causal, as by the recurrence; by halves it is up to log2(n) / 2 times that.
+        """
         tokens = dims.batch * (dims.n + dims.l)
         return Cost(
             flops=2 * tokens * (self._draws * dims.d + self.features * dims.e),
@@ -150,6 +164,8 @@ class Performer:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
         q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        if self.causal:
+            return of_kept(self._causal, q, k, v, key_mask)
         dtype = v.dtype
         q, k, v = widened(q), widened(k), widened(v)
         (a, half_q), (b, half_k) = self._projected(q), self._projected(k)
@@ -164,3 +180,7 @@ class Performer:
         phi_k = (log_k.exp() + self.eps) * kept
         degree = (phi_q * phi_k.sum(-2, keepdim=True)).sum(-1, keepdim=True)
         return (phi_q @ (phi_k.mT @ v) / degree).to(dtype)
+
+    def _causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        (a, _), (b, half_k) = self._projected(widened(q)), self._projected(widened(k))
+        return causal_feature_average(a, b - half_k, widened(v)).to(v.dtype)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from softlab import checks
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
-from softlab.kernels import Exponential, kernel_cost
+from softlab.kernels import kernel_cost
 from softlab.operators.softmax import Softmax
 
 FORMATS = {
@@ -34,7 +34,9 @@ class Quantized:
     - ``"float8"``: as int8 with s = max|x| / 448 and rounding to float8_e4m3fn, of 3 digits.
 
     ``smoothing``: the mean of the keys that take part is taken from k first; softmax does not see
-    it, and rounding does where it is large.
+    it, and rounding does where it is large. ``causal``: query i attends to the keys 0 to i, and
+    there are as many; masked tokens are deleted, queries too; not with smoothing, whose mean later
+    keys move.
 
     A perturbation, not a saving: numbers are rounded and products then formed in the precision of
     the input (float32 at least), so that what is measured is the rounding of q and k alone. With
@@ -58,33 +60,38 @@ class Quantized:
 
     precision: str = "int8"
     smoothing: bool = False
+    causal: bool = False
 
     def __post_init__(self) -> None:
         checks.one_of(self, tuple(FORMATS), precision=self.precision)
-        smoothing: object = self.smoothing
-        if not isinstance(smoothing, bool):
-            msg = f"Quantized.smoothing is {smoothing!r}; give True or False."
-            raise TypeError(msg)
+        checks.flag(self, smoothing=self.smoothing, causal=self.causal)
+        if self.causal and self.smoothing:
+            msg = (
+                "Quantized.smoothing takes the mean of all keys from each, later ones included; "
+                "with causal=True give smoothing=False."
+            )
+            raise ValueError(msg)
 
     @property
     def traits(self) -> Traits:
         """All that softmax attention is, but exact."""
-        return Traits(
+        traits = Traits(
             query_equivariant=True,
             key_invariant=True,
             row_stochastic=True,
             nonnegative=True,
             linear_memory=True,
         )
+        return traits.made_causal() if self.causal else traits
 
     @property
     def target(self) -> Softmax:
         """Softmax attention."""
-        return Softmax()
+        return Softmax(causal=self.causal)
 
     def cost(self, dims: Dims) -> Cost:
         """That of exact attention, 2 n l (d + e) a matrix, however narrow the numbers are."""
-        return kernel_cost(dims, dims.e)
+        return kernel_cost(dims, dims.e, causal=self.causal)
 
     @own_precision
     def rounded(
@@ -129,7 +136,8 @@ class Quantized:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
         q, k, v, key_mask = checks.admit(q, k, v, key_mask)
         x, y = self._round(widened(q)), self._round(self._smoothed(widened(k), key_mask))
-        return Exponential().average(x, y, widened(v), key_mask).to(v.dtype)
+        exact = Softmax(causal=self.causal)
+        return exact(x, y, widened(v), key_mask).to(v.dtype)
 
     def _smoothed(self, k: Tensor, key_mask: Tensor | None) -> Tensor:
         if not self.smoothing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +12,9 @@ from softlab import checks
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.features import Orthogonal, Weights
 from softlab.kernels import Gaussian
+from softlab.operators.causal import Sums, by_halves, of_kept
 from softlab.operators.degrees import indicator, over
+from softlab.operators.feature_maps import feature_sums
 from softlab.operators.gaussian_attention import GaussianAttention
 from softlab.operators.softmax import Softmax
 
@@ -29,15 +32,17 @@ class RandomFourier:
       norms before; here the factors stay, so that the target is softmax for any norms.
 
     ``features``: their number m, even, for m / 2 draws. ``target``: as above; symmetric
-    normalisation is refused. ``weights``: how W is drawn. No n x l matrix is formed. float16 and
-    bfloat16 are computed in float32.
+    normalisation is refused; of a causal one the sums run over the keys up to the query's own.
+    ``weights``: how W is drawn. No n x l matrix is formed. float16 and bfloat16 are computed in
+    float32.
 
     Entries and row sums can be negative; where a row sum is not positive, or underflows, the output
     is 0, so rows need not sum to one. Near such rows the output is large and wrong, which is what
     positive features (``Performer``) are for. The relative variance of an entry,
     (1 - exp(-|x - y|^2))^2 exp(|x - y|^2) / m, is small for near points and grows exponentially
-    with their distance. Points are shifted by the mean of the keys that take part before their
-    projection: products of features do not see it, but their rounding errors do.
+    with their distance. Points are shifted by the mean of the keys that take part, or by the first
+    key in a causal form, before their projection: products of features do not see it, but their
+    rounding errors do.
 
     Reference: Rahimi and Recht, Random Features for Large-Scale Kernel Machines (2007), Alg. 1;
     arXiv 2103.02143 (RFA); arXiv 2009.14794, Lemma 2 (variance).
@@ -75,7 +80,7 @@ class RandomFourier:
         """Unbiased before it is normalised; not normalised symmetric and PSD; can be negative."""
         plain = not self._normalized
         unbiased = self.weights.normal
-        return Traits(
+        traits = Traits(
             query_equivariant=True,
             key_invariant=True,
             symmetric=plain,
@@ -85,6 +90,7 @@ class RandomFourier:
             variance="equal" if unbiased and self.weights.independent else "",
             linear_memory=True,
         )
+        return traits.made_causal() if self.target.causal else traits
 
     @property
     def _normalized(self) -> bool:
@@ -109,7 +115,10 @@ class RandomFourier:
         return self._scale(x.shape[-1]) * x.square().sum(-1, keepdim=True) / 2
 
     def cost(self, dims: Dims) -> Cost:
-        """Projections and products, (n + l) m (d + 2 e); a factor exp(|x|^2 / 2) a token."""
+        """Projections and products, (n + l) m (d + 2 e); a factor exp(|x|^2 / 2) a token.
+
+        Causal, as by the recurrence; by halves it is up to log2(n) / 2 times that.
+        """
         tokens = dims.batch * (dims.n + dims.l)
         return Cost(
             flops=tokens * self.features * (dims.d + 2 * dims.e),
@@ -138,6 +147,8 @@ class RandomFourier:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
         q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        if self.target.causal:
+            return of_kept(self._causal, q, k, v, key_mask)
         dtype = v.dtype
         q, k, v = widened(q), widened(k), widened(v)
         kept = indicator(v, key_mask)
@@ -152,3 +163,18 @@ class RandomFourier:
         weight = (half - half.detach().amax(-2, keepdim=True)).exp()
         degree = (phi_q * (weight * phi_k).sum(-2, keepdim=True)).sum(-1, keepdim=True)
         return over(phi_q @ (phi_k.mT @ (weight * v)), degree).to(dtype)
+
+    def _causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, wide = widened(q), widened(k), widened(v)
+        centre = k[..., :1, :].detach()
+        waves = self._waves(q - centre), self._waves(k - centre)
+        found = by_halves(_meet, waves[:1], (waves[1], self._half(k), wide))
+        if self._normalized:
+            return found.average().to(v.dtype)
+        return (found.values * (2 / self.features)).to(v.dtype)
+
+
+def _meet(of_queries: Sequence[Tensor], of_keys: Sequence[Tensor]) -> Sums:
+    (x,), (y, half, v) = of_queries, of_keys
+    top = half.detach().amax(-2, keepdim=True)
+    return feature_sums(x, y * (half - top).exp(), v, top.expand_as(x[..., :1]))

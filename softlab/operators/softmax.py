@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
 from softlab import checks
 from softlab.core import Cost, Dims, Traits, own_precision, value
 from softlab.kernels import Exponential, kernel_cost
+from softlab.operators.causal import of_kept
 
 
 @value
 class Softmax:
     """out = softmax(scale q k^T) v, through torch's fused attention.
 
-    ``scale``: factor of the scores, positive; None means 1/sqrt(d). Memory is linear in n and l
-    where torch's fused kernel runs (CPU, and GPU for the usual head widths). Reference: Vaswani et
-    al., arXiv 1706.03762, Eq. 1.
+    ``scale``: factor of the scores, positive; None means 1/sqrt(d). ``causal``: query i attends to
+    the keys 0 to i, and there are as many; masked tokens are deleted, queries too. Memory is linear
+    in n and l where torch's fused kernel runs (CPU, and GPU for the usual head widths). Reference:
+    Vaswani et al., arXiv 1706.03762, Eq. 1.
     """
 
     scale: float | None = None
+    causal: bool = False
 
     def __post_init__(self) -> None:
         Exponential(self.scale)
+        checks.flag(self, causal=self.causal)
 
     @property
     def traits(self) -> Traits:
         """Exact, row-stochastic, equivariant."""
-        return Traits(
+        traits = Traits(
             exact=True,
             query_equivariant=True,
             key_invariant=True,
@@ -34,6 +40,7 @@ class Softmax:
             nonnegative=True,
             linear_memory=True,
         )
+        return traits.made_causal() if self.causal else traits
 
     @property
     def target(self) -> Softmax:
@@ -45,11 +52,14 @@ class Softmax:
         return Exponential(float(d) ** -0.5 if self.scale is None else self.scale)
 
     def cost(self, dims: Dims) -> Cost:
-        """2 n l (d + e) a matrix."""
-        return kernel_cost(dims, dims.e)
+        """2 n l (d + e) a matrix; causal, n (n + 1) (d + e)."""
+        return kernel_cost(dims, dims.e, causal=self.causal)
 
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
         q, k, v, key_mask = checks.admit(q, k, v, key_mask)
-        return Exponential(self.scale).average(q, k, v, key_mask)
+        kernel = Exponential(self.scale)
+        if self.causal:
+            return of_kept(partial(kernel.average, causal=True), q, k, v, key_mask)
+        return kernel.average(q, k, v, key_mask)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +11,9 @@ from torch.utils.checkpoint import checkpoint
 
 from softlab import checks
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.operators.causal import Sums, by_halves, of_kept
 from softlab.operators.degrees import indicator, over
+from softlab.operators.feature_maps import feature_sums
 from softlab.operators.softmax import Softmax
 
 BLOCK_ENTRIES = 1 << 20
@@ -25,8 +28,9 @@ class Taylor:
     rows are positive and sum to one. With x = sqrt(scale) q, p(s) = <phi(x), phi(y)> for the
     features [1, x_i, x_i x_j (i < j), x_i^2 / sqrt(2)]: 1 + d + d (d + 1) / 2 of them, formed a
     block of tokens at a time. Based lists x_i x_j twice, 1 + d + d^2 features of the same products.
-    Cheaper than exact attention where n exceeds about d^2 / 2. float16 and bfloat16 are computed in
-    float32.
+    Cheaper than exact attention where n exceeds about d^2 / 2. ``causal``: j runs to i, and there
+    are as many keys as queries; masked tokens are deleted, queries too. float16 and bfloat16 are
+    computed in float32.
 
     The kernel is off by at most |s|^3 exp(|s|) / 6: a good approximation of softmax for |s| below
     1, and none beyond about 2, where p is flat beside the exponential and grows for negative
@@ -37,28 +41,33 @@ class Taylor:
     """
 
     scale: float | None = None
+    causal: bool = False
 
     def __post_init__(self) -> None:
-        Softmax(self.scale)
+        Softmax(self.scale, self.causal)
 
     @property
     def traits(self) -> Traits:
         """Row-stochastic and positive."""
-        return Traits(
+        traits = Traits(
             query_equivariant=True,
             key_invariant=True,
             row_stochastic=True,
             nonnegative=True,
             linear_memory=True,
         )
+        return traits.made_causal() if self.causal else traits
 
     @property
     def target(self) -> Softmax:
         """Softmax attention of the same scale."""
-        return Softmax(self.scale)
+        return Softmax(self.scale, self.causal)
 
     def cost(self, dims: Dims) -> Cost:
-        """Two products with 1 + d + d (d + 1) / 2 features for each token; no exponential."""
+        """Two products with 1 + d + d (d + 1) / 2 features for each token; no exponential.
+
+        Causal, as by the recurrence; by halves it is up to log2(n) / 2 times that.
+        """
         features = 1 + dims.d + dims.d * (dims.d + 1) // 2
         return Cost(flops=2 * dims.batch * (dims.n + dims.l) * features * dims.e)
 
@@ -72,14 +81,15 @@ class Taylor:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
         q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        if self.causal:
+            return of_kept(self._causal, q, k, v, key_mask)
         dtype = v.dtype
         q, k, v = widened(q), widened(k), widened(v)
         root = math.sqrt(self.target.kernel(q.shape[-1]).scale or 1.0)
         q, k = root * q, root * k
         # Features of x / a divided by a^2, for any a of a query and any of all keys: it cancels.
-        a = torch.linalg.vector_norm(q, dim=-1, keepdim=True).detach().clamp_min(1)
-        of_keys = torch.linalg.vector_norm(k, dim=-1, keepdim=True).detach()
-        b = of_keys.amax(-2, keepdim=True).clamp_min(1).expand_as(of_keys)
+        a, of_keys = _size(q), _size(k)
+        b = of_keys.amax(-2, keepdim=True).expand_as(of_keys)
         kept = indicator(v, key_mask)
 
         def gather(k: Tensor, b: Tensor, v: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,6 +112,24 @@ class Taylor:
         pairs = zip(q.split(rows, -2), a.split(rows, -2), strict=True)
         out = [checkpoint(spread, *pair, use_reentrant=False) for pair in pairs]
         return torch.cat(out, -2).to(dtype)
+
+    def _causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        root = math.sqrt(self.target.kernel(q.shape[-1]).scale or 1.0)
+        found = by_halves(_meet, (root * widened(q),), (root * widened(k), widened(v)))
+        return found.average().to(v.dtype)
+
+
+def _size(x: Tensor) -> Tensor:
+    """|x| of each token, at least 1, (..., n, 1)."""
+    size: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return size.detach().clamp_min(1)
+
+
+def _meet(of_queries: Sequence[Tensor], of_keys: Sequence[Tensor]) -> Sums:
+    (q,), (k, v) = of_queries, of_keys
+    a, b = _size(q), _size(k).amax(-2, keepdim=True)
+    sums = feature_sums(_features(q, a), _features(k, b.expand(*k.shape[:-1], 1)), v, 2 * b.log())
+    return sums._replace(log_scale=sums.log_scale.expand_as(sums.weights))
 
 
 def _features(x: Tensor, a: Tensor) -> Tensor:

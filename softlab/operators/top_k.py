@@ -10,6 +10,7 @@ from torch import Tensor
 from softlab import checks
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.kernels import kernel_cost
+from softlab.operators.causal import of_kept
 from softlab.operators.softmax import Softmax
 
 
@@ -26,14 +27,16 @@ class TopK:
     l matrix is formed, and its cost is that of exact attention. With kept mass c_i, the sum of p
     over T_i, the error of a row is (1 - c_i) times the difference of two averages of v, so at most
     (1 - c_i) times the diameter of the values: |out_i - exact_i| <= (1 - c_i) max_jl |v_j - v_l|.
-    Exact with k at the number of keys, or p = 1. The output jumps, and its gradient is one-sided,
-    where a key enters T_i. Reference: Gupta et al., Memory-efficient Transformers via Top-k
-    Attention, arXiv 2106.06899; the least set as in nucleus sampling, Holtzman et al., arXiv
-    1904.09751, Sec. 3.1.
+    Exact with k at the number of keys, or p = 1. ``causal``: T_i is chosen among the keys 0 to i,
+    and there are as many as queries; masked tokens are deleted, queries too. The output jumps, and
+    its gradient is one-sided, where a key enters T_i. Reference: Gupta et al., Memory-efficient
+    Transformers via Top-k Attention, arXiv 2106.06899; the least set as in nucleus sampling,
+    Holtzman et al., arXiv 1904.09751, Sec. 3.1.
     """
 
     k: int | None = None
     p: float | None = None
+    causal: bool = False
 
     def __post_init__(self) -> None:
         if (self.k is None) == (self.p is None):
@@ -42,6 +45,7 @@ class TopK:
                 "query keeps, or p, the mass that they must reach."
             )
             raise ValueError(msg)
+        checks.flag(self, causal=self.causal)
         if self.k is not None:
             checks.positive_int(self, k=self.k)
         if self.p is not None:
@@ -53,28 +57,44 @@ class TopK:
     @property
     def traits(self) -> Traits:
         """Equivariant and row-stochastic, dense."""
-        return Traits(
-            query_equivariant=True, key_invariant=True, row_stochastic=True, nonnegative=True
+        traits = Traits(
+            query_equivariant=True,
+            key_invariant=True,
+            row_stochastic=True,
+            nonnegative=True,
+            restricted=True,
         )
+        return traits.made_causal() if self.causal else traits
 
     @property
     def target(self) -> Softmax:
         """Softmax attention."""
-        return Softmax()
+        return Softmax(causal=self.causal)
 
     def kept_mass(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """The mass c (..., n) that each query's kept keys have in the exact softmax."""
-        q, k, _, key_mask = checks.admit(q, k, k[..., :1], key_mask)
-        return self._kept(widened(q), widened(k), key_mask).sum(-1).to(q.dtype)
+        q, k, v, key_mask = checks.admit(q, k, k[..., :1], key_mask)
+        if not self.causal:
+            return self._kept(widened(q), widened(k), key_mask).sum(-1).to(q.dtype)
+
+        def mass(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ARG001
+            return self._kept(widened(q), widened(k), None).sum(-1, keepdim=True).to(q.dtype)
+
+        return of_kept(mass, q, k, v, key_mask).squeeze(-1)
 
     def cost(self, dims: Dims) -> Cost:
         """That of exact attention, 2 n l (d + e) a matrix; the sorting is no product."""
-        return kernel_cost(dims, dims.e)
+        return kernel_cost(dims, dims.e, causal=self.causal)
 
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
         q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        if self.causal:
+            return of_kept(self._average, q, k, v, key_mask)
+        return self._average(q, k, v, key_mask)
+
+    def _average(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         kept = self._kept(widened(q), widened(k), key_mask)
         return (kept / kept.sum(-1, keepdim=True) @ widened(v)).to(v.dtype)
 
@@ -83,6 +103,9 @@ class TopK:
         scores = q @ k.mT / math.sqrt(q.shape[-1])
         if key_mask is not None:
             scores = scores.masked_fill(~key_mask.unsqueeze(-2), -math.inf)
+        if self.causal:
+            later = torch.ones_like(scores[..., :, :], dtype=torch.bool).triu(1)
+            scores = scores.masked_fill(later, -math.inf)
         weights = scores.softmax(-1)
         # Chosen by the scores: weights that underflow to zero would all tie.
         ranked, order = scores.detach().sort(-1, descending=True)

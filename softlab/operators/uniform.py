@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from softlab import checks
 from softlab.core import Cost, Dims, Operator, Traits, own_precision, value, widened
+from softlab.operators.causal import of_kept
 from softlab.operators.degrees import indicator
 from softlab.operators.softmax import Softmax
 
@@ -14,7 +16,8 @@ from softlab.operators.softmax import Softmax
 class Uniform:
     """out_i = mean of v over the keys that take part; the floor of skill for every method.
 
-    ``target``: the exact operator that it stands beside; it does not change the output.
+    ``target``: the exact operator that it stands beside; beside a causal one the mean is over the
+    keys 0 to i, and else it does not change the output.
     """
 
     target: Operator = Softmax()
@@ -25,7 +28,7 @@ class Uniform:
     @property
     def traits(self) -> Traits:
         """Equivariant and row-stochastic, and nothing learnt from q and k."""
-        return Traits(
+        traits = Traits(
             query_equivariant=True,
             key_invariant=True,
             row_stochastic=True,
@@ -34,6 +37,7 @@ class Uniform:
             psd=True,
             linear_memory=True,
         )
+        return traits.made_causal() if self.target.traits.causal else traits
 
     def cost(self, dims: Dims) -> Cost:  # noqa: ARG002  the protocol's signature
         """No product and no kernel."""
@@ -43,6 +47,15 @@ class Uniform:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
         q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        if self.target.traits.causal:
+            return of_kept(_running_mean, q, k, v, key_mask)
         wide = widened(v)
         mean = wide.sum(-2, keepdim=True) / indicator(wide, key_mask).sum(-2, keepdim=True)
         return mean.to(v.dtype).expand(*q.shape[:-1], v.shape[-1]).clone()
+
+
+def _running_mean(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ARG001  as ``of_kept`` calls
+    """The mean of v_0 to v_i, (..., n, e)."""
+    wide = widened(v)
+    counts = torch.arange(1, v.shape[-2] + 1, device=v.device).unsqueeze(-1)
+    return (wide.cumsum(-2) / counts.to(wide)).to(v.dtype)

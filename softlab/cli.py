@@ -181,6 +181,8 @@ def _traits_table(parts: Iterable[Any]) -> Iterator[str]:
 
     Linearity in v is the rule, and only its absence is said.
     """
+    from softlab.core import causal_form
+
     yield "| Operator | approximates | claims |"
     yield "|---|---|---|"
     for part in parts:
@@ -190,6 +192,8 @@ def _traits_table(parts: Iterable[Any]) -> Iterator[str]:
         for name, x in dataclasses.asdict(op.traits).items():
             if x and name not in {"linear_in_v", "exact"}:
                 claims.append(name.replace("_", " ") + ("" if x is True else f" {x}"))
+        if causal_form(op) is not None:
+            claims.append("causal form")
         yield f"| `{op!r}` | {target} | {', '.join(claims)} |"
 
 

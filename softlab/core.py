@@ -233,3 +233,16 @@ def as_matrix(op: Operator, q: Tensor, k: Tensor, key_mask: Tensor | None = None
         raise ValueError(msg)
     identity = torch.eye(k.shape[-2], dtype=k.dtype, device=k.device)
     return op(q, k, identity, key_mask)
+
+
+def causal_form(op: Any) -> Any:
+    """The operator with ``causal=True`` in itself or in its target; None where it has no such form.
+
+    ``op``: any operator. A landmark method has none: its landmarks are made of later tokens too.
+    """
+    names = {field.name for field in dataclasses.fields(op)}
+    if "causal" in names:
+        return dataclasses.replace(op, causal=True)
+    inner = causal_form(op.target) if "target" in names else None
+    form = None if inner is None else dataclasses.replace(op, target=inner)
+    return form if form is not None and form.traits.causal else None

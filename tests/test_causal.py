@@ -7,7 +7,19 @@ import torch
 from matrices import F64, normal
 
 from softlab import measures
-from softlab.operators import LinearAttention, Local, Performer, Softmax, Taylor, TopK, Uniform
+from softlab.core import causal_form
+from softlab.operators import (
+    LinearAttention,
+    Local,
+    Nystromformer,
+    Performer,
+    RandomFourier,
+    Softmax,
+    Taylor,
+    TopK,
+    TruncatedSVD,
+    Uniform,
+)
 from softlab.operators.causal import Sums, by_halves
 
 
@@ -83,3 +95,12 @@ def test_the_uniform_error_of_a_causal_target_is_that_of_running_means():
     assert out["skill"] == pytest.approx(0)
     plain = measures.Reference(Softmax(), q, k, v)
     assert reference.uniform_error != pytest.approx(plain.uniform_error, rel=0.01)
+
+
+def test_a_causal_form_is_found_in_the_operator_or_its_target():
+    assert causal_form(Performer(8)) == Performer(8, causal=True)
+    assert causal_form(RandomFourier(8)) == RandomFourier(8, target=Softmax(causal=True))
+    assert causal_form(Uniform()) == Uniform(Softmax(causal=True))
+    assert causal_form(Nystromformer(4)) is None
+    # It could be given a causal target, and would still look at later tokens.
+    assert causal_form(TruncatedSVD(4)) is None

@@ -5,9 +5,10 @@ Nothing here measures or imports torch: a figure is redone from ``table.csv`` al
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,10 +83,14 @@ class Lines:
     predicted beside what was observed.
 
     Rows: ``where`` maps columns to the value, or to the list of values, that a drawn row has there.
+    ``rows`` names a function of the study's chapter that makes the rows to draw of the table, such
+    as a front or a profile, which no single case knows; the table itself where it is empty.
 
     Groups: those in ``references`` are drawn thin and black, dotted and flat where they have no
     ``by``; ``exact`` is one drawn as a vertical line at its ``x``. A group keeps its look on all
-    pages. ``guides`` maps columns to labels: each is drawn once a panel as a thin grey line, its
+    pages, where all pages together have no more groups than can be told apart. ``legend`` is
+    "figure", or "panel": each panel then names its own groups, and looks begin anew in each.
+    ``guides`` maps columns to labels: each is drawn once a panel as a thin grey line, its
     median at each ``x`` over all groups, as for a bound.
 
     Axes: ``xscale`` and ``yscale`` are "log" or "linear". The frame follows the methods and what is
@@ -97,7 +102,7 @@ class Lines:
     ``{page}`` in it stands for the page. ``name`` begins the file name, in place of the columns y
     and x. All of it survives JSON.
 
-    Raises ``ValueError`` for a scale that is neither of the two.
+    Raises ``ValueError`` for a scale or a legend that is neither of the two.
     """
 
     x: str
@@ -118,12 +123,17 @@ class Lines:
     yscale: str = "log"
     caption: str = ""
     name: str = ""
+    rows: str = ""
+    legend: str = "figure"
 
     def __post_init__(self) -> None:
         for axis, scale in (("xscale", self.xscale), ("yscale", self.yscale)):
             if scale not in {"log", "linear"}:
                 msg = f"Lines.{axis} is {scale!r}; use 'log' or 'linear'."
                 raise ValueError(msg)
+        if self.legend not in {"figure", "panel"}:
+            msg = f"Lines.legend is {self.legend!r}; use 'figure' or 'panel'."
+            raise ValueError(msg)
 
 
 def pages(table: pd.DataFrame, lines: Lines) -> list[Word]:
@@ -145,23 +155,14 @@ def draw(table: pd.DataFrame, lines: Lines, page: Word = "") -> Figure:
     than can be told apart.
     """
     rows = _rows(table, lines)
-    # A group without a place on the axis, as an untimed control against seconds, is no line.
-    placed = rows.loc[_numbers(rows[lines.x]).notna(), lines.group].dropna().unique()
-    groups = [group for group in placed if group not in {*lines.references, lines.exact}]
-    if len(groups) > len(METHODS):
-        msg = (
-            f"{lines.group} has {len(groups)} values, and at most {len(METHODS)} lines can be told "
-            "apart; choose some with where, or split them by panel or page and where."
-        )
-        raise ValueError(msg)
-    looks = dict(zip(groups, METHODS, strict=False))
-    if lines.page:
-        rows = rows[rows[lines.page] == page]
-    if rows.empty:
+    of_page = rows[rows[lines.page] == page] if lines.page else rows
+    if of_page.empty:
         msg = f"the table has no finished row with {lines.page} = {page!r}; nothing to draw."
         raise ValueError(msg)
-    present = set(rows[lines.group].dropna())
-    looks = {group: look for group, look in looks.items() if group in present}
+    many = len(_groups(rows, lines)) > len(METHODS)
+    named = {} if lines.legend == "panel" else _looks(of_page if many else rows, lines)
+    looks = {group: look for group, look in named.items() if group in set(of_page[lines.group])}
+    rows = of_page
     for column in {lines.x, lines.y, lines.expected, *lines.guides} - {""}:
         rows = rows.assign(**{column: _numbers(rows[column])})
     panels = list(rows[lines.panel].dropna().unique()) if lines.panel else [""]
@@ -170,6 +171,8 @@ def draw(table: pd.DataFrame, lines: Lines, page: Word = "") -> Figure:
     each = 1.75 if down < 3 else 1.07  # of three rows, two figures fit a page
     if down == 1 and (across == 1 or len(looks) > 5):
         each = 2.4
+    if lines.legend == "panel":
+        each = 2.0
     labels = [*(_word(lines.group, group) for group in looks), *lines.references]
     labels += [*filter(None, [lines.exact]), *lines.guides.values()]
     labels += [lines.expected_label] if lines.expected else []
@@ -185,12 +188,16 @@ def draw(table: pd.DataFrame, lines: Lines, page: Word = "") -> Figure:
         )  # fmt: skip
         grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
         for i, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
-            _panel(axes, rows[rows[lines.panel] == panel] if lines.panel else rows, lines, looks)
+            mine = rows[rows[lines.panel] == panel] if lines.panel else rows
+            own = _looks(mine, lines) if lines.legend == "panel" else looks
+            _panel(axes, mine, lines, own)
+            if lines.legend == "panel":
+                _key(axes, [_word(lines.group, group) for group in own])
             axes.set_title(_word(lines.panel, panel), parse_math=False)
             axes.tick_params(labelbottom=i + across >= len(panels))
         for axes in grid.flat[len(panels) :]:
             axes.remove()
-        _scale(grid[0, 0], rows, lines, looks)
+        _scale(grid[0, 0], rows, lines, looks or _groups(rows, lines))
         middle = (BELOW + height - above) / 2 / height
         figure.supxlabel(lines.xlabel, fontsize=9, y=0.06 / height, va="bottom")
         figure.supylabel(lines.ylabel, fontsize=9, x=0.06 / WIDTH, y=middle, ha="left")
@@ -202,6 +209,8 @@ def draw(table: pd.DataFrame, lines: Lines, page: Word = "") -> Figure:
             }
         if lines.expected:
             entries[lines.expected_label] = Line2D([], [], color="black", **EXPECTED)
+        if not set(entries) & set(labels):
+            return figure
         legend = figure.legend(
             [entries[label] for label in labels if label in entries],
             [label for label in labels if label in entries],
@@ -296,6 +305,34 @@ def _legend_columns(labels: list[str]) -> int:
     return max(1, min(5, len(labels), int(WIDTH / (0.5 + 0.06 * longest))))
 
 
+def _groups(rows: pd.DataFrame, lines: Lines) -> list[Word]:
+    """The groups that are drawn as lines."""
+    # A group without a place on the axis, as an untimed control against seconds, is no line.
+    placed = rows.loc[_numbers(rows[lines.x]).notna(), lines.group].dropna().unique()
+    return [group for group in placed if group not in {*lines.references, lines.exact}]
+
+
+def _looks(rows: pd.DataFrame, lines: Lines) -> dict[Word, Any]:
+    """A look for each group; ``ValueError`` for more than can be told apart."""
+    groups = _groups(rows, lines)
+    if len(groups) > len(METHODS):
+        msg = (
+            f"{lines.group} has {len(groups)} values, and at most {len(METHODS)} lines can be told "
+            "apart; choose some with where, or split them by panel or page and where."
+        )
+        raise ValueError(msg)
+    return dict(zip(groups, METHODS, strict=False))
+
+
+def _key(axes: Axes, labels: list[str]) -> None:
+    """The panel's own legend, of its groups alone."""
+    found = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    shown = [label for label in labels if label in found]
+    if shown:
+        axes.legend([found[label] for label in shown], shown, fontsize=6.5, loc="best",
+                    handlelength=2.2, labelspacing=0.25, borderaxespad=0.2)  # fmt: skip
+
+
 def _curve(rows: pd.DataFrame, lines: Lines, y: str) -> pd.DataFrame:
     """Quartiles of ``y`` along the line, and the ``x`` of each point."""
     by = lines.by or lines.x
@@ -304,7 +341,7 @@ def _curve(rows: pd.DataFrame, lines: Lines, y: str) -> pd.DataFrame:
     return points.assign(x=x).sort_values(by)
 
 
-def _panel(axes: Axes, rows: pd.DataFrame, lines: Lines, looks: dict[str, Any]) -> None:
+def _panel(axes: Axes, rows: pd.DataFrame, lines: Lines, looks: dict[Word, Any]) -> None:
     axes.set(xscale=lines.xscale, yscale=lines.yscale)
     by = lines.by or lines.x
     on_axis = _usable(rows[lines.x], lines.xscale) & rows[by].notna()
@@ -342,6 +379,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, lines: Lines, looks: dict[str, Any]) 
             mine = rows[of_group & on_axis & _usable(rows[lines.expected], lines.yscale)]
             points = _curve(mine, lines, lines.expected)
             axes.plot(points["x"], points["median"], color=colour, **EXPECTED)
+    curves = itertools.cycle(GUIDES)
     for reference in lines.references:
         mine = rows[usable & (rows[lines.group] == reference)]
         if mine.empty:
@@ -351,13 +389,16 @@ def _panel(axes: Axes, rows: pd.DataFrame, lines: Lines, looks: dict[str, Any]) 
             axes.axhline(flat, label=reference, color="black", linestyle=":", lw=1)
         else:
             points = _curve(mine, lines, lines.y)
-            axes.plot(points["x"], points["median"], label=reference, color="black", lw=0.8)
+            axes.plot(
+                points["x"], points["median"], label=reference, color="black", lw=0.8,
+                linestyle=next(curves),
+            )  # fmt: skip
     cost = rows.loc[usable & (rows[lines.group] == lines.exact), lines.x].median()
     if math.isfinite(cost):
         axes.axvline(cost, label=lines.exact, color="0.45", lw=0.8)
 
 
-def _scale(axes: Axes, rows: pd.DataFrame, lines: Lines, looks: dict[str, Any]) -> None:
+def _scale(axes: Axes, rows: pd.DataFrame, lines: Lines, looks: Iterable[Word]) -> None:
     """Limits that show the methods, and ticks in plain numbers where an axis spans little."""
     mine = rows[rows[lines.group].isin(list(looks))]
     if lines.yscale == "log":

@@ -119,7 +119,8 @@ def _figures(
     for description in meta["figures"]:
         lines = Lines(**{name: x for name, x in description.items() if name in known})
         try:
-            drawn = [(page, draw(table, lines, page)) for page in pages(table, lines)]
+            rows = _made(table, meta["chapter"], lines)
+            drawn = [(page, draw(rows, lines, page)) for page in pages(rows, lines)]
         except ValueError as error:
             yield {"file": None, "caption": f"{lines.y} against {lines.x}: {error}"}
             continue
@@ -129,6 +130,18 @@ def _figures(
             save(figure, path)
             files[f"{run.name}/{path.name}"] = path.read_bytes()
             yield {"file": f"{run.name}/{path.name}", "caption": caption(lines, page)}
+
+
+def _made(table: pd.DataFrame, chapter: str, lines: Lines) -> pd.DataFrame:
+    """The rows that a figure draws; ``ValueError`` where its chapter cannot make them."""
+    if not lines.rows:
+        return table
+    make = getattr(named(chapter), lines.rows, None)
+    if make is None:
+        msg = f"the chapter {chapter} makes no rows called {lines.rows!r}"
+        raise ValueError(msg)
+    made: pd.DataFrame = make(table)
+    return made
 
 
 def _unique(name: str, taken: set[str]) -> str:

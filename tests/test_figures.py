@@ -364,3 +364,28 @@ def test_figures_and_reports_leave_no_global_state_and_need_no_torch():
         "assert 'torch' not in sys.modules; assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_panels_own_legend_names_its_own_groups_and_looks_begin_anew():
+    lines = solvers(panel="solver", legend="panel", guides={"most": "at most"})
+    figure = draw(steps_table(), lines)
+    looks = set()
+    for axes, name in zip(figure.axes, SOLVERS, strict=True):
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == [name]
+        (curve,) = [x for x in axes.get_lines() if x.get_label() == name]
+        looks.add((curve.get_marker(), curve.get_color()))
+    assert len(looks) == 1
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["at most"]
+    with pytest.raises(ValueError, match=r"Lines.legend is 'none'; use 'figure' or 'panel'"):
+        replace(lines, legend="none")
+
+
+def test_more_groups_than_looks_are_drawn_where_no_page_has_too_many():
+    half = rank_table(seeds=1)
+    copies = [half.assign(method=half.method + f" {i}", target=f"page {i}") for i in range(6)]
+    table, lines = pd.concat(copies), replace(RANK, references=(), exact="")
+    assert table.method.nunique() > len(METHODS)
+    assert draw(table, lines, "page 3").axes
+    with pytest.raises(ValueError, match="told apart"):
+        draw(table.assign(target="one"), lines, "one")

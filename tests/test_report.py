@@ -285,3 +285,19 @@ def test_a_corrupt_run_is_named(tmp_path, file, content, said):
 def test_no_table_is_said_with_the_remedy(tmp_path):
     with pytest.raises(FileNotFoundError, match="run one first: softlab run"):
         report(tmp_path)
+
+
+def test_a_chapter_makes_the_rows_that_no_case_knows(tmp_path, levels):
+    pytest.importorskip("typst")
+    made = sys.modules["softlab.chapters.levels"] = chapters.named("levels")
+    made.doubled = lambda table: table.assign(twice=2 * table["level"])
+    figure = replace(RANK, x="level", y="twice", group="status", panel="", page="", rows="doubled")
+    missing = replace(figure, rows="tripled")
+    folder = write(
+        tmp_path, levels, "levels", chapter="levels", figures=[asdict(figure), asdict(missing)]
+    )
+    said = words(report(folder))
+    assert (folder / "levels/figures/twice-level.svg").exists()
+    assert (
+        "Not drawn: twice against level: the chapter levels makes no rows called 'tripled'" in said
+    )

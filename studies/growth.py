@@ -1,0 +1,130 @@
+"""How time and memory of every operator grow with the number of tokens, at its default knobs.
+
+Knobs without a default are 64. Lengths are 1024 to 16384, for operators of quadratic work to 8192,
+and where memory is quadratic too 512 to 2048. The replacements take part: growth needs no error.
+"""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+from typing import Any, cast
+
+import torch
+
+from softlab import measures
+from softlab.core import Dims, Operator
+from softlab.figures import Lines
+from softlab.inputs import QKV, Normal
+from softlab.instruments import Numbers
+from softlab.journal import Row
+from softlab.operators import (
+    MRA,
+    BandLowRank,
+    BigBird,
+    Clustered,
+    ColumnSample,
+    CosFormer,
+    GaussianAttention,
+    HyperAttention,
+    LinearAttention,
+    Linformer,
+    Local,
+    Nystromformer,
+    Performer,
+    Quantized,
+    RandomFourier,
+    Reformer,
+    RPCholesky,
+    Skyformer,
+    Soft,
+    Softmax,
+    Taylor,
+    TopK,
+    Uniform,
+)
+from softlab.study import Study
+
+LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
+HEADS, WIDTH = 4, 32
+FAMILIES: dict[str, list[Operator]] = {
+    "dense": [Softmax(), GaussianAttention(), Quantized(), TopK(64)],
+    "low rank": [Soft(64), Nystromformer(64), Skyformer(64), RPCholesky(64), Linformer(64)],
+    "features": [Performer(), RandomFourier(64), Taylor()],
+    "sparse": [Local(64), BigBird(64, 64, 64), Clustered(64), Reformer()],
+    "sampling": [ColumnSample(64), HyperAttention()],
+    "hybrid": [BandLowRank(64), MRA()],
+    "no approximation": [LinearAttention(), CosFormer(), Uniform()],
+}
+"""One line a family; an operator more is a word more."""
+FAMILY = {op: family for family, ops in FAMILIES.items() for op in ops}
+
+
+def work(op: Operator, n: int) -> int:
+    """The arithmetic of one call on the study's heads of n tokens, factorisations included."""
+    cost = op.cost(Dims(HEADS, n, n, WIDTH, WIDTH))
+    return cost.flops + cost.factorization_flops
+
+
+def keep(op: Operator, n: int) -> bool:
+    """1024 tokens and more; quadratic work ends at 8192, and runs 512 to 2048 in dense memory."""
+    if not op.traits.linear_memory:
+        return n <= 2048
+    quadratic = work(op, 2 * LENGTHS[-1]) > 3 * work(op, LENGTHS[-1])
+    return 1024 <= n <= (8192 if quadratic else LENGTHS[-1])
+
+
+@lru_cache(maxsize=2)
+def drawn(n: int, dtype: torch.dtype, device: torch.device) -> QKV:
+    """q, k and v of independent normal heads, (1, heads, n, width) each."""
+    heads = [Normal(n, WIDTH)(seed, dtype=dtype, device=device) for seed in range(HEADS)]
+    return QKV(*(torch.stack(parts)[None] for parts in zip(*heads, strict=True)))
+
+
+@cache
+def paid(op: Operator, n: int, dtype: torch.dtype, device: torch.device) -> Numbers:
+    """What one call costs: the exact operator's is asked for beside every other."""
+    return measures.expense(op, *drawn(n, dtype, device), budget=0.05)
+
+
+def measure(op: Operator, n: int, *, dtype: torch.dtype, device: torch.device) -> Row:
+    """Time, memory over that of q, and the exact operator's time."""
+    row: Row = {"method": type(op).__name__, "family": FAMILY[op], "work": work(op, n)}
+    own = paid(cast("Any", op), n, dtype, device)
+    exact: Numbers = paid(Softmax(), n, dtype, device) if keep(Softmax(), n) else {}
+    size = HEADS * n * WIDTH * dtype.itemsize
+    return {
+        **row,
+        **own,
+        "memory": own["peak_bytes"] / size,
+        "exact_seconds": exact.get("seconds"),
+        "slope": 2e-7 * n,
+    }
+
+
+TIME = Lines(
+    x="n",
+    y="seconds",
+    group="method",
+    panel="family",
+    guides={"exact_seconds": "exact softmax attention", "slope": "slope 1"},
+    xlabel="tokens",
+    ylabel="seconds a call",
+    legend="panel",
+    name="seconds",
+    caption="Seconds a call against the number of tokens, 4 heads of width 32, by family. Grey: "
+    "exact softmax attention, and linear growth.",
+)
+
+STUDY = Study(
+    name="growth",
+    title="Growth with the number of tokens",
+    question="How do time and memory of every operator grow with the number of tokens at its "
+    "default knob, beside the growth of its counted work, and from what length on is it faster "
+    "than exact attention?",
+    axes={"n": LENGTHS, "op": list(FAMILY)},
+    quick={"n": (512, 1024, 2048, 4096)},
+    measure=measure,
+    keep=lambda n, op: keep(op, n),
+    chapter="growth",
+    figures=(TIME,),
+)

@@ -1,0 +1,92 @@
+"""The growth study: every operator takes part, exponents are the rows', memory is linear."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from softlab import operators
+from softlab.chapters.growth import LIMIT, exponents, findings, scope, tables
+from softlab.cli import _load
+from softlab.instruments import peak_memory
+from softlab.operators import ColumnSample, Softmax, TopK
+from softlab.study import run
+
+GROWTH = _load(Path(__file__).parent.parent / "studies" / "growth.py")
+LIGHT = [op for op in GROWTH.FAMILY if GROWTH.keep(op, 16384)]
+
+
+def powers(**of):
+    """A table of operators whose seconds are powers of n: name -> (exponent, factor, memory)."""
+    rows = []
+    for name, (exponent, factor, memory) in of.items():
+        for n in (1024, 2048, 4096, 8192):
+            rows.append({
+                "status": "ok", "family": "made up", "method": name, "n": n, "work": n**exponent,
+                "seconds": factor * n**exponent, "peak_bytes": memory * n, "memory": memory,
+                "exact_seconds": 1e-9 * n**2 if n < 8192 else None,
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_every_operator_takes_part_but_the_dense_control():
+    shown = {type(op).__name__ for op in GROWTH.FAMILY}
+    assert shown == set(operators.__all__) - {"TruncatedSVD"}
+
+
+def test_quadratic_work_ends_earlier():
+    lengths = {op: [n for n in GROWTH.LENGTHS if GROWTH.keep(op, n)] for op in GROWTH.FAMILY}
+    assert lengths[Softmax()] == [1024, 2048, 4096, 8192]
+    assert lengths[TopK(64)] == [512, 1024, 2048]
+    assert lengths[ColumnSample(64)] == [1024, 2048, 4096, 8192, 16384]
+
+
+@pytest.mark.parametrize("op", LIGHT, ids=repr)
+def test_memory_at_16384_tokens_is_at_most_ten_times_q(op):
+    q, k, v = GROWTH.drawn(16384, torch.float32, torch.device("cpu"))
+    assert peak_memory(lambda: op(q, k, v), q.device) <= LIMIT * q.numel() * 4
+
+
+def test_exponents_of_powers_are_exact():
+    fits = exponents(powers(Linear=(1, 1e-6, 4), Square=(2, 2e-9, 40), Quick=(1.2, 1e-9, 3)))
+    assert list(fits["measured"]) == pytest.approx([1, 2, 1.2])
+    assert list(fits["claimed"]) == pytest.approx([1, 2, 1.2])
+    assert fits["error"].max() < 1e-12
+    assert list(fits["growth"]) == pytest.approx([1, 1, 1])
+    # 1e-6 n < 1e-9 n^2 beyond n = 1000; twice the exact time is never faster.
+    assert list(fits["from"].fillna(0)) == [1024, 0, 1024]
+
+
+def test_a_lost_race_counts_until_its_last_length():
+    table = powers(Late=(1, 2.5e-6, 4))
+    assert exponents(table)["from"].item() == 4096
+    table.loc[table["n"] == 4096, "seconds"] = 1.0
+    assert np.isnan(exponents(table)["from"].item())
+
+
+def test_findings_name_what_takes_too_much_and_what_grows_otherwise():
+    table = powers(Linear=(1, 1e-6, 4), Heavy=(1, 1e-6, 10.5), Square=(2, 2e-9, 40))
+    said = " ".join(findings(table))
+    assert "the 2 operators of less than quadratic work" in said
+    assert "More than 10 times takes Heavy (10.5)." in said
+    assert "for 3 of 3 operators" in said
+    slow = table.assign(seconds=table.seconds * np.where(table.method == "Heavy", table.n, 1))
+    said = " ".join(findings(slow))
+    assert "for 2 of 3 operators" in said
+    assert "clearly more for Heavy (2.00, counted 1.00, last doubling 2.00)" in said
+
+
+def test_the_study_runs_and_its_chapter_reads_it(tmp_path):
+    axes = {"n": (512, 1024, 2048, 4096), "op": [Softmax(), ColumnSample(64)]}
+    small = replace(GROWTH.STUDY, axes=axes, quick={})
+    outcome = run(small, tmp_path, threads=1)
+    assert (outcome.failed, outcome.rows) == (0, 3 + 3)
+    table = pd.read_csv(outcome.folder / "table.csv")
+    assert table["memory"].gt(0).all()
+    assert "sampling (ColumnSample)" in scope(table)
+    assert list(exponents(table)["claimed"]) == pytest.approx([2, 1])
+    (made,) = tables(table)
+    assert {len(row) for row in made["rows"]} == {len(made["header"])}

@@ -26,6 +26,7 @@ from softlab.operators import (
     Skyformer,
     Soft,
     Softmax,
+    Thinformer,
     TruncatedSVD,
     Uniform,
 )
@@ -371,7 +372,10 @@ OPERATOR_FAULTS = {
             Soft(4, normalization="published"), after(lambda x: x), {"exact_at_full_rank": True}
         ),
     ],
-    "target": [Faulty(Soft(4), lambda op, q, k, v, mask: op.target(q, k, v, mask))],
+    "target": [
+        Faulty(Soft(4), lambda op, q, k, v, mask: op.target(q, k, v, mask)),
+        Faulty(Thinformer(3), lambda op, q, k, v, mask: op.target(q, k, v, mask)),
+    ],
     "finite": [Faulty(GaussianAttention(), unguarded_gaussian)],
     "unbiased": [
         SpoiltFeatures(16, spoil=lambda phi, *_: 1.01 * phi),

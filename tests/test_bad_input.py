@@ -25,6 +25,7 @@ from softlab.operators import (
     Skyformer,
     Soft,
     Softmax,
+    Thinformer,
     TruncatedSVD,
     Uniform,
 )
@@ -282,6 +283,9 @@ FIELDS = [
     (lambda: Linformer(2.5), TypeError, "Linformer.rank is 2.5; give an integer of at least 1"),
     (lambda: MRA(0), ValueError, "MRA.block is 0; give an integer of at least 1"),
     (lambda: MRA(2, sparse="yes"), TypeError, "MRA.sparse is 'yes'; give True (drop other block"),
+    (lambda: Thinformer(0), ValueError, "Thinformer.size is 0; give an integer of at least 1"),
+    (lambda: Thinformer(4, caution=0), ValueError, "Thinformer.caution is 0; give a positive fin"),
+    (lambda: Thinformer(4, seed=-1), ValueError, "Thinformer.seed is -1; give an integer of at"),
     (lambda: RPCholesky(3, temperature=0), ValueError, "RPCholesky.temperature is 0; give a pos"),
     (lambda: RPCholesky(3, pinv="qr"), TypeError, "RPCholesky.pinv is 'qr', which is no Solver"),
     (lambda: Skyformer(3, landmarks=4), TypeError, "Skyformer.landmarks is 4, which is no Sele"),

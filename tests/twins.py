@@ -413,6 +413,33 @@ def _(op: operators.Reformer, q, k, v):
     return torch.cat(out)
 
 
+@head.register
+def _(op: operators.Thinformer, q, k, v):
+    kept, uniforms = op.draws(len(k))
+    at, r = kept.tolist(), len(uniforms)
+    m = len(at) >> r
+    x, y = k.detach().double() / q.shape[-1] ** 0.25, v.detach().double()
+    y, top = y / (float(y.abs().max()) or 1), x.square().sum(-1).max()
+    for i, drawn in enumerate(uniforms, 1):
+        h = max(2, math.ceil(m / 2 ** (r - i)))
+        pairs = list(zip(at[::2], at[1::2], drawn.tolist(), strict=True))
+        at = []
+        for bucket in (pairs[j : j + h] for j in range(0, len(pairs), h)):
+            of = [j for one, other, _ in bucket for j in (one, other)]
+            K = torch.exp(x[of] @ x[of].mT - top) * (y[of] @ y[of].mT + 1)
+            D = K[::2] - K[1::2]
+            D = (D[:, ::2] - D[:, 1::2]).tolist()
+            signs, longest = [], 0.0
+            for p, (one, other, u) in enumerate(bucket):
+                length = math.sqrt(max(D[p][p], 0))
+                longest = max(longest, length)
+                a = op.caution * (0.5 + math.log(16 * r * m * m / (2 * h))) * length * longest
+                tilt = sum(s * D[j][p] for j, s in enumerate(signs)) / a if a > 0 else 0
+                signs.append(-1 if u <= tilt else 1)
+                at.append(other if u <= tilt else one)
+    return torch.softmax(q @ k[at].mT / q.shape[-1] ** 0.5, -1) @ v[at]
+
+
 def attend(q, k, v, i, kept):
     """Row i of softmax attention over the kept keys alone, (1, e)."""
     at = sorted(kept)

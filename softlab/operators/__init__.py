@@ -25,6 +25,7 @@ from softlab.operators.skyformer import Skyformer
 from softlab.operators.soft import Soft
 from softlab.operators.softmax import Softmax
 from softlab.operators.taylor import Taylor
+from softlab.operators.thinformer import Thinformer
 from softlab.operators.top_k import TopK
 from softlab.operators.truncated_svd import TruncatedSVD
 from softlab.operators.uniform import Uniform
@@ -51,6 +52,7 @@ __all__ = [
     "Soft",
     "Softmax",
     "Taylor",
+    "Thinformer",
     "TopK",
     "TruncatedSVD",
     "Uniform",

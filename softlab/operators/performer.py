@@ -45,9 +45,10 @@ class Performer:
     then no longer small beside the features, and the output tends to the mean of v. ``eps`` > 0
     gives those numbers (with weights alike), the maxima being of each matrix, of the keys that take
     part, and differentiated, where the package holds them constant; its early releases take one
-    maximum of a whole batch. It masks values alone, so that masked keys still count in D. Its rows
-    of W are those of a QR with arbitrary signs, and no uniform directions: its kernel is biased, by
-    a fifth at d = 8 and |x + y| = 1 in the direction of (1, ..., 1).
+    maximum of a whole batch. It masks values alone, so that masked keys still count in D; by eps
+    and that maximum its causal form sees later keys. Its rows of W are those of a QR with arbitrary
+    signs, and no uniform directions: its kernel is biased, by a fifth at d = 8 and |x + y| = 1 in
+    the direction of (1, ..., 1).
 
     Reference: arXiv 2009.14794, Eq. 5-8, Lemma 1 (both estimators), Lemma 2 (their variances).
     """

@@ -66,7 +66,9 @@ class Reformer:
     There is no causal form: the parts of earlier tokens depend on the hashes of later ones, so that
     masking later keys does not keep them out. Reference: Kitaev et al., arXiv 2001.04451; its code
     in trax, ``LSHCausalAttention``, which takes the last part as the one before the first, and as
-    configured there meets all keys of the two parts, whatever their hashes.
+    configured there meets all keys of the two parts, whatever their hashes. So do the packages
+    reformer-pytorch and transformers; a key found in several rounds counts in each, in the former
+    by default; and the former's scores are sqrt(d) times smaller than the latter's.
     """
 
     buckets: int = 32

@@ -33,6 +33,12 @@ def test_equal_with_more_windows_to_look_at():
     assert_agree(Local(2 * WINDOW)(*leaves), of(*leaves), leaves)
 
 
+def test_causal_is_equal_with_exact_windows():
+    leaves = inputs(20)
+    of = package.LocalAttention(WINDOW, causal=True, exact_windowsize=True)
+    assert_agree(Local(WINDOW, causal=True)(*leaves), of(*leaves), leaves)
+
+
 def test_difference_by_default_a_window_is_of_whole_blocks():
     """What block diagonal and its neighbours keep: more keys than a band has."""
     leaves = inputs(20)

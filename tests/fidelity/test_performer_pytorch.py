@@ -121,3 +121,35 @@ def test_linear_attention_is_equal_on_the_same_features(scale):
     )
     theirs = package.linear_attention(phi_q, phi_k, v)
     assert_agree(LinearAttention()(scale * q, scale * k, v), theirs, leaves)
+
+
+def running_sums(phi_q, phi_k, v):
+    """Its causal sums in torch, without the 1e-6 that it adds to each feature's."""
+    return package.causal_linear_attention_noncuda(phi_q, phi_k, v, chunk_size=4, eps=0.0)
+
+
+def test_causal_is_equal_without_eps():
+    q, k, v = leaves = inputs()
+    k, v = k[..., :15, :], v[..., :15, :]
+    w = OP.weights(FEATURES, WIDTH)
+    phi_q, phi_k = (
+        package.softmax_kernel(x, projection_matrix=w, is_query=x is q, eps=0.0) for x in (q, k)
+    )
+    op = dataclasses.replace(OP, eps=0.0, causal=True)
+    assert_agree(op(q, k, v), running_sums(phi_q, phi_k, v), leaves)
+    assert_agree(LinearAttention(causal=True)(q, k, v), elu_sums(q, k, v), leaves)
+
+
+def elu_sums(q, k, v):
+    return running_sums(elu(q) + 1, elu(k) + 1, v)
+
+
+def test_difference_its_causal_form_lets_a_later_key_through():
+    """By the maximum over all keys, beside which its eps stands."""
+    q, k, v = (x[..., :15, :].detach().contiguous() for x in inputs())
+    of = package.FastAttention(WIDTH, FEATURES, causal=True).double()
+    of.projection_matrix.copy_(OP.weights(FEATURES, WIDTH))
+    longer = k * torch.where(torch.arange(15) == 14, 3, 1).unsqueeze(-1)
+    assert distance(of(q, longer, v)[..., :14, :], of(q, k, v)[..., :14, :]) > 1e-3
+    op = dataclasses.replace(OP, eps=0.0, causal=True)
+    assert torch.equal(op(q, longer, v)[..., :14, :], op(q, k, v)[..., :14, :])

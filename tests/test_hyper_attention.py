@@ -11,6 +11,7 @@ from scipy import stats
 from softlab import as_matrix
 from softlab.instruments import peak_memory
 from softlab.operators import ColumnSample, HyperAttention, Softmax, Uniform
+from softlab.operators.causal import Sums, by_halves
 
 F64 = torch.float64
 
@@ -208,3 +209,29 @@ def test_the_default_takes_little_memory_at_sixteen_thousand_tokens():
 def test_impossible_knobs_are_refused(build, error, message):
     with pytest.raises(error, match=re.escape(message)):
         build()
+
+
+# --- no causal form ----------------------------------------------------------------------------
+
+
+def causal_by_halves(op, q, k, v):
+    """The published recursion: queries of a second half meet the keys of the first through op."""
+
+    def meet(of_queries, of_keys):
+        (x,), (y, z) = of_queries, of_keys
+        weights = op.kernel_matrix(x, y)
+        return Sums(weights @ z, weights.sum(-1, keepdim=True), torch.zeros_like(x[..., :1]))
+
+    return by_halves(meet, (q,), (k, v)).average()
+
+
+def test_the_published_causal_recursion_leaks_through_the_sort_of_queries():
+    q, k, v = draw(64, 64)
+    # With all keys in one block it is causal attention itself.
+    whole = causal_by_halves(HyperAttention(block=64), q, k, v)
+    torch.testing.assert_close(whole, Softmax(causal=True)(q, k, v))
+    changed = torch.cat((q[:-1], -q[-1:]))
+    op = HyperAttention(block=4, samples=2, bits=3)
+    moved = causal_by_halves(op, changed, k, v) - causal_by_halves(op, q, k, v)
+    # The last query alone was changed, and earlier outputs are others.
+    assert float(moved[:-1].abs().max()) > 0.01

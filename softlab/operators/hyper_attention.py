@@ -41,7 +41,8 @@ class HyperAttention:
     slower the more unevenly the keys outside the block weigh: a heavy one that the hash did not
     bring near, as of a great norm in another direction, is missed or counted (l - K) / m times.
     A small sample can so do worse than none. Tokens that hash alike keep their given order, so
-    results depend on that order.
+    results depend on that order. No causal form: the published recursion over halves sorts the
+    queries of a half together, so that a later query can push an earlier one into another block.
 
     Masked keys are neither hashed into a block nor drawn. The released code differs: one sample
     serves all blocks, so that fewer than m of it, at times none, lie outside a given block, and

@@ -126,8 +126,12 @@ class Traits:
     """M is symmetric positive semidefinite where q equals k."""
     low_rank: bool = False
     """M has at most ``op.rank`` nonzero singular values, or ``op.features`` for feature maps."""
-    exact_at_full_rank: bool = False
-    """With ``rank == n == l`` and a core that the solver can invert, equals ``op.target``."""
+    exact_at: str = ""
+    """The field with which, once it reaches the number of keys, the operator equals ``op.target``;
+    one that inverts a core, where queries are as many and its solver can invert it."""
+    monotone: str = ""
+    """As that field grows the error of M never does: ``"Frobenius"``, the root of the sum of its
+    squares, or ``"absolute"``, the sum of its magnitudes; empty: nothing is promised."""
     lifted: bool = False
     """The rank counts landmarks among queries and keys together: the full rank is n + l."""
     exact_at_rank_one: bool = False

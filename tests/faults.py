@@ -18,6 +18,7 @@ from softlab.operators import (
     GaussianAttention,
     HyperAttention,
     LinearAttention,
+    Linformer,
     Local,
     Nystromformer,
     Performer,
@@ -255,6 +256,22 @@ class FormBesideItsMean(LinearAttention):
 
 
 @dataclass(frozen=True)
+class NarrowedAtMost(Local):
+    """Looks no further than seven neighbours, however wide its window is."""
+
+    def __call__(self, q, k, v, key_mask=None):
+        return Local(min(self.window, 7))(q, k, v, key_mask)
+
+
+@dataclass(frozen=True)
+class Narrowing(Local):
+    """A window that closes as it is opened."""
+
+    def __call__(self, q, k, v, key_mask=None):
+        return Local(max(1, 9 - self.window))(q, k, v, key_mask)
+
+
+@dataclass(frozen=True)
 class CountedInBlocks(HyperAttention):
     """Weighs sampled keys as if they stood for all keys, those of the block included."""
 
@@ -362,15 +379,22 @@ OPERATOR_FAULTS = {
         Faulty(Nystromformer(4), silently_exact),
         Faulty(TruncatedSVD(4), silently_exact),
     ],
-    "exact at full rank": [
+    "exact at its most": [
         *(Faulty(op, zeros) for op in (Soft(4), Nystromformer(4), TruncatedSVD(4))),
         *(Faulty(op, mean_of_v) for op in (Soft(4), Nystromformer(4), TruncatedSVD(4))),
-        Faulty(Soft(4, pinv=Ridge(SVD(), 1e-6)), after(lambda x: x), {"exact_at_full_rank": True}),
-        Faulty(Skyformer(4), after(lambda x: x), {"exact_at_full_rank": True}),
+        Faulty(Soft(4, pinv=Ridge(SVD(), 1e-6)), after(lambda x: x), {"exact_at": "rank"}),
+        Faulty(Skyformer(4), after(lambda x: x), {"exact_at": "rank"}),
         *(Faulty(Skyformer(4, gamma=0.0, pinv=SVD()), x) for x in (zeros, mean_of_v)),
-        Faulty(
-            Soft(4, normalization="published"), after(lambda x: x), {"exact_at_full_rank": True}
-        ),
+        Faulty(Soft(4, normalization="published"), after(lambda x: x), {"exact_at": "rank"}),
+        NarrowedAtMost(2),
+        Faulty(ColumnSample(4), mean_of_v),
+        Faulty(Linformer(4), after(lambda x: x), {"exact_at": "rank"}),
+    ],
+    "monotone": [
+        Narrowing(2),
+        # More landmarks need not be the better ones.
+        Faulty(Nystromformer(4), after(lambda x: x), {"monotone": "Frobenius"}),
+        Faulty(TruncatedSVD(4), lambda op, q, k, v, mask: TruncatedSVD(11 - op.rank)(q, k, v)),
     ],
     "target": [
         Faulty(Soft(4), lambda op, q, k, v, mask: op.target(q, k, v, mask)),

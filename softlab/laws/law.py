@@ -98,9 +98,9 @@ def lengths(op: Any, n: int, l: int) -> tuple[int, int]:  # noqa: E741
     return (l, l) if op.traits.causal else (n, l)
 
 
-def at_full_rank(op: Any, n: int) -> Any:
-    """The same operator with the largest rank that n queries and n keys allow."""
-    return dataclasses.replace(op, rank=2 * n if op.traits.lifted else n)
+def at_most(op: Any, l: int) -> Any:  # noqa: E741
+    """The same operator where ``traits.exact_at`` says that it is exact, for l keys."""
+    return dataclasses.replace(op, **{op.traits.exact_at: 2 * l if op.traits.lifted else l})
 
 
 def steps_of(solver: object) -> int:

@@ -16,7 +16,7 @@ from softlab.laws.law import (
     Gap,
     Law,
     always,
-    at_full_rank,
+    at_most,
     largest,
     lengths,
     normal,
@@ -39,9 +39,9 @@ def _separated(rng: torch.Generator, n: int) -> Tensor:
     return basis[:n] * math.sqrt(150)
 
 
-def _full_rank(op: Any, rng: torch.Generator) -> Iterator[Gap]:
+def _exact_at(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     n = 12
-    full = at_full_rank(op, n)
+    full = at_most(op, n)
     # Unequal lengths give unequal row sums, so that the normalisations differ.
     tokens = _separated(rng, n) * torch.linspace(0.6, 1.2, n, dtype=F64)[:, None]
     # At a quarter of the distance the matrix is far from the identity and still well-conditioned.
@@ -53,12 +53,42 @@ def _full_rank(op: Any, rng: torch.Generator) -> Iterator[Gap]:
         missed = largest(full(x, x, v) - op.target(x, x, v))
         # Scores of size |x|^2 carry their rounding into every exponential.
         kappa = float(x.square().sum(-1).max())
-        yield Gap(missed, tolerance(F64, n, kappa=kappa, scale=largest(v)), f"rank = n = {n}")
+        allowed = tolerance(F64, n, kappa=kappa, scale=largest(v))
+        yield Gap(missed, allowed, f"{full!r} on {n} tokens apart")
+    if hasattr(op, "pinv"):
+        return
+    # What inverts nothing has no excuse, on tokens of any kind.
+    for sizes in ((9, 9), (14, 9)):
+        n, l = lengths(op, *sizes)  # noqa: E741
+        for scale in (0.3, 3.0):
+            q, k, v = (
+                scale * normal(rng, 2, n, 4),
+                scale * normal(rng, 2, l, 4),
+                normal(rng, 2, l, 3),
+            )
+            full = at_most(op, l)
+            missed = largest(full(q, k, v) - op.target(q, k, v))
+            # Of sums over l values, whose scores of size scale^2 are rounded.
+            allowed = tolerance(F64, l, kappa=1 + scale**2, scale=l * largest(v))
+            yield Gap(missed, allowed, f"{full!r}, n={n}, l={l}, scale {scale}")
+
+
+def _monotone(op: Any, rng: torch.Generator) -> Iterator[Gap]:
+    n = 10
+    q, k = normal(rng, n, 4), normal(rng, n, 4)
+    exact = as_matrix(op.target, q, k)
+    order = {"Frobenius": 2, "absolute": 1}[op.traits.monotone]
+    before = math.inf
+    for knob in range(1, n + 1):
+        subject = dataclasses.replace(op, **{op.traits.exact_at: knob})
+        error = float((as_matrix(subject, q, k) - exact).flatten().norm(order))
+        yield Gap(error - before, tolerance(F64, n, scale=n), f"{subject!r}, from one less")
+        before = error
 
 
 def _apart(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     n = 12
-    full = at_full_rank(op, n) if op.traits.low_rank else op
+    full = at_most(op, n) if op.traits.exact_at else op
     x, v = _separated(rng, n), normal(rng, n, 3)
     # What still crosses from one token to another is exp(-75) or less, below any rounding.
     allowed = tolerance(F64, n, kappa=150, scale=largest(v))
@@ -168,8 +198,8 @@ def _gradient(op: Any, rng: torch.Generator) -> Iterator[Gap]:
 
 APART: Law[Operator] = Law(
     "tokens far apart",
-    "as tokens part, each attends to itself alone: op(x, x, v) -> v, at full rank",
-    lambda op: (op.traits.exact and not op.traits.replacement) or op.traits.exact_at_full_rank,
+    "as tokens part, each attends to itself alone: op(x, x, v) -> v, where op is exact",
+    lambda op: (op.traits.exact and not op.traits.replacement) or bool(op.traits.exact_at),
     _apart,
 )
 REPLACEMENT: Law[Operator] = Law(
@@ -190,11 +220,17 @@ LOW_RANK: Law[Operator] = Law(
     lambda op: op.traits.low_rank,
     _low_rank,
 )
-FULL_RANK: Law[Operator] = Law(
-    "exact at full rank",
-    "with m = n = l and an invertible core, op = op.target",
-    lambda op: op.traits.exact_at_full_rank,
-    _full_rank,
+EXACT_AT: Law[Operator] = Law(
+    "exact at its most",
+    "where the knob reaches the number of keys, op = op.target; with a core, if it can be inverted",
+    lambda op: bool(op.traits.exact_at),
+    _exact_at,
+)
+MONOTONE: Law[Operator] = Law(
+    "monotone",
+    "the error of M does not grow with the knob",
+    lambda op: bool(op.traits.monotone),
+    _monotone,
 )
 TARGET: Law[Operator] = Law(
     "target",

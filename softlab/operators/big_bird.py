@@ -53,7 +53,14 @@ class BigBird:
     @property
     def traits(self) -> Traits:
         """The target restricted to few keys, in linear memory; positions matter."""
-        return Traits(row_stochastic=True, nonnegative=True, restricted=True, linear_memory=True)
+        return Traits(
+            row_stochastic=True,
+            nonnegative=True,
+            restricted=True,
+            exact_at="window",
+            monotone="absolute",
+            linear_memory=True,
+        )
 
     @property
     def target(self) -> Softmax:

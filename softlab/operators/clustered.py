@@ -51,7 +51,13 @@ class Clustered:
     @property
     def traits(self) -> Traits:
         """Row-stochastic, linear memory; the order of the queries decides where k-means starts."""
-        return Traits(key_invariant=True, row_stochastic=True, nonnegative=True, linear_memory=True)
+        return Traits(
+            key_invariant=True,
+            row_stochastic=True,
+            nonnegative=True,
+            exact_at="top",
+            linear_memory=True,
+        )
 
     @property
     def target(self) -> Softmax:

@@ -41,7 +41,9 @@ class ColumnSample:
             row_stochastic=True,
             nonnegative=True,
             low_rank=True,
-            exact_at_full_rank=True,
+            restricted=True,
+            exact_at="rank",
+            monotone="absolute",
             linear_memory=True,
         )
 

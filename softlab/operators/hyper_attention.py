@@ -75,6 +75,7 @@ class HyperAttention:
             row_stochastic=True,
             nonnegative=True,
             unbiased=self.samples > 0,
+            exact_at="block",
             linear_memory=True,
         )
 

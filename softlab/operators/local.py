@@ -57,7 +57,15 @@ class Local:
     @property
     def traits(self) -> Traits:
         """The target restricted to few keys, in linear memory; positions matter."""
-        traits = Traits(row_stochastic=True, nonnegative=True, restricted=True, linear_memory=True)
+        dense = self.dilation == 1
+        traits = Traits(
+            row_stochastic=True,
+            nonnegative=True,
+            restricted=True,
+            exact_at="window" if dense else "",
+            monotone="absolute" if dense else "",
+            linear_memory=True,
+        )
         return traits.made_causal() if self.causal else traits
 
     @property

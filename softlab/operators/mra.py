@@ -62,6 +62,7 @@ class MRA:
             nonnegative=True,
             restricted=self.sparse,
             exact_at_rank_one=not self.sparse,
+            exact_at="refined",
             linear_memory=True,
         )
 

@@ -54,7 +54,7 @@ class Nystromformer:
         """Low rank, linear memory."""
         return Traits(
             low_rank=True,
-            exact_at_full_rank=not self.pinv.traits.regularized,
+            exact_at="" if self.pinv.traits.regularized else "rank",
             exact_at_rank_one=not self.pinv.traits.regularized,
             linear_memory=True,
         )

@@ -75,7 +75,7 @@ class RPCholesky:
             query_equivariant=True,
             low_rank=True,
             # Other solvers err in proportion to the largest weight, and scaling brings that out.
-            exact_at_full_rank=isinstance(self.pinv, Cholesky),
+            exact_at="rank" if isinstance(self.pinv, Cholesky) else "",
             exact_at_rank_one=not self.pinv.traits.regularized,
             linear_memory=True,
         )

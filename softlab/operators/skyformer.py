@@ -68,7 +68,7 @@ class Skyformer:
             psd=True,
             low_rank=True,
             lifted=True,
-            exact_at_full_rank=exact,
+            exact_at="rank" if exact else "",
             exact_at_rank_one=exact,
             linear_memory=True,
         )

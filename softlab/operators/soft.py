@@ -64,7 +64,7 @@ class Soft:
             symmetric=not by_row,
             psd=not by_row,
             low_rank=True,
-            exact_at_full_rank=exact,
+            exact_at="rank" if exact else "",
             exact_at_rank_one=exact,
             linear_memory=True,
         )

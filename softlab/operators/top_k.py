@@ -63,6 +63,8 @@ class TopK:
             row_stochastic=True,
             nonnegative=True,
             restricted=True,
+            exact_at="k" if self.k is not None else "",
+            monotone="absolute" if self.k is not None else "",
         )
         return traits.made_causal() if self.causal else traits
 

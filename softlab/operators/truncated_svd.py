@@ -40,7 +40,8 @@ class TruncatedSVD:
             symmetric=claims.symmetric,
             psd=claims.psd,
             low_rank=True,
-            exact_at_full_rank=True,
+            exact_at="rank",
+            monotone="Frobenius",
             exact_at_rank_one=True,
         )
 

@@ -74,7 +74,9 @@ class Thinformer:
     @property
     def traits(self) -> Traits:
         """Not linear in v; no query has a part in the choice of keys."""
-        return Traits(linear_in_v=False, query_equivariant=True, linear_memory=True)
+        return Traits(
+            linear_in_v=False, query_equivariant=True, exact_at="size", linear_memory=True
+        )
 
     @property
     def target(self) -> Softmax:

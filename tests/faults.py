@@ -24,6 +24,7 @@ from softlab.operators import (
     Performer,
     RandomFourier,
     Reformer,
+    Scatterbrain,
     Skyformer,
     Soft,
     Softmax,
@@ -288,6 +289,24 @@ class WholeBlocks(MRA):
         return self.block * (super()._sizes(tokens, blocks) > 0)
 
 
+@dataclass(frozen=True)
+class BandTwice(Scatterbrain):
+    """Adds the exact kernel on the band to the estimate of it there."""
+
+    def kernel_matrix(self, q, k):
+        band = self.support(q.shape[-2], k.shape[-2])
+        exact = self.target.kernel(q.shape[-1]).matrix(q, k)
+        return Performer(self.features, self.weights).kernel_matrix(q, k) + exact * band
+
+
+@dataclass(frozen=True)
+class WiderClaim(Scatterbrain):
+    """Claims to be exact beyond its band, too."""
+
+    def kernel_variance(self, q, k):
+        return Scatterbrain(self.window + 1, self.features).kernel_variance(q, k)
+
+
 OPERATOR_FAULTS = {
     "shape, dtype and device": [
         Faulty(Softmax(), after(lambda x: x.double())),
@@ -410,12 +429,14 @@ OPERATOR_FAULTS = {
         SpoiltKernel(16, spoil=lambda K: K + 1e-9 * torch.arange(K.shape[-1])),
         MeanBesideItsKernel(16),
         CountedInBlocks(block=3, samples=6),
+        BandTwice(1, 16),
         Performer(16, weights=Stretched()),
         RandomFourier(16, weights=Stretched()),
         RandomFourier(16, target=GaussianAttention(), weights=Stretched()),
     ],
     "variance": [
         Performer(16, weights=Repeated()),
+        WiderClaim(1, 16),
         RandomFourier(16, weights=Repeated()),
         Performer(16, weights=Repeated(orthogonal=True, independent=False)),
         Performer(16, weights=ClaimedIndependent(), estimator="hyperbolic"),

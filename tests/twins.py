@@ -320,6 +320,34 @@ def _(op: operators.BandLowRank, q, k, v):
 
 
 @head.register
+def _(op: operators.Scatterbrain, q, k, v):
+    n, l, d = len(q), len(k), q.shape[-1]  # noqa: E741
+    scale = d**-0.5 if op.scale is None else op.scale
+    both = op.estimator == "hyperbolic"
+    w = op.weights(op.features // 2 if both else op.features, d).to(q.dtype)
+
+    def phi(x):
+        x = scale**0.5 * x
+        logs = x @ w.mT
+        logs = torch.cat((logs, -logs), -1) if both else logs
+        return torch.exp(logs - (x * x).sum(-1, keepdim=True) / 2) / op.features**0.5
+
+    phi_q, phi_k = phi(q), phi(k)
+    outer = [phi_k[j : j + 1].mT @ v[j : j + 1] for j in range(l)]
+    nothing, out = torch.zeros_like(outer[0]), []
+    for i in range(n):
+        p = (2 * i + 1) * l // (2 * n)
+        seen = range(p + 1 if op.causal else l)
+        S = [j for j in seen if abs(p - j) <= op.window or j < op.sinks]
+        rest = [j for j in seen if j not in S]
+        exact = torch.exp(scale * (q[i : i + 1] @ k[S].mT))
+        far = phi_q[i : i + 1] @ sum((outer[j] for j in rest), nothing)
+        mass = exact.sum() + (phi_q[i] * phi_k[rest].sum(0)).sum()
+        out.append((exact @ v[S] + far) / mass)
+    return torch.cat(out)
+
+
+@head.register
 def _(op: operators.BigBird, q, k, v):
     n, l = len(q), len(k)  # noqa: E741
     shares, out = op.shares(math.ceil(n / op.block)).tolist(), []

@@ -20,6 +20,7 @@ from softlab.operators import (
     RandomFourier,
     Reformer,
     RPCholesky,
+    Scatterbrain,
     Skyformer,
     Soft,
     Softmax,
@@ -132,6 +133,9 @@ OPERATORS = [
     Thinformer(size=3),
     Thinformer(size=1, seed=2),
     Thinformer(size=5, caution=0.1, seed=1),
+    Scatterbrain(window=1, features=16),
+    Scatterbrain(window=2, features=12, sinks=2, weights=IID(seed=1), scale=0.3),
+    Scatterbrain(window=1, features=10, weights=Orthogonal(seed=2), estimator="hyperbolic"),
     Quantized("int8"),
     Quantized("bfloat16", smoothing=True),
     Quantized("float16"),
@@ -152,6 +156,8 @@ OPERATORS = [
     Taylor(causal=True),
     Quantized("int8", causal=True),
     LinearAttention(causal=True),
+    Scatterbrain(window=1, features=16, causal=True),
+    Scatterbrain(window=2, features=12, sinks=2, weights=IID(seed=1), causal=True),
     CosFormer(causal=True),
 ]
 

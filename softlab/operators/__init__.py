@@ -21,6 +21,7 @@ from softlab.operators.quantized import Quantized
 from softlab.operators.random_fourier import RandomFourier
 from softlab.operators.reformer import Reformer
 from softlab.operators.rp_cholesky import RPCholesky
+from softlab.operators.scatterbrain import Scatterbrain
 from softlab.operators.skyformer import Skyformer
 from softlab.operators.soft import Soft
 from softlab.operators.softmax import Softmax
@@ -48,6 +49,7 @@ __all__ = [
     "RPCholesky",
     "RandomFourier",
     "Reformer",
+    "Scatterbrain",
     "Skyformer",
     "Soft",
     "Softmax",

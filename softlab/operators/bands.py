@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from softlab.landmarks.selector import position_of
+from softlab.operators.causal import Sums
 
 HELD_ENTRIES = 1 << 18
 """Scores, keys and values held at once, at least; more where the queries themselves are more."""
@@ -75,6 +77,37 @@ def banded_average(
     n (b + w) for intervals of w keys where n = l. As many blocks as hold about the entries of q are
     computed at once: the memory is linear, and the number of such parts does not grow with n.
     """
+    return _by_blocks(_average, q, k, v, low, high, others, block, visible)
+
+
+def banded_sums(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    low: Tensor,
+    high: Tensor,
+    others: Tensor,
+    block: int,
+    visible: Tensor | None = None,
+) -> Sums:
+    """The sums of v with weights exp(q k^T), and of the weights, over the same keys."""
+    v = torch.cat((v, torch.ones_like(v[..., :1])), -1)
+    out = _by_blocks(_sums, q, k, v, low, high, others, block, visible)
+    return Sums(out[..., :-2], out[..., -2:-1], out[..., -1:].detach())
+
+
+def _by_blocks(
+    reduce: Callable[[Tensor, Tensor], Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    low: Tensor,
+    high: Tensor,
+    others: Tensor,
+    block: int,
+    visible: Tensor | None,
+) -> Tensor:
+    """``reduce`` of each block's scores, -inf where a query does not see a key, and values."""
     (lead, n, d), e = q.shape, v.shape[-1]
     blocks = -(-n // block)
     at = torch.arange(blocks * block, device=q.device).clamp_max(n - 1)
@@ -86,22 +119,34 @@ def banded_average(
     step = max(1, max(HELD_ENTRIES, q.numel()) // held)
     seen = None if visible is None else visible[:, at].unflatten(1, (blocks, block))
     parts = [
-        _average(
-            q[:, s],
-            k,
-            v,
-            low[:, s],
-            high[:, s],
-            reach[:, s],
-            others[:, s],
-            None if seen is None else seen[:, s],
+        reduce(
+            *_seen(
+                q[:, s],
+                k,
+                v,
+                low[:, s],
+                high[:, s],
+                reach[:, s],
+                others[:, s],
+                None if seen is None else seen[:, s],
+            )
         )
         for s in (slice(i, i + step) for i in range(0, blocks, step))
     ]
     return torch.cat(parts, 1).flatten(1, 2)[:, :n]
 
 
-def _average(
+def _average(scores: Tensor, v: Tensor) -> Tensor:
+    return scores.softmax(-1) @ v
+
+
+def _sums(scores: Tensor, v: Tensor) -> Tensor:
+    """Sums of v, and the logarithm of their scale as a last column."""
+    top = scores.detach().amax(-1, keepdim=True)
+    return torch.cat(((scores - top).exp() @ v, top), -1)
+
+
+def _seen(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -110,8 +155,8 @@ def _average(
     reach: Tensor,
     others: Tensor,
     seen: Tensor | None,
-) -> Tensor:
-    """Some blocks, q (B, blocks, b, d), over the keys ``reach`` (B or 1, blocks, w) and others."""
+) -> tuple[Tensor, Tensor]:
+    """Scores and values of some blocks, q (B, blocks, b, d), over keys ``reach`` and others."""
     width = reach.shape[-1]
     keys = torch.cat((reach, others.expand(*reach.shape[:-1], -1)), -1)
     between = keys.unsqueeze(-2)
@@ -120,5 +165,4 @@ def _average(
     if seen is not None:
         member[..., width:] &= seen
     at = keys.clamp(0, k.shape[-2] - 1)
-    scores = (q @ rows(k, at).mT).masked_fill(~member, -math.inf)
-    return scores.softmax(-1) @ rows(v, at)
+    return (q @ rows(k, at).mT).masked_fill(~member, -math.inf), rows(v, at)

@@ -132,6 +132,11 @@ class Performer:
             projected = torch.cat((projected, -projected), -1)
         return projected, scale * x.square().sum(-1, keepdim=True) / 2
 
+    def log_features(self, x: Tensor) -> Tensor:
+        """Return log phi(x), (..., n, m), of queries or keys x (..., n, d), without ``eps``."""
+        projected, half = self._projected(x)
+        return projected - half - math.log(self.features) / 2
+
     @own_precision
     def feature_map(self, x: Tensor) -> Tensor:
         """Return phi(x), (..., n, m), of queries or keys x (..., n, d), without ``eps``.

@@ -40,7 +40,8 @@ class MRA:
     Reference: Zeng et al., arXiv 2207.10284, and its code, ``mra2_kernel/attention.py``. That code
     has one number of refined blocks for the matrix, spent where t less the row's maximum is
     largest, so that the rows share them unevenly; wants lengths divisible by the block; and adds
-    1e-6 to the normaliser.
+    1e-6 to the normaliser. The package transformers has that code, and returns zeros where its CUDA
+    kernels are not loaded.
     """
 
     block: int = 32

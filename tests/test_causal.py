@@ -33,7 +33,7 @@ def counted(of_queries, of_keys):
 @pytest.mark.parametrize("n", [*range(1, 20), 31, 32, 33, 64, 100])
 def test_every_query_meets_every_earlier_key_once(n):
     eye = torch.eye(n, dtype=F64).expand(2, n, n)
-    found = by_halves(counted, (eye,), (eye,))
+    found = by_halves(counted, (eye,), (eye,), held=n)
     assert torch.equal(found.values, torch.ones_like(eye).tril())
     assert torch.equal(found.weights[..., 0], torch.arange(1, n + 1, dtype=F64).expand(2, n))
 
@@ -46,7 +46,7 @@ def test_the_work_is_that_of_half_of_the_tokens_a_round():
         return counted(of_queries, of_keys)
 
     x = torch.ones(1000, 1, dtype=F64)
-    by_halves(meet, (x,), (x,))
+    by_halves(meet, (x,), (x,), held=1)
     queries = sum(math.prod(shape[:-1]) for shape, _ in met)
     assert queries <= 1000 * (1 + math.ceil(math.log2(1000)) / 2)
     # One call for the token itself, one for the pairs of a round, one more where a pair is short.

@@ -12,10 +12,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from softlab import checks
 from softlab.landmarks.selector import take
 from softlab.operators.degrees import over
+
+HELD_NUMBERS = 1 << 20
+"""Numbers that meeting blocks hold at once."""
 
 
 class Sums(NamedTuple):
@@ -50,7 +54,9 @@ Meet = Callable[[Sequence[Tensor], Sequence[Tensor]], Sums]
 (..., t, w) of some keys to sums of s rows."""
 
 
-def by_halves(meet: Meet, of_queries: Sequence[Tensor], of_keys: Sequence[Tensor]) -> Sums:
+def by_halves(
+    meet: Meet, of_queries: Sequence[Tensor], of_keys: Sequence[Tensor], held: int
+) -> Sums:
     """What each query gathers from the keys up to its own position.
 
     Every token meets itself. Then, for s = 1, 2, 4, ..., blocks of s tokens are paired, and the
@@ -60,56 +66,52 @@ def by_halves(meet: Meet, of_queries: Sequence[Tensor], of_keys: Sequence[Tensor
     chooses its scales among keys that its queries may see. Blocks are counted from the first
     token, so what comes later changes no bit.
 
-    Arguments: tensors (..., n, w) of the queries and of the keys, leading dimensions alike.
+    Arguments: tensors (..., n, w) of the queries and of the keys, leading dimensions alike;
+    ``held``, about how many numbers ``meet`` holds a token. Pairs meet a few at a time, and again
+    in the backward pass, so that the memory is that of the tensors.
     """
-    n = of_queries[0].shape[-2]
-    alone = [[x.unsqueeze(-2) for x in some] for some in (of_queries, of_keys)]
-    found = Sums(*(x.squeeze(-2) for x in meet(*alone)))
+    lead, n = of_queries[0].shape[:-2], of_queries[0].shape[-2]
+    x, y = ([z.reshape(-1, n, z.shape[-1]) for z in some] for some in (of_queries, of_keys))
+    found = Sums(*(z.unflatten(0, (-1, n)).squeeze(-2) for z in _apart(meet, x, y, 1, held)))
     s = 1
     while s < n:
-        found = found.merged(_round(meet, of_queries, of_keys, s))
+        at = (torch.arange(n, device=x[0].device) // s % 2).nonzero().squeeze(-1)
+        more = Sums(*(z.index_select(1, at) for z in found)).merged(_round(meet, x, y, s, held))
+        found = Sums(*(z.index_copy(1, at, new) for z, new in zip(found, more, strict=True)))
         s *= 2
-    return found
+    return Sums(*(z.reshape(*lead, n, z.shape[-1]) for z in found))
 
 
-def _round(meet: Meet, of_queries: Sequence[Tensor], of_keys: Sequence[Tensor], s: int) -> Sums:
-    """What the second blocks of s tokens gather from the first blocks; nothing for the first."""
-    n = of_queries[0].shape[-2]
-    whole = n // (2 * s) * 2 * s
+def _round(meet: Meet, x: Sequence[Tensor], y: Sequence[Tensor], s: int, held: int) -> Sums:
+    """What the second blocks of s tokens gather from the first, their rows in order."""
+    n = x[0].shape[1]
+    pairs = n // (2 * s)
+    whole = 2 * s * pairs
     parts: list[Sums] = []
-    if whole:
+    if pairs:
         later, earlier = (
-            [x[..., :whole, :].unflatten(-2, (-1, 2, s))[..., half, :, :] for x in some]
-            for some, half in ((of_queries, 1), (of_keys, 0))
+            [z[:, :whole].unflatten(1, (pairs, 2, s))[:, :, half] for z in some]
+            for some, half in ((x, 1), (y, 0))
         )
-        met = meet(later, earlier)
-        parts.append(Sums(*(_behind(x, s, fill).flatten(-3, -2) for x, fill in _filled(met))))
-    if n - whole > s:
-        later = [x[..., whole + s :, :] for x in of_queries]
-        earlier = [x[..., whole : whole + s, :] for x in of_keys]
-        met = meet(later, earlier)
-        parts.append(Sums(*(_behind(x, s, fill) for x, fill in _filled(met))))
-    elif n > whole:
-        like = parts[0]
-        parts.append(
-            Sums(
-                *(
-                    x.new_full((*x.shape[:-2], n - whole, x.shape[-1]), fill)
-                    for x, fill in _filled(like)
-                )
-            )
-        )
-    return Sums(*(torch.cat(some, -2) for some in zip(*parts, strict=True)))
+        met = _apart(meet, later, earlier, s, held)
+        parts.append(Sums(*(z.unflatten(0, (-1, pairs)).flatten(1, 2) for z in met)))
+    if n - whole > s:  # the second block of the last pair is short
+        later, earlier = [z[:, whole + s :] for z in x], [z[:, whole : whole + s] for z in y]
+        parts.append(_apart(meet, later, earlier, s, held))
+    return Sums(*(torch.cat(some, 1) for some in zip(*parts, strict=True)))
 
 
-def _filled(sums: Sums) -> list[tuple[Tensor, float]]:
-    """The three tensors, each with what stands for no key at all."""
-    return list(zip(sums, (0.0, 0.0, -math.inf), strict=True))
+def _apart(meet: Meet, x: Sequence[Tensor], y: Sequence[Tensor], s: int, held: int) -> Sums:
+    """Blocks that meet, (P, t, w) with (P, s, w), as many at once as hold ``HELD_NUMBERS``."""
+    tensors = [z.reshape(-1, z.shape[-2] if s > 1 else 1, z.shape[-1]) for z in (*x, *y)]
+    step = max(1, HELD_NUMBERS // (s * held))
 
+    def some(*z: Tensor) -> tuple[Tensor, ...]:
+        return tuple(meet(z[: len(x)], z[len(x) :]))
 
-def _behind(x: Tensor, s: int, fill: float) -> Tensor:
-    """X (..., t, w) behind s rows of ``fill``, (..., s + t, w)."""
-    return torch.cat((x.new_full((*x.shape[:-2], s, x.shape[-1]), fill), x), -2)
+    split = zip(*(z.split(step) for z in tensors), strict=True)
+    parts = [checkpoint(some, *each, use_reentrant=False) for each in split]
+    return Sums(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
 def of_kept(

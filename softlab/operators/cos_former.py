@@ -92,7 +92,7 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, longest: Tensor) -> Tensor:
     x, y, wide = widened(q).relu(), widened(k).relu(), widened(v)
     x = x / _positive(x.detach().amax(-1, keepdim=True))
     at = torch.arange(q.shape[-2], device=q.device).to(x).unsqueeze(-1) / longest
-    return by_halves(_meet, (x, at), (y, at, wide)).average().to(v.dtype)
+    return by_halves(_meet, (x, at), (y, at, wide), 2 * x.shape[-1]).average().to(v.dtype)
 
 
 def _meet(of_queries: Sequence[Tensor], of_keys: Sequence[Tensor]) -> Sums:

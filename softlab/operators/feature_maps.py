@@ -27,7 +27,7 @@ def feature_average(a: Tensor, b: Tensor, v: Tensor, key_mask: Tensor | None = N
 
 def causal_feature_average(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
     """The same over the keys up to each query's own, n = l; finite for any finite logarithms."""
-    return by_halves(_meet_logarithms, (a,), (b, v)).average()
+    return by_halves(_meet_logarithms, (a,), (b, v), a.shape[-1]).average()
 
 
 def _meet_logarithms(of_queries: Sequence[Tensor], of_keys: Sequence[Tensor]) -> Sums:

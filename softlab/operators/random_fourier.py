@@ -168,7 +168,7 @@ class RandomFourier:
         q, k, wide = widened(q), widened(k), widened(v)
         centre = k[..., :1, :].detach()
         waves = self._waves(q - centre), self._waves(k - centre)
-        found = by_halves(_meet, waves[:1], (waves[1], self._half(k), wide))
+        found = by_halves(_meet, waves[:1], (waves[1], self._half(k), wide), self.features)
         if self._normalized:
             return found.average().to(v.dtype)
         return (found.values * (2 / self.features)).to(v.dtype)

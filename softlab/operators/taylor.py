@@ -68,7 +68,7 @@ class Taylor:
 
         Causal, as by the recurrence; by halves it is up to log2(n) / 2 times that.
         """
-        features = 1 + dims.d + dims.d * (dims.d + 1) // 2
+        features = _count(dims.d)
         return Cost(flops=2 * dims.batch * (dims.n + dims.l) * features * dims.e)
 
     @own_precision
@@ -103,7 +103,7 @@ class Taylor:
             return over(phi @ gathered, (phi * mass).sum(-1, keepdim=True))
 
         d = q.shape[-1]
-        rows = max(1, BLOCK_ENTRIES // (q.shape[:-2].numel() * (1 + d + d * (d + 1) // 2)))
+        rows = max(1, BLOCK_ENTRIES // (q.shape[:-2].numel() * _count(d)))
         blocks = [x.split(rows, -2) for x in (k, b, v, kept)]
         gathered, mass = v.new_zeros(()), v.new_zeros(())
         for block in zip(*blocks, strict=True):
@@ -115,8 +115,8 @@ class Taylor:
 
     def _causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         root = math.sqrt(self.target.kernel(q.shape[-1]).scale or 1.0)
-        found = by_halves(_meet, (root * widened(q),), (root * widened(k), widened(v)))
-        return found.average().to(v.dtype)
+        x, y, wide = root * widened(q), root * widened(k), widened(v)
+        return by_halves(_meet, (x,), (y, wide), _count(x.shape[-1])).average().to(v.dtype)
 
 
 def _size(x: Tensor) -> Tensor:
@@ -128,8 +128,18 @@ def _size(x: Tensor) -> Tensor:
 def _meet(of_queries: Sequence[Tensor], of_keys: Sequence[Tensor]) -> Sums:
     (q,), (k, v) = of_queries, of_keys
     a, b = _size(q), _size(k).amax(-2, keepdim=True)
-    sums = feature_sums(_features(q, a), _features(k, b.expand(*k.shape[:-1], 1)), v, 2 * b.log())
-    return sums._replace(log_scale=sums.log_scale.expand_as(sums.weights))
+    log_scale = (2 * b.log()).expand_as(a)
+    if k.shape[-2] <= _count(q.shape[-1]):  # scores are fewer than features
+        s = (q / a) @ (k / b).mT
+        kernel = (1 / a / b).square() + s / a / b + s.square() / 2
+        return Sums(kernel @ v, kernel.sum(-1, keepdim=True), log_scale)
+    x, y = _features(q, a), _features(k, b.expand(*k.shape[:-1], 1))
+    return feature_sums(x, y, v, log_scale)
+
+
+def _count(d: int) -> int:
+    """The number of features."""
+    return 1 + d + d * (d + 1) // 2
 
 
 def _features(x: Tensor, a: Tensor) -> Tensor:

@@ -29,6 +29,15 @@ def test_the_ends_of_the_blend_are_the_two_methods(n, l):  # noqa: E741
             assert torch.equal(far, LinearAttention()(q, k, v, mask))
 
 
+def test_the_ends_of_the_causal_blend_are_the_causal_methods():
+    q, k, v = draw(40, 40)
+    for mask in (None, torch.arange(40) % 3 != 1):
+        band = BandLowRank(4, kernels=3, blend=1.0, causal=True)(q, k, v, mask)
+        assert torch.equal(band, Local(4, causal=True)(q, k, v, mask))
+        far = BandLowRank(4, blend=0.0, causal=True)(q, k, v, mask)
+        assert torch.equal(far, LinearAttention(causal=True)(q, k, v, mask))
+
+
 def test_the_blend_is_the_line_between_its_ends():
     q, k, v = draw()
     near, far = (BandLowRank(2, 3, blend)(q, k, v) for blend in (1.0, 0.0))

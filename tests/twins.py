@@ -310,12 +310,13 @@ def _(op: operators.BandLowRank, q, k, v):
         return torch.where(x > 0, 1 + x, torch.exp(x))
 
     maps = elu, lambda x: elu(-x), lambda x: 2 / (1 + torch.exp(-2 * x))
-    far = sum(linear_attention(phi(q), phi(k), v) for phi in maps[: op.kernels]) / op.kernels
+    some = maps[: op.kernels]
+    far = sum(linear_attention(phi(q), phi(k), v, op.causal) for phi in some) / op.kernels
     n, l, near = len(q), len(k), []  # noqa: E741
     for i in range(n):
         p = (2 * i + 1) * l // (2 * n)
         band = {j for j in range(l) if abs(p - j) <= op.window}
-        near.append(attend(q, k, v, i, band))
+        near.append(attend(q, k, v, i, {j for j in band if j <= p or not op.causal}))
     return op.blend * torch.cat(near) + (1 - op.blend) * far
 
 

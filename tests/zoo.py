@@ -156,6 +156,7 @@ OPERATORS = [
     Taylor(causal=True),
     Quantized("int8", causal=True),
     LinearAttention(causal=True),
+    BandLowRank(window=2, kernels=3, blend=0.25, causal=True),
     Scatterbrain(window=1, features=16, causal=True),
     Scatterbrain(window=2, features=12, sinks=2, weights=IID(seed=1), causal=True),
     CosFormer(causal=True),

@@ -9,7 +9,8 @@ from torch.nn.functional import softplus
 
 from softlab import checks
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
-from softlab.operators.feature_maps import feature_average, log_elu
+from softlab.operators.causal import of_kept
+from softlab.operators.feature_maps import causal_feature_average, feature_average, log_elu
 from softlab.operators.linear_attention import LinearAttention
 from softlab.operators.local import Local
 from softlab.operators.softmax import Softmax
@@ -24,7 +25,8 @@ class BandLowRank:
     of ``kernels`` linear attentions, 1 to 3 of them, each normalised by itself, sum_j <phi(q_i),
     phi(k_j)> v_j / sum_j <phi(q_i), phi(k_j)>, with phi(x) = elu(x) + 1, elu(-x) + 1, tanh(x) + 1
     in this order. ``blend``: share of the band, 0 to 1; 1 is ``Local(window)``, and 0 with one
-    kernel ``LinearAttention()``.
+    kernel ``LinearAttention()``. ``causal``: both sums over keys run to the query's own, and there
+    are as many; masked tokens are deleted, queries too.
 
     It promises no error. The far field covers the keys of the band too, no feature map estimates
     the exponential, and nothing ties the shares to the mass that the target puts on near and far
@@ -41,6 +43,7 @@ class BandLowRank:
     window: int
     kernels: int = 1
     blend: float = 0.5
+    causal: bool = False
 
     def __post_init__(self) -> None:
         checks.positive_int(self, window=self.window, kernels=self.kernels)
@@ -48,31 +51,53 @@ class BandLowRank:
             msg = f"BandLowRank.kernels is {self.kernels}, and there are three; give 1 to 3."
             raise ValueError(msg)
         checks.share(self, blend=self.blend)
+        checks.flag(self, causal=self.causal)
 
     @property
     def traits(self) -> Traits:
         """Averages of v in linear memory; positions matter."""
-        return Traits(row_stochastic=True, nonnegative=True, linear_memory=True)
+        traits = Traits(
+            row_stochastic=True,
+            nonnegative=True,
+            exact_at="window" if self.blend == 1 else "",
+            linear_memory=True,
+        )
+        return traits.made_causal() if self.causal else traits
 
     @property
     def target(self) -> Softmax:
         """Softmax attention."""
-        return Softmax()
+        return Softmax(causal=self.causal)
 
     def cost(self, dims: Dims) -> Cost:
         """That of ``Local``, and of ``LinearAttention`` for each kernel."""
-        return sum([LinearAttention().cost(dims)] * self.kernels, Local(self.window).cost(dims))
+        far = [LinearAttention(self.causal).cost(dims)] * self.kernels
+        return sum(far, self._local.cost(dims))
+
+    @property
+    def _local(self) -> Local:
+        return Local(self.window, causal=self.causal)
 
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
         q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        if self.causal:
+            return of_kept(self._blend, q, k, v, key_mask)
+        return self._blend(q, k, v, key_mask)
+
+    def _blend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         dtype = v.dtype
         q, k, v = widened(q), widened(k), widened(v)
-        out = self.blend * Local(self.window)(q, k, v, key_mask)
+        out = self.blend * self._local(q, k, v, key_mask)
         weight = (1 - self.blend) / self.kernels
         for log_phi in (log_elu, _log_mirrored, _log_tanh)[: self.kernels]:
-            out = out + weight * feature_average(log_phi(q), log_phi(k), v, key_mask)
+            a, b = log_phi(q), log_phi(k)
+            if self.causal:
+                far = causal_feature_average(a, b, v)
+            else:
+                far = feature_average(a, b, v, key_mask)
+            out = out + weight * far
         return out.to(dtype)
 
 

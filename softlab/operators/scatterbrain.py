@@ -79,6 +79,7 @@ class Scatterbrain:
         traits = Traits(
             row_stochastic=True,
             nonnegative=True,
+            exact_at="window",
             unbiased=features.unbiased,
             variance=features.variance,
             linear_memory=True,

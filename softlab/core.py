@@ -111,7 +111,9 @@ class Traits:
     """
 
     linear_in_v: bool = True
-    """``op(q, k, a v + b w) == a op(q, k, v) + b op(q, k, w)``."""
+    """``op(q, k, a v + b w) == a op(q, k, v) + b op(q, k, w)``. Without it there is no one M:
+    ``row_stochastic`` and ``nonnegative`` then say that each output is an average of v, and
+    ``unbiased`` is about ``op.kernel_matrix(q, k, v)``; no other claim about M can be made."""
     query_equivariant: bool = False
     """Permuting the queries permutes the output alike."""
     key_invariant: bool = False

@@ -17,6 +17,7 @@ from softlab.operators import (
     ColumnSample,
     GaussianAttention,
     HyperAttention,
+    KDEFormer,
     LinearAttention,
     Linformer,
     Local,
@@ -307,6 +308,22 @@ class WiderClaim(Scatterbrain):
         return Scatterbrain(self.window + 1, self.features).kernel_variance(q, k)
 
 
+@dataclass(frozen=True)
+class DrawnEvenly(KDEFormer):
+    """Draws keys evenly, and weighs them as if by their values."""
+
+    def drawn(self, p):
+        return super().drawn(torch.ones_like(p))
+
+
+@dataclass(frozen=True)
+class MeanBesideItsDraws(KDEFormer):
+    """Estimates the kernel rightly, and returns the mean of v."""
+
+    def __call__(self, q, k, v, key_mask=None):
+        return mean_of_v(self, q, k, v, key_mask)
+
+
 OPERATOR_FAULTS = {
     "shape, dtype and device": [
         Faulty(Softmax(), after(lambda x: x.double())),
@@ -326,8 +343,12 @@ OPERATOR_FAULTS = {
         Faulty(Softmax(), after(lambda x: x * (1 + 1e-9))),
         Faulty(Nystromformer(4), after(lambda x: x), {"row_stochastic": True}),
         Faulty(Softmax(), zeros),
+        *(Faulty(KDEFormer(3, 4), x) for x in (zeros, after(lambda x: x * (1 + 1e-9)))),
     ],
-    "non-negative": [Faulty(TruncatedSVD(4), after(lambda x: x), {"nonnegative": True})],
+    "non-negative": [
+        Faulty(TruncatedSVD(4), after(lambda x: x), {"nonnegative": True}),
+        Faulty(KDEFormer(3, 4), after(lambda x: x - x.mean())),
+    ],
     "symmetric": [
         Faulty(GaussianAttention(normalization="row"), after(lambda x: x), {"symmetric": True}),
         Faulty(GaussianAttention(), after(by_position)),
@@ -418,6 +439,7 @@ OPERATOR_FAULTS = {
     "target": [
         Faulty(Soft(4), lambda op, q, k, v, mask: op.target(q, k, v, mask)),
         Faulty(Thinformer(3), lambda op, q, k, v, mask: op.target(q, k, v, mask)),
+        Faulty(KDEFormer(3, 4), lambda op, q, k, v, mask: op.target(q, k, v, mask)),
     ],
     "finite": [Faulty(GaussianAttention(), unguarded_gaussian)],
     "unbiased": [
@@ -430,6 +452,8 @@ OPERATOR_FAULTS = {
         MeanBesideItsKernel(16),
         CountedInBlocks(block=3, samples=6),
         BandTwice(1, 16),
+        DrawnEvenly(block=3, samples=6),
+        MeanBesideItsDraws(block=3, samples=6),
         Performer(16, weights=Stretched()),
         RandomFourier(16, weights=Stretched()),
         RandomFourier(16, target=GaussianAttention(), weights=Stretched()),

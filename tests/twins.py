@@ -223,15 +223,7 @@ def _(op: operators.CosFormer, q, k, v):
 @head.register
 def _(op: operators.HyperAttention, q, k, v):
     n, l, planes = len(q), len(k), op.hyperplanes(q.shape[-1])  # noqa: E741
-    code = ["0", "1"]  # reflected, so that neighbours differ in one sign
-    for _ in range(op.bits - 1):
-        code = ["0" + c for c in code] + ["1" + c for c in reversed(code)]
-
-    def order(x):
-        signs = ["".join("1" if s > 0 else "0" for s in row) for row in x.double() @ planes]
-        return sorted(range(len(x)), key=lambda i: code.index(signs[i]))
-
-    of_q, of_k = order(q), order(k)
+    of_q, of_k = (gray_order(x, planes) for x in (q, k))
     blocks = math.ceil(l / op.block)
     out = [None] * n
     for b in range(blocks):
@@ -246,6 +238,40 @@ def _(op: operators.HyperAttention, q, k, v):
         for i, average in zip(rows, P @ v[keys], strict=True):
             out[i] = average
     return torch.stack(out)
+
+
+@head.register
+def _(op: operators.KDEFormer, q, k, v):
+    n, l, planes = len(q), len(k), op.hyperplanes(q.shape[-1])  # noqa: E741
+    of_q, of_k = (gray_order(x, planes) for x in (q, k))
+    blocks = math.ceil(l / op.block)
+    lengths = v.double().square().sum(-1).sqrt()
+    p = (lengths / lengths.sum() + 1 / l) / 2
+    rng = torch.Generator().manual_seed(op.seed)
+    drawn = [
+        int((p.detach().cumsum(0) <= u).sum())
+        for u in torch.rand(op.samples, generator=rng, dtype=torch.float64).tolist()
+    ]
+    out = [None] * n
+    for b in range(blocks):
+        rows = [of_q[r] for r in range(n) if r * blocks // n == b]
+        own = [of_k[r] for r in range(l) if r * blocks // l == b]
+        keys, inside = own + drawn, torch.tensor([j in own for j in drawn], dtype=torch.bool)
+        weight = torch.where(inside, 0, 1 / (op.samples * p[drawn]))
+        logs = torch.cat((torch.zeros(len(own)), weight.log())).to(q.dtype)
+        P = torch.softmax(q[rows] @ k[keys].mT / q.shape[-1] ** 0.5 + logs, -1)
+        for i, average in zip(rows, P @ v[keys], strict=True):
+            out[i] = average
+    return torch.stack(out)
+
+
+def gray_order(x, planes):
+    """Tokens by the place of their signs in the reflected code, where neighbours differ in one."""
+    code = ["0", "1"]
+    for _ in range(planes.shape[-1] - 1):
+        code = ["0" + c for c in code] + ["1" + c for c in reversed(code)]
+    signs = ["".join("1" if s > 0 else "0" for s in row) for row in x.double() @ planes]
+    return sorted(range(len(x)), key=lambda i: code.index(signs[i]))
 
 
 @head.register

@@ -51,15 +51,24 @@ def _keys(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
 
 
 def _row_sums(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
-    q, k, _ = _draw(op, rng)
-    matrix = as_matrix(op, q, k)
-    allowed = tolerance(F64, k.shape[-2], scale=max(1, largest(matrix)))
-    yield Gap(largest(matrix.sum(-1) - 1), allowed, "row sums")
+    q, k, v = _draw(op, rng)
+    if op.traits.linear_in_v:
+        matrix = as_matrix(op, q, k)
+        allowed = tolerance(F64, k.shape[-2], scale=max(1, largest(matrix)))
+        yield Gap(largest(matrix.sum(-1) - 1), allowed, "row sums")
+        return
+    for level in (1.0, -30.0):
+        out = op(q, k, torch.full_like(v, level))
+        allowed = tolerance(F64, k.shape[-2], scale=abs(level))
+        yield Gap(largest(out - level), allowed, f"all values are {level:g}")
 
 
 def _nonnegative(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
-    q, k, _ = _draw(op, rng)
-    yield Gap(float(-as_matrix(op, q, k).min()), 0, "smallest entry")
+    q, k, v = _draw(op, rng)
+    if op.traits.linear_in_v:
+        yield Gap(float(-as_matrix(op, q, k).min()), 0, "smallest entry")
+        return
+    yield Gap(float(-op(q, k, v.abs()).min()), 0, "smallest output of values that are not negative")
 
 
 def _symmetric(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
@@ -110,10 +119,16 @@ KEY_INVARIANT: Law[Operator] = Law(
     _keys,
 )
 ROW_STOCHASTIC: Law[Operator] = Law(
-    "row-stochastic", "M 1 = 1", lambda op: op.traits.row_stochastic, _row_sums
+    "row-stochastic",
+    "M 1 = 1, or equal values stay as they are",
+    lambda op: op.traits.row_stochastic,
+    _row_sums,
 )
 NONNEGATIVE: Law[Operator] = Law(
-    "non-negative", "M >= 0", lambda op: op.traits.nonnegative, _nonnegative
+    "non-negative",
+    "M >= 0, or values >= 0 give outputs >= 0",
+    lambda op: op.traits.nonnegative,
+    _nonnegative,
 )
 SYMMETRIC: Law[Operator] = Law(
     "symmetric", "M = M^T where q = k", lambda op: op.traits.symmetric, _symmetric

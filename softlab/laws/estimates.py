@@ -1,7 +1,8 @@
 """Laws of random estimates: the mean over seeds, and the variance about it.
 
 An operator that claims to be unbiased offers ``kernel_matrix(q, k)``, its estimate of the target's
-kernel before any normalisation; one that claims a variance offers ``kernel_variance(q, k)``.
+kernel before any normalisation, or ``kernel_matrix(q, k, v)`` where it is not linear in v, on which
+its draws then depend; one that claims a variance offers ``kernel_variance(q, k)``.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ def _points(rng: torch.Generator) -> tuple[Tensor, Tensor]:
     return q, torch.cat((k, q, -q))
 
 
-def _estimates(op: Any, q: Tensor, k: Tensor, rng: torch.Generator) -> Tensor:
+def _estimates(op: Any, tensors: tuple[Tensor, ...], rng: torch.Generator) -> Tensor:
     first = int(torch.randint(1 << 30, (), generator=rng))
-    return torch.stack([reseeded(op, first + s).kernel_matrix(q, k) for s in range(SEEDS)])
+    return torch.stack([reseeded(op, first + s).kernel_matrix(*tensors) for s in range(SEEDS)])
 
 
 def _terms(op: Any, k: Tensor) -> int:
@@ -45,22 +46,28 @@ def _terms(op: Any, k: Tensor) -> int:
 
 def _unbiased(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     q, k = _points(rng)
-    drawn = _estimates(op, q, k, rng)
+    linear = op.traits.linear_in_v
+    tensors = (q, k) if linear else (q, k, normal(rng, len(k), 2))
+    drawn = _estimates(op, tensors, rng)
     exact = op.target.kernel(q.shape[-1]).matrix(q, k)
     rounding = tolerance(F64, _terms(op, k), scale=largest(exact))
     allowed = ERRORS * drawn.std(0) / math.sqrt(SEEDS) + rounding
     yield Gap(largest((drawn.mean(0) - exact) / allowed), 1, f"mean of {SEEDS} seeds, in intervals")
-    matrix, estimate = as_matrix(op, q, k), op.kernel_matrix(q, k)
+    estimate = op.kernel_matrix(*tensors)
     if largest(as_matrix(op.target, q, k) - exact) > rounding:  # its rows are normalised
         mass = estimate.sum(-1, keepdim=True)
         estimate = torch.where(mass > 0, estimate / mass, 0)
     allowed_here = tolerance(F64, _terms(op, k), c=100, scale=largest(estimate))
-    yield Gap(largest(matrix - estimate), allowed_here, "M and the kernel's estimate")
+    if linear:
+        missed = largest(as_matrix(op, q, k) - estimate)
+    else:
+        missed = largest(op(*tensors) - estimate @ tensors[-1]) / len(k)
+    yield Gap(missed, allowed_here, "M and the kernel's estimate")
 
 
 def _variance(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     q, k = _points(rng)
-    drawn = _estimates(op, q, k, rng)
+    drawn = _estimates(op, (q, k), rng)
     claimed = op.kernel_variance(q, k)
     away = drawn - drawn.mean(0)
     found = away.square().mean(0) * SEEDS / (SEEDS - 1)

@@ -11,6 +11,7 @@ from softlab.operators.column_sample import ColumnSample
 from softlab.operators.cos_former import CosFormer
 from softlab.operators.gaussian_attention import GaussianAttention
 from softlab.operators.hyper_attention import HyperAttention
+from softlab.operators.kde_former import KDEFormer
 from softlab.operators.linear_attention import LinearAttention
 from softlab.operators.linformer import Linformer
 from softlab.operators.local import Local
@@ -40,6 +41,7 @@ __all__ = [
     "CosFormer",
     "GaussianAttention",
     "HyperAttention",
+    "KDEFormer",
     "LinearAttention",
     "Linformer",
     "Local",

@@ -89,7 +89,13 @@ class Reformer:
     @property
     def traits(self) -> Traits:
         """The target restricted to few keys, in linear memory; the order of tokens matters."""
-        return Traits(row_stochastic=True, nonnegative=True, restricted=True, linear_memory=True)
+        return Traits(
+            row_stochastic=True,
+            nonnegative=True,
+            restricted=True,
+            exact_at="chunk" if self.buckets == 1 else "",
+            linear_memory=True,
+        )
 
     @property
     def target(self) -> Softmax:

@@ -168,7 +168,9 @@ def draw(table: pd.DataFrame, lines: Lines, page: Word = "") -> Figure:
     panels = list(rows[lines.panel].dropna().unique()) if lines.panel else [""]
     across = min(3, len(panels))
     down = math.ceil(len(panels) / across)
-    each = 1.75 if down < 3 else 1.07  # of three rows, two figures fit a page
+    each = 1.75 if down < 3 else 1.07  # of three rows, two figures fit a page; more fill one
+    if down > 3:
+        each = max(1.07, min(1.75, 7.6 / down))
     if down == 1 and (across == 1 or len(looks) > 5):
         each = 2.4
     if lines.legend == "panel":

@@ -182,6 +182,17 @@ def best_of_rank(rank: int, ref: Reference) -> Numbers:
     }
 
 
+def best_of_keys(count: int, ref: Reference) -> Numbers:
+    """The output errors of the target restricted to the heaviest keys of each query, a control.
+
+    What ``output_error`` gives for ``TopK(count)`` but for that operator's rounding, where the
+    target's rows sum to one. ``count``: 1 to l.
+    """
+    least = ref.matrix.topk(count, -1).values[:, -1:]
+    kept = torch.where(ref.matrix >= least, ref.matrix, 0.0)
+    return _output_error((kept @ ref.v) / kept.sum(-1, keepdim=True), ref)
+
+
 def expense(
     op: Operator, q: Tensor, k: Tensor, v: Tensor, *, budget: float = 0.1, repeats: int = 5
 ) -> Numbers:

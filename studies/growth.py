@@ -26,6 +26,7 @@ from softlab.operators import (
     CosFormer,
     GaussianAttention,
     HyperAttention,
+    KDEFormer,
     LinearAttention,
     Linformer,
     Local,
@@ -35,10 +36,12 @@ from softlab.operators import (
     RandomFourier,
     Reformer,
     RPCholesky,
+    Scatterbrain,
     Skyformer,
     Soft,
     Softmax,
     Taylor,
+    Thinformer,
     TopK,
     Uniform,
 )
@@ -51,8 +54,8 @@ FAMILIES: dict[str, list[Operator]] = {
     "low rank": [Soft(64), Nystromformer(64), Skyformer(64), RPCholesky(64), Linformer(64)],
     "features": [Performer(), RandomFourier(64), Taylor()],
     "sparse": [Local(64), BigBird(64, 64, 64), Clustered(64), Reformer()],
-    "sampling": [ColumnSample(64), HyperAttention()],
-    "hybrid": [BandLowRank(64), MRA()],
+    "sampling": [ColumnSample(64), HyperAttention(), KDEFormer(), Thinformer()],
+    "hybrid": [BandLowRank(64), MRA(), Scatterbrain(64)],
     "no approximation": [LinearAttention(), CosFormer(), Uniform()],
 }
 """One line a family; an operator more is a word more."""

@@ -26,6 +26,7 @@ from softlab.operators import (
     RandomFourier,
     Reformer,
     Scatterbrain,
+    SketchedTaylor,
     Skyformer,
     Soft,
     Softmax,
@@ -283,6 +284,16 @@ class CountedInBlocks(HyperAttention):
 
 
 @dataclass(frozen=True)
+class RepeatedSigns(SketchedTaylor):
+    """Half of the features, each used twice: the same mean, with twice the variance."""
+
+    def signs(self, d):
+        w = super().signs(d)
+        half = w[:, : (self.features + 1) // 2]
+        return torch.cat((half, half), 1)[:, : self.features]
+
+
+@dataclass(frozen=True)
 class WholeBlocks(MRA):
     """Counts a short block as a whole one, with zeros for the tokens that it lacks."""
 
@@ -463,6 +474,7 @@ OPERATOR_FAULTS = {
         WiderClaim(1, 16),
         RandomFourier(16, weights=Repeated()),
         Performer(16, weights=Repeated(orthogonal=True, independent=False)),
+        RepeatedSigns(64),
         Performer(16, weights=ClaimedIndependent(), estimator="hyperbolic"),
     ],
     "replacement": [

@@ -22,6 +22,7 @@ from softlab.operators import (
     GaussianAttention,
     Nystromformer,
     RandomFourier,
+    SketchedTaylor,
     Soft,
     Softmax,
     TruncatedSVD,
@@ -99,7 +100,7 @@ def condition(op, q, k, key_mask=None):
         full = torch.linalg.svdvals(op.target(q, k, eye, key_mask))
         s = torch.nn.functional.pad(full, (0, 1))
         return float((s[..., 0] / (s[..., op.rank - 1] - s[..., op.rank])).max())
-    elif isinstance(op, (CosFormer, RandomFourier)):
+    elif isinstance(op, (CosFormer, RandomFourier, SketchedTaylor)):
         return cancellation(op, q, k, key_mask)
     else:
         return 1.0

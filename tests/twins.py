@@ -201,6 +201,22 @@ def _(op: operators.Taylor, q, k, v):
 
 
 @head.register
+def _(op: operators.SketchedTaylor, q, k, v):
+    d, p, m = q.shape[-1], op.degree, op.features
+    scale = d**-0.5 if op.scale is None else op.scale
+    w = op.signs(d).to(q.dtype).reshape(p * m, d)
+
+    def phi(x):
+        x = scale**0.5 * x
+        turned = (x @ w.mT).reshape(len(x), p, m)
+        powers = [turned[:, :r].prod(1) / (m * math.factorial(r)) ** 0.5 for r in range(2, p + 1)]
+        return torch.cat((torch.ones_like(x[:, :1]), x, *powers), -1)
+
+    out, degree = gathered(phi(q), phi(k), v, op.causal)
+    return torch.where(degree > 0, out / torch.where(degree > 0, degree, 1), 0)
+
+
+@head.register
 def _(op: operators.LinearAttention, q, k, v):
     def phi(x):
         return torch.where(x > 0, 1 + x, torch.exp(x))

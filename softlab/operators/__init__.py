@@ -23,6 +23,7 @@ from softlab.operators.random_fourier import RandomFourier
 from softlab.operators.reformer import Reformer
 from softlab.operators.rp_cholesky import RPCholesky
 from softlab.operators.scatterbrain import Scatterbrain
+from softlab.operators.sketched_taylor import SketchedTaylor
 from softlab.operators.skyformer import Skyformer
 from softlab.operators.soft import Soft
 from softlab.operators.softmax import Softmax
@@ -52,6 +53,7 @@ __all__ = [
     "RandomFourier",
     "Reformer",
     "Scatterbrain",
+    "SketchedTaylor",
     "Skyformer",
     "Soft",
     "Softmax",

@@ -50,10 +50,7 @@ class MRA:
 
     def __post_init__(self) -> None:
         checks.positive_int(self, block=self.block, refined=self.refined)
-        sparse: object = self.sparse
-        if not isinstance(sparse, bool):
-            msg = f"MRA.sparse is {sparse!r}; give True (drop other blocks) or False."
-            raise TypeError(msg)
+        checks.flag(self, sparse=self.sparse)
 
     @property
     def traits(self) -> Traits:

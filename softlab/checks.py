@@ -188,7 +188,7 @@ def above_one(owner: object, **fields: int) -> None:
             raise ValueError(msg)
 
 
-def seed(owner: object, **fields: Any) -> None:
+def natural(owner: object, **fields: Any) -> None:
     """Raise unless every named field is an integer of at least 0."""
     for name, got in fields.items():
         if isinstance(got, bool) or not isinstance(got, int):

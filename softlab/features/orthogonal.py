@@ -26,7 +26,7 @@ class Orthogonal:
     orthogonal = True
 
     def __post_init__(self) -> None:
-        checks.seed(self, seed=self.seed)
+        checks.natural(self, seed=self.seed)
 
     def __call__(self, m: int, d: int) -> Tensor:
         """The matrix W, (m, d)."""

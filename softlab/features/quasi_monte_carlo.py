@@ -36,7 +36,7 @@ class QuasiMonteCarlo:
     orthogonal = False
 
     def __post_init__(self) -> None:
-        checks.seed(self, seed=self.seed)
+        checks.natural(self, seed=self.seed)
         checks.one_of(self, SEQUENCES, sequence=self.sequence)
 
     def __call__(self, m: int, d: int) -> Tensor:

@@ -24,7 +24,7 @@ class UniformRandom:
     subset = True
 
     def __post_init__(self) -> None:
-        checks.seed(self, seed=self.seed)
+        checks.natural(self, seed=self.seed)
 
     def indices(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Positions (..., m) of the landmarks, increasing and distinct."""

@@ -48,7 +48,7 @@ class BigBird:
 
     def __post_init__(self) -> None:
         checks.positive_int(self, window=self.window, block=self.block)
-        checks.seed(self, globals=self.globals, random=self.random, seed=self.seed)
+        checks.natural(self, globals=self.globals, random=self.random, seed=self.seed)
 
     @property
     def traits(self) -> Traits:

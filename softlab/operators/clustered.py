@@ -46,7 +46,7 @@ class Clustered:
 
     def __post_init__(self) -> None:
         checks.positive_int(self, clusters=self.clusters, iterations=self.iterations)
-        checks.seed(self, top=self.top, seed=self.seed)
+        checks.natural(self, top=self.top, seed=self.seed)
 
     @property
     def traits(self) -> Traits:

@@ -31,7 +31,7 @@ class ColumnSample:
 
     def __post_init__(self) -> None:
         checks.positive_int(self, rank=self.rank)
-        checks.seed(self, seed=self.seed)
+        checks.natural(self, seed=self.seed)
 
     @property
     def traits(self) -> Traits:

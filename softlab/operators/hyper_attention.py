@@ -60,7 +60,7 @@ class HyperAttention:
 
     def __post_init__(self) -> None:
         checks.positive_int(self, block=self.block, bits=self.bits)
-        checks.seed(self, samples=self.samples, seed=self.seed)
+        checks.natural(self, samples=self.samples, seed=self.seed)
         if self.bits > 62:
             msg = (
                 f"HyperAttention.bits is {self.bits}, and a hash must fit 64-bit integers; "

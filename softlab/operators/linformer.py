@@ -40,7 +40,7 @@ class Linformer:
 
     def __post_init__(self) -> None:
         checks.positive_int(self, rank=self.rank)
-        checks.seed(self, seed=self.seed)
+        checks.natural(self, seed=self.seed)
         checks.one_of(self, SHARINGS, sharing=self.sharing)
 
     @property

@@ -51,7 +51,7 @@ class Local:
 
     def __post_init__(self) -> None:
         checks.positive_int(self, window=self.window, dilation=self.dilation)
-        checks.seed(self, sinks=self.sinks)
+        checks.natural(self, sinks=self.sinks)
         checks.flag(self, causal=self.causal)
 
     @property

@@ -78,7 +78,7 @@ class Reformer:
 
     def __post_init__(self) -> None:
         checks.positive_int(self, buckets=self.buckets, chunk=self.chunk, rounds=self.rounds)
-        checks.seed(self, seed=self.seed)
+        checks.natural(self, seed=self.seed)
         if self.buckets > 1 and self.buckets % 2:
             msg = (
                 f"Reformer.buckets is {self.buckets}, and every direction has an opposite one; "

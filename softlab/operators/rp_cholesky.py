@@ -65,7 +65,7 @@ class RPCholesky:
     def __post_init__(self) -> None:
         checks.positive_int(self, rank=self.rank)
         checks.positive(self, temperature=self.temperature)
-        checks.seed(self, seed=self.seed)
+        checks.natural(self, seed=self.seed)
         checks.is_a(self, Solver, pinv=self.pinv)
 
     @property

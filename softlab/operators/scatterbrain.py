@@ -58,7 +58,7 @@ class Scatterbrain:
 
     def __post_init__(self) -> None:
         checks.positive_int(self, window=self.window, features=self.features)
-        checks.seed(self, sinks=self.sinks)
+        checks.natural(self, sinks=self.sinks)
         checks.is_a(self, Weights, weights=self.weights)
         checks.one_of(self, ESTIMATORS, estimator=self.estimator)
         checks.flag(self, causal=self.causal)

@@ -59,7 +59,7 @@ class SketchedTaylor:
 
     def __post_init__(self) -> None:
         checks.positive_int(self, features=self.features, degree=self.degree)
-        checks.seed(self, seed=self.seed)
+        checks.natural(self, seed=self.seed)
         Softmax(self.scale, self.causal)
         if not 2 <= self.degree <= 12:
             msg = (

@@ -69,7 +69,7 @@ class Thinformer:
     def __post_init__(self) -> None:
         checks.positive_int(self, size=self.size)
         checks.positive(self, caution=self.caution)
-        checks.seed(self, seed=self.seed)
+        checks.natural(self, seed=self.seed)
 
     @property
     def traits(self) -> Traits:

@@ -49,7 +49,7 @@ class Chebyshev(Unrolled):
 
     def __post_init__(self) -> None:
         checks.positive_int(self, steps=self.steps, degree=self.degree, sweeps=self.sweeps)
-        checks.seed(self, seed=self.seed)
+        checks.natural(self, seed=self.seed)
         checks.above_one(self, degree=self.degree)
         if self.bounds is not None:
             low, high = self.bounds

@@ -211,7 +211,7 @@ class PowerEstimate:
     def __post_init__(self) -> None:
         checks.positive_int(self, sweeps=self.sweeps)
         checks.positive(self, safety=self.safety)
-        checks.seed(self, seed=self.seed)
+        checks.natural(self, seed=self.seed)
 
     def __call__(self, a: Tensor) -> Tensor:
         """The initial guess, (..., m, m)."""
@@ -250,7 +250,7 @@ class KrylovEstimate:
     def __post_init__(self) -> None:
         checks.positive_int(self, sweeps=self.sweeps)
         checks.positive(self, safety=self.safety)
-        checks.seed(self, seed=self.seed)
+        checks.natural(self, seed=self.seed)
 
     def interval(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """The lower estimate of the smallest non-zero singular value, and u, (..., 1, 1) each."""

@@ -44,7 +44,7 @@ class SketchedFit(Unrolled):
 
     def __post_init__(self) -> None:
         checks.positive_int(self, steps=self.steps, columns=self.columns)
-        checks.seed(self, seed=self.seed)
+        checks.natural(self, seed=self.seed)
         checks.is_a(self, Scaling, scaling=self.scaling)
 
     @property

@@ -26,7 +26,7 @@ def powers(**of):
         for n in (1024, 2048, 4096, 8192):
             rows.append({
                 "status": "ok", "family": "made up", "method": name, "n": n, "work": n**exponent,
-                "seconds": factor * n**exponent, "peak_bytes": memory * n, "memory": memory,
+                "seconds_q1": factor * n**exponent, "peak_bytes": memory * n, "memory": memory,
                 "exact_seconds": 1e-9 * n**2 if n < 8192 else None,
             })  # fmt: skip
     return pd.DataFrame(rows)
@@ -63,7 +63,7 @@ def test_exponents_of_powers_are_exact():
 def test_a_lost_race_counts_until_its_last_length():
     table = powers(Late=(1, 2.5e-6, 4))
     assert exponents(table)["from"].item() == 4096
-    table.loc[table["n"] == 4096, "seconds"] = 1.0
+    table.loc[table["n"] == 4096, "seconds_q1"] = 1.0
     assert np.isnan(exponents(table)["from"].item())
 
 
@@ -73,7 +73,7 @@ def test_findings_name_what_takes_too_much_and_what_grows_otherwise():
     assert "the 2 operators of less than quadratic work" in said
     assert "More than 10 times takes Heavy (10.5)." in said
     assert "for 3 of 3 operators" in said
-    slow = table.assign(seconds=table.seconds * np.where(table.method == "Heavy", table.n, 1))
+    slow = table.assign(seconds_q1=table.seconds_q1 * np.where(table.method == "Heavy", table.n, 1))
     said = " ".join(findings(slow))
     assert "for 2 of 3 operators" in said
     assert "clearly more for Heavy (2.00, counted 1.00, last doubling 2.00)" in said

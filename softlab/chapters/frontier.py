@@ -265,6 +265,9 @@ def _winners(target: str, points: pd.DataFrame) -> Iterator[str]:
         f"{number(high['output_error'])} ({high['source']}, where the uniform average errs by "
         f"{number(high['uniform_error'])})."
     )
+    hopeless = best.loc[~(best["skill"] > 0), "source"]
+    if len(hopeless):
+        yield f"On {joined(hopeless)} even that has no skill."
     everywhere = pd.concat([_best(points, x) for x in _budgets(points)])["method"]
     never = [name for name in _swept(points) if name not in set(everywhere)]
     yield (

@@ -1,7 +1,7 @@
 """Growth of time and memory with the number of tokens, measured beside counted.
 
 Read are ``status`` and the columns of ``studies/growth.py``: ``family``, ``method``, ``n``,
-``work``, ``seconds``, ``peak_bytes``, ``memory`` (peak over the bytes of q) and ``exact_seconds``.
+``work``, ``seconds_q1``, ``peak_bytes``, ``memory`` (peak over the bytes of q), ``exact_seconds``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SUBQUADRATIC = 1.5
 APART = 0.25
 """A measured exponent differs from the claimed one by more than this and two standard errors."""
 
-NEEDED = {"status", "family", "method", "n", "work", "seconds", "memory", "exact_seconds"}
+NEEDED = {"status", "family", "method", "n", "work", "seconds_q1", "memory", "exact_seconds"}
 
 
 def scope(table: pd.DataFrame) -> str:
@@ -54,7 +54,7 @@ def exponents(table: pd.DataFrame) -> pd.DataFrame:
         rows = rows.sort_values("n")
         if len(rows) < 3:
             continue
-        n, t = np.log(rows["n"].to_numpy(float)), np.log(rows["seconds"].to_numpy(float))
+        n, t = np.log(rows["n"].to_numpy(float)), np.log(rows["seconds_q1"].to_numpy(float))
         slope, level = np.polyfit(n, t, 1)
         left = t - slope * n - level
         error = np.sqrt((left @ left) / (len(n) - 2) / ((n - n.mean()) @ (n - n.mean())))
@@ -65,7 +65,7 @@ def exponents(table: pd.DataFrame) -> pd.DataFrame:
             "claimed": np.log(end["work"] / before["work"]) / doubling if before["work"] else 1.0,
             "measured": slope, "error": error, "last": (t[-1] - t[-2]) / (n[-1] - n[-2]),
             "growth": np.log(end["peak_bytes"] / before["peak_bytes"]) / doubling,
-            "memory": end["memory"], "seconds": end["seconds"], "from": _faster_from(rows),
+            "memory": end["memory"], "seconds": end["seconds_q1"], "from": _faster_from(rows),
         })  # fmt: skip
     return pd.DataFrame(found)
 
@@ -117,7 +117,7 @@ def _done(table: pd.DataFrame) -> pd.DataFrame:
 def _faster_from(rows: pd.DataFrame) -> float:
     """The least length from which on a call takes less time than the exact one; NaN for none."""
     timed = rows[rows["exact_seconds"].notna()]
-    slower = timed[~(timed["seconds"] < timed["exact_seconds"])]
+    slower = timed[~(timed["seconds_q1"] < timed["exact_seconds"])]
     faster = timed[timed["n"] > slower["n"].max()] if len(slower) else timed
     return float(faster["n"].min())
 

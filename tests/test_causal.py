@@ -20,7 +20,8 @@ from softlab.operators import (
     TruncatedSVD,
     Uniform,
 )
-from softlab.operators.causal import Sums, by_halves
+from softlab.operators.causal import by_halves
+from softlab.operators.sums import Sums
 
 
 def counted(of_queries, of_keys):

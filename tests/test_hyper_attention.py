@@ -11,7 +11,8 @@ from scipy import stats
 from softlab import as_matrix
 from softlab.instruments import peak_memory
 from softlab.operators import ColumnSample, HyperAttention, Softmax, Uniform
-from softlab.operators.causal import Sums, by_halves
+from softlab.operators.causal import by_halves
+from softlab.operators.sums import Sums
 
 F64 = torch.float64
 

@@ -8,7 +8,7 @@ import torch
 from softlab.core import as_matrix
 from softlab.instruments import peak_memory
 from softlab.laws import tolerance
-from softlab.operators import Softmax, Taylor, Uniform, taylor
+from softlab.operators import Softmax, Taylor, Uniform, feature_maps
 
 F64 = torch.float64
 
@@ -67,7 +67,7 @@ def test_blocks_change_nothing(monkeypatch, masked):
     leaves = [x.requires_grad_() for x in (q, k, v)]
     whole = Taylor()(*leaves, key_mask)
     wanted = torch.autograd.grad(whole.square().sum(), leaves)
-    monkeypatch.setattr(taylor, "BLOCK_ENTRIES", 5 * 45)
+    monkeypatch.setattr(feature_maps, "HELD_NUMBERS", 5 * 45)
     blocked = Taylor()(*leaves, key_mask)
     torch.testing.assert_close(blocked, whole, rtol=1e-11, atol=1e-12)
     for ours, theirs in zip(

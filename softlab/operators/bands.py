@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from softlab.landmarks.selector import position_of
-from softlab.operators.causal import Sums
+from softlab.operators.sums import Sums
 
 HELD_ENTRIES = 1 << 18
 """Scores, keys and values held at once, at least; more where the queries themselves are more."""

@@ -6,9 +6,7 @@ later takes part in no operation, so no bit of an output depends on it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,37 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 from softlab import checks
 from softlab.landmarks.selector import take
-from softlab.operators.degrees import over
+from softlab.operators.sums import Sums
 
 HELD_NUMBERS = 1 << 20
 """Numbers that meeting blocks hold at once."""
-
-
-class Sums(NamedTuple):
-    """A weighted sum of values and the sum of its weights, both times exp(-log_scale).
-
-    ``values`` (..., n, e), ``weights`` (..., n, 1), ``log_scale`` (..., n, 1), -inf where there is
-    no weight at all. The scale keeps the others in range and has no gradient, as it cancels.
-    """
-
-    values: Tensor
-    weights: Tensor
-    log_scale: Tensor
-
-    def average(self) -> Tensor:
-        """Values over weights, (..., n, e), and 0 where the weight is not positive."""
-        return over(self.values, self.weights)
-
-    def merged(self, other: Sums) -> Sums:
-        """The sums over the keys of both."""
-        top = torch.maximum(self.log_scale, other.log_scale)
-        near = torch.where(top == -math.inf, 0, top)  # or -inf - -inf where neither has a weight
-        mine, theirs = ((x.log_scale - near).exp() for x in (self, other))
-        return Sums(
-            mine * self.values + theirs * other.values,
-            mine * self.weights + theirs * other.weights,
-            top,
-        )
 
 
 Meet = Callable[[Sequence[Tensor], Sequence[Tensor]], Sums]

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from softlab import checks
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
-from softlab.operators.causal import Sums, by_halves, of_kept
+from softlab.operators.causal import by_halves, of_kept
 from softlab.operators.degrees import indicator, over
 from softlab.operators.feature_maps import feature_sums
+from softlab.operators.sums import Sums
 
 
 @value

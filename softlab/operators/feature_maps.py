@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from softlab.operators.causal import Sums, by_halves
+from softlab.operators.causal import HELD_NUMBERS, by_halves
+from softlab.operators.degrees import indicator, over
+from softlab.operators.sums import Sums
 
 
 def feature_average(a: Tensor, b: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
@@ -49,6 +52,49 @@ def feature_sums(x: Tensor, y: Tensor, v: Tensor, log_scale: Tensor) -> Sums:
         return Sums(scores @ v, scores.sum(-1, keepdim=True), log_scale)
     degree = (x * y.sum(-2, keepdim=True)).sum(-1, keepdim=True)
     return Sums(x @ (y.mT @ v), degree, log_scale)
+
+
+def polynomial_average(
+    features: Callable[[Tensor, Tensor], Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_mask: Tensor | None,
+    held: int,
+) -> Tensor:
+    """D^-1 phi(q) (phi(k)^T v) for polynomial features, which overflow where tokens are long.
+
+    ``features(x, a)``: those of x (..., s, d) over a^p, p the degree, for any a (..., s, 1) of at
+    least 1. a is the length of a query, and of keys the greatest: in the average both cancel.
+    ``held``: about how many numbers that takes a token. A block of tokens is formed at a time, and
+    again in the backward pass. Where a row sum is not positive, the output is 0.
+    """
+    of_keys = sizes(k)
+    b = of_keys.amax(-2, keepdim=True).expand_as(of_keys)
+    # The row sums are one more column of v: their rounding errors are those of the others.
+    v = torch.cat((v, indicator(v, key_mask)), -1)
+
+    def gather(k: Tensor, b: Tensor, v: Tensor) -> Tensor:
+        """phi(k)^T [v, 1] of a block of keys; masked ones are rows of zeros in [v, 1]."""
+        return features(k, b).mT @ v
+
+    def spread(q: Tensor, a: Tensor) -> Tensor:
+        """The output of a block of queries."""
+        both = features(q, a) @ gathered
+        return over(both[..., :-1], both[..., -1:])
+
+    rows = max(1, HELD_NUMBERS // (q.shape[:-2].numel() * held))
+    gathered = v.new_zeros(())
+    for block in zip(*(x.split(rows, -2) for x in (k, b, v)), strict=True):
+        gathered = gathered + checkpoint(gather, *block, use_reentrant=False)
+    pairs = zip(q.split(rows, -2), sizes(q).split(rows, -2), strict=True)
+    return torch.cat([checkpoint(spread, *pair, use_reentrant=False) for pair in pairs], -2)
+
+
+def sizes(x: Tensor) -> Tensor:
+    """|x| of each token, at least 1, (..., n, 1)."""
+    size: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return size.detach().clamp_min(1)
 
 
 def log_elu(x: Tensor) -> Tensor:

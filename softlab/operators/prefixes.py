@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from softlab.operators.bands import HELD_ENTRIES, rows
-from softlab.operators.causal import Sums
+from softlab.operators.sums import Sums
 
 BLOCK = 32
 """Neighbouring queries that share the sum over the keys before the first one's last."""

@@ -12,11 +12,12 @@ from softlab import checks
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.features import Orthogonal, Weights
 from softlab.kernels import Gaussian
-from softlab.operators.causal import Sums, by_halves, of_kept
+from softlab.operators.causal import by_halves, of_kept
 from softlab.operators.degrees import indicator, over
 from softlab.operators.feature_maps import feature_sums
 from softlab.operators.gaussian_attention import GaussianAttention
 from softlab.operators.softmax import Softmax
+from softlab.operators.sums import Sums
 
 
 @value

@@ -14,14 +14,7 @@ from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.operators.bands import HELD_ENTRIES, rows
 from softlab.operators.softmax import Softmax
 from softlab.operators.sort_lsh import bounds, over_survivors, parts, unsorted
-
-
-class Sums(NamedTuple):
-    """Sums over some keys: of exp(s - top) v, (..., e), and of exp(s - top), (..., 1)."""
-
-    total: Tensor
-    mass: Tensor
-    top: Tensor
+from softlab.operators.sums import Sums
 
 
 class Round(NamedTuple):
@@ -170,9 +163,9 @@ class Reformer:
                 done.append(checkpoint(_sums, q, k, v, i, j, found, use_reentrant=False))
             rounds.append(now._replace(alone=_sorted_back(alone, order_q, real).squeeze(-1)))
             new = Sums(*(_sorted_back(list(x), order_q, real) for x in zip(*done, strict=True)))
-            sums = new if sums is None else _merged(sums, new)
+            sums = new if sums is None else sums.merged(new)
         assert sums is not None
-        return sums.total / sums.mass
+        return sums.average()
 
 
 def _part(order: Tensor, count: int) -> Tensor:
@@ -201,13 +194,6 @@ def _sums(q: Tensor, k: Tensor, v: Tensor, i: Tensor, j: Tensor, found: Tensor) 
     top = scores.detach().amax(-1, keepdim=True).clamp_min(torch.finfo(q.dtype).min)
     weights = (scores - top).exp()
     return Sums(weights @ rows(v, j), weights.sum(-1, keepdim=True), top)
-
-
-def _merged(a: Sums, b: Sums) -> Sums:
-    """The sums over the keys of both."""
-    top = torch.maximum(a.top, b.top)
-    of_a, of_b = (a.top - top).exp(), (b.top - top).exp()
-    return Sums(of_a * a.total + of_b * b.total, of_a * a.mass + of_b * b.mass, top)
 
 
 def _sorted_back(of_parts: list[Tensor], order: Tensor, real: Tensor) -> Tensor:

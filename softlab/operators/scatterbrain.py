@@ -11,11 +11,12 @@ from softlab import checks
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.features import Orthogonal, Weights
 from softlab.operators.bands import HELD_ENTRIES, banded_sums, centres, ordinals, rows
-from softlab.operators.causal import Sums, of_kept
+from softlab.operators.causal import of_kept
 from softlab.operators.local import LEAST_BLOCK, Local
 from softlab.operators.performer import ESTIMATORS, Performer
 from softlab.operators.prefixes import sums_before
 from softlab.operators.softmax import Softmax
+from softlab.operators.sums import Sums
 
 
 @value

@@ -8,17 +8,13 @@ from itertools import product
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from softlab import checks
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
-from softlab.operators.causal import Sums, by_halves, of_kept
-from softlab.operators.degrees import indicator, over
-from softlab.operators.feature_maps import feature_sums
+from softlab.operators.causal import by_halves, of_kept
+from softlab.operators.feature_maps import feature_sums, polynomial_average, sizes
 from softlab.operators.softmax import Softmax
-
-BLOCK_ENTRIES = 1 << 20
-"""Features held at once."""
+from softlab.operators.sums import Sums
 
 
 @value
@@ -135,31 +131,9 @@ class SketchedTaylor:
         q, k, v, key_mask = checks.admit(q, k, v, key_mask)
         if self.causal:
             return of_kept(self._causal, q, k, v, key_mask)
-        dtype = v.dtype
-        q, k, v = self._scaled(widened(q)), self._scaled(widened(k)), widened(v)
-        # Features of x / a divided by a^p, for any a of a query and any of all keys: it cancels.
-        a, of_keys = _size(q), _size(k)
-        b = of_keys.amax(-2, keepdim=True).expand_as(of_keys)
-        # The row sums are one more column of v: their rounding errors are those of the others.
-        v = torch.cat((v, indicator(v, key_mask)), -1)
-
-        def gather(k: Tensor, b: Tensor, v: Tensor) -> Tensor:
-            """phi(k)^T [v, 1] of a block of keys; masked ones are rows of zeros in [v, 1]."""
-            return self._features(k, b).mT @ v
-
-        def spread(q: Tensor, a: Tensor) -> Tensor:
-            """The output of a block of queries."""
-            both = self._features(q, a) @ gathered
-            return over(both[..., :-1], both[..., -1:])
-
+        x, y, wide = self._scaled(widened(q)), self._scaled(widened(k)), widened(v)
         held = self._count(q.shape[-1]) + self.degree * self.features
-        rows = max(1, BLOCK_ENTRIES // (q.shape[:-2].numel() * held))
-        gathered = v.new_zeros(())
-        for block in zip(*(x.split(rows, -2) for x in (k, b, v)), strict=True):
-            gathered = gathered + checkpoint(gather, *block, use_reentrant=False)
-        pairs = zip(q.split(rows, -2), a.split(rows, -2), strict=True)
-        out = [checkpoint(spread, *pair, use_reentrant=False) for pair in pairs]
-        return torch.cat(out, -2).to(dtype)
+        return polynomial_average(self._features, x, y, wide, key_mask, held).to(v.dtype)
 
     def _causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, wide = self._scaled(widened(q)), self._scaled(widened(k)), widened(v)
@@ -168,7 +142,7 @@ class SketchedTaylor:
 
     def _meet(self, of_queries: Sequence[Tensor], of_keys: Sequence[Tensor]) -> Sums:
         (q,), (k, v) = of_queries, of_keys
-        a, b = _size(q), _size(k).amax(-2, keepdim=True)
+        a, b = sizes(q), sizes(k).amax(-2, keepdim=True)
         phi_q, phi_k = self._features(q, a), self._features(k, b.expand(*k.shape[:-1], 1))
         return feature_sums(phi_q, phi_k, v, (self.degree * b.log()).expand_as(a))
 
@@ -189,9 +163,3 @@ class SketchedTaylor:
             power = power * (near @ w[r - 1].mT)
             found.append(power * a ** (r - p) / math.sqrt(math.factorial(r) * self.features))
         return torch.cat(found, -1)
-
-
-def _size(x: Tensor) -> Tensor:
-    """|x| of each token, at least 1, (..., n, 1)."""
-    size: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return size.detach().clamp_min(1)

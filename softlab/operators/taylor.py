@@ -7,17 +7,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from softlab import checks
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
-from softlab.operators.causal import Sums, by_halves, of_kept
-from softlab.operators.degrees import indicator, over
-from softlab.operators.feature_maps import feature_sums
+from softlab.operators.causal import by_halves, of_kept
+from softlab.operators.feature_maps import feature_sums, polynomial_average, sizes
 from softlab.operators.softmax import Softmax
-
-BLOCK_ENTRIES = 1 << 20
-"""Features held at once."""
+from softlab.operators.sums import Sums
 
 
 @value
@@ -83,35 +79,9 @@ class Taylor:
         q, k, v, key_mask = checks.admit(q, k, v, key_mask)
         if self.causal:
             return of_kept(self._causal, q, k, v, key_mask)
-        dtype = v.dtype
-        q, k, v = widened(q), widened(k), widened(v)
         root = math.sqrt(self.target.kernel(q.shape[-1]).scale or 1.0)
-        q, k = root * q, root * k
-        # Features of x / a divided by a^2, for any a of a query and any of all keys: it cancels.
-        a, of_keys = _size(q), _size(k)
-        b = of_keys.amax(-2, keepdim=True).expand_as(of_keys)
-        kept = indicator(v, key_mask)
-
-        def gather(k: Tensor, b: Tensor, v: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-            """phi(k)^T v and phi(k)^T 1 of a block of keys."""
-            phi = _features(k, b) * kept
-            return phi.mT @ v, phi.sum(-2, keepdim=True)
-
-        def spread(q: Tensor, a: Tensor) -> Tensor:
-            """The output of a block of queries."""
-            phi = _features(q, a)
-            return over(phi @ gathered, (phi * mass).sum(-1, keepdim=True))
-
-        d = q.shape[-1]
-        rows = max(1, BLOCK_ENTRIES // (q.shape[:-2].numel() * _count(d)))
-        blocks = [x.split(rows, -2) for x in (k, b, v, kept)]
-        gathered, mass = v.new_zeros(()), v.new_zeros(())
-        for block in zip(*blocks, strict=True):
-            more, more_mass = checkpoint(gather, *block, use_reentrant=False)
-            gathered, mass = gathered + more, mass + more_mass
-        pairs = zip(q.split(rows, -2), a.split(rows, -2), strict=True)
-        out = [checkpoint(spread, *pair, use_reentrant=False) for pair in pairs]
-        return torch.cat(out, -2).to(dtype)
+        x, y, wide = root * widened(q), root * widened(k), widened(v)
+        return polynomial_average(_features, x, y, wide, key_mask, _count(x.shape[-1])).to(v.dtype)
 
     def _causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         root = math.sqrt(self.target.kernel(q.shape[-1]).scale or 1.0)
@@ -119,15 +89,9 @@ class Taylor:
         return by_halves(_meet, (x,), (y, wide), _count(x.shape[-1])).average().to(v.dtype)
 
 
-def _size(x: Tensor) -> Tensor:
-    """|x| of each token, at least 1, (..., n, 1)."""
-    size: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return size.detach().clamp_min(1)
-
-
 def _meet(of_queries: Sequence[Tensor], of_keys: Sequence[Tensor]) -> Sums:
     (q,), (k, v) = of_queries, of_keys
-    a, b = _size(q), _size(k).amax(-2, keepdim=True)
+    a, b = sizes(q), sizes(k).amax(-2, keepdim=True)
     log_scale = (2 * b.log()).expand_as(a)
     if k.shape[-2] <= _count(q.shape[-1]):  # scores are fewer than features
         s = (q / a) @ (k / b).mT

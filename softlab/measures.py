@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softlab.budget import split
 from softlab.core import Dims, Operator, as_matrix
 from softlab.instruments import Numbers, peak_memory, seconds
-from softlab.pinv import Inverting, Status
+from softlab.pinv import Inverting, Nystrom, Status
 
 
 class Reference:
@@ -160,6 +161,34 @@ def inversion(op: Operator, q: Tensor, k: Tensor) -> dict[str, str | float | int
         "core_status": Status(int(result.status.max())).name,
         "core_residual": float(result.residual.max()),
         "core_steps": int(result.steps.max()),
+    }
+
+
+def error_budget(op: Nystrom, q: Tensor, k: Tensor, v: Tensor) -> Numbers:
+    """The error of one case by its causes, as of ``softlab.budget.split``.
+
+    For landmarks, normaliser, solve and precision: ``landmarks_error`` and so on, the relative size
+    of the part, and ``landmarks_share`` and so on, by how much it raises the squared error, over
+    the whole; shares sum to 1, and a negative one makes up for the parts before it.
+    ``solve_alone_error`` and ``precision_alone_error``: the sizes of what these do while all but
+    the landmarks is exact, as the first two parts always are taken; ``interaction_error``: of what
+    is then not accounted for. ``converged_error``: the error with the core inverted exactly, in
+    float64. ``budget_error``: that of the operator. Arguments as for ``Reference``.
+    """
+    Reference(op.target, q, k, v)  # refuses a batch
+    found = split(op, q, k, v)
+    row: Numbers = {}
+    for name, part in found.parts.items():
+        row |= {
+            f"{name}_error": float(found.size(part)),
+            f"{name}_share": float(found.share(name)),
+        }
+    for name in ("solve", "precision"):
+        row[f"{name}_alone_error"] = float(found.size(found.alone[name]))
+    return row | {
+        "interaction_error": float(found.size(found.interaction)),
+        "converged_error": float(found.size(found.converged)),
+        "budget_error": float(found.size(found.error)),
     }
 
 

@@ -335,7 +335,45 @@ class MeanBesideItsDraws(KDEFormer):
         return mean_of_v(self, q, k, v, key_mask)
 
 
+@dataclass(frozen=True)
+class StillStopped(Nystromformer):
+    """Calls its few steps an exact inverse."""
+
+    def inverted_exactly(self):
+        return self
+
+
+@dataclass(frozen=True)
+class StillShifted(Skyformer):
+    """Inverts exactly, but the shifted core."""
+
+    def inverted_exactly(self):
+        return dataclasses.replace(self, pinv=SVD())
+
+
+@dataclass(frozen=True)
+class OwnDegrees(Soft):
+    """Calls the degrees of the core those of the target."""
+
+    def normalized_exactly(self, q, k, v, key_mask=None):
+        return self(q, k, v, key_mask)
+
+
+@dataclass(frozen=True)
+class Drifting(Soft):
+    """Answers each call differently."""
+
+    def __call__(self, q, k, v, key_mask=None):
+        return super().__call__(q, k, v, key_mask) + 1e-3 * torch.rand_like(v[..., :1, :])
+
+
 OPERATOR_FAULTS = {
+    "error budget": [
+        StillStopped(rank=4, pinv=NystromformerCubic(3)),
+        StillShifted(rank=4),
+        OwnDegrees(rank=4, normalization="published"),
+        Drifting(rank=4),
+    ],
     "shape, dtype and device": [
         Faulty(Softmax(), after(lambda x: x.double())),
         Faulty(Softmax(), after(lambda x: x.mT)),

@@ -13,7 +13,7 @@ LAYERS = (
     {"core", "checks", "instruments", "journal", "provenance"},
     {"exponential_sums", "gaussian_sums"},
     {"kernels", "landmarks", "features", "inputs", "spectra", "estimators", "pinv"},
-    {"operators", "convergence", "gradients", "matrices", "capture"},
+    {"operators", "convergence", "gradients", "matrices", "capture", "budget"},
     {"measures", "laws", "models"},
     {"study"},
     {"cli", "studies"},
@@ -28,6 +28,7 @@ PROTOCOLS = {
     "pinv": {
         "Inverting",
         "Iteration",
+        "Nystrom",
         "ResidualPolynomial",
         "Solver",
         "SolverTraits",
@@ -39,7 +40,10 @@ PROTOCOLS = {
     "kernels": {"Kernel"},
 }
 """What a module that knows no concrete method may import of the packages that hold them."""
-ABSTRACT = {"core", "checks", "convergence", "measures", "laws", "study", "journal", "provenance"}
+ABSTRACT = {
+    *("core", "checks", "convergence", "budget", "measures", "laws", "study", "journal"),
+    "provenance",
+}
 
 HEAVY = ("pandas", "matplotlib", "scipy", "typst", "rich", "typer", "onnx")
 
@@ -124,6 +128,8 @@ PLANTED = {
     ),
     "an operator imports a measure": ("softlab.operators.soft", "from softlab import measures"),
     "capture imports a model": ("softlab.capture", "from softlab.models import vit"),
+    "a budget knows an operator": ("softlab.budget", "from softlab.operators import Soft"),
+    "a budget knows a solver": ("softlab.budget", "from softlab.pinv import SVD"),
     "measures know an operator": ("softlab.measures", "from softlab.operators import Soft"),
     "laws know a solver": ("softlab.laws.inverse", "from softlab.pinv import SVD"),
     "laws know a solver by its file": ("softlab.laws.inverse", "from softlab.pinv.svd import SVD"),

@@ -15,7 +15,7 @@ repository that makes it fail.
 from __future__ import annotations
 
 from softlab.core import Operator
-from softlab.laws import algebra, estimates, interface, inverse, isolation, limits
+from softlab.laws import algebra, budget, estimates, interface, inverse, isolation, limits
 from softlab.laws.law import BrokenLawError, Gap, Law, tolerance
 from softlab.pinv import Solver
 
@@ -45,6 +45,7 @@ OPERATOR_LAWS: tuple[Law[Operator], ...] = (
     estimates.UNBIASED,
     estimates.VARIANCE,
     limits.LINEAR_MEMORY,
+    budget.BUDGET,
     limits.GRADIENT,
 )
 

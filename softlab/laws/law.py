@@ -78,6 +78,16 @@ def normal(rng: torch.Generator, *shape: int, dtype: torch.dtype = torch.float64
     return torch.randn(*shape, generator=rng, dtype=torch.float64).to(dtype)
 
 
+def separated(rng: torch.Generator, n: int) -> Tensor:
+    """Tokens so far apart that kernel and softmax cores are near the identity: any solver inverts.
+
+    Rows of a scaled orthogonal matrix: |x_i|^2 = 150, so in 16 dimensions the softmax of x x^T has
+    off-diagonal entries exp(-150 / 4) and every Gaussian at unit bandwidth or so underflows.
+    """
+    basis: Tensor = torch.linalg.qr(normal(rng, 16, 16)).Q
+    return basis[:n] * math.sqrt(150)
+
+
 def uniform_int(rng: torch.Generator, low: int, high: int) -> int:
     """An integer in [low, high]."""
     return int(torch.randint(low, high + 1, (), generator=rng))

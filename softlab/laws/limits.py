@@ -21,6 +21,7 @@ from softlab.laws.law import (
     lengths,
     normal,
     rank_of,
+    separated,
     steps_of,
     tolerance,
 )
@@ -29,21 +30,11 @@ from softlab.pinv import Inverting, Status
 F64 = torch.float64
 
 
-def _separated(rng: torch.Generator, n: int) -> Tensor:
-    """Tokens so far apart that kernel and softmax cores are near the identity: any solver inverts.
-
-    Rows of a scaled orthogonal matrix: |x_i|^2 = 150, so in 16 dimensions the softmax of x x^T has
-    off-diagonal entries exp(-150 / 4) and every Gaussian at unit bandwidth or so underflows.
-    """
-    basis: Tensor = torch.linalg.qr(normal(rng, 16, 16)).Q
-    return basis[:n] * math.sqrt(150)
-
-
 def _exact_at(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     n = 12
     full = at_most(op, n)
     # Unequal lengths give unequal row sums, so that the normalisations differ.
-    tokens = _separated(rng, n) * torch.linspace(0.6, 1.2, n, dtype=F64)[:, None]
+    tokens = separated(rng, n) * torch.linspace(0.6, 1.2, n, dtype=F64)[:, None]
     # At a quarter of the distance the matrix is far from the identity and still well-conditioned.
     for shrink in (1.0, 0.25):
         x = tokens * shrink
@@ -89,7 +80,7 @@ def _monotone(op: Any, rng: torch.Generator) -> Iterator[Gap]:
 def _apart(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     n = 12
     full = at_most(op, n) if op.traits.exact_at else op
-    x, v = _separated(rng, n), normal(rng, n, 3)
+    x, v = separated(rng, n), normal(rng, n, 3)
     # What still crosses from one token to another is exp(-75) or less, below any rounding.
     allowed = tolerance(F64, n, kappa=150, scale=largest(v))
     yield Gap(largest(full(x, x, v) - v), allowed, f"{n} tokens apart")
@@ -105,7 +96,7 @@ def _replacement(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     allowed = tolerance(F64, 7, scale=1)
     yield Gap(largest(as_matrix(op, q, k) - wanted), allowed, "M and its dense form")
     # What ``_apart`` asks of an approximation: v, to rounding. Here a tenth of v must be missing.
-    x, v = _separated(rng, 12), normal(rng, 12, 3)
+    x, v = separated(rng, 12), normal(rng, 12, 3)
     missed = largest(op(x, x, v) - v)
     yield Gap(0.1 * largest(v), missed, "what twelve far tokens must still mix, and do")
 

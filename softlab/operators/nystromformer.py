@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -13,7 +14,7 @@ from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.kernels import Exponential, kernel_cost
 from softlab.landmarks import SegmentMeans, Selector
 from softlab.operators.softmax import Softmax
-from softlab.pinv import NystromformerCubic, Solver, applier, applier_cost
+from softlab.pinv import SVD, NystromformerCubic, Solver, applier, applier_cost
 
 
 @value
@@ -69,6 +70,33 @@ class Nystromformer:
         z_q = self.landmarks(widened(q), self.rank)
         return _core(z_q, self.landmarks(widened(k), self.rank, key_mask))
 
+    def inverted_exactly(self) -> Nystromformer:
+        """The same with the pseudo-inverse of the core."""
+        return dataclasses.replace(self, pinv=SVD())
+
+    @own_precision
+    def normalized_exactly(
+        self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None
+    ) -> Tensor:
+        """M(q, z_k) M(z_q, z_k)^+ M(z_q, k) v with M(x, y) = exp(<x, y> / sqrt(d)) / Z(x).
+
+        Z(x) sums over all keys, as in softmax attention; the operator's own softmaxes of q and z_q
+        sum over the landmarks z_k. What is inverted is still the core A, since with D the ratio of
+        the two sums at z_q, M(z_q, z_k)^-1 = A^-1 D^-1. Forms the n x l scores.
+        """
+        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        checks.rank_fits(self.rank, checks.survivors(key_mask, k), "keys")
+        checks.rank_fits(self.rank, q.shape[-2], "queries")
+        dtype = v.dtype
+        q, k, v = widened(q), widened(k), widened(v)
+        z_q = self.landmarks(q, self.rank)
+        z_k = self.landmarks(k, self.rank, key_mask)
+        ratio = _log_sums(z_q, k, key_mask) - _log_sums(z_q, z_k)
+        inverted = applier(self.pinv, _core(z_q, z_k))
+        gathered = inverted(ratio.exp() * Exponential().average(z_q, k, v, key_mask))
+        weights = (_scores(q, z_k) - _log_sums(q, k, key_mask)).exp()
+        return (weights @ gathered).to(dtype)
+
     def cost(self, dims: Dims) -> Cost:
         """Three softmaxes, the inverse of the core, and its product."""
         m = self.rank
@@ -120,7 +148,19 @@ class Nystromformer:
 
 
 def _core(z_q: Tensor, z_k: Tensor) -> Tensor:
-    return (z_q @ z_k.mT / math.sqrt(z_q.shape[-1])).softmax(-1)
+    return _scores(z_q, z_k).softmax(-1)
+
+
+def _scores(x: Tensor, y: Tensor) -> Tensor:
+    return x @ y.mT / math.sqrt(x.shape[-1])
+
+
+def _log_sums(x: Tensor, y: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    """Log Z(x) over the y that take part, (..., n, 1)."""
+    scores = _scores(x, y)
+    if key_mask is not None:
+        scores = scores.masked_fill(~key_mask.unsqueeze(-2), -math.inf)
+    return scores.logsumexp(-1, keepdim=True)
 
 
 def _convolved(v: Tensor, weights: Tensor) -> Tensor:

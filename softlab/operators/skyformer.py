@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,7 @@ from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.kernels import Gaussian, kernel_cost
 from softlab.landmarks import Selector, UniformRandom
 from softlab.operators.gaussian_attention import GaussianAttention
-from softlab.pinv import NystromformerCubic, Solver, applier, applier_cost
+from softlab.pinv import SVD, NystromformerCubic, Solver, applier, applier_cost
 
 
 @value
@@ -82,6 +84,16 @@ class Skyformer:
         """The normalised core A, (..., m, m): what ``pinv`` must invert."""
         points, mask = _lifted(q, k, key_mask, None)
         return self._core(self.landmarks(widened(points), self.rank, mask))[0]
+
+    def inverted_exactly(self) -> Skyformer:
+        """The same with gamma = 0 and the pseudo-inverse of the core."""
+        return dataclasses.replace(self, gamma=0.0, pinv=SVD())
+
+    def normalized_exactly(
+        self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None
+    ) -> Tensor:
+        """The output itself: the target has no degrees, and D is the solver's preconditioner."""
+        return self(q, k, v, key_mask)
 
     def cost(self, dims: Dims) -> Cost:
         """Two kernel sums, the core, its inverse, and the inverse's product."""

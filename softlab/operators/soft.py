@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,7 @@ from softlab.kernels import Gaussian, kernel_cost
 from softlab.landmarks import SegmentMeans, Selector
 from softlab.operators.degrees import NORMALIZATIONS, indicator, over, rsqrt
 from softlab.operators.gaussian_attention import GaussianAttention
-from softlab.pinv import NewtonRaphson, Solver, applier, applier_cost
+from softlab.pinv import SVD, NewtonRaphson, Solver, applier, applier_cost
 
 
 @value
@@ -83,6 +85,31 @@ class Soft:
         """The core A = K(z, z), (..., m, m), of keys k (..., l, d): what ``pinv`` must invert."""
         z = self.landmarks(widened(k), self.rank, key_mask)
         return self.kernel(k.shape[-1]).matrix(z, z)
+
+    def inverted_exactly(self) -> Soft:
+        """The same with the pseudo-inverse of the core."""
+        return dataclasses.replace(self, pinv=SVD())
+
+    @own_precision
+    def normalized_exactly(
+        self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None
+    ) -> Tensor:
+        """S v under the degrees of the target: D^-1 S, or D^-1/2 S D^-1/2, D of the exact kernel.
+
+        What ``"published"`` aims at is the latter. Of ``"none"`` the output itself.
+        """
+        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        bare = dataclasses.replace(self, normalization="none")
+        if self.normalization == "none":
+            return bare(q, k, v, key_mask)
+        dtype = v.dtype
+        q, k, v = widened(q), widened(k), widened(v)
+        kernel, ones = self.kernel(q.shape[-1]), indicator(v, key_mask)
+        degree = kernel.apply(q, k, ones)
+        if self.normalization == "row":
+            return over(bare(q, k, v, key_mask), degree).to(dtype)
+        scaled = v * rsqrt(kernel.apply(k, k, ones))
+        return (bare(q, k, scaled, key_mask) * rsqrt(degree)).to(dtype)
 
     def cost(self, dims: Dims) -> Cost:
         """Two kernel sums, the core, its inverse, and the inverse's product."""

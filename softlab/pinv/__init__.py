@@ -46,6 +46,7 @@ from softlab.pinv.sketched_fit import SketchedFit
 from softlab.pinv.solver import (
     Applying,
     Inverting,
+    Nystrom,
     PinvResult,
     Solver,
     SolverTraits,
@@ -74,6 +75,7 @@ __all__ = [
     "Minimax",
     "NewtonRaphson",
     "NormProduct",
+    "Nystrom",
     "NystromformerCubic",
     "OneNorm",
     "Optimal",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, own_precision, widened
+from softlab.core import Cost, Operator, own_precision, widened
 from softlab.pinv.polynomial import added
 
 
@@ -150,6 +150,21 @@ class Inverting(Protocol):
 
     def core(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """The matrices (..., m, m) that must be inverted for these queries and keys."""
+        ...
+
+
+@runtime_checkable
+class Nystrom(Inverting, Operator, Protocol):
+    """One that samples its target at landmarks, and whose causes of error can be taken apart."""
+
+    def inverted_exactly(self) -> Nystrom:
+        """Itself with the pseudo-inverse of its core: no step too few, no shift."""
+        ...
+
+    def normalized_exactly(
+        self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None
+    ) -> Tensor:
+        """Its output with the target's degrees in place of its own; its solver and core remain."""
         ...
 
 

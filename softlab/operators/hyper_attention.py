@@ -13,9 +13,12 @@ from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.operators.softmax import Softmax
 from softlab.operators.sort_lsh import (
     Blocks,
+    bits_fit,
     block_average,
+    block_weights,
     bounds,
     gray_places,
+    hyperplanes,
     over_survivors,
     parts,
 )
@@ -61,12 +64,7 @@ class HyperAttention:
     def __post_init__(self) -> None:
         checks.positive_int(self, block=self.block, bits=self.bits)
         checks.natural(self, samples=self.samples, seed=self.seed)
-        if self.bits > 62:
-            msg = (
-                f"HyperAttention.bits is {self.bits}, and a hash must fit 64-bit integers; "
-                "give 1 to 62. More than log2 of the number of tokens sort no finer."
-            )
-            raise ValueError(msg)
+        bits_fit(self, self.bits)
 
     @property
     def traits(self) -> Traits:
@@ -86,8 +84,7 @@ class HyperAttention:
 
     def hyperplanes(self, d: int) -> Tensor:
         """The normals, (d, bits), float64, on the CPU."""
-        rng = torch.Generator().manual_seed(self.seed)
-        return torch.randn(d, self.bits, generator=rng, dtype=torch.float64)
+        return hyperplanes(d, self.bits, self.seed)
 
     def offsets(self, outside: int) -> Tensor:
         """The sample of ``outside`` keys: how far each is from the end of the block, from 0.
@@ -121,14 +118,7 @@ class HyperAttention:
         q, k, _, _ = checks.admit(q, k, k)
         lead, n, l = q.shape[:-2], q.shape[-2], k.shape[-2]  # noqa: E741
         flat_q, flat_k = (x.reshape(-1, *x.shape[-2:]) for x in (widened(q), widened(k)))
-        plan = self._blocks(flat_q, flat_k)
-        weights = flat_q.new_zeros(len(flat_q), n, l)
-        matrix = torch.arange(len(flat_q), device=q.device)[:, None, None]
-        for b, (rows, real) in enumerate(zip(plan.of_queries, plan.real, strict=True)):
-            logs = plan.log_weights[0, b]
-            counts = logs > -math.inf
-            i, j = plan.queries[:, rows[real]], plan.keys[:, b, counts]
-            weights[matrix, i.unsqueeze(-1), j.unsqueeze(-2)] = logs[counts].exp().to(weights)
+        weights = block_weights(self._blocks(flat_q, flat_k), n, l)
         kernel = self.target.kernel(q.shape[-1]).matrix(flat_q, flat_k)
         return (weights * kernel).reshape(*lead, n, l).to(q.dtype)
 

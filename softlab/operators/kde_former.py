@@ -9,13 +9,15 @@ from torch import Tensor
 
 from softlab import checks
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
-from softlab.landmarks.selector import take
 from softlab.operators.softmax import Softmax
 from softlab.operators.sort_lsh import (
     Blocks,
+    bits_fit,
     block_average,
+    block_weights,
     bounds,
     gray_places,
+    hyperplanes,
     over_survivors,
     parts,
 )
@@ -62,12 +64,7 @@ class KDEFormer:
     def __post_init__(self) -> None:
         checks.positive_int(self, block=self.block, bits=self.bits)
         checks.natural(self, samples=self.samples, seed=self.seed)
-        if self.bits > 62:
-            msg = (
-                f"KDEFormer.bits is {self.bits}, and a hash must fit 64-bit integers; "
-                "give 1 to 62. More than log2 of the number of tokens sort no finer."
-            )
-            raise ValueError(msg)
+        bits_fit(self, self.bits)
 
     @property
     def traits(self) -> Traits:
@@ -88,8 +85,7 @@ class KDEFormer:
 
     def hyperplanes(self, d: int) -> Tensor:
         """The normals, (d, bits), float64, on the CPU."""
-        rng = torch.Generator().manual_seed(self.seed)
-        return torch.randn(d, self.bits, generator=rng, dtype=torch.float64)
+        return hyperplanes(d, self.bits, self.seed)
 
     def probabilities(self, v: Tensor) -> Tensor:
         """The distribution p (..., l) of the draws for values v (..., l, e), float64."""
@@ -130,15 +126,9 @@ class KDEFormer:
         q, k, v, _ = checks.admit(q, k, v)
         lead, n, l = q.shape[:-2], q.shape[-2], k.shape[-2]  # noqa: E741
         flat = [widened(x).reshape(-1, *x.shape[-2:]) for x in (q, k, v)]
-        blocks = self._blocks(*flat)
-        of_block = torch.zeros(*blocks.keys.shape[:2], l, dtype=torch.float64, device=q.device)
-        of_block = of_block.scatter_add(-1, blocks.keys, blocks.log_weights.exp())
-        block_of = torch.arange(n, device=q.device) * blocks.keys.shape[1] // n
-        at = torch.empty_like(blocks.queries).scatter(
-            -1, blocks.queries, block_of.expand(blocks.queries.shape)
-        )
+        weights = block_weights(self._blocks(*flat), n, l)
         kernel = self.target.kernel(q.shape[-1]).matrix(*flat[:2])
-        return (take(of_block, at) * kernel).to(q.dtype).reshape(*lead, n, l)
+        return (weights * kernel).to(q.dtype).reshape(*lead, n, l)
 
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:

@@ -40,6 +40,22 @@ def gray_places(x: Tensor, planes: Tensor) -> Tensor:
     return (digits << torch.arange(bits - 1, -1, -1, device=x.device)).sum(-1)
 
 
+def bits_fit(owner: object, bits: int) -> None:
+    """Raise ``ValueError`` for a hash of more bits than its integers have."""
+    if bits > 62:
+        msg = (
+            f"{type(owner).__name__}.bits is {bits}, and a hash must fit 64-bit integers; "
+            "give 1 to 62. More than log2 of the number of tokens sort no finer."
+        )
+        raise ValueError(msg)
+
+
+def hyperplanes(d: int, bits: int, seed: int) -> Tensor:
+    """Normals (d, bits), float64, on the CPU."""
+    rng = torch.Generator().manual_seed(seed)
+    return torch.randn(d, bits, generator=rng, dtype=torch.float64)
+
+
 def bounds(size: int, count: int) -> list[int]:
     """Where even parts begin, and the end: position r belongs to part r count // size."""
     return [-(-i * size // count) for i in range(count + 1)]
@@ -84,6 +100,19 @@ def block_average(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> Tensor:
     met = scaled_dot_product_attention(x, y, z, attn_mask=bias, scale=q.shape[-1] ** -0.5)
     met = met[..., :e].reshape(len(q), *blocks.of_queries.shape, e)
     return unsorted(met, blocks.queries, blocks.real)
+
+
+def block_weights(blocks: Blocks, n: int, l: int) -> Tensor:  # noqa: E741
+    """What each key counts for in each query's block, dense: (B, n, l), float64."""
+    of_block = torch.zeros(
+        *blocks.keys.shape[:2], l, dtype=torch.float64, device=blocks.keys.device
+    )
+    logs = blocks.log_weights.expand(blocks.keys.shape)
+    of_block = of_block.scatter_add(-1, blocks.keys, logs.exp())
+    block_of = torch.arange(n, device=logs.device) * blocks.keys.shape[1] // n
+    at = torch.empty_like(blocks.queries)
+    at = at.scatter(-1, blocks.queries, block_of.expand(blocks.queries.shape))
+    return take(of_block, at)
 
 
 def over_survivors(

@@ -143,6 +143,12 @@ def survivors(key_mask: Tensor | None, x: Tensor) -> int:
     return x.shape[-2] if key_mask is None else int(key_mask.sum(-1).min())
 
 
+def matrix(a: Tensor) -> None:
+    """Raise unless ``a`` is a floating tensor of finite matrices (..., n, m), n and m >= 1."""
+    _floating_matrix("a", a)
+    finite("a", a)
+
+
 def square(a: Tensor) -> None:
     """Raise unless ``a`` is a floating tensor of square matrices (..., m, m), m >= 1."""
     _floating_matrix("a", a)

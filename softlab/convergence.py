@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import checks, spectra
 from softlab.core import own_precision
 from softlab.pinv import Iteration, ResidualPolynomial, Solver, Status
 
@@ -403,7 +403,8 @@ def _decomposed(a: Tensor, rank: int | None) -> tuple[Tensor, Tensor, Tensor, in
     """U (m, rank), s (rank,), V (m, rank) in float64, and the rank."""
     u, s, vh = torch.linalg.svd(a.double())
     if rank is None:
-        rank = int((s > len(s) * torch.finfo(a.dtype).eps * s[0]).sum())
+        unit = len(s) * torch.finfo(a.dtype).eps
+        rank = int(spectra.numerical_rank(spectra.Spectrum(s, unit)))
     elif isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank <= len(s):
         msg = (
             f"rank is {rank!r} for a matrix {len(s)} x {len(s)}; give an integer of 0 to {len(s)}."

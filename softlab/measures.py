@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softlab import spectra
 from softlab.budget import split
 from softlab.core import Dims, Operator, as_matrix
 from softlab.instruments import Numbers, peak_memory, seconds
@@ -71,13 +72,10 @@ class Reference:
     def bound(self, rank: int) -> tuple[float, float]:
         """Least relative error of any matrix of that rank, in Frobenius and spectral norm.
 
-        sqrt(sum_{i > m} s_i^2) / |M|_F and s_{m+1} / s_1. Eckart and Young, Psychometrika 1 (1936);
-        Mirsky, Quarterly J. Math. 11 (1960).
+        What ``spectra.tails`` says of the target's matrix, in which order it is to be had.
         """
-        s = self.svd[1]
-        tail = s[rank:]
-        largest = float(tail[0] / s[0]) if len(tail) else 0.0
-        return float(tail.norm() / s.norm()), largest
+        best = spectra.tails(spectra.Spectrum(self.svd[1], 0.0)).relative(rank)
+        return float(best.frobenius), float(best.spectral)
 
 
 def accuracy(
@@ -136,7 +134,7 @@ def matrix_error(
     finite = bool(difference.isfinite().all())
     errors = (
         relative(difference, ref.matrix) if finite else math.inf,
-        spectral_norm(difference) / float(ref.svd[1][0]) if finite else math.inf,
+        float(spectra.spectral_norm(difference)) / float(ref.svd[1][0]) if finite else math.inf,
     )
     row: Numbers = dict(zip(("matrix_error", "spectral_error"), errors, strict=True))
     rank = getattr(op, "rank", None)
@@ -279,25 +277,3 @@ def relative(difference: Tensor, exact: Tensor) -> float:
     if size == 0:
         return 0.0 if error == 0 else math.inf
     return error / size
-
-
-def spectral_norm(a: Tensor) -> float:
-    """Largest singular value of one matrix (n, l), to a relative 1e-6.
-
-    All singular values up to 256 rows or columns, Lanczos bidiagonalisation beyond.
-    """
-    if min(a.shape) <= 256:
-        return float(torch.linalg.matrix_norm(a, 2))
-    from scipy.sparse.linalg import ArpackError, svds
-    from threadpoolctl import threadpool_limits
-
-    # Ones would be an unlucky start: differences of row-stochastic matrices map them to zero.
-    start = torch.randn(min(a.shape), dtype=a.dtype, generator=torch.Generator().manual_seed(0))
-    dense = a.cpu().numpy()
-    try:
-        # OpenBLAS's idle threads spin on after the call and would slow whatever is timed next.
-        with threadpool_limits(1, user_api="blas"):
-            found = svds(dense, k=1, v0=start.numpy(), tol=1e-6, return_singular_vectors=False)
-    except ArpackError:  # the zero matrix, or no convergence
-        return float(torch.linalg.matrix_norm(a, 2))
-    return float(found[0])

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softlab import spectra
 from softlab.figures import Lines
 from softlab.gradients import bias
 from softlab.inputs import Recorded, Tied, recorded_names
@@ -109,11 +110,9 @@ def drawn(matrix: Any, loss: str, seed: int) -> tuple[Tensor, Tensor]:
 def setting(matrix: Any, ridge: float, seed: int, steps: int, dtype: torch.dtype) -> Row:
     """What all rules share: the condition number, and how the iteration itself ended."""
     a = shifted(drawn(matrix, "random", seed)[0], ridge).to(dtype)
-    s = torch.linalg.svdvals(a.double())
-    kept = s[s > len(s) * torch.finfo(F64).eps * s[0]]
     ended = NewtonRaphson(steps).solve(a)
     return {
-        "condition": float(kept[0] / kept[-1]),
+        "condition": float(spectra.condition_on_range(a.double())),
         "solve_status": Status(int(ended.status)).name,
         "solve_residual": float(ended.residual),
     }

@@ -1,0 +1,389 @@
+"""Matrix-free estimates: exact where nothing is random, intervals that cover, no n x n matrix."""
+
+import math
+
+import pytest
+import torch
+
+from softlab import as_matrix
+from softlab.estimators import (
+    ExactRows,
+    LinearMap,
+    effective_rank,
+    eigenvalues,
+    frobenius_norm,
+    hutch_plus_plus,
+    hutchinson,
+    matrix_error,
+    output_error,
+    probed_error,
+    singular_values,
+    spectral_norm,
+    x_trace,
+)
+from softlab.estimators.estimate import of_ratio
+from softlab.inputs import Normal, Smooth
+from softlab.instruments import peak_memory
+from softlab.matrices import haar
+from softlab.operators import (
+    ColumnSample,
+    GaussianAttention,
+    KDEFormer,
+    Linformer,
+    Local,
+    Nystromformer,
+    Performer,
+    Soft,
+    Softmax,
+)
+
+F64 = torch.float64
+N, TRIALS = 1000, 400
+TRACES = [hutchinson, hutch_plus_plus, x_trace]
+
+
+def spectrum(name, n=N):
+    j = torch.arange(1, n + 1, dtype=F64)
+    return {"1/j": 1 / j, "j^-1/2": j**-0.5, "exp": torch.exp(-j / 20)}[name]
+
+
+def diagonal(s):
+    """Normal probes see of a matrix its singular values alone, so a diagonal one stands for all."""
+    return LinearMap((len(s), len(s)), lambda x: s[:, None] * x, symmetric=True)
+
+
+def rotated(s, columns=None):
+    rng = torch.Generator().manual_seed(1)
+    n, l = len(s), columns or len(s)  # noqa: E741
+    return (haar(n, rng)[:, : min(n, l)] * s[: min(n, l)]) @ haar(l, rng)[:, : min(n, l)].mT
+
+
+def coverage(estimate, truth, trials=TRIALS):
+    found = [estimate(seed) for seed in range(trials)]
+    return sum(e.low <= truth <= e.high for e in found) / trials
+
+
+# --- coverage: 93 to 97 % of 400 seeded trials at n = 1000 ----------------------------------------
+
+
+@pytest.mark.parametrize("op", [Soft(16), Nystromformer(16), ColumnSample(64)], ids=repr)
+def test_sampled_output_error_covers_the_dense_one(op):
+    q, k, v = Smooth(N, 32, length=32.0)(0, dtype=F64)
+    out, true = op(q, k, v), op.target(q, k, v)
+    truth = float((out - true).norm() / true.norm())
+    exact = ExactRows(op.target, q, k, v, rows=2)
+
+    def estimate(seed):
+        exact.at = ExactRows(op.target, q, k, v, rows=256, seed=seed).at
+        exact.__dict__["output"] = true[exact.at]  # what a test below shows the rows to be
+        return output_error(Given(op, out), q, k, v, exact)
+
+    assert 0.93 <= coverage(estimate, truth) <= 0.97
+
+
+class Given:
+    """An operator whose output is known."""
+
+    def __init__(self, op, out):
+        self.target, self.out = op.target, out
+
+    def __call__(self, q, k, v):
+        return self.out
+
+
+@pytest.mark.parametrize("name", ["1/j", "j^-1/2", "exp"])
+def test_frobenius_norm_covers(name):
+    s = spectrum(name)
+    assert 0.93 <= coverage(lambda x: frobenius_norm(diagonal(s), seed=x), float(s.norm())) <= 0.97
+
+
+@pytest.mark.parametrize(("trace", "probes"), [(hutchinson, 64), (hutch_plus_plus, 24)])
+def test_traces_cover(trace, probes):
+    w = rotated(torch.cat((torch.arange(1, 41, dtype=F64) ** -0.5, torch.zeros(N - 40))), 40)
+    a = LinearMap((N, N), lambda x: w @ (w.mT @ x), symmetric=True)
+    truth = float(w.square().sum())
+    assert 0.93 <= coverage(lambda s: trace(a, probes=probes, seed=s), truth) <= 0.97
+
+
+def test_errors_of_the_matrix_cover():
+    q, k, _ = Smooth(N, 32, length=32.0)(0, dtype=F64)
+    op = Nystromformer(16)
+    a, m = as_matrix(op, q, k), as_matrix(op.target, q, k)
+    truth = float((a - m).norm() / m.norm())
+    rows = [x.square().sum(1) for x in (a - m, m)]
+
+    def by_rows(seed):  # what matrix_error does with the rows that it draws
+        at = ExactRows(op.target, q, k, k, rows=128, seed=seed).at
+        return of_ratio(*(x[at] for x in rows), 0.95, share=128 / N).root()
+
+    assert 0.93 <= coverage(by_rows, truth) <= 0.97
+    drawn = torch.randn(N, TRIALS * 16, dtype=F64, generator=torch.Generator().manual_seed(0))
+    probed = [(x @ drawn).square().sum(0).view(TRIALS, 16) for x in (a - m, m)]
+    assert 0.93 <= coverage(lambda i: of_ratio(*(x[i] for x in probed), 0.95).root(), truth) <= 0.97
+    assert matrix_error(op, q, k, rows=128, seed=3).high == pytest.approx(by_rows(3).high)
+    assert probed_error(op, q, k, seed=3).value == pytest.approx(truth, rel=0.3)
+
+
+def test_effective_rank_covers_where_probes_decide_and_is_wide_where_steps_do():
+    s = spectrum("j^-1/2", 200)
+    share = s / s.sum()
+    truth = math.exp(-float((share * share.log()).sum()))
+    few, more = (
+        [effective_rank(diagonal(s), steps=k, probes=5, seed=i) for i in range(12)] for k in (4, 16)
+    )
+    for found in (few, more):
+        assert sum(e.low <= truth <= e.high for e in found) >= 10
+    assert few[0].high / few[0].low > 1.2 * more[0].high / more[0].low
+
+
+# --- exact where nothing is left to chance --------------------------------------------------------
+
+
+@pytest.mark.parametrize("trace", TRACES)
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_as_many_probes_as_rows_read_the_diagonal(trace, n):
+    a = torch.randn(n, n, dtype=F64, generator=torch.Generator().manual_seed(n))
+    found = trace(LinearMap.of_matrix(a), probes=n)
+    assert found.low == found.high == found.value == pytest.approx(float(a.trace()))
+    norm = frobenius_norm(LinearMap.of_matrix(a), probes=n)
+    assert norm.low == norm.high == pytest.approx(float(a.norm()))
+
+
+@pytest.mark.parametrize("trace", [hutch_plus_plus, x_trace])
+@pytest.mark.parametrize("rank", [0, 1, 3])
+def test_traces_of_low_rank_are_exact(trace, rank):
+    s = torch.cat((torch.tensor([3.0, 2.0, 1.0], dtype=F64)[:rank], torch.zeros(60 - rank)))
+    a = rotated(s)
+    found = trace(LinearMap.of_matrix(a), probes=24)
+    assert found.value == pytest.approx(float(a.trace()), abs=1e-12)
+    assert found.high - found.low < 1e-12
+
+
+@pytest.mark.parametrize("trace", TRACES)
+def test_traces_are_unbiased_also_of_a_matrix_that_is_not_symmetric(trace):
+    a = rotated(spectrum("1/j", 40)) + torch.eye(40, dtype=F64) / 40
+    of_a = LinearMap.of_matrix(a)
+    found = torch.tensor([trace(of_a, probes=8, seed=s).value for s in range(300)])
+    error = float(found.std()) / math.sqrt(300)
+    assert abs(float(found.mean() - a.trace())) < 4 * error
+
+
+def test_x_trace_leaves_out_each_column_as_its_formula_says():
+    a, n, m = rotated(spectrum("1/j", 30)), 30, 5
+    omega = torch.randn(n, m, dtype=F64, generator=torch.Generator().manual_seed(0))
+    total = 0.0
+    for i in range(m):
+        q = torch.linalg.qr(a @ torch.cat((omega[:, :i], omega[:, i + 1 :]), 1)).Q
+        w = omega[:, i] - q @ (q.mT @ omega[:, i])
+        total += float((q.mT @ a @ q).trace() + w @ a @ w * (n - m + 1) / (w @ w))
+    found = x_trace(LinearMap.of_matrix(a), probes=2 * m, seed=0)
+    assert found.value == pytest.approx(total / m, rel=1e-10)
+
+
+# --- spectra --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(60, 60), (60, 25), (25, 60), (1, 1), (1, 9), (9, 1)])
+def test_spectral_norm_of_any_shape(shape):
+    a = torch.randn(*shape, dtype=F64, generator=torch.Generator().manual_seed(2))
+    found = spectral_norm(LinearMap.of_matrix(a))
+    truth = float(torch.linalg.matrix_norm(a, 2))
+    assert found.converged
+    assert found.value == pytest.approx(truth, rel=1e-9)
+    assert found.residual < 1e-5 * truth
+    assert truth <= found.high * (1 + 1e-12)
+
+
+def test_spectral_norm_says_when_it_stopped_early_and_how_far_it_can_be():
+    s = 1 - torch.arange(400, dtype=F64) / 4000  # crowded at the top
+    found = spectral_norm(diagonal(s), steps=30)
+    assert not found.converged
+    assert found.value < 1 <= found.high < 1.2
+    assert (s - found.value).abs().min() <= found.residual
+    assert spectral_norm(diagonal(s), steps=2).high == math.inf
+
+
+def test_spectral_norm_agrees_with_arpack_on_an_operator():
+    from scipy.sparse.linalg import LinearOperator, svds
+
+    q, k, _ = Normal(300, 8)(0, dtype=F64)
+    a = LinearMap.of_operator(Local(32), q, k) - LinearMap.of_operator(Softmax(), q, k)
+
+    def product(of):
+        return lambda x: (of @ torch.from_numpy(x.copy()).reshape(-1)).numpy()
+
+    scipy = LinearOperator(a.shape, matvec=product(a), rmatvec=product(a.T), dtype=float)
+    start = torch.randn(300, dtype=F64, generator=torch.Generator().manual_seed(1)).numpy()
+    (truth,) = svds(scipy, k=1, v0=start, return_singular_vectors=False)
+    assert spectral_norm(a).value == pytest.approx(truth, rel=1e-9)
+
+
+@pytest.mark.parametrize("of", ["zero", "repeated", "one value"])
+def test_exhausted_spaces_end_early_and_exactly(of):
+    values = {
+        "zero": [0.0] * 50,
+        "repeated": [2.0] * 20 + [1.0] * 29 + [0.0],
+        "one value": [3.0] * 50,
+    }
+    s = torch.tensor(values[of], dtype=F64)
+    a = LinearMap.of_matrix(rotated(s))
+    norm = spectral_norm(a)
+    assert norm.converged
+    assert norm.steps <= 4
+    assert norm.value == pytest.approx(float(s[0]), abs=1e-12)
+    share = s[s > 0] / s.sum()
+    truth = 0.0 if of == "zero" else math.exp(-float((share * share.log()).sum()))
+    rank = effective_rank(a, probes=40)
+    assert rank.value == pytest.approx(truth, rel=0.1)
+    assert (of == "repeated") != (rank.low == pytest.approx(rank.high, rel=1e-6))
+    known = torch.tensor([-0.01, 0.5, 1.5, 2.5, 3.5], dtype=F64)
+    shares = (s <= known[:, None]).double().mean(1)
+    assert torch.allclose(singular_values(a, probes=40).below(known), shares, atol=0.06)
+
+
+def test_density_of_all_steps_has_the_values_as_its_nodes():
+    s = torch.linspace(-1, 2, 12, dtype=F64)
+    u = rotated(torch.ones(12, dtype=F64))
+    a = (u * s) @ u.mT
+    density = eigenvalues(LinearMap.of_matrix((a + a.mT) / 2), steps=12, probes=3)
+    assert torch.allclose(density.nodes.sort().values, s.expand(3, 12), atol=1e-9)
+    assert torch.allclose(density.weights.sum(-1), torch.ones(3, dtype=F64))
+    total = density.sum(lambda x: 2 * x + 1)
+    assert total.low < 2 * float(s.sum()) + 12 < total.high
+
+
+def test_density_of_a_kernel_matrix_has_its_moments():
+    x = Smooth(500, 4, length=32.0)(0, dtype=F64).q
+    kernel = GaussianAttention().kernel(4).matrix(x, x)
+    a = LinearMap.of_operator(GaussianAttention(), x, x)
+    assert a.symmetric
+    for density in (eigenvalues(a, steps=20), singular_values(a, steps=20)):
+        found = density.sum(lambda s: s * s)
+        assert found.low < float(kernel.norm() ** 2) < found.high
+        assert float(density.nodes.max()) == pytest.approx(spectral_norm(a).value, rel=1e-6)
+
+
+# --- operators as maps ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "op", [Softmax(), Soft(6), Local(8), Linformer(6), Performer(16)], ids=repr
+)
+def test_a_map_of_an_operator_is_its_matrix_and_its_transpose(op):
+    q, k, _ = Normal(40, 4)(0, dtype=F64)
+    a, m = LinearMap.of_operator(op, q, k), as_matrix(op, q, k)
+    eye = torch.eye(40, dtype=F64)
+    assert torch.allclose(a @ eye, m, atol=1e-12)
+    assert torch.allclose(a.T @ eye, m.mT, atol=1e-12)
+    assert torch.allclose((a - a.T.T) @ eye[0], torch.zeros(40, dtype=F64))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        Softmax(),
+        Softmax(causal=True),
+        GaussianAttention(),
+        GaussianAttention(normalization="row", causal=True),
+        GaussianAttention(normalization="symmetric"),
+    ],
+    ids=repr,
+)
+def test_exact_rows_are_rows(target):
+    q, k, v = Smooth(64, 4, length=8.0)(0)
+    few = ExactRows(target, q, k, v, rows=9, seed=1)
+    true = target(q.double(), k.double(), v.double())
+    assert torch.allclose(few.output, true[few.at], atol=1e-12)
+    assert len(set(few.at.tolist())) == 9
+
+
+def test_all_rows_give_the_error_itself_and_one_draw_serves_many_operators():
+    q, k, v = Normal(80, 8)(0)
+    exact = ExactRows(Softmax(), q, k, v, rows=80)
+    for op in (Nystromformer(8), Local(8), KDEFormer(8)):
+        found = output_error(op, q, k, v, exact)
+        difference = (op(q, k, v) - exact.output).norm() / exact.output.norm()
+        assert found.low == found.high == pytest.approx(float(difference), rel=1e-6)
+    causal = output_error(Local(8, causal=True), q, k, v, rows=40)
+    assert 0 < causal.low < causal.value < causal.high < math.inf
+
+
+def test_an_output_that_is_not_finite_has_an_infinite_error():
+    q, k, v = Normal(20, 4)(0)
+    broken = Given(Softmax(), torch.full_like(v, math.nan))
+    assert output_error(broken, q, k, v, rows=5).value == math.inf
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "estimate",
+    [
+        lambda op, x: output_error(op, x, x, x, rows=64),
+        lambda op, x: matrix_error(op, x, x, rows=8),
+        lambda op, x: spectral_norm(LinearMap.of_operator(op, x, x), steps=4),
+        lambda op, x: frobenius_norm(LinearMap.of_operator(op, x, x), probes=8),
+        lambda op, x: x_trace(LinearMap.of_operator(op, x, x), probes=8),
+        lambda op, x: effective_rank(LinearMap.of_operator(op, x, x), steps=4, probes=2),
+    ],
+    ids=["output", "matrix", "spectral", "frobenius", "trace", "rank"],
+)
+def test_memory_is_far_below_that_of_the_matrix(estimate):
+    n = 16384
+    x, _, _ = Normal(n, 16)(0)
+    peak = peak_memory(lambda: estimate(Soft(16), x), x.device)
+    assert peak < 0.05 * 4 * n * n
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+def of(a):
+    return LinearMap.of_matrix(torch.as_tensor(a, dtype=F64))
+
+
+Q, K, V = Normal(12, 4)(0)
+EYE = torch.eye(12, dtype=F64)
+CAUSAL = Local(4, causal=True)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: of(torch.full((3, 3), math.nan)), "NaN or inf"),
+        (lambda: of(torch.zeros(0, 3)), "not empty"),
+        (lambda: of(torch.zeros(2, 3, 3)), "one matrix"),
+        (lambda: LinearMap.of_matrix(torch.eye(3, dtype=torch.int64)), "floating"),
+        (lambda: LinearMap((0, 3), lambda x: x), "both at least 1"),
+        (lambda: LinearMap((2, 3), lambda x: x, symmetric=True), "square"),
+        (lambda: LinearMap((12, 12), lambda x: x[:5]) @ EYE, r"gave \(5, 12\)"),
+        (lambda: LinearMap((12, 12), lambda x: x * math.nan) @ EYE, "NaN or inf"),
+        (lambda: LinearMap((12, 12), lambda x: x).T, "no adjoint"),
+        (lambda: of(EYE) - of(EYE[:5]), "no difference"),
+        (lambda: LinearMap.of_operator(KDEFormer(4), Q, K), "not linear in v"),
+        (lambda: hutchinson(of(EYE[:5])), "no trace"),
+        (lambda: hutchinson(of(EYE), probes=13), "2 to 12"),
+        (lambda: hutchinson(of(EYE), probes=1), "2 to 12"),
+        (lambda: hutch_plus_plus(of(EYE), probes=5), "6 to 12"),
+        (lambda: x_trace(of(EYE), probes=3), "4 to 12"),
+        (lambda: frobenius_norm(of(EYE), probes=13), "2 to 12"),
+        (lambda: frobenius_norm(of(EYE), probes=2.0), "give an integer"),
+        (lambda: hutchinson(of(EYE), probes=4, confidence=1.0), "between 0 and 1"),
+        (lambda: spectral_norm(of(EYE), confidence=0), "between 0 and 1"),
+        (lambda: spectral_norm(of(EYE), steps=0), "steps is 0"),
+        (lambda: frobenius_norm(of(EYE), probes=4, seed=-1), "at least 0"),
+        (lambda: eigenvalues(of(EYE[:5])), "symmetric"),
+        (lambda: singular_values(of(EYE), probes=1), "at least 2"),
+        (lambda: effective_rank(of(EYE), confidence=95), "between 0 and 1"),
+        (lambda: output_error(Local(4), Q, K, V, rows=13), "2 to 12"),
+        (lambda: output_error(Local(4), Q[None], K[None], V[None]), "two dimensions"),
+        (lambda: output_error(Soft(4), Q, K, V, ExactRows(Softmax(), Q, K, V, rows=4)), "aims at"),
+        (lambda: matrix_error(CAUSAL, Q, K, rows=4), "probed_error"),
+        (lambda: matrix_error(KDEFormer(4), Q, K, rows=4), "not linear in v"),
+        (lambda: probed_error(Local(4), Q, K, probes=13), "2 to 12"),
+    ],
+)
+def test_bad_input_is_refused(call, said):
+    with pytest.raises((ValueError, TypeError), match=said):
+        call()

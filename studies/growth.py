@@ -77,7 +77,7 @@ def keep(op: Operator, n: int) -> bool:
     return 1024 <= n <= (8192 if quadratic else LENGTHS[-1])
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=len(LENGTHS))
 def drawn(n: int, dtype: torch.dtype, device: torch.device) -> QKV:
     """q, k and v of independent normal heads, (1, heads, n, width) each."""
     heads = [Normal(n, WIDTH)(seed, dtype=dtype, device=device) for seed in range(HEADS)]
@@ -125,7 +125,7 @@ STUDY = Study(
     question="How do time and memory of every operator grow with the number of tokens at its "
     "default knob, beside the growth of its counted work, and from what length on is it faster "
     "than exact attention?",
-    axes={"n": LENGTHS, "op": list(FAMILY)},
+    axes={"op": list(FAMILY), "n": LENGTHS},
     quick={"n": (1024, 2048, 4096), "op": [ops[0] for ops in FAMILIES.values()]},
     measure=measure,
     keep=lambda n, op: keep(op, n),

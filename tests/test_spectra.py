@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import eigh
 from scipy.stats import entropy, linregress
+from scipy.stats import norm as normal_law
 from scipy.stats import t as student
 
 from softlab import spectra
@@ -110,7 +111,7 @@ def test_ranks_are_between_one_and_the_rank_and_in_order(s):
 
 
 @pytest.mark.parametrize("name", [*OF_VALUES, *OF_MATRICES])
-@pytest.mark.parametrize("power", [-150, -40, 0, 40, 150])
+@pytest.mark.parametrize("power", [-160, -40, 0, 40, 160])
 def test_no_factor_changes_a_diagnostic(name, power):
     a = normal(7, 7)
     find = (OF_VALUES | OF_MATRICES)[name]
@@ -326,6 +327,18 @@ def test_the_fit_is_that_of_scipy_and_the_interval_covers(exponential):
     assert float(found.rate[0] - found.low[0]) == pytest.approx(half)
     covered = ((found.low <= rate) & (rate <= found.high)).double().mean()
     assert 0.945 <= float(covered) <= 0.955  # three standard errors are 0.005
+
+
+def test_the_advantage_is_a_difference_of_log_likelihoods():
+    i = torch.arange(1, 21, dtype=F64)
+    y = 0.05 * normal(20, seed=2) - 0.4 * i
+    likelihoods = []
+    for x in (i.log(), i):
+        fit = linregress(x.numpy(), y.numpy())
+        error = y.numpy() - fit.intercept - fit.slope * x.numpy()
+        likelihoods.append(normal_law.logpdf(error, scale=error.std()).sum())
+    found = spectra.decay(spectra.Spectrum(y.exp(), 1e-15))
+    assert float(found.advantage) == pytest.approx(likelihoods[1] - likelihoods[0])
 
 
 def test_decay_is_of_the_values_above_rounding_and_says_when_they_are_too_few():

@@ -174,10 +174,8 @@ class FlooredNorm(NormProduct):
 
 
 @dataclass(frozen=True)
-class PaddedMeans:
+class PaddedMeans(SegmentMeans):
     """Pools zeros of masked tokens with the others."""
-
-    subset = False
 
     def __call__(self, x, m, key_mask=None):
         return SegmentMeans()(x, m)

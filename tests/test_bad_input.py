@@ -10,7 +10,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from zoo import OPERATORS
 
 from softlab import Dims, as_matrix, core, pinv
-from softlab.landmarks import SegmentMeans
+from softlab.landmarks import (
+    GreedyResidual,
+    GridConv,
+    GridPool,
+    KMeans,
+    LeverageScores,
+    RPCholeskyPivots,
+    SegmentMeans,
+)
 from softlab.operators import (
     MRA,
     BandLowRank,
@@ -242,6 +250,21 @@ def test_a_bad_query_mask_is_called_by_its_name(name):
 
 
 FIELDS = [
+    (lambda: KMeans(0), ValueError, "KMeans.iterations is 0; give an integer of at least 1"),
+    (lambda: KMeans(seed=-1), ValueError, "KMeans.seed is -1; give an integer of at least 0"),
+    (lambda: RPCholeskyPivots(0), ValueError, "RPCholeskyPivots.block is 0; give an integer of"),
+    (lambda: RPCholeskyPivots(2.0), TypeError, "RPCholeskyPivots.block is 2.0; give an integer"),
+    (lambda: RPCholeskyPivots(bandwidth=0), ValueError, "RPCholeskyPivots.bandwidth is 0; give a"),
+    (lambda: RPCholeskyPivots(seed=-1), ValueError, "RPCholeskyPivots.seed is -1; give an integer"),
+    (lambda: GreedyResidual(-1.0), ValueError, "GreedyResidual.bandwidth is -1.0; give a positive"),
+    (lambda: LeverageScores(0.0), ValueError, "LeverageScores.ridge is 0.0; give a positive"),
+    (lambda: LeverageScores(sample=0), ValueError, "LeverageScores.sample is 0; give an integer"),
+    (lambda: LeverageScores(bandwidth="1"), TypeError, "LeverageScores.bandwidth is '1'; give a"),
+    (lambda: LeverageScores(seed=-1), ValueError, "LeverageScores.seed is -1; give an integer"),
+    (lambda: GridPool(0), ValueError, "GridPool.height is 0; give an integer of at least 1"),
+    (lambda: GridPool(width=2.0), TypeError, "GridPool.width is 2.0; give an integer"),
+    (lambda: GridConv(width=-1), ValueError, "GridConv.width is -1; give an integer of at least 1"),
+    (lambda: GridConv(seed=-1), ValueError, "GridConv.seed is -1; give an integer of at least 0"),
     (lambda: Soft(rank=0), ValueError, "Soft.rank is 0; give an integer of at least 1"),
     (lambda: Soft(rank=-3), ValueError, "Soft.rank is -3; give an integer of at least 1"),
     (lambda: Soft(rank=2.0), TypeError, "Soft.rank is 2.0; give an integer"),

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"core", "checks", "instruments", "journal", "provenance"},
     {"exponential_sums", "gaussian_sums"},
-    {"kernels", "landmarks", "features", "inputs", "spectra", "estimators", "pinv"},
+    {"kernels"},
+    {"landmarks", "features", "inputs", "spectra", "estimators", "pinv"},
     {"operators", "convergence", "gradients", "matrices", "capture", "budget"},
     {"measures", "laws", "models"},
     {"study"},

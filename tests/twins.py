@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from softlab import landmarks, operators, pinv
 
+F64 = torch.float64
+
 
 def twin(op, q, k, v, key_mask=None):
     """What ``op(q, k, v, key_mask)`` must return, head by head."""
@@ -588,6 +590,155 @@ def _(selector: landmarks.Strided, x, m):
 @points.register
 def _(selector: landmarks.UniformRandom, x, m):
     return x[selector.indices(x, m)]
+
+
+@points.register
+def _(selector: landmarks.FarthestPoint, x, m):
+    return x[far_from_each_other(x.detach(), m, lambda weight: int(weight.argmax()))]
+
+
+@points.register
+def _(selector: landmarks.KMeans, x, m):
+    u = iter(uniforms(selector.seed, m))
+    centred = (x - x.mean(0)).detach().double()
+    at = far_from_each_other(centred, m, lambda weight: by_share(weight, next(u)), central=False)
+    centre = centred[at]
+    for _ in range(selector.iterations):
+        distance = centre.square().sum(-1) - 2 * (centred @ centre.mT)
+        owner = distance.argmin(-1)
+        mine = [owner == j for j in range(m)]
+        centre = torch.stack(
+            [centred[mine[j]].mean(0) if mine[j].any() else centred[at[j]] for j in range(m)]
+        )
+    return torch.stack([x[mine[j]].mean(0) if mine[j].any() else x[at[j]] for j in range(m)])
+
+
+@points.register
+def _(selector: landmarks.RPCholeskyPivots, x, m):
+    u = uniforms(selector.seed, m)
+    return x[pivots(x, selector, m, selector.block, lambda left, i: by_share(left, u[i]))]
+
+
+@points.register
+def _(selector: landmarks.GreedyResidual, x, m):
+    first = int((x - x.mean(0)).square().sum(-1).argmin())
+    return x[pivots(x, selector, m, 1, lambda left, i: int(left.argmax()) if i else first)]
+
+
+@points.register
+def _(selector: landmarks.LeverageScores, x, m):
+    points, s = x.detach().double(), len(x)
+    rng = torch.Generator().manual_seed(selector.seed)
+    sample = points[torch.randperm(s, generator=rng)[: selector.sample * m].sort().values]
+    width = selector.bandwidth or x.shape[-1] ** 0.25
+    K, c = gaussian(sample, points, width), selector.ridge * s / m
+    shift = c * len(sample) / s * torch.eye(len(sample), dtype=F64)
+    shifted = gaussian(sample, sample, width) + shift
+    score = (1 - (K * torch.linalg.solve(shifted, K)).sum(0)) / c
+    chosen = []
+    for u in uniforms(selector.seed, m):
+        chosen.append(by_share(score.index_fill(0, torch.tensor(chosen).long(), 0), u))
+    return x[sorted(chosen)]
+
+
+@points.register
+def _(selector: landmarks.GridPool, x, m):
+    return torch.stack([x[tokens].mean(0) for tokens, *_ in cells(selector, len(x), m)])
+
+
+@points.register
+def _(selector: landmarks.GridConv, x, m):
+    found, d = cells(selector, len(x), m), x.shape[-1]
+    high = max(len(set(row)) for _, row, _ in found)
+    wide = max(len(set(column)) for *_, column in found)
+    rng = torch.Generator().manual_seed(selector.seed)
+    weight = 2 * torch.rand((d, d, high, wide), generator=rng, dtype=F64) - 1
+    weight = (weight / (d * high * wide) ** 0.5).to(x)
+    windows = x.new_zeros(m, high, wide, d)
+    for j, (tokens, row, column) in enumerate(found):
+        for token, a, b in zip(tokens, row, column, strict=True):
+            windows[j, a, b] = x[token]
+    z = windows.reshape(m, -1) @ weight.permute(2, 3, 1, 0).reshape(-1, d)
+    centred = z - z.mean(-1, keepdim=True)
+    z = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    return z * (1 + torch.erf(z / 2**0.5)) / 2
+
+
+def uniforms(seed, m):
+    rng = torch.Generator().manual_seed(seed)
+    return torch.rand(m, generator=rng, dtype=F64).tolist()
+
+
+def by_share(weight, u):
+    """The first token at which the running sum of the weights exceeds the share u of it."""
+    total = 0.0
+    for i, w in enumerate(weight.tolist()):
+        total += w
+        if total > u * float(weight.sum()):
+            return i
+    return int(weight.nonzero()[-1])
+
+
+def far_from_each_other(x, m, choose, *, central=True):
+    """Tokens chosen one after the other by the squared distance to the nearest before."""
+    x = x.double()
+    first = int((x - x.mean(0)).square().sum(-1).argmin()) if central else None
+    chosen = [first if central else choose(x.new_ones(len(x)))]
+    away = x.new_full((len(x),), math.inf)
+    for _ in range(m - 1):
+        near = x[chosen[-1]]
+        distance = x.square().sum(-1) + near.square().sum() - 2 * (x @ near[:, None])[:, 0]
+        away = torch.minimum(away, distance.clamp_min(0))
+        away[chosen] = 0
+        chosen.append(choose(away))
+    return sorted(chosen)
+
+
+def pivots(x, selector, m, block, choose):
+    """Tokens chosen by the diagonal of the Schur complement of those before, a block at a time."""
+    x = x.detach().double()
+    width = selector.bandwidth or x.shape[-1] ** 0.25
+    left, chosen, factor = x.new_ones(len(x)), [], x.new_zeros(0, len(x))
+    for start in range(0, m, block):
+        weight = left.clone()
+        new = range(start, min(start + block, m))
+        for i in new:
+            chosen.append(choose(weight, i))
+            weight[chosen[-1]] = 0
+        rows = gaussian(x[chosen[start:]], x, width)
+        for i in new:
+            s = chosen[i]
+            g = rows[i - start] - (factor[:, s : s + 1].mT @ factor)[0]
+            factor = torch.cat((factor, (g / g[s].sqrt())[None]))
+            left = (left - factor[-1] ** 2).clamp_min(0)
+            left[chosen[: i + 1]] = 0
+    return sorted(chosen)
+
+
+def cells(selector, s, m):
+    """The tokens of each cell of the grid, their rows and their columns in the cell."""
+    high = selector.height or (s // selector.width if selector.width else 0)
+    high = high or max(a for a in range(1, s + 1) if s % a == 0 and a * a <= s)
+    wide = s // high
+
+    def rank(r):
+        oblong = (high / r) / (wide / (m / r))
+        oblong = max(oblong, 1 / oblong)
+        return oblong > 2 * (1 + 1e-9), m % r != 0, oblong
+
+    r = min((r for r in range(1, min(high, m) + 1) if m <= r * wide), key=rank)
+    found = []
+    for i in range(r):
+        count = (i + 1) * m // r - i * m // r
+        rows = [a for a in range(high) if a * r // high == i]
+        for j in range(count):
+            columns = [b for b in range(wide) if b * count // wide == j]
+            place = list(product(rows, columns))
+            tokens = [a * wide + b for a, b in place]
+            found.append(
+                (tokens, [a - rows[0] for a, _ in place], [b - columns[0] for _, b in place])
+            )
+    return found
 
 
 def inverted(solver, a):

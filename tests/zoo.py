@@ -1,7 +1,18 @@
 """One line for every operator, solver and selector; all laws run over these lists."""
 
 from softlab.features import IID, SORF, Orthogonal, QuasiMonteCarlo
-from softlab.landmarks import SegmentMeans, Strided, UniformRandom
+from softlab.landmarks import (
+    FarthestPoint,
+    GreedyResidual,
+    GridConv,
+    GridPool,
+    KMeans,
+    LeverageScores,
+    RPCholeskyPivots,
+    SegmentMeans,
+    Strided,
+    UniformRandom,
+)
 from softlab.operators import (
     MRA,
     BandLowRank,
@@ -79,6 +90,15 @@ OPERATORS = [
     Soft(rank=4, pinv=Ridge(Cholesky(), ridge=0.01)),
     Soft(rank=4, pinv=Ridge(ConjugateGradients(steps=8), ridge=0.01)),
     Soft(rank=4, pinv=Purified(NewtonRaphson(steps=24))),
+    Soft(rank=4, landmarks=KMeans()),
+    Soft(rank=4, landmarks=FarthestPoint()),
+    Soft(rank=4, landmarks=RPCholeskyPivots()),
+    Soft(rank=4, landmarks=RPCholeskyPivots(block=3)),
+    Soft(rank=4, landmarks=GreedyResidual(), normalization="row"),
+    Soft(rank=4, landmarks=LeverageScores()),
+    Soft(rank=4, landmarks=GridPool()),
+    Soft(rank=4, landmarks=GridConv(seed=9)),
+    Skyformer(rank=4, landmarks=RPCholeskyPivots(block=2), gamma=0.0, pinv=SVD()),
     Nystromformer(rank=4),
     Nystromformer(rank=3, pinv=SVD(), landmarks=Strided()),
     Uniform(),
@@ -226,7 +246,21 @@ FIDELITY = [
 ]
 """Published code with its defects, which the laws exempt by name."""
 
-SELECTORS = [SegmentMeans(), Strided(), UniformRandom(seed=3)]
+SELECTORS = [
+    SegmentMeans(),
+    Strided(),
+    UniformRandom(seed=3),
+    KMeans(),
+    KMeans(iterations=1, seed=2),
+    FarthestPoint(),
+    RPCholeskyPivots(),
+    RPCholeskyPivots(block=3, bandwidth=0.8, seed=1),
+    GreedyResidual(),
+    LeverageScores(),
+    LeverageScores(ridge=0.01, sample=1, bandwidth=2.0, seed=1),
+    GridPool(),
+    GridConv(seed=1),
+]
 
 WEIGHTS = [
     IID(seed=2),

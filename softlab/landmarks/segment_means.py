@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softlab.core import value, widened
+from softlab.core import Cost, Dims, value, widened
 from softlab.landmarks.selector import kept
 
 
@@ -20,6 +20,13 @@ class SegmentMeans:
     """
 
     subset = False
+    means = True
+    equivariant = False
+    nested = False
+
+    def cost(self, dims: Dims, m: int) -> Cost:  # noqa: ARG002  the same at all sizes
+        """Nothing that is counted."""
+        return Cost(0)
 
     def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Landmarks (..., m, d) of tokens x (..., n, d)."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from softlab import checks
+from softlab.core import Cost, Dims
 
 
 @runtime_checkable
@@ -17,6 +19,27 @@ class Selector(Protocol):
     @property
     def subset(self) -> bool:
         """Whether every landmark is one of the tokens."""
+        ...
+
+    @property
+    def means(self) -> bool:
+        """Whether every landmark is a token or a mean of tokens, and as many landmarks as tokens
+        are the tokens: so those of equal tokens equal them.
+        """
+        ...
+
+    @property
+    def equivariant(self) -> bool:
+        """Whether tokens in another order, none of them tied, have the same set of landmarks."""
+        ...
+
+    @property
+    def nested(self) -> bool:
+        """Whether the landmarks of one rank are among those of every larger one."""
+        ...
+
+    def cost(self, dims: Dims, m: int) -> Cost:
+        """Of finding m landmarks of ``dims.l`` tokens of width ``dims.d``."""
         ...
 
     def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
@@ -43,3 +66,36 @@ def position_of(ordinal: Tensor, key_mask: Tensor | None) -> Tensor:
         return ordinal
     survivors_first = (~key_mask).to(torch.uint8).argsort(dim=-1, stable=True)
     return survivors_first.gather(-1, ordinal)
+
+
+def of_survivors(
+    x: Tensor, m: int, key_mask: Tensor | None, choose: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """``choose`` applied to the tokens that take part alone: (b, s, d) -> (b, m, ...).
+
+    Matrices with equally many of them are treated together. Returns (..., m, ...).
+    """
+    size, lead = kept(x, m, key_mask).reshape(-1), x.shape[:-2]
+    flat = x.reshape(-1, *x.shape[-2:])
+    if key_mask is None:
+        return choose(flat).unflatten(0, lead) if lead else choose(flat).squeeze(0)
+    order = (~key_mask).to(torch.uint8).argsort(dim=-1, stable=True).reshape(len(flat), -1)
+    rows, parts = [], []
+    for s in size.unique().tolist():
+        mine = (size == s).nonzero().squeeze(-1)
+        rows.append(mine)
+        parts.append(choose(take(flat[mine], order[mine, :s])))
+    out = torch.cat(parts)[torch.cat(rows).argsort()]
+    return out.unflatten(0, lead) if lead else out.squeeze(0)
+
+
+def indices_of_survivors(
+    x: Tensor, m: int, key_mask: Tensor | None, choose: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Increasing positions (..., m) of what ``choose`` picks, (b, s, d) -> (b, m).
+
+    It sees the tokens that take part, detached and in float64: the choice is discrete, and
+    should not hang on the precision.
+    """
+    picked = of_survivors(x.detach().double(), m, key_mask, choose)
+    return position_of(picked.sort(-1).values, key_mask)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softlab.core import value
+from softlab.core import Cost, Dims, value
 from softlab.landmarks.selector import kept, position_of, take
 
 
@@ -18,6 +18,13 @@ class Strided:
     """
 
     subset = True
+    means = True
+    equivariant = False
+    nested = False
+
+    def cost(self, dims: Dims, m: int) -> Cost:  # noqa: ARG002  the same at all sizes
+        """Nothing that is counted."""
+        return Cost(0)
 
     def indices(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Positions (..., m) of the landmarks, increasing and distinct."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import value
+from softlab.core import Cost, Dims, value
 from softlab.landmarks.selector import kept, position_of, take
 
 
@@ -22,9 +22,16 @@ class UniformRandom:
     seed: int = 0
 
     subset = True
+    means = True
+    equivariant = False
+    nested = True
 
     def __post_init__(self) -> None:
         checks.natural(self, seed=self.seed)
+
+    def cost(self, dims: Dims, m: int) -> Cost:  # noqa: ARG002  the same at all sizes
+        """Nothing that is counted."""
+        return Cost(0)
 
     def indices(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Positions (..., m) of the landmarks, increasing and distinct."""

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from softlab import checks
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.landmarks import UniformRandom
+from softlab.landmarks.lloyd import means, nearest
 from softlab.operators.bands import HELD_ENTRIES, rows
 from softlab.operators.softmax import Softmax
 
@@ -69,10 +70,10 @@ class Clustered:
         x = q.detach().double()
         x = x - x.mean(-2, keepdim=True)
         centre = UniformRandom(self.seed)(x, min(self.clusters, x.shape[-2]))
-        owner = _nearest(x, centre)
+        owner = nearest(x, centre)
         for _ in range(self.iterations - 1):
-            centre = _means(x, owner, centre)
-            owner = _nearest(x, centre)
+            centre = means(x, owner, centre)
+            owner = nearest(x, centre)
         return owner
 
     def cost(self, dims: Dims) -> Cost:
@@ -92,7 +93,7 @@ class Clustered:
         owner = self.owners(q)
         q = q / math.sqrt(q.shape[-1])
         empty = q.new_zeros(len(q), min(self.clusters, n), q.shape[-1])
-        scores = _means(q, owner, empty) @ k.mT
+        scores = means(q, owner, empty) @ k.mT
         if key_mask is not None:
             scores = scores.masked_fill(~key_mask.reshape(-1, 1, l), -math.inf)
         weights = scores.softmax(-1)
@@ -125,18 +126,3 @@ class Clustered:
         step = max(1, max(HELD_ENTRIES, q.numel()) // held)
         parts = zip(q.split(step, 1), owner.split(step, 1), strict=True)
         return torch.cat([checkpoint(part, x, of, use_reentrant=False) for x, of in parts], 1)
-
-
-def _nearest(x: Tensor, centre: Tensor) -> Tensor:
-    """The nearest centre of each row: |x - c|^2 without |x|^2, which is the same for all."""
-    squares = centre.square().sum(-1).unsqueeze(-2)
-    # Half as many distances at once as the rows have entries.
-    parts = x.split(max(1, x.shape[-2] * x.shape[-1] // (2 * centre.shape[-2])), -2)
-    return torch.cat([(squares - 2 * (part @ centre.mT)).argmin(-1) for part in parts], -1)
-
-
-def _means(x: Tensor, owner: Tensor, empty: Tensor) -> Tensor:
-    """The mean of the rows of x (..., n, d) of each owner, or its row of ``empty`` (..., C, d)."""
-    total = torch.zeros_like(empty).scatter_add(-2, owner.unsqueeze(-1).expand(x.shape), x)
-    size = torch.zeros_like(empty[..., 0]).scatter_add(-1, owner, torch.ones_like(x[..., 0]))
-    return torch.where(size.unsqueeze(-1) > 0, total / size.clamp_min(1).unsqueeze(-1), empty)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -53,10 +54,11 @@ class Nystromformer:
     @property
     def traits(self) -> Traits:
         """Low rank, linear memory."""
+        exact = self.landmarks.means and not self.pinv.traits.regularized
         return Traits(
             low_rank=True,
-            exact_at="" if self.pinv.traits.regularized else "rank",
-            exact_at_rank_one=not self.pinv.traits.regularized,
+            exact_at="rank" if exact else "",
+            exact_at_rank_one=exact,
             linear_memory=True,
         )
 
@@ -98,10 +100,12 @@ class Nystromformer:
         return (weights @ gathered).to(dtype)
 
     def cost(self, dims: Dims) -> Cost:
-        """Three softmaxes, the inverse of the core, and its product."""
+        """The landmarks, three softmaxes, the inverse of the core, and its product."""
         m = self.rank
         return (
-            kernel_cost(Dims(dims.batch, m, m, dims.d, dims.e), 0)
+            self.landmarks.cost(dims, m)
+            + self.landmarks.cost(replace(dims, l=dims.n), m)
+            + kernel_cost(Dims(dims.batch, m, m, dims.d, dims.e), 0)
             + applier_cost(self.pinv, m, (dims.e,), dims.batch)
             + kernel_cost(Dims(dims.batch, m, dims.l, dims.d, dims.e), dims.e)
             + kernel_cost(Dims(dims.batch, dims.n, m, dims.d, dims.e), dims.e)

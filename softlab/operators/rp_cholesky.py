@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,19 +10,11 @@ from torch import Tensor
 from softlab import checks
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.kernels import Exponential, Gaussian, kernel_cost
+from softlab.landmarks.draws import drawn, uniforms
+from softlab.landmarks.pivoting import Pivots, pivots
 from softlab.operators.degrees import indicator, over
 from softlab.operators.softmax import Softmax
 from softlab.pinv import Cholesky, Solver, applier, applier_cost
-
-
-class Chosen(NamedTuple):
-    """The pivots of each matrix: positions (..., m); whether they count (..., m), or there was
-    nothing left to explain; their rows of the Gaussian (..., m, l).
-    """
-
-    at: Tensor
-    live: Tensor
-    rows: Tensor
 
 
 @value
@@ -92,7 +83,7 @@ class RPCholesky:
     def pivots(self, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Positions (..., m) of the pivots in the order drawn, for keys k (..., l, d).
 
-        Where fewer are left to draw the first key that takes part fills up.
+        Where fewer are left to draw, keys not drawn before fill up.
         """
         return self._chosen(_centred(widened(k), key_mask), key_mask).at
 
@@ -143,41 +134,18 @@ class RPCholesky:
         """Half the exponent of h(k, k), (..., l)."""
         return k.square().sum(-1) / (2 * self.temperature**2 * math.sqrt(k.shape[-1]))
 
-    def _chosen(self, k: Tensor, key_mask: Tensor | None) -> Chosen:
+    def _chosen(self, k: Tensor, key_mask: Tensor | None) -> Pivots:
         """Draw the pivots of centred keys k (..., l, d) in the working precision."""
-        m, l = self.rank, k.shape[-2]  # noqa: E741
-        rng = torch.Generator().manual_seed(self.seed)
-        uniform = torch.rand(m, generator=rng, dtype=torch.float64).tolist()
-        kernel = self.kernel(k.shape[-1])
+        kernel, u = self.kernel(k.shape[-1]), uniforms(self.seed, self.rank)
         # Factors and diagonal are those of the Gaussian; the scale of h enters the odds alone.
         odds = 2 * self._half(k.detach())
-        kept = torch.ones_like(odds, dtype=torch.bool) if key_mask is None else key_mask
-        spare = torch.where(kept, 0.0, -math.inf).to(odds)
-        left = kept.to(odds)
-        factor = odds.new_zeros(*k.shape[:-2], m, l)
-        at, live, rows = [], [], []
-        for i in range(m):
-            logits = torch.where(
-                left > 4 * m * torch.finfo(k.dtype).eps, odds + left.log(), -math.inf
-            )
-            alive = (logits > -math.inf).any(-1, keepdim=True)
-            cumulative = torch.where(alive, logits, spare).softmax(-1).cumsum(-1)
-            # The first key at which the sum exceeds the uniform number: one of positive odds.
-            drawn = (cumulative <= uniform[i] * cumulative[..., -1:]).sum(-1, keepdim=True)
-            drawn = torch.where(alive, drawn, kept.to(torch.uint8).argmax(-1, keepdim=True))
-            pivot = k.gather(-2, drawn.unsqueeze(-1).expand(*drawn.shape, k.shape[-1]))
-            row = kernel.matrix(pivot, k)
-            with torch.no_grad():
-                done = factor[..., :i, :]
-                known = done.gather(-1, drawn.unsqueeze(-2).expand(*done.shape[:-1], 1))
-                rest = (row - known.mT @ done).squeeze(-2) / left.gather(-1, drawn).sqrt()
-                rest = torch.where(alive & kept, rest, 0)
-                factor[..., i, :] = rest
-                left = (left - rest.square()).clamp_min(0).scatter(-1, drawn, 0)
-            at.append(drawn)
-            live.append(alive)
-            rows.append(row)
-        return Chosen(torch.cat(at, -1), torch.cat(live, -1), torch.cat(rows, -2))
+
+        def choose(weight: Tensor, i: int) -> Tensor:
+            return drawn((odds + weight.log()).softmax(-1), u[i])
+
+        parts = pivots(k, self.rank, kernel, choose, taking_part=key_mask)
+        at, live, rows = zip(*parts, strict=True)
+        return Pivots(torch.cat(at, -1), torch.cat(live, -1), torch.cat(rows, -2))
 
 
 def _centred(k: Tensor, key_mask: Tensor | None) -> Tensor:
@@ -189,7 +157,7 @@ def _centred(k: Tensor, key_mask: Tensor | None) -> Tensor:
     return torch.where(counted, k - mean, 0)
 
 
-def _core(chosen: Chosen) -> Tensor:
+def _core(chosen: Pivots) -> Tensor:
     """The Gaussian of the pivots; rows and columns of the identity where one does not count."""
     among = chosen.at.unsqueeze(-2).expand(*chosen.at.shape, chosen.at.shape[-1])
     core = chosen.rows.gather(-1, among)

@@ -64,7 +64,7 @@ class Skyformer:
     @property
     def traits(self) -> Traits:
         """Low rank, linear memory; PSD where queries and keys are tied."""
-        exact = self.gamma == 0 and not self.pinv.traits.regularized
+        exact = self.gamma == 0 and not self.pinv.traits.regularized and self.landmarks.means
         return Traits(
             symmetric=True,
             psd=True,
@@ -96,10 +96,12 @@ class Skyformer:
         return self(q, k, v, key_mask)
 
     def cost(self, dims: Dims) -> Cost:
-        """Two kernel sums, the core, its inverse, and the inverse's product."""
+        """The landmarks, two kernel sums, the core, its inverse, and the inverse's product."""
         m, e = self.rank, dims.e
+        points = dataclasses.replace(dims, l=dims.n + dims.l)
         return (
-            kernel_cost(Dims(dims.batch, m, m, dims.d, e), 0)
+            self.landmarks.cost(points, m)
+            + kernel_cost(Dims(dims.batch, m, m, dims.d, e), 0)
             + applier_cost(self.pinv, m, (e,), dims.batch)
             + kernel_cost(Dims(dims.batch, m, dims.l, dims.d, e), e)
             + kernel_cost(Dims(dims.batch, dims.n, m, dims.d, e), e)

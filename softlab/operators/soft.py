@@ -60,8 +60,10 @@ class Soft:
         """Low rank, linear memory; symmetric and PSD unless row-normalised."""
         by_row = self.normalization == "row"
         exact = not self.pinv.traits.regularized and self.normalization != "published"
+        exact = exact and self.landmarks.means
         return Traits(
             query_equivariant=True,
+            key_invariant=self.landmarks.equivariant,
             row_stochastic=by_row,
             symmetric=not by_row,
             psd=not by_row,
@@ -112,13 +114,13 @@ class Soft:
         return (bare(q, k, scaled, key_mask) * rsqrt(degree)).to(dtype)
 
     def cost(self, dims: Dims) -> Cost:
-        """Two kernel sums, the core, its inverse, and the inverse's product."""
+        """The landmarks, two kernel sums, the core, its inverse, and the inverse's product."""
         m, e = self.rank, dims.e
         inner = Dims(dims.batch, m, m, dims.d, e)
         out_of_keys = Dims(dims.batch, m, dims.l, dims.d, e)
         to_queries = Dims(dims.batch, dims.n, m, dims.d, e)
         to_keys = Dims(dims.batch, dims.l, m, dims.d, e)
-        total = kernel_cost(inner, 0)
+        total = self.landmarks.cost(dims, m) + kernel_cost(inner, 0)
         if self.normalization == "symmetric":
             total += applier_cost(self.pinv, m, (1, e), dims.batch)
             total += kernel_cost(out_of_keys, 1) + kernel_cost(to_keys, 1)

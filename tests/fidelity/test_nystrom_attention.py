@@ -8,6 +8,7 @@ from fidelity.peers import assert_agree, distance, draw, merged, published, seed
 from torch.nn.functional import pad
 
 from softlab.core import value
+from softlab.landmarks import SegmentMeans
 from softlab.operators import Nystromformer
 from softlab.pinv import NystromformerCubic, PublishedNystromformer
 
@@ -29,11 +30,10 @@ def ours(of, x, op=AS_PUBLISHED, **masks):
 
 
 @value
-class Consecutive:
+class Consecutive(SegmentMeans):
     """Means of the tokens kept among each ``length`` consecutive ones, counted from the end."""
 
     length: int
-    subset = False
 
     def __call__(self, x, m, key_mask=None):
         kept = x.new_ones(x.shape[:-1]) if key_mask is None else key_mask.to(x).expand(x.shape[:-1])

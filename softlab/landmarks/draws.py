@@ -1,0 +1,48 @@
+"""Draws of tokens one at a time, with odds that may change in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Choose = Callable[[Tensor, int], Tensor]
+"""From weights (..., n), at least one of them positive, and the number of the draw to a token of
+positive weight, (..., 1)."""
+
+
+def uniforms(seed: int, m: int) -> list[float]:
+    """M uniform numbers in [0, 1) of the seed alone."""
+    rng = torch.Generator().manual_seed(seed)
+    return [float(u) for u in torch.rand(m, generator=rng, dtype=torch.float64)]
+
+
+def drawn(weight: Tensor, u: float) -> Tensor:
+    """The token (..., 1) at which the running sum of weights (..., n) first exceeds u of it all."""
+    cumulative = weight.cumsum(-1)
+    total = cumulative[..., -1:]
+    # In low precision u of it all can round to it all.
+    return ((cumulative <= u * total) & (cumulative < total)).sum(-1, keepdim=True)
+
+
+def by_weight(seed: int, m: int) -> Choose:
+    """Draws with odds in proportion to the weights."""
+    u = uniforms(seed, m)
+    return lambda weight, i: drawn(weight, u[i])
+
+
+def heaviest(weight: Tensor, i: int) -> Tensor:  # noqa: ARG001  the same at every draw
+    """The first of the greatest weights."""
+    return weight.argmax(-1, keepdim=True)
+
+
+def open_to(weight: Tensor, free: Tensor) -> Tensor:
+    """The weights of the free tokens; where they are all 0, free tokens weigh alike."""
+    weight = torch.where(free, weight, 0)
+    return torch.where((weight > 0).any(-1, keepdim=True), weight, free.to(weight))
+
+
+def nearest_to_mean(x: Tensor) -> Tensor:
+    """The token (..., 1) of x (..., n, d) nearest to the mean."""
+    return (x - x.mean(-2, keepdim=True)).square().sum(-1).argmin(-1, keepdim=True)

@@ -1,0 +1,49 @@
+"""Means of the cells of a grid of tokens."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from softlab.core import Cost, Dims, value, widened
+from softlab.landmarks.grids import cells, check_sides, sides
+from softlab.landmarks.lloyd import means
+from softlab.landmarks.selector import of_survivors
+
+
+@value
+class GridPool:
+    """Landmark j is the mean of cell j of a grid that the tokens fill row by row.
+
+    ``height``, ``width``: sides of the grid, positive; None: what the other leaves, and where both
+    are None the squarest grid of as many tokens, of one row where their number is prime. The grid
+    is cut into m cells as square as may be, none empty: m = a b makes a bands of b where such
+    cells are at most twice as long as wide, and where it divides the sides this is average pooling
+    (SOFT's default on images, arXiv 2110.11945, Sec. 3.2).
+
+    The tokens that ``key_mask`` keeps, in order, are the grid. Costs one addition an entry, no
+    product. Raises ``ValueError`` if the sides do not multiply to their number, or if they are
+    fewer than m.
+    """
+
+    height: int | None = None
+    width: int | None = None
+
+    subset = False
+    means = True
+    equivariant = False
+    nested = False
+
+    def __post_init__(self) -> None:
+        check_sides(self, self.height, self.width)
+
+    def cost(self, dims: Dims, m: int) -> Cost:  # noqa: ARG002  the same at all sizes
+        """Nothing that is counted."""
+        return Cost(0)
+
+    def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
+        """Landmarks (..., m, d) of tokens x (..., n, d)."""
+        return of_survivors(widened(x), m, key_mask, lambda y: self._pooled(y, m)).to(x.dtype)
+
+    def _pooled(self, x: Tensor, m: int) -> Tensor:
+        owner = cells(*sides(x.shape[-2], self.height, self.width), m, x.device).owner
+        return means(x, owner.expand(x.shape[:-1]), x.new_zeros(len(x), m, x.shape[-1]))

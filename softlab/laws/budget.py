@@ -10,6 +10,7 @@ import torch
 
 from softlab.budget import split
 from softlab.core import Operator
+from softlab.landmarks import Selector
 from softlab.laws.law import Gap, Law, largest, normal, rank_of, separated, tolerance
 from softlab.pinv import Nystrom
 
@@ -35,6 +36,9 @@ def _budget(op: Any, rng: torch.Generator) -> Iterator[Gap]:
 
 def _full(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     """With a landmark at every token nothing is left of an exact core, nor of its degrees."""
+    selector = getattr(op, "landmarks", None)
+    if isinstance(selector, Selector) and not selector.means:
+        return  # has none at a token, however many
     n = 12
     full = dataclasses.replace(op, rank=2 * n if op.traits.lifted else n)
     # Unequal lengths give unequal degrees; at a quarter of the distance tokens see each other.

@@ -8,6 +8,7 @@ from twins import twin
 from zoo import OPERATORS
 
 from softlab.core import own_precision
+from softlab.landmarks import GridConv
 from softlab.laws.law import lengths
 from softlab.operators import Soft, Softmax, TruncatedSVD
 
@@ -166,11 +167,31 @@ def test_shapes_can_be_traced_without_numbers(op):
     assert out.shape == (2, q.shape[-2], 3)
 
 
+def travels(op):
+    """Whether what the operator puts among the tokens, if anything, moves along with them."""
+    return not hasattr(op, "landmarks") or op.landmarks.means
+
+
+def on_a_grid(x):
+    """Tokens that float64 moves by 1e4 without rounding them."""
+    return (x * 2**20).round() / 2**20
+
+
 @pytest.mark.parametrize(
-    "op", [op for op in DIFFERENTIABLE if "Gaussian" in repr(op.target)], ids=repr
+    "op",
+    [op for op in DIFFERENTIABLE if "Gaussian" in repr(op.target) and travels(op)],
+    ids=repr,
 )
 def test_the_gaussian_family_does_not_see_a_translation(op):
     q, k, v = draw(op)
-    # Tokens on a grid that float64 moves by 1e4 without rounding them.
-    q, k = ((x * 2**20).round() / 2**20 for x in (q, k))
+    q, k = on_a_grid(q), on_a_grid(k)
     torch.testing.assert_close(op(q + 1e4, k + 1e4, v), op(q, k, v), rtol=1e-9, atol=1e-9)
+
+
+def test_landmarks_that_are_no_means_see_a_translation():
+    # A layer norm leaves them at its own scale, so that far tokens have none near them.
+    op = Soft(rank=4, landmarks=GridConv(seed=14))
+    assert not travels(op)
+    q, k, v = draw(op)
+    assert float(op(q, k, v).abs().max()) > 1e-3
+    assert float(op(q + 1e4, k + 1e4, v).abs().max()) == 0

@@ -16,7 +16,7 @@ import torch
 
 PACKAGE = Path(__file__).parent
 # These read tables and make none, so a new colour in a figure leaves the rows valid.
-PRESENTATION = {"chapters", "cli.py", "figures.py", "report.py", "report.typ"}
+PRESENTATION = {"chapters", "cli", "figures.py", "report.py", "report.typ"}
 
 
 def source(function: Callable[..., object]) -> Path | None:

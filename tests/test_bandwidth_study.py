@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 
 from softlab.chapters.bandwidth import findings, scope, tables, windows
-from softlab.cli import _load
 from softlab.inputs import Clustered, Tied
 from softlab.study import run
+from softlab.study_file import load
 
-BANDWIDTH = _load(Path(__file__).parent.parent / "studies" / "bandwidth.py")
+BANDWIDTH = load(Path(__file__).parent.parent / "studies" / "bandwidth.py")
 STRETCHES = np.array([0.25, 0.5, 1.0, 2.0, 4.0])
 
 

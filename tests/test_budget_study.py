@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 
 from softlab.chapters import budget as chapter
-from softlab.cli import _load
 from softlab.figures import draw
 from softlab.inputs import Clustered, Normal, Recorded, Smooth, Tied
 from softlab.operators import Soft
 from softlab.study import run
+from softlab.study_file import load
 
-BUDGET = _load(Path(__file__).parent.parent / "studies" / "budget.py")
+BUDGET = load(Path(__file__).parent.parent / "studies" / "budget.py")
 INPUTS = [Normal(160, 64), Smooth(160, 32, length=16.0), Clustered(256, 32, clusters=16)]
 KEPT = ("as published", "converged", "ridge 0.01", "2 steps", "18 steps")
 HEAD = Recorded("minilm.layer5.head2")

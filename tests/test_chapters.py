@@ -165,6 +165,6 @@ def test_a_study_of_an_unknown_chapter_is_refused_before_it_runs(tmp_path):
         "STUDY = Study('own', 'Which?', {'x': [1]}, measure, chapter='operatrs')\n"
     )
     result = CliRunner().invoke(app, ["run", str(path), "--out", str(tmp_path / "out")])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "own: there is no chapter 'operatrs'" in result.stderr
     assert not (tmp_path / "out").exists()

@@ -65,7 +65,7 @@ def test_bad_requests_are_refused(tmp_path, text, words, said):
     if text is not None:
         path.write_text(textwrap.dedent(text))
     result = call("run", path, "--out", tmp_path / "out", *words)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert said in result.stderr
     assert not (tmp_path / "out").exists()
 
@@ -73,7 +73,7 @@ def test_bad_requests_are_refused(tmp_path, text, words, said):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_cuda_where_there_is_none(tmp_path, own):
     result = call("run", own, "--out", tmp_path, "--device", "cuda")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "device 'cuda' cannot be used here" in result.stderr
 
 
@@ -101,7 +101,7 @@ def test_an_interrupt_says_what_was_kept_and_where(tmp_path, own, monkeypatch, s
 
 def test_report_says_what_is_missing(tmp_path):
     result = call("report", tmp_path)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "run one first: softlab run" in result.stderr
 
 
@@ -109,7 +109,7 @@ def test_report_without_typst_names_the_extra(tmp_path, own, monkeypatch):
     call("run", own, "--out", tmp_path)
     monkeypatch.setitem(sys.modules, "typst", None)
     result = call("report", tmp_path)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "pip install 'softlab[report]'" in result.stderr
 
 
@@ -146,7 +146,7 @@ def test_list_names_every_part_with_its_claims():
 
 def test_fetch_of_an_unknown_name():
     result = call("fetch", "nosuchmodel")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "nosuchmodel" in result.stderr
 
 

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 
 from softlab.chapters import convergence as chapter
-from softlab.cli import _load
 from softlab.inputs import Recorded, Tied
 from softlab.matrices import Core, Flat, Geometric, LowRank, NearDuplicates
 from softlab.operators import Soft
@@ -21,8 +20,9 @@ from softlab.pinv import (
     NystromformerCubic,
 )
 from softlab.study import run
+from softlab.study_file import load
 
-ATLAS = _load(Path(__file__).parent.parent / "studies" / "convergence.py")
+ATLAS = load(Path(__file__).parent.parent / "studies" / "convergence.py")
 HARD = NearDuplicates(spread=0.1)
 HEAD = Core(Soft(49), Tied(Recorded("vit.layer11.head4")))
 

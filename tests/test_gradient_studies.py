@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from softlab.chapters import named
-from softlab.cli import _load
 from softlab.gradients import departure
 from softlab.pinv import GolubPereyra, ImplicitGradient, NewtonRaphson, Ridge
 from softlab.study import run
+from softlab.study_file import load
 
 STUDIES = Path(__file__).parent.parent / "studies"
-MODULE = _load(STUDIES / "gradients.py")
-TRAIN = _load(STUDIES / "training.py")
+MODULE = load(STUDIES / "gradients.py")
+TRAIN = load(STUDIES / "training.py")
 CPU = torch.device("cpu")
 
 

@@ -10,12 +10,12 @@ import torch
 
 from softlab import operators
 from softlab.chapters.growth import LIMIT, exponents, findings, scope, tables
-from softlab.cli import _load
 from softlab.instruments import peak_memory
 from softlab.operators import ColumnSample, Softmax, TopK
 from softlab.study import run
+from softlab.study_file import load
 
-GROWTH = _load(Path(__file__).parent.parent / "studies" / "growth.py")
+GROWTH = load(Path(__file__).parent.parent / "studies" / "growth.py")
 LIGHT = [op for op in GROWTH.FAMILY if GROWTH.keep(op, 16384)]
 
 

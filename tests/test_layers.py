@@ -17,6 +17,7 @@ LAYERS = (
     {"operators", "convergence", "gradients", "matrices", "capture", "budget"},
     {"measures", "laws", "models"},
     {"study"},
+    {"study_file"},
     {"cli", "studies"},
 )
 """A module imports from layers above its own line in this list, and from its own package."""

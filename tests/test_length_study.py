@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 
 from softlab.chapters.length import exponents, findings, scope, slope, tables
-from softlab.cli import _load
 from softlab.operators import Local, Nystromformer, Soft, Uniform
 from softlab.study import run
+from softlab.study_file import load
 
-LENGTH = _load(Path(__file__).parent.parent / "studies" / "length.py")
+LENGTH = load(Path(__file__).parent.parent / "studies" / "length.py")
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from softlab.chapters.normalization import exponents, findings, scope, tables
-from softlab.cli import _load
 from softlab.study import run
+from softlab.study_file import load
 
-NORMALIZATION = _load(Path(__file__).parent.parent / "studies" / "normalization.py")
+NORMALIZATION = load(Path(__file__).parent.parent / "studies" / "normalization.py")
 
 
 def made_up(**powers):

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from softlab.chapters import precision as chapter
-from softlab.cli import _load
 from softlab.matrices import Geometric
 from softlab.pinv import Chebyshev, NewtonRaphson
+from softlab.study_file import load
 
-STUDY = _load(Path(__file__).parent.parent / "studies" / "precision.py")
+STUDY = load(Path(__file__).parent.parent / "studies" / "precision.py")
 CPU = torch.device("cpu")
 
 

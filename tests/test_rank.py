@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from softlab import measures
-from softlab.cli import _load
 from softlab.inputs import Recorded, Tied
 from softlab.operators import GaussianAttention, TruncatedSVD
 from softlab.study import run
+from softlab.study_file import load
 
-RANK = _load(Path(__file__).parent.parent / "studies" / "rank.py")
+RANK = load(Path(__file__).parent.parent / "studies" / "rank.py")
 HEAD = Recorded("minilm.layer5.head2")
 
 

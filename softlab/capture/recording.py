@@ -1,0 +1,82 @@
+"""Record what reaches the attention of a model while it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from softlab.capture.watch import MULTIHEAD, Call, Watch, standing_in
+
+
+@contextmanager
+def record(model: nn.Module, *, keep: Collection[int] | None = None) -> Iterator[list[Call]]:
+    """Record the attention calls of ``model`` made inside the block.
+
+    ``with record(model) as calls: model(x)`` fills ``calls`` in the order of execution, with
+    detached copies. ``keep`` limits what is stored to these orders (all by default), to spare
+    memory. Calls that other models make in the block are not recorded, nor those of other threads;
+    blocks may be nested, on one model or on several, and each records its own. Whatever happens
+    inside, torch and the model end as they were.
+
+    Raises ``TypeError`` if ``model`` is no module, and at the end of the block ``RuntimeError`` if
+    no attention was seen, or not at every order in ``keep``.
+    """
+    recorder = _Recorder(model, keep)
+    with recorder:
+        yield recorder.calls
+    if not recorder.seen or (keep is not None and not set(keep) <= set(range(recorder.seen))):
+        wanted = "" if keep is None else f" of which {sorted(keep)} were to be kept,"
+        msg = (
+            f"saw {recorder.seen} attention calls in {type(model).__name__},{wanted} during this "
+            "block. Run the model inside it; make its attention call "
+            "torch.nn.functional.scaled_dot_product_attention (in transformers: "
+            'attn_implementation="sdpa"); record it before compiling or scripting.'
+        )
+        raise RuntimeError(msg)
+
+
+class _Recorder(Watch):
+    def __init__(self, model: nn.Module, keep: Collection[int] | None) -> None:
+        super().__init__(model)
+        self.keep = keep
+        self.calls: list[Call] = []
+
+    def attend(self, call: Call, go_on: Callable[[], Tensor]) -> Tensor:
+        """Note the call, if it is wanted, and let it be."""
+        if self.keep is None or call.order in self.keep:
+            # Copies, because a model may write over its own tensors later.
+            q, k, v = (x.detach().clone() for x in (call.q, call.k, call.v))
+            mask = None if call.mask is None else call.mask.detach().clone()
+            self.calls.append(dataclasses.replace(call, q=q, k=k, v=v, mask=mask))
+        return go_on()
+
+    def weighed(self, arguments: inspect.BoundArguments) -> Any:
+        """Run the projections once more, without the attention, and leave the call as it is."""
+        rehearsed = MULTIHEAD_HINTS | {"need_weights": False}
+        # Outer recorders look for themselves; they must not see this rehearsal.
+        with suppress(_SeenError), torch._C.DisableTorchFunction(), standing_in(self.stop):
+            MULTIHEAD(**(dict(arguments.arguments) | rehearsed))
+        return MULTIHEAD(*arguments.args, **arguments.kwargs)
+
+    def stop(self, _: Any, *args: Any, **kwargs: Any) -> NoReturn:
+        """Note the call, and end the rehearsal."""
+        self.through(_nothing, *args, **kwargs)
+        raise _SeenError
+
+
+MULTIHEAD_HINTS = {"is_causal": False}
+"""Where a multi-head attention asks for weights, is_causal is a mere hint: its mask counts."""
+
+
+class _SeenError(Exception):
+    """Ends the rehearsal of a multi-head attention once its q, k and v are known."""
+
+
+def _nothing(*args: Any, **kwargs: Any) -> Tensor:  # noqa: ARG001
+    raise _SeenError

@@ -1,0 +1,275 @@
+"""Put an operator in the place of a model's attention while it runs."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from softlab.capture.answer import answer, heads_of
+from softlab.capture.implementations import seen_by_softlab
+from softlab.capture.watch import MULTIHEAD, Call, Watch, named, standing_in
+from softlab.checks import hint
+from softlab.core import Dims, Operator
+
+BACKWARD = (torch.autograd.backward, torch.autograd.grad, Tensor.backward)
+"""Where torch suspends the mode, and a checkpointed model computes forward again."""
+
+SOFTMAXES = (functional.softmax, torch.softmax, Tensor.softmax)
+
+
+class SubstitutionError(ValueError):
+    """A layer asks for what its substitute cannot give, or the layers asked for are not there."""
+
+
+@dataclass
+class Substitution:
+    """What happened in a block of ``substitute``, by layer in the order in which they were reached.
+
+    ``reached``: calls that the operator answered; ``left``: calls of the other layers; ``dims``:
+    the sizes of a layer's latest call, of the substituted heads alone; ``unseen``: modules that
+    took a softmax of their own, which may be attention written out, with how often.
+    """
+
+    reached: dict[str, int] = field(default_factory=dict)
+    left: dict[str, int] = field(default_factory=dict)
+    dims: dict[str, Dims] = field(default_factory=dict)
+    unseen: dict[str, int] = field(default_factory=dict)
+
+
+@contextmanager
+def substitute(
+    model: nn.Module,
+    operator: Callable[..., Tensor],
+    *,
+    layers: Collection[int | str] | None = None,
+    heads: Collection[int] | None = None,
+) -> Iterator[Substitution]:
+    """Answer the attention calls of ``model`` made inside the block by ``operator``.
+
+    ``operator``: of the catalogue, called as ``op(q, k, v, key_mask)``, or any callable
+    ``f(q, k, v, ...)``; ``softlab.capture.answer`` says what it is given and what is done for it.
+    ``layers``: which, all by default. A layer is a submodule that calls attention; it is known by
+    its number, in the order in which layers are first reached, or by its qualified name or that of
+    a module that holds it. A module applied several times is one layer. ``heads``: of these alone;
+    the others keep what they had. Forward and backward; let the backward pass of a checkpointed
+    model run inside the block, for it computes forward again.
+
+    Blocks may be nested: the inner one answers first, and what it leaves reaches the outer one. A
+    ``record`` inside sees all calls, one outside those that are left. A block is of one thread:
+    other threads run the model as it was. Whatever happens inside, torch and the model end as they
+    were.
+
+    Raises ``TypeError`` for what is no module or no callable, and a compiled or scripted model;
+    ``ValueError`` for layers and heads that cannot be; ``SubstitutionError``, before any output,
+    where a layer asks for what the operator cannot honour, and at the end of the block where a
+    layer asked for was not reached; ``RuntimeError`` at the end where no attention was seen. Warns
+    of modules that may compute attention unseen.
+    """
+    _substitutable(model)
+    if isinstance(operator, type) or not callable(operator):
+        msg = f"operator is {operator!r}; give an instance such as Nystromformer(rank=64)."
+        raise TypeError(msg)
+    chosen = None if layers is None else _layers(model, layers)
+    mode = _Substituter(model, operator, chosen, None if heads is None else _heads(heads))
+    with seen_by_softlab(model), mode:
+        yield mode.report
+    _reached(mode)
+
+
+class _Substituter(Watch):
+    def __init__(
+        self,
+        model: nn.Module,
+        operator: Callable[..., Tensor],
+        layers: frozenset[int | str] | None,
+        heads: list[int] | None,
+    ) -> None:
+        super().__init__(model)
+        self.operator, self.layers, self.heads = operator, layers, heads
+        self.numbers: dict[str, int] = {}
+        self.blocks: list[_Substituter] = []
+        self.report = Substitution()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in SOFTMAXES and args and args[0].ndim > 2 and (name := self.caller()) is not None:
+            _count(self.report.unseen, name)
+        if func in BACKWARD:
+            with standing_in(self.through):
+                return func(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def __enter__(self) -> Any:
+        found = torch.overrides._get_current_function_mode_stack()
+        self.blocks = [*(mode for mode in found if isinstance(mode, _Substituter)), self]
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def chosen(self, module: str) -> set[int | str]:
+        """The members of ``layers`` that mean this module; None for all is one that does."""
+        number = self.numbers[module]
+        if self.layers is None:
+            return {number}
+        return {
+            x
+            for x in self.layers
+            if x in (number, module) or (isinstance(x, str) and module.startswith(f"{x}."))
+        }
+
+    def attend(self, call: Call, go_on: Callable[[], Tensor]) -> Tensor:
+        """Answer the call, or leave it."""
+        self.meet()
+        if not self.chosen(call.module):
+            _count(self.report.left, call.module)
+            return go_on()
+        _count(self.report.reached, call.module)
+        return self.answered(call, go_on)
+
+    def meet(self) -> None:
+        """Number the layer that calls, in the outer blocks too, which may never see it."""
+        for block in self.blocks:
+            if (module := block.caller()) is not None:
+                block.numbers.setdefault(module, len(block.numbers))
+
+    def answered(self, call: Call, go_on: Callable[[], Tensor]) -> Tensor:
+        """The operator's output, for the chosen heads; the others keep what they had."""
+        try:
+            asked = call if self.heads is None else heads_of(call, self.heads)
+            with torch._C.DisableTorchFunction():  # what it computes is no attention of the model
+                out = answer(self.operator, asked)
+        except (ValueError, TypeError) as error:
+            raise SubstitutionError(self.refusal(call, error)) from error
+        shape = asked.q.shape
+        keys = asked.k.shape[-2]
+        self.report.dims[call.module] = Dims(
+            max(1, shape[:-2].numel()), shape[-2], keys, shape[-1], asked.v.shape[-1]
+        )
+        if self.heads is None:
+            return out
+        return go_on().index_copy(-3, torch.tensor(self.heads, device=out.device), out)
+
+    def weighed(self, arguments: inspect.BoundArguments) -> Any:
+        """Output and weights of a multi-head attention: the operator's, and those of its matrix."""
+        module = self.caller() or ""
+        self.meet()
+        if not self.chosen(module):
+            _count(self.report.left, module)
+            return MULTIHEAD(*arguments.args, **arguments.kwargs)
+        given = dict(arguments.arguments) | {"need_weights": False, "is_causal": False}
+        kept: list[Tensor] = []
+
+        def both(
+            attention: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, *rest: Any,
+            **more: Any,
+        ) -> Tensor:  # fmt: skip
+            out = self.through(attention, query, key, value, *rest, **more)
+            linear = isinstance(self.operator, Operator) and self.operator.traits.linear_in_v
+            if not linear:
+                msg = (
+                    f"layer {self.numbers[module]} ({module}) asks for its weights "
+                    f"(need_weights=True), and {self.operator!r} promises no matrix of them. Call "
+                    "the layer with need_weights=False."
+                )
+                raise SubstitutionError(msg)
+            lead, l = key.shape[:-2], key.shape[-2]  # noqa: E741
+            eye = torch.eye(l, dtype=key.dtype, device=key.device).expand(*lead, l, l)
+            again = named(self.seen, module)(query, key, eye, *rest, **more)
+            kept.append(self.answered(again, lambda: attention(query, key, eye, *rest, **more)))
+            return out
+
+        with standing_in(both):
+            out, _ = MULTIHEAD(**given)
+        weights = kept[0]
+        if arguments.arguments.get("average_attn_weights", True):
+            weights = weights.mean(-3)
+        return out, weights if out.ndim == 3 else weights.squeeze(0)
+
+    def refusal(self, call: Call, reason: Exception) -> str:
+        """Which layer was refused what, and why."""
+        layer = f"layer {self.numbers[call.module]} ({call.module or type(self.model).__name__})"
+        shapes = f"q {tuple(call.q.shape)}, k {tuple(call.k.shape)}"
+        return f"{layer}, {shapes}, cannot be given {self.operator!r}: {reason}"
+
+
+def _substitutable(model: nn.Module) -> None:
+    """Raise ``TypeError`` for what is no module, and where python does not see the model run."""
+    if not isinstance(model, nn.Module):
+        got = type(model).__name__  # type: ignore[unreachable]
+        msg = f"model must be a torch.nn.Module, got {got}. Pass the model itself."
+        raise TypeError(msg)
+    for name, module in model.named_modules():
+        where = f"its submodule {name!r}" if name else "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            msg = f"{where} is scripted, so its attention cannot be seen. Pass the eager module."
+            raise TypeError(msg)
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            msg = (
+                f"{where} is compiled, so what runs is not what python sees. Pass the module that "
+                "was given to torch.compile (its _orig_mod), or compile later."
+            )
+            raise TypeError(msg)
+
+
+def _layers(model: nn.Module, layers: Collection[int | str]) -> frozenset[int | str]:
+    if isinstance(layers, str) or not layers:
+        msg = f"layers is {layers!r}; give a list of numbers or names, or None for all."
+        raise ValueError(msg)
+    names = [name for name, _ in model.named_modules()]
+    for layer in layers:
+        if isinstance(layer, str) and layer not in names:
+            msg = f"{type(model).__name__} has no module {layer!r}.{hint(layer, names)}"
+            raise ValueError(msg)
+        if not isinstance(layer, str) and (not _natural(layer)):
+            msg = f"layers holds {layer!r}; a layer is a number from 0 on, or a name."
+            raise ValueError(msg)
+    return frozenset(layers)
+
+
+def _heads(heads: Collection[int]) -> list[int]:
+    if not heads or not all(_natural(head) for head in heads) or len({*heads}) < len(heads):
+        msg = f"heads is {heads!r}; give different numbers from 0 on, or None for all."
+        raise ValueError(msg)
+    return list(heads)
+
+
+def _natural(x: Any) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool) and x >= 0
+
+
+def _count(counts: dict[str, int], name: str) -> None:
+    counts[name] = counts.get(name, 0) + 1
+
+
+def _reached(mode: _Substituter) -> None:
+    """Say at the end what was asked for and not reached, and what may have run unseen."""
+    report, kind = mode.report, type(mode.model).__name__
+    suspects = ", ".join(repr(name) for name in report.unseen)
+    hidden = (
+        f" These took a softmax of their own, which may be attention written out: {suspects}."
+        if suspects
+        else ""
+    )
+    if not mode.numbers:
+        msg = (
+            f"saw no attention in {kind} during this block, so nothing was substituted. Run the "
+            "model inside it; make its attention call "
+            f"torch.nn.functional.scaled_dot_product_attention.{hidden}"
+        )
+        raise RuntimeError(msg)
+    if mode.layers is not None:
+        met = set().union(*(mode.chosen(name) for name in [*mode.numbers]))
+        missed = sorted(map(repr, mode.layers - met))
+        if missed:
+            there = ", ".join(f"{i} {name!r}" for name, i in mode.numbers.items())
+            msg = f"layers {', '.join(missed)} of {kind} were not reached; it has {there}.{hidden}"
+            raise SubstitutionError(msg)
+    elif suspects:
+        warnings.warn(f"{kind}:{hidden}", stacklevel=4)

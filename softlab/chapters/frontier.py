@@ -16,6 +16,7 @@ import pandas as pd
 
 from softlab.chapters import Cell, Table
 from softlab.chapters.numbers import joined, number, short
+from softlab.chapters.profiles import ROUNDING, shares_within
 
 NEEDED = {
     *("status", "family", "method", "target", "source", "real", "n", "seed", "budget", "fits"),
@@ -23,9 +24,6 @@ NEEDED = {
 }
 COSTS = {"share": "W", "time": "T", "memory": "M"}
 """The costs that a front is taken in, and their letters in the table."""
-
-ROUNDING = 1e-6
-"""Errors below this are equal: they are float32's rounding and no method's merit."""
 
 TAUS = 2.0 ** (np.arange(17) / 4)
 SHOWN = 10
@@ -186,17 +184,10 @@ def _profiles(done: pd.DataFrame) -> pd.DataFrame:
             within = within[within["share"] <= budget]
             least = within.groupby(["source", "method"])["output_error"].min().unstack()
             least = least.reindex(index=trivial.index, columns=_swept(rows))
-            best = least.min(axis=1).clip(lower=ROUNDING)
-            ratios = least.assign(**{UNIFORM: trivial}).div(best, axis=0).fillna(np.inf)
-            for method, ratio in ratios.items():
-                shares = (ratio.to_numpy()[:, None] <= TAUS).mean(axis=0)
-                found += [
-                    {"target": target, "seed": seed, "budget": budget, "method": method,
-                     "tau": tau, "share_within": share}
-                    for tau, share in zip(TAUS, shares, strict=True)
-                ]  # fmt: skip
+            made = shares_within(least, TAUS, trivial.to_frame(UNIFORM))
+            found.append(made.assign(target=target, seed=seed, budget=budget))
     columns = ["target", "seed", "budget", "method", "tau", "share_within"]
-    return pd.DataFrame(found, columns=columns)
+    return pd.concat(found)[columns] if found else pd.DataFrame(columns=columns)
 
 
 def _swept(rows: pd.DataFrame) -> list[str]:

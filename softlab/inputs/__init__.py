@@ -1,6 +1,6 @@
 """What operators are tried on: seeded synthetic families and recorded real activations."""
 
-from softlab.inputs.case import QKV, Input, Tied
+from softlab.inputs.case import QKV, Input, Patches, Tied
 from softlab.inputs.recorded import Recorded, recorded_names
 from softlab.inputs.synthetic import Clustered, Decaying, Normal, Sink, Smooth
 
@@ -10,6 +10,7 @@ __all__ = [
     "Decaying",
     "Input",
     "Normal",
+    "Patches",
     "Recorded",
     "Sink",
     "Smooth",

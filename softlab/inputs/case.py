@@ -85,3 +85,36 @@ class Tied:
             )
             raise ValueError(msg)
         return QKV(q, q, v)
+
+
+@value
+class Patches:
+    """The cases of another input without its first token, which of an image is the class token.
+
+    What is left of a vision transformer's tokens fills a grid row by row, as selectors on grids
+    ask for. Needs two tokens at least.
+    """
+
+    input: Input
+
+    @property
+    def n(self) -> int:
+        """The number of queries."""
+        return self.input.n - 1
+
+    def __call__(
+        self,
+        seed: int = 0,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> QKV:
+        """Draw (q, k, v) from the second token on; raise ``ValueError`` where that leaves none."""
+        drawn = self.input(seed, dtype=dtype, device=device)
+        if min(map(len, drawn)) < 2:
+            msg = (
+                f"{self.input!r} has {len(drawn.q)} queries and {len(drawn.k)} keys; without the "
+                "first none would be left. Use an input of two tokens or more."
+            )
+            raise ValueError(msg)
+        return QKV(*(x[1:] for x in drawn))

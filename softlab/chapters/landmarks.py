@@ -1,0 +1,302 @@
+"""Landmarks at equal numbers and at equal work: which selector errs least, and does k-means help?
+
+Read are ``status`` and the columns of ``studies/landmarks.py``: ``setting``, ``source``, ``equal``,
+``allowance``, ``selector``, ``seed``, ``fits``, ``n``, ``output_error``, ``uniform_error``,
+``matrix_error``, ``best_error``, ``time``, and where they are there ``trace_error`` and
+``best_trace_error``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+
+import numpy as np
+import pandas as pd
+from scipy.stats import quantile_test
+
+from softlab.chapters import Cell, Table
+from softlab.chapters.numbers import joined, number, short
+from softlab.chapters.profiles import ROUNDING, shares_within
+
+NEEDED = {
+    *("status", "setting", "source", "equal", "allowance", "selector", "seed", "fits", "n"),
+    *("output_error", "uniform_error", "matrix_error", "best_error", "time"),
+}
+ASKED = "k-means"
+RIVALS = ("uniform", "segment means")
+"""What k-means is held against: the classical draw, and SOFT's own choice."""
+
+TAUS = 2.0 ** (np.arange(17) / 8)
+LANDMARKS, WORK = "landmarks", "work"
+
+
+def scope(table: pd.DataFrame) -> str:
+    """The settings, selectors and inputs."""
+    done = _done(table)
+    if done.empty:
+        return ""
+    lengths = done.groupby("source", sort=False)["n"].first()
+    inputs = ", ".join(f"{source} (n = {n:g})" for source, n in lengths.items())
+    return (
+        f"Settings: {joined(done['setting'].unique())}. Selectors: "
+        f"{joined(done['selector'].unique())}. Inputs: {inputs}."
+    )
+
+
+def findings(table: pd.DataFrame) -> list[str]:
+    """Whether k-means helps; who is near the best; how far that is from the bound; its time."""
+    done = _done(table)
+    if done.empty:
+        return []
+    said = [_helps(rows, setting) for setting, rows in done.groupby("setting", sort=False)]
+    said += [_near(done), _bounds(done), _traces(done), _times(done)]
+    return [text for text in said if text]
+
+
+def tables(table: pd.DataFrame) -> Iterator[Table]:
+    """For each setting the selectors' profiles and errors, and who is best on each input."""
+    done = _done(table)
+    for setting, rows in done.groupby("setting", sort=False):
+        yield _selector_table(str(setting), rows)
+        yield _winner_table(str(setting), rows)
+
+
+def profile(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows to draw: each selector's profile, by setting, seed, and what is equal."""
+    found = []
+    for (setting, allowed, seed), errors in _problems(_done(table)):
+        made = shares_within(errors, TAUS)
+        found.append(made.assign(setting=setting, allowed=allowed, seed=seed, status="ok"))
+    columns = ["method", "tau", "share_within", "setting", "allowed", "seed", "status"]
+    rows = pd.concat(found) if found else pd.DataFrame(columns=columns)
+    return rows.rename(columns={"method": "selector"})
+
+
+def ratios(rows: pd.DataFrame, rival: str, asked: str = ASKED) -> pd.Series:
+    """The output error of one selector over another's, by source; only where both have an answer.
+
+    The geometric mean over what is allowed of the ratio of medians over the seeds.
+    """
+    errors = rows.groupby(["source", "allowance", "selector"], sort=False)["output_error"].median()
+    both = errors.unstack().reindex(columns=[asked, rival]).clip(lower=ROUNDING).dropna()
+    return np.exp(np.log(both[asked] / both[rival]).groupby("source", sort=False).mean())
+
+
+def interval(x: pd.Series) -> tuple[float, float]:
+    """That of the median, of confidence 95 % at least whatever the distribution: order statistics.
+
+    From minus to plus infinity for fewer than six numbers, which allow none.
+    """
+    found = quantile_test(x.to_numpy(), p=0.5).confidence_interval(0.95)
+    low, high = float(found.low), float(found.high)
+    return (-np.inf if np.isnan(low) else low), (np.inf if np.isnan(high) else high)
+
+
+def _done(table: pd.DataFrame) -> pd.DataFrame:
+    """The finished rows with an answer; none of a table without the columns."""
+    if not set(table.columns) >= NEEDED:
+        return table[:0].reindex(columns=sorted(NEEDED))
+    done = table[(table["status"] == "ok") & table["fits"].eq(True)]
+    return done[done["output_error"].notna()]
+
+
+def _words(equal: str, allowance: float) -> str:
+    """64 landmarks, or 1/4 of the work."""
+    if equal == LANDMARKS:
+        return f"{allowance:g} landmarks"
+    return f"{Fraction(allowance).limit_denominator(1024)} of the work"
+
+
+def _allowances(rows: pd.DataFrame) -> list[tuple[str, float]]:
+    """What is equal and how much of it, in the order of the grid."""
+    pairs = rows[["equal", "allowance"]].drop_duplicates()
+    return [(str(equal), float(a)) for equal, a in pairs.itertuples(index=False)]
+
+
+def _problems(
+    done: pd.DataFrame,
+) -> Iterator[tuple[tuple[str, str, int], pd.DataFrame]]:
+    """For each setting, allowance and seed the errors: a row a source, a column a selector."""
+    keys = ["setting", "equal", "allowance", "seed"]
+    for (setting, equal, allowance, seed), rows in done.groupby(keys, sort=False):
+        errors = rows.pivot_table("output_error", "source", "selector", sort=False)
+        yield (str(setting), _words(str(equal), float(allowance)), int(seed)), errors
+
+
+def _within(done: pd.DataFrame, tau: float) -> pd.DataFrame:
+    """The share of inputs, and of what is allowed, on which each selector errs within tau.
+
+    By setting and what is equal. Of a selector that needs a grid: the share of the images.
+    """
+    errors = done.groupby(["setting", "equal", "source", "allowance", "selector"], sort=False)
+    errors = errors["output_error"].median().unstack()
+    best = errors.min(axis=1).clip(lower=ROUNDING)
+    near = errors.div(best, axis=0).le(tau).where(_taking_part(done, errors))
+    return near.groupby(["setting", "equal"], sort=False).mean()
+
+
+def _taking_part(done: pd.DataFrame, errors: pd.DataFrame) -> pd.DataFrame:
+    """Whether a selector is tried on the source of a row at all, answer or none."""
+    tried = done.groupby(["source", "selector"], sort=False).size().unstack().notna()
+    return tried.reindex(errors.index.get_level_values("source")).set_axis(errors.index)
+
+
+def _compared(rows: pd.DataFrame, rival: str) -> str:
+    """0.62 times (0.5 to 0.9; less on 10 of 11 inputs)."""
+    found = ratios(rows, rival)
+    if found.empty:
+        return ""
+    low, high = interval(found)
+    span = "" if np.isinf(low) or np.isinf(high) else f"{number(low)} to {number(high)}; "
+    return (
+        f"{number(found.median())} times that with {rival} ({span}less on "
+        f"{int((found < 1).sum())} of {len(found)} inputs)"
+    )
+
+
+def _helps(rows: pd.DataFrame, setting: object) -> str:
+    """The error with k-means over that with each rival, at equal landmarks and at equal work."""
+    parts = []
+    for equal, mine in rows.groupby("equal", sort=False):
+        words = [text for rival in RIVALS if (text := _compared(mine, rival))]
+        if words:
+            lead = "equally many landmarks" if equal == LANDMARKS else "equal work"
+            parts.append(f"at {lead} {joined(words)}")
+    if not parts:
+        return ""
+    name = f"{str(setting)[:1].upper()}{str(setting)[1:]}"
+    return (
+        f"{name}: the output error with {ASKED} is, in the median over the inputs (95 % interval), "
+        f"{'; '.join(parts)}."
+    )
+
+
+def _near(done: pd.DataFrame) -> str:
+    """Who is most often within a quarter of the least error."""
+    said = []
+    for (setting, equal), shares in _within(done, 1.25).iterrows():
+        best = shares.dropna().sort_values(ascending=False, kind="stable").head(3)
+        names = joined(f"{name} ({100 * x:.0f} %)" for name, x in best.items())
+        said.append(f"{setting} at equal {equal}, {names}")
+    return (
+        f"Within a quarter of the least error of all selectors are most often: {'; '.join(said)} "
+        "(in parentheses: on how many of the inputs and allowances that it takes part in)."
+        if said
+        else ""
+    )
+
+
+def _bounds(done: pd.DataFrame) -> str:
+    """How far the matrix with the best landmarks is from the best matrix."""
+    rows = done[done["equal"] == LANDMARKS]
+    said = []
+    for setting, mine in rows.groupby("setting", sort=False):
+        keys = ["source", "allowance"]
+        errors = mine.groupby([*keys, "selector"])["matrix_error"].median().groupby(keys).min()
+        floor = mine.groupby(keys)["best_error"].median().clip(lower=ROUNDING)
+        said.append(f"{number((errors / floor).median())} ({setting})")
+    return (
+        "With the landmarks that do best, the error of the matrix is this many times that of the "
+        f"best matrix of the rank, in the median over inputs and ranks: {joined(said)}."
+        if said
+        else ""
+    )
+
+
+def _traces(done: pd.DataFrame) -> str:
+    """The trace that is left, over the least that a matrix of the rank can leave."""
+    if not {"trace_error", "best_trace_error"} <= set(done.columns):
+        return ""
+    rows = done[(done["equal"] == LANDMARKS) & done["trace_error"].notna()]
+    rows = rows[rows["best_trace_error"] > 1e-3]
+    said = []
+    for setting, mine in rows.groupby("setting", sort=False):
+        over = (mine["trace_error"] / mine["best_trace_error"]).groupby(mine["selector"]).median()
+        over = over.sort_values(kind="stable")
+        names = (f"{name} {number(x)}" for name, x in over.items())
+        said.append(f"{setting}: {joined(names)}")
+    return (
+        "Trace of the kernel that is left, over the least that any matrix of the rank leaves, in "
+        f"the median over inputs and ranks: {'; '.join(said)}."
+        if said
+        else ""
+    )
+
+
+def _times(done: pd.DataFrame) -> str:
+    """What equal counted work is in time."""
+    work = done[done["equal"] == WORK]
+    if work.empty:
+        return ""
+    allowance = sorted(work["allowance"].unique())[len(work["allowance"].unique()) // 2]
+    rows = work[work["allowance"] == allowance]
+    said = []
+    for (n, setting), mine in rows.groupby(["n", "setting"], sort=False):
+        if str(setting) not in {"softmax", "Gaussian"}:
+            continue
+        times = mine.groupby("selector")["time"].median().sort_values(kind="stable")
+        names = (f"{name} {number(x)}" for name, x in times.items())
+        said.append(f"{setting}, n = {n:g}: {joined(names)}")
+    return (
+        f"At {_words(WORK, allowance)} of exact attention, the time of a call over that of exact "
+        f"attention, selection included: {'; '.join(said)}. Tokens chosen in turn take a pass each."
+        if said
+        else ""
+    )
+
+
+def _selector_table(setting: str, rows: pd.DataFrame) -> Table:
+    columns = _allowances(rows)
+    errors = rows.groupby(["selector", "allowance"])["output_error"].median()
+    trivial = rows["output_error"] >= rows["uniform_error"].clip(upper=1.0)
+    hopeless = trivial.groupby(rows["selector"]).mean()
+    near = {
+        (equal, tau): _within(rows, tau).loc[(setting, equal)]
+        for equal in rows["equal"].unique()
+        for tau in (1.0, 1.25, 2.0)
+    }
+    body: list[list[Cell]] = []
+    for selector in rows["selector"].unique():
+        cells: list[Cell] = [selector]
+        cells += [
+            short(errors[selector, allowance]) if (selector, allowance) in errors.index else ""
+            for _, allowance in columns
+        ]
+        cells += ["" if np.isnan(x[selector]) else f"{x[selector]:.2f}" for x in near.values()]
+        body.append([*cells, f"{hopeless[selector]:.2f}"])
+    names = [_words(*column).removesuffix(" of the work") for column in columns]
+    taus = [f"{equal}: {tau:g}" if tau == 1 else f"{tau:g}" for equal, tau in near]
+    return {
+        "caption": f"{setting[:1].upper()}{setting[1:]}: median output error over inputs and seeds "
+        "by landmarks and by share of the work; the share of inputs and allowances on which the "
+        "error is within 1, 1.25 and 2 times the least of all selectors, at equally many landmarks "
+        "and at equal work; the share of cells without skill. Selectors on grids: images alone.",
+        "header": ["selector", *names, *taus, "no skill"],
+        "rows": body,
+        "left": 1,
+    }
+
+
+def _winner_table(setting: str, rows: pd.DataFrame) -> Table:
+    columns = _allowances(rows)
+    keys = ["source", "allowance", "selector"]
+    errors = rows.groupby(keys, sort=False)["output_error"].median().unstack()
+    body: list[list[Cell]] = []
+    for source in rows["source"].unique():
+        cells: list[Cell] = [str(source)]
+        for _, allowance in columns:
+            if (source, allowance) not in errors.index:
+                cells.append("")
+                continue
+            found = errors.loc[(source, allowance)]
+            cells.append([str(found.idxmin()), short(found.min())])
+        body.append(cells)
+    return {
+        "caption": f"{setting[:1].upper()}{setting[1:]}: the selector of the least output error, "
+        "and that error, by input; at equally many landmarks, then within a share of the work of "
+        "exact attention.",
+        "header": ["input", *(_words(*column) for column in columns)],
+        "rows": body,
+        "left": 1,
+    }

@@ -225,7 +225,7 @@ def _times(done: pd.DataFrame) -> str:
     allowance = sorted(work["allowance"].unique())[len(work["allowance"].unique()) // 2]
     rows = work[work["allowance"] == allowance]
     rows = rows[rows["n"] == rows["n"].max()]
-    said = []
+    said: list[str] = []
     for setting, mine in rows.groupby("setting", sort=False):
         times = mine.groupby("selector")["time"].median().sort_values(kind="stable")
         names = joined(f"{name} {number(x)}" for name, x in times.items())

@@ -1,56 +1,76 @@
 """Rows that survive: an append-only file, made durable row by row, and atomic replacement.
 
 A row is a flat mapping from column to ``str | int | float | bool | None``. A run appends each
-finished row to the journal before it starts the next, so that whatever stops it (an interrupt, a
-full disk, ``kill -9``) costs at most the row in hand.
+finished row to the journal at once, so that whatever stops it (an interrupt, a full disk,
+``kill -9``) costs at most the rows in hand.
 """
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 Scalar = str | int | float | bool | None
 Row = dict[str, Scalar]
+
+FORMAT = 1
+"""Of journals and of ``meta.json``; files that say a higher one are a newer softlab's."""
 
 
 class Journal:
     """Finished rows by key, in a file of JSON lines.
 
     Arguments: ``path`` of the file, which need not exist; ``digest``, the state of the code that
-    measures; ``fresh`` to begin empty. Rows written under another digest are dropped on opening:
-    their code is gone. A line that does not parse, as a killed run leaves at the end, is dropped
-    too, and its case runs again.
+    measures; ``fresh`` to begin empty. ``rows`` are those of this digest; others stay in the file,
+    for the day when their code is back. A last line that does not parse, as a killed run leaves it,
+    is cut off, counted in ``torn``, and its case runs again.
+
+    Raises ``ValueError`` for any other line that does not parse, and for one of a newer version.
     """
 
     def __init__(self, path: Path, digest: str, *, fresh: bool = False) -> None:
         self.path = path
         self.digest = digest
         self.rows: dict[str, Row] = {}
-        for line in () if fresh else _lines(path):
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                entry = json.loads(line)
-                if entry["digest"] == digest:
-                    self.rows[entry["key"]] = dict(entry["row"])
-        # Rewriting ends the file at a line break, so that the next append starts a line of its own.
-        replace(path, "".join(self._line(key, row) for key, row in self.rows.items()))
+        self.torn = False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if fresh:
+            replace(path, "")
+        elif path.exists():
+            self.rows, whole = _parsed(path, digest)
+            self.torn = whole < path.stat().st_size
+            if self.torn:
+                os.truncate(path, whole)
+        self._handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._bytes = os.fstat(self._handle).st_size
 
     def append(self, key: str, row: Row) -> None:
         """Add one row; it is on the disk when this returns. Raises ``OSError`` if it cannot be."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(self._line(key, row))
-            file.flush()
-            os.fsync(file.fileno())
+        entry = {"key": key, "digest": self.digest, "row": row}
+        left = line = json.dumps(entry).encode() + b"\n"
+        try:
+            while left:
+                left = left[os.write(self._handle, left) :]
+            os.fsync(self._handle)
+        except OSError:
+            os.ftruncate(self._handle, self._bytes)  # what fitted of the line
+            raise
+        self._bytes += len(line)
         self.rows[key] = row
 
-    def _line(self, key: str, row: Row) -> str:
-        return json.dumps({"key": key, "digest": self.digest, "row": row}) + "\n"
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._handle)
+
+
+def rows_of(path: Path, digest: str) -> dict[str, Row]:
+    """The rows of that digest in a journal that another process may be writing."""
+    return _parsed(path, digest)[0]
 
 
 def replace(path: Path, text: str) -> None:
@@ -80,6 +100,34 @@ def as_csv(rows: Sequence[Mapping[str, Scalar]]) -> str:
     return text.getvalue()
 
 
-def _lines(path: Path) -> Iterable[str]:
-    # A line torn in the middle of a character must not hide the rows before it.
-    return path.read_text("utf-8", errors="replace").splitlines() if path.exists() else ()
+def _parsed(path: Path, digest: str) -> tuple[dict[str, Row], int]:
+    """The rows of the digest, and how many bytes of the file are whole lines."""
+    rows: dict[str, Row] = {}
+    whole = 0
+    # Lines end at b"\n" alone: json.dumps escapes all other breaks, and a torn line holds any byte.
+    lines = path.read_bytes().split(b"\n")
+    last = max((i for i, line in enumerate(lines) if line), default=0)
+    for i, line in enumerate(lines[: last + 1]):
+        if i == len(lines) - 1:
+            break  # without a line break, and so not yet durable
+        if not line:  # a corrupt line may have been deleted by hand
+            whole += 1
+            continue
+        try:
+            entry = json.loads(line)
+            key, row, made = entry["key"], dict(entry["row"]), entry["digest"]
+        except (ValueError, KeyError, TypeError) as error:
+            if i == last:
+                break
+            msg = (
+                f"line {i + 1} of {path} is corrupt ({type(error).__name__}: {error}). Delete that "
+                "line, and its case alone is measured again; or begin anew with --fresh."
+            )
+            raise ValueError(msg) from None
+        if entry.get("format", FORMAT) > FORMAT:
+            msg = f"{path} was written by a newer softlab; upgrade, or give --out another folder."
+            raise ValueError(msg)
+        whole += len(line) + 1
+        if made == digest:
+            rows[key] = row
+    return rows, whole

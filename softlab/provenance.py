@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import inspect
 import platform
@@ -33,13 +34,19 @@ def digest(file: Path | None) -> str:
     """
     if file is None:
         return uuid.uuid4().hex[:16]
-    state = hashlib.sha256(file.read_bytes())
+    return hashlib.sha256(file.read_bytes() + _package()).hexdigest()[:16]
+
+
+@functools.cache
+def _package() -> bytes:
+    """A digest of the package's own files: of those that this process runs, if it asks in time."""
+    state = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*")):
         inner = path.relative_to(PACKAGE)
         if path.is_file() and {*PRESENTATION, "__pycache__"}.isdisjoint(inner.parts):
             state.update(inner.as_posix().encode())
             state.update(path.read_bytes())
-    return state.hexdigest()[:16]
+    return state.digest()
 
 
 def versions() -> dict[str, str]:
@@ -79,7 +86,7 @@ def usable(name: str) -> torch.device:
     """The device of that name; ``ValueError`` if nothing can be stored on it."""
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()
+        device = torch.zeros(1, device=device).device  # cuda becomes cuda:0
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         msg = f"device {name!r} cannot be used here ({reason}). Use cpu, or a machine that has it."
@@ -101,6 +108,7 @@ def threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@functools.cache
 def device_name(device: torch.device) -> str:
     """The name that the maker gave the device."""
     if device.type == "cuda":

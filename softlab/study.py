@@ -13,9 +13,7 @@ import itertools
 import json
 import platform
 import re
-import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +24,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from softlab import provenance
-from softlab.journal import Journal, Row, Scalar, as_csv, replace
+from softlab.executors import Crew, Task, blocks, measured
+from softlab.executors import rows as elsewhere
+from softlab.journal import FORMAT, Journal, Row, Scalar, as_csv, replace, rows_of
+from softlab.locks import TakenError, owned
+from softlab.study_file import load
 
 Case = dict[str, Any]
 
@@ -41,7 +43,9 @@ class Study:
     and words by column name. ``quick`` replaces some axes by shorter ones for a trial run.
     ``figures`` are descriptions that ``softlab.figures`` draws, stored beside the table.
     ``chapter`` is the word that names the kind of study, a module of ``softlab.chapters``, which
-    knows its columns: how they were measured, what is found in them, and its tables.
+    knows its columns: how they were measured, what is found in them, and its tables. ``timed``
+    names the columns that measure time, which no case does beside another. ``file`` is the file
+    that the study was loaded from.
 
     Raises ``ValueError`` for a name that is no folder name, a chapter that is no word, an empty
     axis, a quick axis that the grid lacks, and a measure or keep whose parameters are not the axes.
@@ -56,6 +60,8 @@ class Study:
     title: str = ""
     figures: Sequence[Any] = ()
     chapter: str = "operators"
+    timed: Sequence[str] = ()
+    file: Path | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
@@ -92,12 +98,18 @@ class Study:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left: the folder, and how many rows there are, were reused, and failed."""
+    """What a run left.
+
+    ``rows`` of the table, of ``cases`` that the grid has; how many were ``reused``, and ``failed``.
+    ``notes`` say what was amiss with an earlier run.
+    """
 
     folder: Path
     rows: int
     reused: int
     failed: int
+    cases: int
+    notes: tuple[str, ...] = ()
 
 
 def run(
@@ -110,51 +122,86 @@ def run(
     threads: int | None = None,
     fresh: bool = False,
     progress: bool = False,
+    crew: Crew | None = None,
+    shard: tuple[int, int] = (1, 1),
 ) -> Outcome:
     """Measure every case of ``study`` into ``out/<name>/table.csv`` and ``meta.json``.
 
     Arguments: ``device`` and ``dtype`` go to the measure; ``quick`` takes the short axes;
-    ``threads`` sets torch's threads for the run; ``fresh`` discards rows of earlier runs, which are
-    otherwise reused where case, device, dtype, threads, torch and the code are the same;
+    ``threads`` sets torch's threads of each process; ``fresh`` discards rows of earlier runs, which
+    are otherwise reused where case, device, dtype, threads, torch and the code are the same;
     ``progress`` shows a bar on standard error.
 
-    A case that raises becomes a row with ``status = "failed"`` and the error, and is tried again by
-    the next run. Each finished row is durable before the next begins (``rows.jsonl``). Interrupts
-    and ``OSError`` pass through, with a note of what was kept, after the table has been written.
+    ``crew`` measures elsewhere: ``executors.processes(4)`` with each its share of the threads, or
+    anything that speaks ``concurrent.futures.Executor``. A study with ``timed`` columns has one
+    case in hand at a time, all threads, and its device to itself, whatever else this user runs.
+    ``shard = (i, n)`` measures the i-th of n parts of the grid, 1 to n, into a journal of its own;
+    every run makes the table of all rows that it finds in its folder.
 
-    Raises ``ValueError`` for a device that is not there, threads below 1 and a grid without cases.
+    A case that raises becomes a row with ``status = "failed"`` and the error, and is tried again by
+    the next run; so does one whose worker died twice. Each finished row is durable at once
+    (``rows.jsonl``). Interrupts and ``OSError`` pass through, with a note of what was kept, after
+    the table has been written.
+
+    Raises ``ValueError`` for a device that is not there, threads below 1, a shard outside 1 to n, a
+    grid without cases, a journal that is corrupt or of a newer version, and a
+    folder in which another run is writing.
     """
     where = provenance.usable(device)
     folder = Path(out) / study.name
-    with provenance.threads(threads):
+    part, parts = shard
+    if not 1 <= part <= parts:
+        msg = f"shard is {part}/{parts}; give i/n with i from 1 to n."
+        raise ValueError(msg)
+    if threads is None and crew is not None and not study.timed:
+        threads = max(1, torch.get_num_threads() // crew.shares)
+    with provenance.threads(threads), contextlib.ExitStack() as stack:
         setting = provenance.setting(where, dtype)
         cases = {_key(case, setting): case for case in study.cases(quick=quick)}
         if not cases:
             msg = f"{study.name}: keep refuses every case of the grid; widen the axes or keep."
             raise ValueError(msg)
         meta = _meta(study, setting, quick=quick)
+        label = f"rows-{part}-of-{parts}" if parts > 1 else "rows"
         rows: dict[str, Row] = {}
         try:
-            journal = Journal(folder / "rows.jsonl", meta["digest"], fresh=fresh)
-            finished = {key for key, row in journal.rows.items() if row.get("status") == "ok"}
-            rows = {key: journal.rows[key] for key in cases if key in finished}
+            try:
+                stack.enter_context(owned(folder / f".{label}.lock"))
+            except TakenError as taken:
+                msg = f"{taken}: {folder}. Wait for it, or give --out another folder."
+                raise ValueError(msg) from None
+            journal = Journal(folder / f"{label}.jsonl", meta["digest"], fresh=fresh)
+            stack.callback(journal.close)
+            notes = _notes(journal)
+            found = {} if fresh else _found(folder, meta["digest"])
+            rows = {key: found[key] for key in cases if key in found}
             meta["reused"] = reused = len(rows)
-            with _bar(shown=progress) as bar:
-                todo = [key for key in cases if key not in rows]
-                for key in bar.track(todo, description=study.name):
-                    row = flat(cases[key]) | _measured(study, cases[key], dtype, where)
+            mine = [key for lot in blocks(cases, parts)[part - 1 :: parts] for key in lot]
+            todo = {key: cases[key] for key in mine if key not in rows}
+            tasks = {key: _task(study, case, meta, setting, dtype) for key, case in todo.items()}
+            made = _made(tasks, todo, crew, alone=bool(study.timed))
+            with _bar(shown=progress) as bar, contextlib.closing(made):
+                for key, row in bar.track(made, len(todo), description=study.name):
+                    row = flat(cases[key]) | row
                     journal.append(key, row)
                     rows[key] = row
-            # Reused rows were read first; the table keeps the order of the grid.
-            table = [rows[key] for key in cases]
-            failed = _write(folder, table, meta, complete=True)
+            failed = _write(folder, cases, rows, meta)
         except (KeyboardInterrupt, OSError) as stop:
             kept = f"{len(rows)} of {len(cases)} rows are kept in {folder}"
             stop.add_note(f"{kept}; the same command resumes.")
             with contextlib.suppress(OSError):  # a full disk; the journal holds the rows
-                _write(folder, [rows[key] for key in cases if key in rows], meta, complete=False)
+                _write(folder, cases, rows, meta)
             raise
-    return Outcome(folder, len(rows), reused, failed)
+    return Outcome(folder, len(rows), reused, failed, len(cases), notes)
+
+
+def defined_in(file: Path | str) -> list[Study]:
+    """The studies at the top level of ``file``; ``ValueError`` if there are none."""
+    named = {id(x): x for x in vars(load(file)).values() if isinstance(x, Study)}
+    if not named:
+        msg = f"{file} defines no softlab.study.Study at its top level; add STUDY = Study(...)."
+        raise ValueError(msg)
+    return [dataclasses.replace(study, file=Path(file).absolute()) for study in named.values()]
 
 
 def flat(case: Mapping[str, Any]) -> Row:
@@ -177,37 +224,72 @@ def _key(case: Case, setting: Row) -> str:
     return hashlib.sha256(json.dumps([flat(case), setting]).encode()).hexdigest()[:16]
 
 
-def _measured(study: Study, case: Case, dtype: torch.dtype, device: torch.device) -> Row:
-    start = time.perf_counter()
-    try:
-        row: dict[str, Any] = {"status": "ok", "error": None}
-        row |= study.measure(**case, dtype=dtype, device=device)
-        for column, x in row.items():
-            if not isinstance(x, Scalar):
-                msg = f"{column} is a {type(x).__name__}; give a number, a word, True, False, None."
-                raise TypeError(msg)  # noqa: TRY301
-    except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
-        row = {"status": "failed", "error": reason}
-    return row | {"case_seconds": time.perf_counter() - start}
+def _task(
+    study: Study, case: Case, meta: Mapping[str, Any], setting: Row, dtype: torch.dtype
+) -> Task:
+    return Task(
+        measure=study.measure,
+        case=case,
+        dtype=dtype,
+        device=str(setting["device"]),
+        alone=bool(study.timed),
+        file=study.file,
+        digest=meta["digest"],
+        setting=setting,
+    )
 
 
-def _write(folder: Path, table: Sequence[Row], meta: Mapping[str, Any], *, complete: bool) -> int:
-    """Write table and meta, each old or new but never torn, and return the number of failures."""
-    if not table:
-        return 0  # an early interrupt leaves the results of the run before
-    failed = sum(row["status"] != "ok" for row in table)
-    finished = datetime.now(UTC)
-    meta = dict(meta) | {
-        "finished": finished.isoformat(timespec="seconds"),
-        "wall_seconds": (finished - datetime.fromisoformat(meta["started"])).total_seconds(),
-        "rows": len(table),
-        "failed": failed,
-        "complete": complete,
-    }
-    replace(folder / "table.csv", as_csv(table))
-    replace(folder / "meta.json", json.dumps(meta, indent=2) + "\n")
+def _made(
+    tasks: Mapping[str, Task], cases: Mapping[str, Case], crew: Crew | None, *, alone: bool
+) -> Generator[tuple[str, Row], None, None]:
+    """The rows of the tasks as they are made, here or by a crew."""
+    if crew is None:
+        for key, task in tasks.items():
+            yield key, measured(task)
+    elif tasks:
+        crew = dataclasses.replace(crew, size=lambda: 1) if alone else crew
+        yield from elsewhere(tasks, blocks(cases, crew.size()), crew)
+
+
+def _notes(journal: Journal) -> tuple[str, ...]:
+    """What was amiss with an earlier run, in sentences."""
+    if journal.torn:
+        return (f"The last line of {journal.path} was torn; its case is measured again.",)
+    return ()
+
+
+def _found(folder: Path, digest: str) -> dict[str, Row]:
+    """The finished rows of all journals in the folder, a run's and its shards'."""
+    found: dict[str, Row] = {}
+    for path in sorted(folder.glob("rows*.jsonl"), reverse=True):  # rows.jsonl last: it prevails
+        found |= {k: row for k, row in rows_of(path, digest).items() if row.get("status") == "ok"}
+    return found
+
+
+def _write(
+    folder: Path, cases: Mapping[str, Case], rows: dict[str, Row], meta: Mapping[str, Any]
+) -> int:
+    """Write table and meta, each old or new but never torn, and return the number of failures.
+
+    ``rows`` gains what other shards have found meanwhile.
+    """
+    with owned(folder / ".table.lock", wait=True):
+        found = _found(folder, meta["digest"])
+        rows |= {key: found[key] for key in cases if key not in rows and key in found}
+        if not rows:
+            return 0  # an early interrupt leaves the results of the run before
+        table = [rows[key] for key in cases if key in rows]  # in the order of the grid
+        failed = sum(row["status"] != "ok" for row in table)
+        finished = datetime.now(UTC)
+        meta = dict(meta) | {
+            "finished": finished.isoformat(timespec="seconds"),
+            "wall_seconds": (finished - datetime.fromisoformat(meta["started"])).total_seconds(),
+            "rows": len(table),
+            "failed": failed,
+            "complete": len(table) == len(cases),
+        }
+        replace(folder / "table.csv", as_csv(table))
+        replace(folder / "meta.json", json.dumps(meta, indent=2) + "\n")
     return failed
 
 
@@ -215,12 +297,14 @@ def _meta(study: Study, setting: Row, *, quick: bool) -> dict[str, Any]:
     source = provenance.source(study.measure)
     axes = {**study.axes, **(study.quick if quick else {})}
     return {
+        "format": FORMAT,
         "name": study.name,
         "title": study.title or study.name,
         "question": study.question,
         "chapter": study.chapter,
         "quick": quick,
         "reused": 0,
+        "timed": list(study.timed),
         "seeds": list(axes.get("seed", ())),
         "axes": {name: len(values) for name, values in axes.items()},
         "figures": [dataclasses.asdict(figure) for figure in study.figures],

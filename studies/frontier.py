@@ -236,6 +236,7 @@ STUDY = Study(
         "budget": [1 / 16, 1 / 4, 1.0],
     },
     measure=measure,
+    timed=("time", "seconds", "seconds_q1", "seconds_q3", "repeats"),
     keep=keep,
     chapter="frontier",
     figures=(

@@ -128,6 +128,7 @@ STUDY = Study(
     axes={"op": list(FAMILY), "n": LENGTHS},
     quick={"n": (1024, 2048, 4096), "op": [ops[0] for ops in FAMILIES.values()]},
     measure=measure,
+    timed=("seconds", "seconds_q1", "seconds_q3", "repeats", "exact_seconds"),
     keep=lambda n, op: keep(op, n),
     chapter="growth",
     figures=(TIME,),

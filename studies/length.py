@@ -125,6 +125,7 @@ STUDY = Study(
     axes={"input": INPUTS, "n": LENGTHS, "op": OPERATORS},
     quick={"n": (256, 1024, 4096, 16384), "op": OPERATORS},
     measure=measure,
+    timed=("error_seconds", "target_seconds", "seconds", "seconds_q1", "seconds_q3", "repeats"),
     keep=keep,
     chapter="length",
     figures=(

@@ -111,6 +111,7 @@ STUDY = Study(
         "op": operators((8, 32, 128)),
     },
     measure=measure,
+    timed=("seconds", "seconds_q1", "seconds_q3", "repeats"),
     keep=keep,
     figures=(
         AGAINST_RANK,

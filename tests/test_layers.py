@@ -10,14 +10,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    {"core", "checks", "instruments", "journal", "provenance"},
+    {"core", "checks", "instruments", "journal", "locks", "provenance", "study_file"},
     {"exponential_sums", "gaussian_sums"},
     {"kernels"},
     {"landmarks", "features", "inputs", "spectra", "estimators", "pinv"},
     {"operators", "convergence", "gradients", "matrices", "capture", "budget"},
-    {"measures", "laws", "models"},
+    {"measures", "laws", "models", "executors"},
     {"study"},
-    {"study_file"},
     {"cli", "studies"},
 )
 """A module imports from layers above its own line in this list, and from its own package."""
@@ -45,6 +44,9 @@ PROTOCOLS = {
 ABSTRACT = {
     *("core", "checks", "convergence", "budget", "measures", "laws", "study", "journal"),
     "provenance",
+    "executors",
+    "locks",
+    "study_file",
 }
 
 HEAVY = ("pandas", "matplotlib", "scipy", "typst", "rich", "typer", "onnx")

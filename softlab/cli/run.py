@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,9 +15,16 @@ from softlab.cli.speech import fail, say
 if TYPE_CHECKING:
     import torch
 
+    from softlab.executors import Crew
+    from softlab.study import Outcome, Study
+
 EXAMPLES = (
     "Examples:  softlab run studies/rank.py --quick   |   "
-    "softlab run mine.py other.py --device cuda --dtype bfloat16 --out results"
+    "softlab run mine.py other.py --device cuda --dtype bfloat16 --out results   |   "
+    "softlab run studies/rank.py --set seed=0,1 --set 'op=Soft,Nystromformer(rank=512)'   |   "
+    "softlab run studies/precision.py --workers 8   |   "
+    "softlab run studies/precision.py --shard $SLURM_ARRAY_TASK_ID/20   |   "
+    "softlab run studies/precision.py --dask tcp://10.0.0.1:8786"
 )
 
 
@@ -23,51 +33,110 @@ def run(
     quick: Annotated[bool, typer.Option("--quick", help="The short grid, a trial run.")] = False,
     device: Annotated[str, typer.Option(help="Where to measure: cpu, cuda, cuda:1, ...")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float64, float32, bfloat16 or float16.")] = "float32",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="AXIS=VALUE,...", help="Other values on an axis."),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(help="Processes that measure; 0 is this one. Timed cases go one by one.")
+    ] = 0,
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Measure on a dask cluster: the address of its scheduler, 'local', or 'slurm'; "
+            "--workers is how many of the last two to start.",
+        ),
+    ] = None,
+    shard: Annotated[
+        str, typer.Option(metavar="I/N", help="The i-th of n parts of the grid, for job arrays.")
+    ] = "1/1",
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("reports"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Reuse no finished rows.")] = False,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; torch's own choice.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads of each process; torch's own choice, shared.")
+    ] = None,
 ) -> None:
     """Run studies: every case a row of OUT/<study>/table.csv, with meta.json beside it.
 
     Finished rows survive an interrupt, a full disk and a kill; the same command goes on from there.
-    A case that fails is a row that says why.
+    A case that fails is a row that says why, and so is one that kills its worker twice. Shards
+    share OUT, at a time or one after the other; each makes the table of all rows that are there.
     """
     from softlab import study as studies
-    from softlab import study_file
     from softlab.chapters import named
+    from softlab.cli.axes import narrowed, part
     from softlab.report import findings, read
 
     number_type = _dtype(dtype)
     try:
-        found = [study for file in files for study in study_file.studies(file)]
-    except ValueError as error:
-        fail(str(error))
-    if len({study.name for study in found}) < len(found):
-        names = ", ".join(study.name for study in found)
-        fail(f"two studies share a name ({names}) and would share a folder; rename one.")
-    for study in found:  # before the hours that it may take
-        try:
-            named(study.chapter)
-        except ValueError as error:
-            fail(f"{study.name}: {error}")
-    for study in found:
-        try:
-            outcome = studies.run(
-                study, out, device=device, dtype=number_type, quick=quick, threads=threads,
-                fresh=fresh, progress=True,
-            )  # fmt: skip
-        except ValueError as error:
-            fail(str(error))
-        except (KeyboardInterrupt, OSError) as stop:
-            reason = "interrupted" if isinstance(stop, KeyboardInterrupt) else str(stop)
-            notes = " ".join(getattr(stop, "__notes__", []))
-            fail(f"{study.name}: {reason}. {notes}", code=130 if reason == "interrupted" else 1)
-        say(
-            f"{study.name}: {outcome.rows} rows in {outcome.folder / 'table.csv'} "
-            f"({outcome.reused} reused, {outcome.failed} failed)"
-        )
-        for paragraph in findings(*read(outcome.folder)):
-            say(f"\n{paragraph}")
+        found = [study for file in files for study in studies.defined_in(file)]
+        if len({study.name for study in found}) < len(found):
+            names = ", ".join(study.name for study in found)
+            fail(f"two studies share a name ({names}) and would share a folder; rename one.")
+        found = narrowed(found, settings or ())
+        parts = part(shard)
+        for study in found:  # before the hours that it may take
+            try:
+                named(study.chapter)
+            except ValueError as error:
+                fail(f"{study.name}: {error}")
+        with _stopping(), _crew(dask, workers) as crew:
+            for study in found:
+                outcome = studies.run(
+                    study, out, device=device, dtype=number_type, quick=quick, threads=threads,
+                    fresh=fresh, progress=True, crew=crew, shard=parts,
+                )  # fmt: skip
+                _tell(study, outcome)
+                for paragraph in findings(*read(outcome.folder)):
+                    say(f"\n{paragraph}")
+    except (ValueError, ModuleNotFoundError) as error:
+        fail(" ".join([str(error), *getattr(error, "__notes__", [])]))
+    except (KeyboardInterrupt, OSError) as stop:
+        reason = "interrupted" if isinstance(stop, KeyboardInterrupt) else str(stop)
+        notes = " ".join(getattr(stop, "__notes__", []))
+        fail(f"{reason}. {notes}".strip(), code=130 if reason == "interrupted" else 1)
+
+
+def _tell(study: Study, outcome: Outcome) -> None:
+    """What a run left, and what was amiss before."""
+    for note in outcome.notes:
+        say(f"{study.name}: {note}")
+    missing = outcome.cases - outcome.rows
+    say(
+        f"{study.name}: {outcome.rows} rows in {outcome.folder / 'table.csv'} "
+        f"({outcome.reused} reused, {outcome.failed} failed"
+        f"{f', {missing} of other shards to come' if missing else ''})"
+    )
+
+
+@contextlib.contextmanager
+def _crew(dask: str | None, workers: int) -> Iterator[Crew | None]:
+    """Who measures; None for this process."""
+    from softlab import executors
+
+    if workers < 0:
+        msg = f"--workers is {workers}; give 0, for this process, or how many to start."
+        raise ValueError(msg)
+    if dask is not None:
+        with executors.dask(dask, max(1, workers)) as crew:
+            yield crew
+    else:
+        yield executors.processes(workers) if workers else None
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    """Let a scheduler's polite end (SIGTERM) be an interrupt, so that it too leaves a table."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _dtype(name: str) -> torch.dtype:

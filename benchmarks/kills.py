@@ -1,0 +1,95 @@
+"""Kill a run again and again, at random moments, and see whether a finished row is ever lost.
+
+    python benchmarks/kills.py --kills 50 [--workers 2]
+
+Every kill is ``kill -9`` to the run, workers left to themselves. After each, all rows that the
+journal held before must be there, unchanged; when the run has come through, its table must equal
+that of a run that nobody disturbed, timings aside. Exit code 0 says that both held.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from softlab.executors import processes
+from softlab.journal import Row, rows_of
+from softlab.provenance import digest
+from softlab.study import Study, defined_in, run
+
+CASES, SECONDS = 40, 0.003
+
+
+def measure(x: int, *, dtype: object, device: object) -> Row:  # noqa: ARG001
+    """A few milliseconds, and a row whose length varies."""
+    time.sleep(SECONDS)
+    return {"y": x / 7, "words": "." * (x * 37 % 500), "sign": None if x % 3 else x % 2 == 0}
+
+
+STUDY = Study("killed", "What survives?", {"x": range(CASES)}, measure)
+
+
+def started(study: Study, out: Path, workers: int) -> int:
+    """The process of a run, forked: importing torch again would be the most of it."""
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)
+        run(study, out, threads=1, crew=processes(workers) if workers else None)
+        os._exit(0)
+    return child
+
+
+def main() -> int:
+    """Kill, look, resume; then compare."""
+    words = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    words.add_argument("--kills", type=int, default=50)
+    words.add_argument("--workers", type=int, default=0)
+    words.add_argument("--seed", type=int, default=0)
+    given = words.parse_args()
+    rng = random.Random(given.seed)
+    (study,) = defined_in(__file__)
+    state = digest(Path(__file__))
+    kills = lost = rounds = unlike = 0
+    with tempfile.TemporaryDirectory() as folder:
+        run(study, Path(folder) / "whole", threads=1)
+        whole = table(Path(folder) / "whole")
+        start = 2.0 if given.workers else 0.0  # the workers' imports
+        while kills < given.kills:
+            rounds += 1
+            out = Path(folder) / f"round{rounds}"
+            before: dict[str, Row] = {}
+            done = False
+            while not done:
+                child = started(study, out, given.workers)
+                # Now and then long enough to meet the end, where the table is made.
+                time.sleep(start * rng.random() + rng.choice((0.03, 0.2)) * rng.random())
+                os.kill(child, signal.SIGKILL)
+                _, status = os.waitpid(child, 0)
+                done = os.WIFEXITED(status)
+                kills += not done
+                after = rows_of(out / study.name / "rows.jsonl", state) if out.exists() else {}
+                lost += sum(after.get(key) != row for key, row in before.items())
+                before = after
+            unlike += not whole.equals(table(out))
+    print(
+        f"{kills} kills in {rounds} runs with {given.workers} workers: {lost} finished rows lost, "
+        f"{unlike} tables unlike that of an undisturbed run"
+    )
+    return int(bool(lost or unlike))
+
+
+def table(out: Path) -> pd.DataFrame:
+    """The table of a run without its timings."""
+    return pd.read_csv(out / STUDY.name / "table.csv").drop(columns="case_seconds")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

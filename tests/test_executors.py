@@ -1,0 +1,263 @@
+"""Workers make the table that one process makes, and their deaths are rows."""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from softlab import executors, study_file
+from softlab.executors import Crew, blocks, measured_there, processes
+from softlab.locks import beside
+from softlab.study import defined_in, run
+
+OWN = """
+    import os, signal, time
+    from dataclasses import dataclass
+    from pathlib import Path
+    from softlab.study import Study
+
+    HERE = Path(__file__).parent
+
+    @dataclass(frozen=True)
+    class Op:
+        rank: int
+
+    def measure(op, x, *, dtype, device):
+        if x == 3 and (HERE / "deadly").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        if x == 2 and op.rank == 1 and (HERE / "once").exists():
+            (HERE / "once").unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if x == 4:
+            raise ArithmeticError("four")
+        return {"y": op.rank * x / 3, "dtype": str(dtype)}
+
+    def timed(x, *, dtype, device):
+        start = time.time()
+        time.sleep(0.03)
+        return {"start": start, "end": time.time(), "pid": os.getpid()}
+
+    OPS = [Op(1), Op(2), Op(3)]
+    OWN = Study("own", "Which?", {"op": OPS, "x": [1, 2, 3, 4, 5]}, measure)
+    TIMED = Study("timed", "When?", {"x": range(6)}, timed, timed=("start", "end"))
+    NAMELESS = Study("nameless", "Who?", {"x": [1]}, lambda x, dtype, device: {"y": x})
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(textwrap.dedent(OWN))
+    return {study.name: study for study in defined_in(path)}
+
+
+def table(outcome):
+    return pd.read_csv(outcome.folder / "table.csv").drop(columns="case_seconds")
+
+
+def test_workers_make_the_table_that_one_process_makes(tmp_path, own):
+    here = run(own["own"], tmp_path / "here", threads=1)
+    there = run(own["own"], tmp_path / "there", threads=1, crew=processes(2))
+    assert (there.rows, there.reused, there.failed) == (15, 0, 3)
+    pd.testing.assert_frame_equal(table(here), table(there), check_exact=True)
+    # The rows are the same rows: either resumes the other.
+    assert run(own["own"], tmp_path / "there", threads=1).reused == 12
+
+
+def test_a_dead_worker_costs_one_case_and_only_the_second_time(tmp_path, own):
+    (tmp_path / "once").touch()
+    whole = run(own["own"], tmp_path / "a", threads=1, crew=processes(2))
+    assert not (tmp_path / "once").exists()
+    pd.testing.assert_frame_equal(table(whole), table(run(own["own"], tmp_path / "b", threads=1)))
+    (tmp_path / "deadly").touch()
+    outcome = run(own["own"], tmp_path / "c", threads=1, crew=processes(2))
+    rows = table(outcome)
+    dead = rows[rows["x"] == 3]
+    assert set(dead["error"]) == {"WorkerDied: 2 times: out of memory, or a crash outside Python"}
+    assert set(rows.loc[rows["x"].isin([1, 2, 5]), "status"]) == {"ok"}, "no case for a neighbour"
+    (tmp_path / "deadly").unlink()
+    again = run(own["own"], tmp_path / "c", threads=1, crew=processes(2))
+    assert (again.reused, again.failed) == (9, 3)
+
+
+def test_timed_cases_have_the_device_alone(tmp_path, own):
+    outcome = run(own["timed"], tmp_path, crew=processes(3))
+    rows = table(outcome).sort_values("start")
+    assert (rows["end"].to_numpy()[:-1] <= rows["start"].to_numpy()[1:]).all()
+    assert os.getpid() not in set(rows["pid"])
+
+
+def test_alone_waits_for_all_and_is_passed_by_nobody():
+    device, order = f"test-{os.getpid()}", []
+
+    def enter(name, alone, hold):
+        with beside(device, alone=alone):
+            order.append(name)
+            time.sleep(hold)
+            order.append(f"{name} out")
+
+    threads = []
+    for name, alone in (("a", False), ("b", False), ("lone", True), ("late", False)):
+        threads.append(threading.Thread(target=enter, args=(name, alone, 0.4)))
+        threads[-1].start()
+        time.sleep(0.1)
+    for thread in threads:
+        thread.join()
+    assert order[:2] == ["a", "b"], "others share"
+    assert order[4:6] == ["lone", "lone out"]
+    assert order[6] == "late"
+
+
+def test_anything_that_speaks_executor_will_do(tmp_path, own):
+    with_threads = Crew(lambda: ThreadPoolExecutor(3), lambda: 3)
+    outcome = run(own["own"], tmp_path / "a", threads=1, crew=with_threads)
+    pd.testing.assert_frame_equal(table(outcome), table(run(own["own"], tmp_path / "b", threads=1)))
+
+
+def test_an_executor_that_takes_no_more_is_an_interrupt(tmp_path, own):
+    pool = ThreadPoolExecutor(1)
+    pool.shutdown()
+    with pytest.raises(ConnectionError, match="takes no more") as caught:
+        run(own["own"], tmp_path, threads=1, crew=Crew(lambda: pool, lambda: 1))
+    assert "0 of 15 rows are kept" in caught.value.__notes__[0]
+
+
+def test_a_measure_without_a_name_is_refused(tmp_path, own):
+    with pytest.raises(ValueError, match="by name at the top level of a file"):
+        run(own["nameless"], tmp_path, crew=processes(1))
+    assert run(own["nameless"], tmp_path).rows == 1
+
+
+def test_a_worker_of_another_state_refuses(tmp_path, own):
+    seen = []
+
+    def keep(self):
+        seen.append(self)
+        return packed(self)
+
+    packed = executors.Task.packed
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(executors.Task, "packed", keep)
+        run(own["own"], tmp_path, threads=1, crew=Crew(lambda: ThreadPoolExecutor(1), lambda: 1))
+    task = seen[0]
+    file = str(task.file)
+    assert measured_there(file, packed(task))["status"] == "ok"
+    other = dataclasses.replace(task, digest="another")
+    assert "code is" in measured_there(file, packed(other))["error"]
+    other = dataclasses.replace(task, setting=task.setting | {"device_name": "abacus"})
+    assert "device_name is" in measured_there(file, packed(other))["error"]
+    assert "device_name is" in measured_there(file, packed(other))["error"]
+    # A long-lived worker meets the file as it is now, not as it was loaded.
+    before = study_file.load(file)
+    assert study_file.load(file) is before
+    Path(file).write_text(textwrap.dedent(OWN) + "\n# changed\n")
+    assert study_file.load(file) is not before
+
+
+def test_blocks_keep_neighbours_together_and_are_many_enough():
+    cases = {
+        f"{i}{j}{k}": {"i": i, "j": j, "k": k}
+        for i in range(3) for j in range(5) for k in range(4)
+    }  # fmt: skip
+    for parts in (1, 2, 3, 5, 40):
+        lots = blocks(cases, parts)
+        assert [key for lot in lots for key in lot] == list(cases)
+        assert len(lots) in {15, 60}
+        assert len(lots) >= min(60, 4 * parts)
+    assert blocks({}, 2) == []
+
+
+def test_workers_end_when_the_run_is_killed(tmp_path):
+    (tmp_path / "slow.py").write_text(
+        textwrap.dedent("""
+        import os, time
+        from pathlib import Path
+        from softlab.study import Study, defined_in, run
+        from softlab.executors import processes
+
+        def measure(x, *, dtype, device):
+            Path(f"{os.getpid()}.pid").touch()
+            time.sleep(60)
+            return {}
+
+        STUDY = Study("slow", "When?", {"x": range(8)}, measure)
+        if __name__ == "__main__":
+            run(defined_in("slow.py")[0], "out", crew=processes(2), threads=1)
+    """)
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen([sys.executable, "slow.py"], cwd=tmp_path, env=environment) as process:
+        _until(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
+        process.send_signal(signal.SIGKILL)
+    workers = [int(path.stem) for path in tmp_path.glob("*.pid")]
+    _until(lambda: not any(map(_alive, workers)))
+
+
+def _alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def _until(holds, seconds=60):
+    limit = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore:Port .* is already in use")
+def test_a_dask_cluster_survives_the_death_of_a_worker(tmp_path, own):
+    pytest.importorskip("distributed")
+    (tmp_path / "once").touch()
+    with executors.dask("local", 2) as crew:
+        assert crew.size() == 2
+        outcome = run(own["own"], tmp_path / "a", threads=1, crew=crew)
+        timed = run(own["timed"], tmp_path / "a", crew=crew)
+    assert not (tmp_path / "once").exists()
+    pd.testing.assert_frame_equal(table(outcome), table(run(own["own"], tmp_path / "b", threads=1)))
+    rows = table(timed).sort_values("start")
+    assert (rows["end"].to_numpy()[:-1] <= rows["start"].to_numpy()[1:]).all()
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nonsense"])
+def test_a_scheduler_that_does_not_answer_is_said_with_the_remedy(address):
+    pytest.importorskip("distributed")
+    with (
+        pytest.raises(ValueError, match=r"no dask scheduler answers .* Start one with"),
+        executors.dask(address, timeout=0.5),
+    ):
+        pass
+
+
+def test_dask_that_is_not_installed_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with (
+        pytest.raises(ModuleNotFoundError, match=r"pip install 'softlab\[dask\]'"),
+        executors.dask("local"),
+    ):
+        pass
+
+
+def test_threads_are_shared_by_processes_and_whole_for_timed_cases(tmp_path, own, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    seen = []
+    monkeypatch.setattr(
+        "softlab.provenance.threads", lambda count: seen.append(count) or contextlib.nullcontext()
+    )
+    monkeypatch.setattr("softlab.study.elsewhere", lambda *_: iter(()))
+    for name in ("own", "timed"):
+        run(own[name], tmp_path, crew=Crew(ThreadPoolExecutor, lambda: 2, shares=2))
+    assert seen == [2, None]

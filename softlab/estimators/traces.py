@@ -6,6 +6,9 @@ All are unbiased, and none needs A symmetric.
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -66,12 +69,14 @@ def x_trace(a: LinearMap, *, probes: int = 32, confidence: float = 0.95, seed: i
 
         t_i = tr Q_i^T A Q_i + w_i^T A w_i (n - m + 1) / |w_i|^2,   w_i = (I - Q_i Q_i^T) omega_i
 
-    is unbiased for normal omega, m = probes / 2. The value is the mean of the t_i. Its interval is
-    Student's from their spread, and too short, since they share their data: at 95 % it covered
-    between 82 and 93 % of 200 trials on decaying spectra of 1000 values. ``hutch_plus_plus`` has an
-    honest one. Where Y has rank below m its span holds the range of A, and the trace is exact.
-    Reference: Epperly, Tropp and Webber, arXiv
-    2301.07825; the formulas are derived here.
+    is unbiased for normal omega, m = probes / 2. The value is the mean of the t_i. These share
+    their data, so that their spread tells too little: an interval from it covered between 82 and
+    93 % of trials on decaying spectra of 1000 values. The interval here is Student's from the
+    jackknife, the same estimate made again without each column, at no further product. Its
+    variance is never too small in the mean (Efron and Stein), and too large where the spectrum
+    falls fast, up to three times: at 95 % it covered 94 to 100 %. Where Y has rank below m its
+    span holds the range of A, and the trace is exact. Reference: Epperly, Tropp and Webber, arXiv
+    2301.07825, formulas derived here; Efron and Stein, Ann. Statist. 9 (1981).
     """
     exact = _admit(a, probes, 4, confidence)
     if exact is not None:
@@ -87,22 +92,53 @@ def x_trace(a: LinearMap, *, probes: int = 32, confidence: float = 0.95, seed: i
     if rank < m:
         q = q @ left[:, :rank]
         return certain(float((q * (a @ q)).sum()), confidence)
-    # Q_i Q_i^T = Q (I - s_i s_i^T) Q^T with s_i the normed columns of R^-T.
-    s = torch.linalg.solve_triangular(r.mT, torch.eye(m).to(r), upper=False).mT
-    s = torch.nn.functional.normalize(s, dim=-1)  # s_i in row i
     z = a @ q
-    h = q.mT @ z
-    of_q, of_z = (q.mT @ omega).mT, (z.mT @ omega).mT
+    seen = _Seen(r, q.mT @ z, (q.mT @ omega).mT, (z.mT @ omega).mT, omega.square().sum(0))
+    found = _left_out(seen, n)
+    others = torch.tensor([[j for j in range(m) if j != i] for i in range(m)], device=a.device)
+    without = _left_out(seen.of(others), n).mean(-1)
+    error = math.sqrt((m - 1) * float(without.var(correction=0)))
+    return of_mean(float(found.mean()), error, m - 1, confidence)
+
+
+class _Seen(NamedTuple):
+    """What x_trace knows of A in an orthonormal basis Q of its probes' images.
+
+    Y = Q R, with R (..., m, k); H = Q^T A Q; for each probe omega_i the row omega_i^T Q, the row
+    omega_i^T A Q, and |omega_i|^2. Q may have more columns than there are probes.
+    """
+
+    r: Tensor
+    h: Tensor
+    of_q: Tensor
+    of_aq: Tensor
+    square: Tensor
+
+    def of(self, some: Tensor) -> _Seen:
+        """With some of the probes alone, by index (..., k)."""
+        r = self.r.mT[some].mT
+        return _Seen(r, self.h, self.of_q[some], self.of_aq[some], self.square[some])
+
+
+def _left_out(seen: _Seen, n: int) -> Tensor:
+    """The t_i of x_trace, (..., k)."""
+    u, r = torch.linalg.qr(seen.r)
+    m = r.shape[-1]
+    h, of_q, of_aq = u.mT @ seen.h @ u, seen.of_q @ u, seen.of_aq @ u
+    # Q_i Q_i^T = Q (I - s_i s_i^T) Q^T with s_i the normed columns of R^-T.
+    eye = torch.eye(m, dtype=r.dtype, device=r.device).expand(r.shape)
+    s = torch.linalg.solve_triangular(r.mT, eye, upper=False).mT
+    s = torch.nn.functional.normalize(s, dim=-1)  # s_i in row i
     kept = of_q - s * (s * of_q).sum(-1, keepdim=True)  # Q_i^T omega_i in the basis Q
-    inside = h.trace() - (s * (s @ h.mT)).sum(-1)
+    inside = h.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True) - (s * (s @ h.mT)).sum(-1)
     form = (
         (of_q * r.mT).sum(-1)
         - (kept * r.mT).sum(-1)
-        - (of_z * kept).sum(-1)
+        - (of_aq * kept).sum(-1)
         + (kept * (kept @ h.mT)).sum(-1)
     )
-    outside = omega.square().sum(0) - kept.square().sum(-1)
-    return _mean(inside + form * (n - m + 1) / outside, confidence)
+    found: Tensor = inside + form * (n - m + 1) / (seen.square - kept.square().sum(-1))
+    return found
 
 
 def _admit(a: LinearMap, probes: int, least: int, confidence: float) -> Estimate | None:

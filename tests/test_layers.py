@@ -16,6 +16,7 @@ LAYERS = (
     {"landmarks", "features", "inputs", "spectra", "estimators", "pinv"},
     {"operators", "convergence", "gradients", "matrices", "capture", "budget"},
     {"measures", "laws", "models", "executors"},
+    {"perturbation"},
     {"study"},
     {"cli", "studies"},
 )

@@ -15,19 +15,22 @@ from softlab.capture.watch import MULTIHEAD, Call, Watch, standing_in
 
 
 @contextmanager
-def record(model: nn.Module, *, keep: Collection[int] | None = None) -> Iterator[list[Call]]:
+def record(
+    model: nn.Module, *, keep: Collection[int] | None = None, outputs: bool = False
+) -> Iterator[list[Call]]:
     """Record the attention calls of ``model`` made inside the block.
 
     ``with record(model) as calls: model(x)`` fills ``calls`` in the order of execution, with
     detached copies. ``keep`` limits what is stored to these orders (all by default), to spare
-    memory. Calls that other models make in the block are not recorded, nor those of other threads;
-    blocks may be nested, on one model or on several, and each records its own. Whatever happens
-    inside, torch and the model end as they were.
+    memory; ``outputs`` stores what each call gave as well. Calls that other models make in the
+    block are not recorded, nor those of other threads; blocks may be nested, on one model or on
+    several, and each records its own. Whatever happens inside, torch and the model end as they
+    were.
 
     Raises ``TypeError`` if ``model`` is no module, and at the end of the block ``RuntimeError`` if
     no attention was seen, or not at every order in ``keep``.
     """
-    recorder = _Recorder(model, keep)
+    recorder = _Recorder(model, keep, outputs=outputs)
     with recorder:
         yield recorder.calls
     if not recorder.seen or (keep is not None and not set(keep) <= set(range(recorder.seen))):
@@ -42,9 +45,9 @@ def record(model: nn.Module, *, keep: Collection[int] | None = None) -> Iterator
 
 
 class _Recorder(Watch):
-    def __init__(self, model: nn.Module, keep: Collection[int] | None) -> None:
+    def __init__(self, model: nn.Module, keep: Collection[int] | None, *, outputs: bool) -> None:
         super().__init__(model)
-        self.keep = keep
+        self.keep, self.outputs = keep, outputs
         self.calls: list[Call] = []
 
     def attend(self, call: Call, go_on: Callable[[], Tensor]) -> Tensor:
@@ -54,7 +57,12 @@ class _Recorder(Watch):
             q, k, v = (x.detach().clone() for x in (call.q, call.k, call.v))
             mask = None if call.mask is None else call.mask.detach().clone()
             self.calls.append(dataclasses.replace(call, q=q, k=k, v=v, mask=mask))
-        return go_on()
+        if not self.outputs:
+            return go_on()
+        out = go_on()
+        if self.keep is None or call.order in self.keep:
+            self.calls[-1] = dataclasses.replace(self.calls[-1], out=out.detach().clone())
+        return out
 
     def weighed(self, arguments: inspect.BoundArguments) -> Any:
         """Run the projections once more, without the attention, and leave the call as it is."""

@@ -40,7 +40,8 @@ class Call:
     if ``enable_gqa``. ``mask`` is None, boolean (True takes part) or added to the scores. ``scale``
     is the factor that was used, 1 / sqrt(d) where the caller gave none. ``order`` counts the
     model's calls from 0; ``module`` is the qualified name of the innermost submodule that made it,
-    "" for the model itself.
+    "" for the model itself. ``out`` is what it got, where that was recorded: not of a multi-head
+    attention that asks for its weights.
     """
 
     order: int
@@ -53,6 +54,7 @@ class Call:
     scale: float
     dropout_p: float
     enable_gqa: bool
+    out: Tensor | None = None
 
     def case(self, *index: int) -> QKV:
         """The matrices at these leading indices of q: ``call.case(sample, head)``.

@@ -126,6 +126,15 @@ class Traits:
     """M is symmetric where q equals k."""
     psd: bool = False
     """M is symmetric positive semidefinite where q equals k."""
+    reads: str = ""
+    """What of q and k M is a function of: their ``"scores"`` q k^T; their ``"relative scores"``,
+    whose differences within a row alone count; the ``"distances"`` among all tokens; empty: no
+    such claim."""
+    reciprocal: bool = False
+    """M(q, k)^T = M(k, q)."""
+    below: bool = False
+    """Where q equals k and the core is inverted exactly, ``op.target`` less M is positive
+    semidefinite, as of every Nystrom approximation of a kernel."""
     low_rank: bool = False
     """M has at most ``op.rank`` nonzero singular values, or ``op.features`` for feature maps."""
     exact_at: str = ""
@@ -134,10 +143,16 @@ class Traits:
     monotone: str = ""
     """As that field grows the error of M never does: ``"Frobenius"``, the root of the sum of its
     squares, or ``"absolute"``, the sum of its magnitudes; empty: nothing is promised."""
+    optimal: bool = False
+    """No matrix of that rank is nearer to the target's in the Frobenius norm."""
     lifted: bool = False
     """The rank counts landmarks among queries and keys together: the full rank is n + l."""
     exact_at_rank_one: bool = False
     """Equals ``op.target`` at any rank where all tokens are equal, so that M has rank one."""
+    blind: bool = False
+    """Looks at no query: a control, or a knob so small that one key is left."""
+    seedless: bool = False
+    """Draws nothing at these knobs, whatever seed is among the fields."""
     exact: bool = False
     """The operator is its own target."""
     replacement: bool = False
@@ -168,6 +183,8 @@ class Traits:
             key_invariant=False,
             symmetric=False,
             psd=False,
+            reciprocal=False,
+            below=False,
             low_rank=False,
             unbiased=False,
             variance="",

@@ -11,6 +11,7 @@ import torch
 
 from softlab.core import Cost, as_matrix
 from softlab.features import IID, Orthogonal
+from softlab.kernels import Gaussian
 from softlab.landmarks import SegmentMeans
 from softlab.operators import (
     MRA,
@@ -31,6 +32,7 @@ from softlab.operators import (
     Soft,
     Softmax,
     Thinformer,
+    TopK,
     TruncatedSVD,
     Uniform,
 )
@@ -365,7 +367,183 @@ class Drifting(Soft):
         return super().__call__(q, k, v, key_mask) + 1e-3 * torch.rand_like(v[..., :1, :])
 
 
+def by_norm(op, q, k, v, mask):
+    return op(q * q.norm(dim=-1, keepdim=True), k, v, mask)
+
+
+def clipped(op, q, k, v, mask):
+    return (q @ k.mT / q.shape[-1] ** 0.5).clamp(-5, 5).softmax(-1) @ v
+
+
+def one_key_too_many(op, q, k, v, mask):
+    return op(q, k, v, mask) * k.shape[-2] / (k.shape[-2] + 1)
+
+
+def summed_in_half(op, q, k, v, mask):
+    """In float16, whatever the precision of the input; the reference alone is spared."""
+    if v.dtype == torch.float64:
+        return op(q, k, v, mask)
+    return op(q.half(), k.half(), v.half(), mask).to(v.dtype)
+
+
+def of_directions(op, q, k, v, mask):
+    return op(q / q.norm(dim=-1, keepdim=True), k, v, mask)
+
+
+def first_key_for_every_query(op, q, k, v, mask):
+    return op(k[..., :1, :].expand_as(q), k, v, mask)
+
+
+def talkative(op, q, k, v, mask):
+    print("attending")  # noqa: T201
+    return op(q, k, v, mask)
+
+
+def remembering():
+    """Scales by the largest query that any call has seen."""
+    seen = [0.0]
+
+    def wrong(op, q, k, v, mask):
+        seen[0] = max(seen[0], float(q.detach().abs().max()))
+        return op(q / seen[0], k, v, mask)
+
+    return wrong
+
+
+def trusting_memory(op, q, k, v, mask):
+    """Reads the values as if they were contiguous."""
+    strides = torch.empty(v.shape).stride()
+    return op(q, k, v.as_strided(v.shape, strides), mask)
+
+
+def mean_without_a_graph(op, q, k, v, mask):
+    return (op if torch.is_grad_enabled() else Uniform())(q, k, v, mask)
+
+
+class FrozenExponential(torch.autograd.Function):
+    """Its derivative is itself, for once: a second derivative takes it for a constant."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.kept = x.exp().detach()
+        return ctx.kept.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.kept
+
+
+def frozen(op, q, k, v, mask):
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask.unsqueeze(-2), -torch.inf)
+    weights = FrozenExponential.apply(scores)
+    return weights @ v / weights.sum(-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Unsquared(GaussianAttention):
+    """exp(-|x - y|^2 / (2 bandwidth))."""
+
+    def kernel(self, d):
+        return Gaussian(self.target_bandwidth(d) ** 0.5)
+
+    def target_bandwidth(self, d):
+        return d**0.25 if self.bandwidth is None else self.bandwidth
+
+    def __call__(self, q, k, v, key_mask=None):
+        return self.kernel(q.shape[-1]).apply(q, k, v)
+
+
+@dataclass(frozen=True)
+class InvertedTwice(Soft):
+    """The inverse of the core, squared."""
+
+    def __call__(self, q, k, v, key_mask=None):
+        z, kernel = self.landmarks(k, self.rank, key_mask), self.kernel(q.shape[-1])
+        x = self.pinv(kernel.matrix(z, z))
+        return kernel.matrix(q, z) @ x @ x @ (kernel.matrix(z, k) @ v)
+
+
+@dataclass(frozen=True)
+class Overshooting(Soft):
+    """A tenth too much."""
+
+    def __call__(self, q, k, v, key_mask=None):
+        return 1.1 * super().__call__(q, k, v, key_mask)
+
+
+@dataclass(frozen=True)
+class DetachedMeans(SegmentMeans):
+    """Landmarks that are constants of the backward pass."""
+
+    def __call__(self, x, m, key_mask=None):
+        return super().__call__(x, m, key_mask).detach()
+
+
+@dataclass(frozen=True)
+class Unseeded(ColumnSample):
+    """Draws the same columns, whatever its seed."""
+
+    def __call__(self, q, k, v, key_mask=None):
+        return ColumnSample(self.rank)(q, k, v, key_mask)
+
+
+@dataclass(frozen=True)
+class ForOneMatrix(Softmax):
+    """Claims the work of one matrix for a batch of any size."""
+
+    def cost(self, dims):
+        return super().cost(dataclasses.replace(dims, batch=1))
+
+
 OPERATOR_FAULTS = {
+    "silent": [Faulty(Softmax(), talkative)],
+    "views": [Faulty(Softmax(), trusting_memory), Faulty(Softmax(), mean_without_a_graph)],
+    "stateless": [Faulty(Softmax(), remembering()), Faulty(Softmax(), noisy_global)],
+    "answers": [
+        *(Faulty(op, zeros) for op in (Softmax(), Soft(4), Performer(16), Local(2))),
+        *(Faulty(op, mean_of_v) for op in (Softmax(), Nystromformer(4), Linformer(4))),
+        Faulty(Uniform(), after(lambda x: x), {"blind": False}),
+        Faulty(Softmax(), first_key_for_every_query),
+    ],
+    "reads": [
+        Faulty(Softmax(), by_norm),
+        Faulty(Softmax(), lambda op, q, k, v, mask: op(q, k * k.norm(dim=-1, keepdim=True), v)),
+        Faulty(GaussianAttention(), by_norm),
+        Faulty(Linformer(4), after(lambda x: x), {"reads": "relative scores"}),
+        Faulty(Softmax(), after(lambda x: x), {"reads": "distances"}),
+    ],
+    "kernel scale": [Unsquared()],
+    "transposition": [
+        Faulty(GaussianAttention(normalization="row"), after(lambda x: x), {"reciprocal": True}),
+    ],
+    "below the matrix": [InvertedTwice(4), Overshooting(4)],
+    "Eckart-Young": [
+        Faulty(TruncatedSVD(4), silently_dense),
+        Faulty(Nystromformer(4), silently_dense),
+        Faulty(Nystromformer(4), after(lambda x: x), {"optimal": True}),
+    ],
+    "infinite temperature": [
+        Faulty(Softmax(), zeros),
+        Faulty(Softmax(), one_key_too_many),
+        Faulty(GaussianAttention(), mean_of_v),
+    ],
+    "zero temperature": [Faulty(Softmax(), zeros), Faulty(Softmax(), clipped)],
+    "one key": [Faulty(Softmax(), zeros), Faulty(Softmax(), after(lambda x: x / (1 + 1e-6)))],
+    "two errors": [Faulty(Softmax(), summed_in_half), Faulty(Local(2), summed_in_half)],
+    "values of any size": [
+        Faulty(Softmax(), after(lambda x: x.clamp(-1e6, 1e6))),
+        Faulty(Softmax(), after(lambda x: x + 1e-20)),
+    ],
+    "denormal numbers": [Faulty(Softmax(), of_directions)],
+    "seeds": [Unseeded(4)],
+    "claimed work": [Faulty(Local(2), silently_dense), ForOneMatrix()],
+    "second derivative": [Faulty(Softmax(), frozen)],
+    "gradient at its most": [
+        Soft(4, landmarks=DetachedMeans()),
+        Faulty(TopK(4), lambda op, q, k, v, mask: op(q, k.detach(), v, mask)),
+    ],
     "error budget": [
         StillStopped(rank=4, pinv=NystromformerCubic(3)),
         StillShifted(rank=4),
@@ -584,7 +762,39 @@ class FaultyCubic(NystromformerCubic):
         return dataclasses.replace(super().traits, order=4, growth=2.0)
 
 
+@dataclass(frozen=True)
+class Spoilt(SVD):
+    """An SVD whose result, or argument, is spoilt."""
+
+    spoil: Callable[..., torch.Tensor] = field(default=lambda x, a: x, repr=False)
+
+    def __call__(self, a):
+        return self.spoil(super().__call__(a), a)
+
+
+def frozen_inverse(x, a):
+    """Right to first order: the second derivative takes the inverse for a constant."""
+    y = x.detach()
+    return y - y @ (a - a.detach()) @ y
+
+
+def of_the_diagonal(x, a):
+    return torch.diag_embed(1 / a.diagonal(dim1=-2, dim2=-1))
+
+
 SOLVER_FAULTS = {
+    "shape, dtype and trace": [
+        Spoilt(spoil=lambda x, a: x.double()),
+        Spoilt(spoil=lambda x, a: a.copy_(x)),
+        Spoilt(spoil=lambda x, a: x * (1 + 1e-9 * torch.rand(()))),
+        Spoilt(spoil=lambda x, a: print("inverting") or x),  # noqa: T201
+    ],
+    "orthogonal factors": [Spoilt(spoil=lambda x, a: x.mT), Spoilt(spoil=of_the_diagonal)],
+    "inverse of the inverse": [
+        FaultySolver(Ridge(SVD(), 1e-3), {"regularized": False}),
+        NewtonRaphson(3),
+    ],
+    "second derivative": [Spoilt(spoil=frozen_inverse)],
     "Penrose identities": [
         NewtonRaphson(24, NormProduct(2.0)),  # the published alpha without its 0.9
         NewtonRaphson(3),

@@ -15,20 +15,45 @@ repository that makes it fail.
 from __future__ import annotations
 
 from softlab.core import Operator
-from softlab.laws import algebra, budget, estimates, interface, inverse, isolation, limits
-from softlab.laws.law import BrokenLawError, Gap, Law, tolerance
+from softlab.laws import (
+    algebra,
+    budget,
+    cost,
+    derivatives,
+    estimates,
+    geometry,
+    honesty,
+    interface,
+    invariance,
+    inverse,
+    isolation,
+    limits,
+    precision,
+    spectral,
+    temperature,
+)
+from softlab.laws.law import BrokenLawError, Draws, Gap, Law, OutOfScopeError, tolerance
 from softlab.pinv import Solver
 
 OPERATOR_LAWS: tuple[Law[Operator], ...] = (
     interface.SHAPE_DTYPE_DEVICE,
     interface.DETERMINISTIC,
+    honesty.SILENT,
+    honesty.VIEWS,
+    honesty.STATELESS,
+    honesty.ANSWERS,
     algebra.LINEAR_IN_V,
     algebra.QUERY_EQUIVARIANT,
     algebra.KEY_INVARIANT,
     algebra.ROW_STOCHASTIC,
     algebra.NONNEGATIVE,
     algebra.SYMMETRIC,
+    geometry.READS,
+    geometry.SCALE,
+    geometry.RECIPROCAL,
     algebra.PSD,
+    spectral.BELOW,
+    spectral.ECKART_YOUNG,
     algebra.RESTRICTED,
     isolation.BATCH_INDEPENDENT,
     isolation.MASK_IS_DELETION,
@@ -36,24 +61,37 @@ OPERATOR_LAWS: tuple[Law[Operator], ...] = (
     isolation.CAUSAL,
     limits.APART,
     limits.IDENTICAL,
+    temperature.WARM,
+    temperature.COLD,
+    temperature.ONE_KEY,
     limits.LOW_RANK,
     limits.EXACT_AT,
     limits.MONOTONE,
     limits.TARGET,
     limits.REPLACEMENT,
     limits.FINITE,
+    precision.TWO_ERRORS,
+    precision.HOMOGENEOUS,
+    precision.DENORMAL,
     estimates.UNBIASED,
     estimates.VARIANCE,
+    estimates.RESEEDED,
+    cost.FLOPS,
     limits.LINEAR_MEMORY,
     budget.BUDGET,
     limits.GRADIENT,
+    derivatives.SECOND,
+    derivatives.FULL_GRADIENT,
 )
 
 SOLVER_LAWS: tuple[Law[Solver], ...] = (
+    invariance.CALL,
     inverse.PENROSE,
     inverse.SINGULAR,
     inverse.SHIFTED,
     inverse.ADJOINT,
+    invariance.UNITARY,
+    invariance.INVOLUTION,
     inverse.SCALING,
     inverse.ORDER,
     inverse.GROWTH,
@@ -62,6 +100,7 @@ SOLVER_LAWS: tuple[Law[Solver], ...] = (
     inverse.COST,
     inverse.GRADIENT,
     inverse.GRADIENT_SINGULAR,
+    invariance.SECOND,
 )
 
 
@@ -75,4 +114,14 @@ def check(subject: Operator | Solver, *, seed: int = 0) -> None:
             operator_law.check(subject, seed=seed)
 
 
-__all__ = ["OPERATOR_LAWS", "SOLVER_LAWS", "BrokenLawError", "Gap", "Law", "check", "tolerance"]
+__all__ = [
+    "OPERATOR_LAWS",
+    "SOLVER_LAWS",
+    "BrokenLawError",
+    "Draws",
+    "Gap",
+    "Law",
+    "OutOfScopeError",
+    "check",
+    "tolerance",
+]

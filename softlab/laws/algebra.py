@@ -8,7 +8,18 @@ import torch
 from torch import Tensor
 
 from softlab.core import Operator, as_matrix
-from softlab.laws.law import Gap, Law, largest, lengths, normal, rank_of, tolerance, uniform_int
+from softlab.laws.law import (
+    Gap,
+    Law,
+    largest,
+    lengths,
+    normal,
+    order,
+    rank_of,
+    size,
+    tolerance,
+    uniform_int,
+)
 
 F64 = torch.float64
 
@@ -17,11 +28,12 @@ def _draw(op: Operator, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values of unequal odd sizes where they may be, two matrices."""
     n, l = (rank_of(op) + uniform_int(rng, 1, 9) for _ in range(2))  # noqa: E741
     n, l = lengths(op, n, l)  # noqa: E741
-    return normal(rng, 2, n, 4), normal(rng, 2, l, 4), normal(rng, 2, l, 3)
+    b, d, e = size(2), size(4), size(3)
+    return normal(rng, b, n, d), normal(rng, b, l, d), normal(rng, b, l, e)
 
 
 def _tied_matrix(op: Operator, rng: torch.Generator) -> Tensor:
-    x = normal(rng, 2, rank_of(op) + uniform_int(rng, 1, 9), 4)
+    x = normal(rng, size(2), rank_of(op) + uniform_int(rng, 1, 9), size(4))
     return as_matrix(op, x, x)
 
 
@@ -36,18 +48,18 @@ def _linear(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
 
 def _queries(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
     q, k, v = _draw(op, rng)
-    order = torch.randperm(q.shape[-2], generator=rng)
+    p = order(rng, q.shape[-2])
     out = op(q, k, v)
     allowed = tolerance(F64, k.shape[-2], c=100, scale=largest(out))
-    yield Gap(largest(op(q[:, order], k, v) - out[:, order]), allowed, f"order {order.tolist()}")
+    yield Gap(largest(op(q[:, p], k, v) - out[:, p]), allowed, f"order {p.tolist()}")
 
 
 def _keys(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
     q, k, v = _draw(op, rng)
-    order = torch.randperm(k.shape[-2], generator=rng)
+    p = order(rng, k.shape[-2])
     out = op(q, k, v)
     allowed = tolerance(F64, k.shape[-2], c=100, scale=largest(out))
-    yield Gap(largest(op(q, k[:, order], v[:, order]) - out), allowed, f"order {order.tolist()}")
+    yield Gap(largest(op(q, k[:, p], v[:, p]) - out), allowed, f"order {p.tolist()}")
 
 
 def _row_sums(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
@@ -79,7 +91,7 @@ def _symmetric(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
 
 def _psd(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
     matrix = _tied_matrix(op, rng)
-    eigenvalues = torch.linalg.eigvalsh((matrix + matrix.mT) / 2)
+    eigenvalues = torch.linalg.eigvalsh((matrix + matrix.mT).double() / 2)
     allowed = tolerance(F64, matrix.shape[-1], c=100, scale=float(eigenvalues.max()))
     yield Gap(float(-eigenvalues.min()), allowed, "smallest eigenvalue")
 
@@ -105,40 +117,85 @@ LINEAR_IN_V: Law[Operator] = Law(
     "op(a v + b w) = a op(v) + b op(w)",
     lambda op: op.traits.linear_in_v,
     _linear,
+    family="algebraic",
+    when="is linear in v",
+    allows="rounding of sums over l of the largest weight times values",
+    catches="an absolute value; a constant added to the output",
+    any_dtype=True,
 )
 QUERY_EQUIVARIANT: Law[Operator] = Law(
     "query equivariance",
     "op(P q, k, v) = P op(q, k, v) for a permutation P",
     lambda op: op.traits.query_equivariant,
     _queries,
+    family="algebraic",
+    when="claims query_equivariant",
+    allows="rounding of sums over l",
+    catches="weights that depend on the position of a query",
+    any_dtype=True,
 )
 KEY_INVARIANT: Law[Operator] = Law(
     "key invariance",
     "op(q, P k, P v) = op(q, k, v) for a permutation P",
     lambda op: op.traits.key_invariant,
     _keys,
+    family="algebraic",
+    when="claims key_invariant",
+    allows="rounding of sums over l, of another order",
+    catches="values weighted by their position",
+    any_dtype=True,
 )
 ROW_STOCHASTIC: Law[Operator] = Law(
     "row-stochastic",
     "M 1 = 1, or equal values stay as they are",
     lambda op: op.traits.row_stochastic,
     _row_sums,
+    family="algebraic",
+    when="claims row_stochastic",
+    allows="rounding of sums over l",
+    catches="zeros; a factor 1 + 1e-9; rows that are not normalised",
+    any_dtype=True,
 )
 NONNEGATIVE: Law[Operator] = Law(
     "non-negative",
     "M >= 0, or values >= 0 give outputs >= 0",
     lambda op: op.traits.nonnegative,
     _nonnegative,
+    family="algebraic",
+    when="claims nonnegative",
+    allows="nothing",
+    catches="a truncated SVD; a mean that is taken off",
+    any_dtype=True,
 )
 SYMMETRIC: Law[Operator] = Law(
-    "symmetric", "M = M^T where q = k", lambda op: op.traits.symmetric, _symmetric
+    "symmetric",
+    "M = M^T where q = k",
+    lambda op: op.traits.symmetric,
+    _symmetric,
+    family="algebraic",
+    when="claims symmetric",
+    allows="rounding of sums over n",
+    catches="rows that are normalised",
+    any_dtype=True,
 )
 PSD: Law[Operator] = Law(
-    "positive semidefinite", "x^T M x >= 0 where q = k", lambda op: op.traits.psd, _psd
+    "positive semidefinite",
+    "x^T M x >= 0 where q = k",
+    lambda op: op.traits.psd,
+    _psd,
+    family="spectral",
+    when="claims psd",
+    allows="rounding of sums over n, times the largest eigenvalue",
+    catches="a kernel less the identity",
+    any_dtype=True,
 )
 RESTRICTED: Law[Operator] = Law(
     "restricted",
     "a row of M is the target's on its support, rescaled; it errs by the mass left out at most",
     lambda op: op.traits.restricted,
     _restricted,
+    family="algebraic",
+    when="claims restricted",
+    allows="rounding of sums over l",
+    catches="zeros; the mean of v; a key that counts twice",
 )

@@ -59,4 +59,9 @@ BUDGET: Law[Operator] = Law(
     "the parts of the error add up to it, and each vanishes where its cause is removed",
     lambda op: isinstance(op, Nystrom),
     _budget,
+    family="limits",
+    when="can invert its core exactly, and normalise by its target",
+    allows="rounding of sums over m, of the largest part",
+    catches="a few steps that are called an exact inverse",
+    examples=2,
 )

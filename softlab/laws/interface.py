@@ -43,10 +43,18 @@ SHAPE_DTYPE_DEVICE: Law[Operator] = Law(
     "q (..., n, d), k (..., l, d), v (..., l, e) give a finite (..., n, e) like the input",
     always,
     _shape_dtype_device,
+    family="interface",
+    allows="nothing",
+    catches="a result in float64, or transposed",
+    examples=1,
 )
 DETERMINISTIC: Law[Operator] = Law(
     "deterministic",
     "equal calls agree to the bit, draw nothing from the global generator, change no argument",
     always,
     _deterministic,
+    family="interface",
+    allows="no bit",
+    catches="noise from the global generator; an update in place",
+    any_dtype=True,
 )

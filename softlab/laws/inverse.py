@@ -27,7 +27,8 @@ def spd(rng: torch.Generator, spectrum: Tensor) -> Tensor:
     return (a + a.mT) / 2
 
 
-def _well_conditioned(rng: torch.Generator, m: int) -> Tensor:
+def well_conditioned(rng: torch.Generator, m: int) -> Tensor:
+    """A symmetric positive matrix of condition ``KAPPA``."""
     return spd(rng, torch.logspace(0, -math.log10(KAPPA), m, dtype=F64))
 
 
@@ -40,7 +41,7 @@ def _rounding(solver: Solver, a: Tensor, kappa: float) -> float:
     return tolerance(F64, a.shape[-1], kappa=kappa) * grown
 
 
-def _relative(x: Tensor, y: Tensor) -> float:
+def relative(x: Tensor, y: Tensor) -> float:
     """|x - y|_F / |y|_F, or |x|_F for y = 0."""
     miss, size = (float(torch.linalg.matrix_norm(z)) for z in (x - y, y))
     return miss / size if size else miss
@@ -48,18 +49,18 @@ def _relative(x: Tensor, y: Tensor) -> float:
 
 def _penrose_gaps(solver: Solver, a: Tensor, allowed: float, where: str) -> Iterator[Gap]:
     x = solver(a)
-    yield Gap(_relative(a @ x @ a, a), allowed, f"A X A = A, {where}")
-    yield Gap(_relative(x @ a @ x, x), allowed, f"X A X = X, {where}")
-    yield Gap(_relative((a @ x).mT, a @ x), allowed, f"(A X)^T = A X, {where}")
-    yield Gap(_relative((x @ a).mT, x @ a), allowed, f"(X A)^T = X A, {where}")
+    yield Gap(relative(a @ x @ a, a), allowed, f"A X A = A, {where}")
+    yield Gap(relative(x @ a @ x, x), allowed, f"X A X = X, {where}")
+    yield Gap(relative((a @ x).mT, a @ x), allowed, f"(A X)^T = A X, {where}")
+    yield Gap(relative((x @ a).mT, x @ a), allowed, f"(X A)^T = X A, {where}")
 
 
 def _penrose(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
     m = uniform_int(rng, 2, 12)
-    cases = {"well-conditioned": _well_conditioned(rng, m), "identity": torch.eye(m, dtype=F64)}
+    cases = {"well-conditioned": well_conditioned(rng, m), "identity": torch.eye(m, dtype=F64)}
     if not solver.traits.definite:
         left = torch.linalg.qr(normal(rng, m, m)).Q
-        cases["not symmetric"] = _well_conditioned(rng, m) @ left
+        cases["not symmetric"] = well_conditioned(rng, m) @ left
     for where, a in cases.items():
         yield from _penrose_gaps(solver, a, tolerance(F64, m, kappa=KAPPA**2), f"{where}, m={m}")
 
@@ -79,7 +80,7 @@ def _singular(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
 
 
 def _shifted(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
-    a = _well_conditioned(rng, 6)
+    a = well_conditioned(rng, 6)
     # (A + r I)^-1 commutes with A, and X^-1 - A is the multiple r of the identity.
     back = torch.linalg.pinv(solver(a)) - a
     shift = back.diagonal().mean()
@@ -89,27 +90,27 @@ def _shifted(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
 
 
 def _adjoint(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
-    a = _well_conditioned(rng, 7)
+    a = well_conditioned(rng, 7)
     if not solver.traits.definite:
         a = a @ torch.linalg.qr(normal(rng, 7, 7)).Q
     allowed = tolerance(F64, 7, kappa=KAPPA**2)
-    yield Gap(_relative(solver(a.mT), solver(a).mT), allowed, "(A^T)^+ = (A^+)^T")
+    yield Gap(relative(solver(a.mT), solver(a).mT), allowed, "(A^T)^+ = (A^+)^T")
 
 
 def _scaling(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
-    a = _well_conditioned(rng, 6)
+    a = well_conditioned(rng, 6)
     x = solver(a)
     for exponent in (-30, -8, 8, 30):
         for dtype, kappa in ((F64, KAPPA**2), (torch.float32, KAPPA**2)):
             scaled = solver((a * 10.0**exponent).to(dtype)).double() * 10.0**exponent
             allowed = tolerance(dtype, 6, kappa=kappa)
-            yield Gap(_relative(scaled, x), allowed, f"scale 1e{exponent}, {dtype}")
+            yield Gap(relative(scaled, x), allowed, f"scale 1e{exponent}, {dtype}")
 
 
 def _order(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
     order = solver.traits.order or 0
     m = 8
-    a = _well_conditioned(rng, m)
+    a = well_conditioned(rng, m)
     eye = torch.eye(m, dtype=F64)
     # The last of many steps, from X = A^-1 (I - R) with residuals R of two sizes and many
     # eigenvalues: a method that adapts to the spectrum has then settled.
@@ -143,25 +144,25 @@ def _growth(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
 def _independent(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
     m = 6
     scale = torch.tensor([1, 1e4, 1e-4], dtype=F64)[:, None, None]
-    batch = torch.stack([_well_conditioned(rng, m) for _ in range(3)]) * scale
+    batch = torch.stack([well_conditioned(rng, m) for _ in range(3)]) * scale
     batch[1] += 5e4  # one peaky matrix
     precision = getattr(torch, solver.traits.precision or "float64")
     for subject in (after_steps(solver, 2), solver):
         together = subject(batch)
         for i in range(3):
-            missed = _relative(together[i], subject(batch[i]))
+            missed = relative(together[i], subject(batch[i]))
             allowed = tolerance(precision, m, kappa=1e5)
             yield Gap(missed, allowed, f"{subject!r}, matrix {i} of 3")
 
 
 def _status(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
     m = 6
-    good, bad = _well_conditioned(rng, m), torch.full((m, m), math.nan, dtype=F64)
+    good, bad = well_conditioned(rng, m), torch.full((m, m), math.nan, dtype=F64)
     result = solver.solve(torch.stack((good, bad)))
     codes = result.status.tolist()
     yield Gap(float(codes != [Status.CONVERGED, Status.NON_FINITE]), 0, f"status {codes}")
     yield Gap(float(not bool(result.x[1].isnan().all())), 0, "NaN in, NaN out, alone")
-    yield Gap(_relative(result.x[0], solver(good)), tolerance(F64, m, kappa=KAPPA**2), "x")
+    yield Gap(relative(result.x[0], solver(good)), tolerance(F64, m, kappa=KAPPA**2), "x")
     if solver.traits.order is None:
         return
     short = after_steps(solver, 1).solve(spd(rng, torch.logspace(0, -3, m, dtype=F64)))
@@ -170,7 +171,7 @@ def _status(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
 
 
 def _cost(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
-    a = torch.stack([_well_conditioned(rng, 7)] * 3)
+    a = torch.stack([well_conditioned(rng, 7)] * 3)
     with FlopCounterMode(display=False) as counter:
         solver(a)
     claimed = solver.cost(7, batch=3).flops
@@ -179,7 +180,7 @@ def _cost(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
 
 
 def _gradient(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
-    a = _well_conditioned(rng, 4).requires_grad_()
+    a = well_conditioned(rng, 4).requires_grad_()
     # Differences leave the symmetric matrices, where a solver for them is not defined.
     agrees = torch.autograd.gradcheck(lambda b: solver((b + b.mT) / 2), (a,), raise_exception=False)
     yield Gap(float(not agrees), 0, "gradcheck at a well-conditioned matrix")
@@ -198,11 +199,11 @@ def _gradient_singular(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
 
     # torch differentiates its own pseudo-inverse at constant rank, through a QR of its own.
     expected = gradient(lambda b: torch.linalg.pinv(b, rtol=1e-8))
-    missed = _relative(gradient(solver), expected)
+    missed = relative(gradient(solver), expected)
     yield Gap(missed, _rounding(solver, a, 100 * KAPPA), "rank 3 of 6, against torch's own")
 
 
-def _faithful(solver: Solver) -> bool:
+def faithful(solver: Solver) -> bool:
     """Whether the solver is meant to be right, and not to be like a published code."""
     while hasattr(solver, "solver"):
         solver = solver.solver
@@ -212,51 +213,92 @@ def _faithful(solver: Solver) -> bool:
 PENROSE: Law[Solver] = Law(
     "Penrose identities",
     "A X A = A, X A X = X, A X and X A symmetric, on invertible A",
-    lambda s: not s.traits.regularized and _faithful(s),
+    lambda s: not s.traits.regularized and faithful(s),
     _penrose,
+    family="algebraic",
+    when="is not regularised",
+    allows="rounding times the squared condition of the drawn matrix",
+    catches="the published scaling without its 0.9; three steps; a factor 1 + 1e-9",
 )
 SINGULAR: Law[Solver] = Law(
     "Penrose identities, singular",
     "the same on rank-deficient, all-ones, repeated-row and zero matrices",
-    lambda s: s.traits.singular and _faithful(s),
+    lambda s: s.traits.singular and faithful(s),
     _singular,
+    family="algebraic",
+    when="claims singular",
+    allows="rounding times the growth of null-space errors over the steps",
+    catches="a Cholesky factor of a singular matrix",
 )
 SHIFTED: Law[Solver] = Law(
     "shifted inverse",
     "X = (A + r I)^-1 for one positive r",
     lambda s: s.traits.regularized,
     _shifted,
+    family="algebraic",
+    when="claims regularized",
+    allows="rounding times the squared condition",
+    catches="a factor 1 + 1e-6; no shift at all",
 )
-ADJOINT: Law[Solver] = Law("adjoint", "(A^T)^+ = (A^+)^T", _faithful, _adjoint)
+ADJOINT: Law[Solver] = Law(
+    "adjoint",
+    "(A^T)^+ = (A^+)^T",
+    faithful,
+    _adjoint,
+    family="algebraic",
+    when="is no copy of published code with its defects",
+    allows="rounding times the squared condition",
+    catches="one triangle of a matrix read for both",
+)
 SCALING: Law[Solver] = Law(
     "scaling",
     "(c A)^+ = A^+ / c over sixty orders of c",
-    lambda s: not s.traits.regularized and _faithful(s),
+    lambda s: not s.traits.regularized and faithful(s),
     _scaling,
+    family="numerical",
+    when="is not regularised",
+    allows="rounding times the squared condition",
+    catches="a norm with a fixed epsilon",
 )
 ORDER: Law[Solver] = Law(
     "order",
     "|R'| = O(|R|^order), measured on the iterates",
     lambda s: isinstance(s, Iteration),
     _order,
+    family="algebraic",
+    when="is an iteration",
+    allows="0.1 in the exponent",
+    catches="a method of order three that claims four",
 )
 GROWTH: Law[Solver] = Law(
     "growth",
     "an error in the null space grows by the claimed factor a step, in the limit",
     lambda s: isinstance(s, Iteration),
     _growth,
+    family="numerical",
+    when="is an iteration",
+    allows="0.001 in the factor",
+    catches="a method that claims the growth of Newton",
 )
 INDEPENDENT: Law[Solver] = Law(
     "batch independence",
     "a batch equals its matrices one by one, also after two steps",
-    _faithful,
+    faithful,
     _independent,
+    family="isolation",
+    when="is no copy of published code with its defects",
+    allows="rounding of the solver's own precision, times 1e5",
+    catches="one norm for the whole batch",
 )
 STATUS: Law[Solver] = Law(
     "status",
     "solve tells the truth of each matrix",
-    _faithful,
+    faithful,
     _status,
+    family="honesty",
+    when="is no copy of published code with its defects",
+    allows="nothing",
+    catches="a status that is always CONVERGED",
 )
 COST: Law[Solver] = Law(
     "cost",
@@ -264,19 +306,32 @@ COST: Law[Solver] = Law(
     lambda s: (
         (isinstance(s, Iteration) or s.cost(4).factorization_flops == 0)
         and not s.traits.watched
-        and _faithful(s)
+        and faithful(s)
     ),
     _cost,
+    family="cost",
+    when="is made of products, and not watched",
+    allows="nothing",
+    catches="half of the count",
+    examples=1,
 )
 GRADIENT_SINGULAR: Law[Solver] = Law(
     "gradient, singular",
     "the backward pass is the derivative at constant rank on a singular matrix",
     lambda s: s.traits.constant_rank,
     _gradient_singular,
+    family="gradients",
+    when="claims constant_rank",
+    allows="rounding times the growth of null-space errors",
+    catches="the implicit rule on a singular matrix",
 )
 GRADIENT: Law[Solver] = Law(
     "gradient",
     "the backward pass equals central differences",
     always,
     _gradient,
+    family="gradients",
+    allows="what gradcheck allows, in float64",
+    catches="a matrix that is detached; the implicit rule after two steps",
+    examples=2,
 )

@@ -18,6 +18,7 @@ from softlab.laws.law import (
     lengths,
     normal,
     rank_of,
+    takes_mask,
     tolerance,
 )
 from softlab.pinv import Inverting
@@ -109,7 +110,7 @@ def _causal(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
     q, k, v = tokens
     try:
         op(q[:, :-1], k, v)
-    except ValueError:
+    except Exception:  # whatever it raises, it is not taken in silence
         return
     yield Gap(1, 0, "fewer queries than keys were taken")
 
@@ -119,22 +120,38 @@ BATCH_INDEPENDENT: Law[Operator] = Law(
     "op on a batch equals op on each of its matrices, also after two inner steps",
     always,
     _batch,
+    family="isolation",
+    allows="rounding of sums over l, times the condition of the core",
+    catches="one norm, or one maximum, for the whole batch",
 )
 MASK_IS_DELETION: Law[Operator] = Law(
     "mask is deletion",
     "op(q, k, v, mask) = op(q, k[mask], v[mask]); causal, of queries too, and their rows are zero",
-    always,
+    takes_mask,
     _mask,
+    family="isolation",
+    when="takes a mask",
+    allows="rounding of sums over l",
+    catches="a mask that is ignored, or multiplied; landmarks of padding",
 )
 PADDING_IS_IGNORED: Law[Operator] = Law(
     "padding is ignored",
     "what masked keys and values hold, NaN included, changes no bit of the output",
-    always,
+    takes_mask,
     _padding,
+    family="isolation",
+    when="takes a mask",
+    allows="no bit",
+    catches="a mask by multiplication, through which NaN spreads",
 )
 CAUSAL: Law[Operator] = Law(
     "causal",
     "later tokens, of any size, change no bit of an output, and get no gradient from it",
     lambda op: op.traits.causal,
     _causal,
+    family="isolation",
+    when="claims causal",
+    allows="no bit",
+    catches="one later token; a large negative score; a scale that all tokens share",
+    examples=2,
 )

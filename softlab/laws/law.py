@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -26,35 +28,107 @@ class Gap(NamedTuple):
         """Whether the miss is allowed; NaN never is."""
         return self.missed <= self.allowed
 
+    @property
+    def said(self) -> str:
+        """The gap in words."""
+        return f"missed by {self.missed:.3g}, allowed {self.allowed:.3g}; {self.where}"
+
 
 class BrokenLawError(AssertionError):
     """A law does not hold for a subject that it applies to."""
+
+
+class OutOfScopeError(Exception):
+    """Raised by a measurement that finds that its law does not apply; the message says why."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How the inputs of a law are drawn.
+
+    ``dtype``, ``device``: of what is drawn, for the laws that name none themselves. ``digits``:
+    entries are rounded to so many decimals, None keeps them as they are. ``small``: batches, widths
+    and lengths are the least that the law has a use for. The last two make counterexamples short.
+    """
+
+    dtype: torch.dtype = torch.float64
+    device: str = "cpu"
+    digits: int | None = None
+    small: bool = False
+
+
+_draws: ContextVar[Draws] = ContextVar("draws", default=Draws())  # noqa: B039  frozen
+_drawn: ContextVar[list[Tensor] | None] = ContextVar("drawn", default=None)
+
+
+@contextlib.contextmanager
+def drawing(draws: Draws) -> Iterator[list[Tensor]]:
+    """Draw like this inside; gives the list of what ``normal`` has drawn."""
+    drawn: list[Tensor] = []
+    before, kept = _draws.set(draws), _drawn.set(drawn)
+    try:
+        yield drawn
+    finally:
+        _draws.reset(before)
+        _drawn.reset(kept)
 
 
 @dataclass(frozen=True)
 class Law(Generic[S]):
     """An identity or bound with its domain and its measurement.
 
-    ``applies`` reads a subject's claims; ``measure`` draws inputs from the generator and yields one
-    ``Gap`` for each comparison.
+    ``statement``: the identity or bound. ``applies`` reads a subject's claims; ``measure`` draws
+    inputs from the generator and yields one ``Gap`` for each comparison, or raises
+    ``OutOfScopeError``. In words: ``family``; ``when``, the end of "holds for a subject that ...";
+    ``allows``, its tolerance; ``catches``, the fault planted in the tests of this repository that
+    breaks it. ``any_dtype``: whether it can be asked in other precisions than its own.
+    ``examples``: the most seeds that are worth drawing; one where a law asks for many itself.
     """
 
     name: str
     statement: str
     applies: Callable[[S], bool]
     measure: Callable[[S, torch.Generator], Iterator[Gap]]
+    family: str = "own"
+    when: str = "is any"
+    allows: str = ""
+    catches: str = ""
+    any_dtype: bool = False
+    examples: int = field(default=1_000_000, repr=False)
 
-    def check(self, subject: S, *, seed: int = 0) -> None:
-        """Raise ``BrokenLawError`` unless the law holds for ``subject`` or does not apply to it."""
+    def broken(self, subject: S, *, seed: int = 0, draws: Draws | None = None) -> Gap | None:
+        """The first gap that is not allowed; None if the law holds, or does not apply.
+
+        Raises ``OutOfScopeError`` where that shows only in the measurement, and what the subject
+        raises.
+        """
         if not self.applies(subject):
+            return None
+        with drawing(draws or _draws.get()):
+            gaps = self.measure(subject, torch.Generator().manual_seed(seed))
+            return next((gap for gap in gaps if not gap.holds), None)
+
+    def check(self, subject: S, *, seed: int = 0, draws: Draws | None = None) -> None:
+        """Raise ``BrokenLawError`` unless the law holds for ``subject`` or does not apply to it.
+
+        ``seed``, ``draws``: of the inputs. A subject that raises breaks the law, too.
+        """
+        try:
+            gap = self.broken(subject, seed=seed, draws=draws)
+        except OutOfScopeError:
             return
-        for gap in self.measure(subject, torch.Generator().manual_seed(seed)):
-            if not gap.holds:
-                msg = (
-                    f"{subject!r} breaks '{self.name}' ({self.statement}): missed by "
-                    f"{gap.missed:.3g}, allowed {gap.allowed:.3g}; {gap.where}; seed={seed}"
-                )
-                raise BrokenLawError(msg)
+        except Exception as error:
+            msg = f"{subject!r} breaks '{self.name}' ({self.statement}): {said(error)}; seed={seed}"
+            raise BrokenLawError(msg) from error
+        if gap is not None:
+            msg = f"{subject!r} breaks '{self.name}' ({self.statement}): {gap.said}; seed={seed}"
+            raise BrokenLawError(msg)
+
+
+def said(error: BaseException) -> str:
+    """An exception in one line."""
+    first = str(error).strip().splitlines()[:1]
+    return f"raised {type(error).__name__}" + "".join(f": {line}" for line in first)
 
 
 def tolerance(
@@ -62,10 +136,12 @@ def tolerance(
 ) -> float:
     """The tolerance model of softlab: c * sqrt(n) * eps(dtype) * kappa * scale.
 
+    ``dtype``: of the arithmetic, and no finer than the one that a law's inputs are drawn in;
     ``n``: length of the sums involved; ``kappa``: condition number of the drawn problem;
     ``scale``: magnitude of the exact result.
     """
-    return c * math.sqrt(n) * torch.finfo(dtype).eps * kappa * scale
+    eps = max(torch.finfo(x).eps for x in (dtype, _draws.get().dtype))
+    return c * math.sqrt(n) * eps * kappa * scale
 
 
 def always(subject: object) -> bool:  # noqa: ARG001
@@ -73,9 +149,22 @@ def always(subject: object) -> bool:  # noqa: ARG001
     return True
 
 
-def normal(rng: torch.Generator, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Standard normal entries; the stream does not depend on the dtype."""
-    return torch.randn(*shape, generator=rng, dtype=torch.float64).to(dtype)
+def normal(rng: torch.Generator, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Standard normal entries as ``Draws`` has them; the stream does not depend on the dtype."""
+    how = _draws.get()
+    x = torch.randn(*shape, generator=rng, dtype=torch.float64)
+    if how.digits is not None:
+        x = x.round(decimals=how.digits)
+    x = x.to(how.device, dtype or how.dtype)
+    drawn = _drawn.get()
+    if drawn is not None:
+        drawn.append(x)
+    return x
+
+
+def size(usual: int, least: int = 1) -> int:
+    """A size that decides nothing, or the least that will do where ``Draws`` wants small ones."""
+    return least if _draws.get().small else usual
 
 
 def separated(rng: torch.Generator, n: int) -> Tensor:
@@ -84,13 +173,20 @@ def separated(rng: torch.Generator, n: int) -> Tensor:
     Rows of a scaled orthogonal matrix: |x_i|^2 = 150, so in 16 dimensions the softmax of x x^T has
     off-diagonal entries exp(-150 / 4) and every Gaussian at unit bandwidth or so underflows.
     """
-    basis: Tensor = torch.linalg.qr(normal(rng, 16, 16)).Q
-    return basis[:n] * math.sqrt(150)
+    square = normal(rng, 16, 16, dtype=torch.float64)
+    basis: Tensor = torch.linalg.qr(square).Q
+    return (basis[:n] * math.sqrt(150)).to(_draws.get().dtype)
 
 
 def uniform_int(rng: torch.Generator, low: int, high: int) -> int:
-    """An integer in [low, high]."""
-    return int(torch.randint(low, high + 1, (), generator=rng))
+    """An integer in [low, high], and low where ``Draws`` wants small ones."""
+    drawn = int(torch.randint(low, high + 1, (), generator=rng))
+    return low if _draws.get().small else drawn
+
+
+def order(rng: torch.Generator, n: int) -> Tensor:
+    """A random order of n tokens."""
+    return torch.randperm(n, generator=rng).to(_draws.get().device)
 
 
 def largest(x: Tensor) -> float:
@@ -105,7 +201,17 @@ def rank_of(op: Any) -> int:
 
 def lengths(op: Any, n: int, l: int) -> tuple[int, int]:  # noqa: E741
     """Numbers of queries and keys to draw: n and l, or l and l where each key needs a query."""
-    return (l, l) if op.traits.causal else (n, l)
+    return (l, l) if op.traits.causal or getattr(op, "equal_lengths", False) else (n, l)
+
+
+def takes_mask(op: Any) -> bool:
+    """Whether the operator takes a key mask; a plain function need not."""
+    return bool(getattr(op, "masked", True))
+
+
+def has_target(op: Any) -> bool:
+    """Whether it is known what the operator approximates; of a plain function it need not be."""
+    return getattr(op, "target", None) is not None
 
 
 def at_most(op: Any, l: int) -> Any:  # noqa: E741
@@ -125,23 +231,38 @@ def after_steps(subject: S, steps: int) -> S:
     A coupling between the matrices of a batch enters through scalings and stopping rules, and
     convergence hides it; two steps do not.
     """
-    return _replaced(subject, "steps", steps)
+    return refielded(subject, "steps", steps)
 
 
 def reseeded(subject: S, seed: int) -> S:
     """The same operator with every seed inside it, also those of weights, set to ``seed``."""
-    return _replaced(subject, "seed", seed)
+    return refielded(subject, "seed", seed)
 
 
-def _replaced(subject: S, name: str, held: int) -> S:
+def own_fields(subject: object) -> set[str]:
+    """The names of the fields of a frozen dataclass, none of anything else."""
+    if not dataclasses.is_dataclass(subject):
+        return set()
+    return {own.name for own in dataclasses.fields(subject)}
+
+
+def has_field(subject: object, name: str) -> bool:
+    """Whether a field of that name is in the operator or solver, at any depth."""
+    if not dataclasses.is_dataclass(subject) or isinstance(subject, type):
+        return False
+    inner = ((own.name, getattr(subject, own.name)) for own in dataclasses.fields(subject))
+    return any(found == name or has_field(held, name) for found, held in inner)
+
+
+def refielded(subject: S, name: str, held: Any) -> S:
     """The same frozen dataclass with the field ``name`` set at every depth."""
     if not dataclasses.is_dataclass(subject) or isinstance(subject, type):
         return subject
     changed: dict[str, Any] = {}
-    for field in dataclasses.fields(subject):
-        inner = getattr(subject, field.name)
-        if field.name == name:
-            changed[field.name] = held
+    for own in dataclasses.fields(subject):
+        inner = getattr(subject, own.name)
+        if own.name == name:
+            changed[own.name] = held
         elif dataclasses.is_dataclass(inner):
-            changed[field.name] = _replaced(inner, name, held)
+            changed[own.name] = refielded(inner, name, held)
     return dataclasses.replace(subject, **changed)

@@ -17,12 +17,15 @@ from softlab.laws.law import (
     Law,
     always,
     at_most,
+    has_target,
     largest,
     lengths,
     normal,
+    own_fields,
     rank_of,
     separated,
     steps_of,
+    takes_mask,
     tolerance,
 )
 from softlab.pinv import Inverting, Status
@@ -34,12 +37,13 @@ def _exact_at(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     n = 12
     full = at_most(op, n)
     # Unequal lengths give unequal row sums, so that the normalisations differ.
-    tokens = separated(rng, n) * torch.linspace(0.6, 1.2, n, dtype=F64)[:, None]
+    tokens = separated(rng, n)
+    tokens = tokens * torch.linspace(0.6, 1.2, n).to(tokens)[:, None]
     # At a quarter of the distance the matrix is far from the identity and still well-conditioned.
     for shrink in (1.0, 0.25):
         x = tokens * shrink
         v = normal(rng, n, 3)
-        if shrink < 1 and _unconverged(full, x):
+        if shrink < 1 and unconverged(full, x, x):
             continue
         missed = largest(full(x, x, v) - op.target(x, x, v))
         # Scores of size |x|^2 carry their rounding into every exponential.
@@ -111,17 +115,18 @@ def _identical(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     yield Gap(largest(op(x, x, v) - expected), allowed, f"{n} equal tokens, rank {m}")
 
 
-def _unconverged(op: Any, x: Tensor) -> bool:
+def unconverged(op: Any, q: Tensor, k: Tensor) -> bool:
     """Whether the operator's own solver says that it cannot invert this core to full precision."""
     if not isinstance(op, Inverting):
         return False
-    return bool((op.pinv.solve(op.core(x, x)).status != Status.CONVERGED).any())
+    return bool((op.pinv.solve(op.core(q, k)).status != Status.CONVERGED).any())
 
 
 def _low_rank(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     m = int(getattr(op, "features", rank_of(op)))
-    for n, l in ((m + 7, m + 9), (m + 1, m + 1), (2 * m + 2, 2 * m + 2)):  # noqa: E741
-        matrix = as_matrix(op, normal(rng, n, 6), normal(rng, l, 6))
+    for sizes in ((m + 7, m + 9), (m + 1, m + 1), (2 * m + 2, 2 * m + 2)):
+        n, l = lengths(op, *sizes)  # noqa: E741
+        matrix = as_matrix(op, normal(rng, n, 6), normal(rng, l, 6)).double()
         s = torch.linalg.svdvals(matrix)
         yield Gap(float(s[m]), tolerance(F64, n, scale=float(s[0])), f"s_(m+1) at n={n}, l={l}")
 
@@ -148,7 +153,7 @@ def _finite(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     m = rank_of(op)
     n, l = lengths(op, m + 4, m + 6)  # noqa: E741
     q, k, v = normal(rng, n, 4), normal(rng, l, 4), normal(rng, l, 3)
-    has_bandwidth = any(field.name == "bandwidth" for field in dataclasses.fields(op))
+    has_bandwidth = "bandwidth" in own_fields(op)
     for dtype in (F64, torch.float32):
         for exponent in range(-6, 7):
             s = 10.0**exponent
@@ -177,7 +182,7 @@ def _gradient(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     n, l = lengths(op, m, m + 2)  # noqa: E741
     q, k = 2 * normal(rng, n, 3), 2 * normal(rng, l, 3)
     x = [t.requires_grad_() for t in (q, k, normal(rng, m + 2, 1))]
-    for key_mask in (None, torch.arange(m + 2) != 1):
+    for key_mask in (None, torch.arange(m + 2) != 1)[: 1 + takes_mask(op)]:
 
         def call(*tensors: Tensor, key_mask: Tensor | None = key_mask) -> Tensor:
             out: Tensor = op(*tensors, key_mask)
@@ -192,58 +197,102 @@ APART: Law[Operator] = Law(
     "as tokens part, each attends to itself alone: op(x, x, v) -> v, where op is exact",
     lambda op: (op.traits.exact and not op.traits.replacement) or bool(op.traits.exact_at),
     _apart,
+    family="limits",
+    when="is exact, or exact at its most, and aimed at attention",
+    allows="rounding of scores",
+    catches="zeros; the mean of v",
+    any_dtype=True,
 )
 REPLACEMENT: Law[Operator] = Law(
     "replacement",
     "M is the dense quadratic form with its rows normalised, and far tokens still mix",
     lambda op: op.traits.replacement,
     _replacement,
+    family="limits",
+    when="claims replacement",
+    allows="rounding of sums over l",
+    catches="softmax in the guise of a replacement",
 )
 IDENTICAL: Law[Operator] = Law(
     "identical tokens",
     "where all tokens are equal M has rank one, and op = op.target at any rank",
     lambda op: op.traits.exact_at_rank_one,
     _identical,
+    family="limits",
+    when="claims exact_at_rank_one",
+    allows="rounding of sums over n, times the growth of null-space errors",
+    catches="zeros; the mean of v in place of a sum; a short block counted as a whole one",
 )
 LOW_RANK: Law[Operator] = Law(
     "low rank",
     "M has at most m nonzero singular values, whatever n and l are",
     lambda op: op.traits.low_rank,
     _low_rank,
+    family="spectral",
+    when="claims low_rank",
+    allows="rounding of sums over n, of the largest singular value",
+    catches="full attention where the sequence is short",
+    any_dtype=True,
 )
 EXACT_AT: Law[Operator] = Law(
     "exact at its most",
     "where the knob reaches the number of keys, op = op.target; with a core, if it can be inverted",
     lambda op: bool(op.traits.exact_at),
     _exact_at,
+    family="limits",
+    when="claims exact_at",
+    allows="rounding of scores",
+    catches="zeros; the mean of v; a shifted core; a window that stops widening",
+    any_dtype=True,
 )
 MONOTONE: Law[Operator] = Law(
     "monotone",
     "the error of M does not grow with the knob",
     lambda op: bool(op.traits.monotone),
     _monotone,
+    family="spectral",
+    when="claims monotone",
+    allows="rounding of sums over n",
+    catches="a window that closes as it is opened",
 )
 TARGET: Law[Operator] = Law(
     "target",
     "op.target is exact, and another operator than an approximation of it",
-    always,
+    has_target,
     _target,
+    family="honesty",
+    when="says what it approximates",
+    allows="nothing",
+    catches="the target in the guise of its approximation",
 )
 FINITE: Law[Operator] = Law(
     "finite",
     "finite over twelve orders of bandwidth, or of the scale of q and k, in float64 and float32",
     always,
     _finite,
+    family="numerical",
+    allows="nothing",
+    catches="exponentials that are taken apart",
+    examples=1,
 )
 LINEAR_MEMORY: Law[Operator] = Law(
     "linear memory",
     "four times the tokens take about four times the memory",
     lambda op: op.traits.linear_memory,
     _memory,
+    family="cost",
+    when="claims linear_memory",
+    allows="5 times the memory for 4 times the tokens",
+    catches="a matrix of all scores",
+    examples=1,
 )
 GRADIENT: Law[Operator] = Law(
     "gradient",
     "the backward pass equals central differences in float64, with and without a mask",
     always,
     _gradient,
+    family="gradients",
+    allows="what gradcheck allows, in float64",
+    catches="keys that are detached; an implicit gradient after three steps",
+    examples=1,
 )

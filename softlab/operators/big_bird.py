@@ -56,6 +56,7 @@ class BigBird:
         return Traits(
             row_stochastic=True,
             nonnegative=True,
+            reads="relative scores",
             restricted=True,
             exact_at="window",
             monotone="absolute",

@@ -61,6 +61,8 @@ class GaussianAttention:
             nonnegative=True,
             symmetric=not by_row,
             psd=not by_row,
+            reads="distances",
+            reciprocal=self.normalization == "none",
             linear_memory=True,
         )
         return traits.made_causal() if self.causal else traits

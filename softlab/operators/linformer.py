@@ -46,7 +46,7 @@ class Linformer:
     @property
     def traits(self) -> Traits:
         """Low rank, linear memory."""
-        return Traits(query_equivariant=True, low_rank=True, linear_memory=True)
+        return Traits(query_equivariant=True, reads="scores", low_rank=True, linear_memory=True)
 
     @property
     def target(self) -> Softmax:

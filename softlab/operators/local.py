@@ -61,6 +61,7 @@ class Local:
         traits = Traits(
             row_stochastic=True,
             nonnegative=True,
+            reads="relative scores",
             restricted=True,
             exact_at="window" if dense else "",
             monotone="absolute" if dense else "",

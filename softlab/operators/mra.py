@@ -58,6 +58,7 @@ class MRA:
         return Traits(
             row_stochastic=True,
             nonnegative=True,
+            reads="scores",
             restricted=self.sparse,
             exact_at_rank_one=not self.sparse,
             exact_at="refined",

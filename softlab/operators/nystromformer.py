@@ -55,7 +55,10 @@ class Nystromformer:
     def traits(self) -> Traits:
         """Low rank, linear memory."""
         exact = self.landmarks.means and not self.pinv.traits.regularized
+        # Landmarks by position are linear in the tokens.
+        linear = self.landmarks.means and not self.landmarks.equivariant
         return Traits(
+            reads="relative scores" if linear else "",
             low_rank=True,
             exact_at="rank" if exact else "",
             exact_at_rank_one=exact,

@@ -86,6 +86,7 @@ class RandomFourier:
             key_invariant=True,
             symmetric=plain,
             psd=plain,
+            reciprocal=plain,
             low_rank=True,
             unbiased=unbiased,
             variance="equal" if unbiased and self.weights.independent else "",

@@ -87,6 +87,7 @@ class Reformer:
             nonnegative=True,
             restricted=True,
             exact_at="chunk" if self.buckets == 1 else "",
+            seedless=self.buckets == 1,
             linear_memory=True,
         )
 

@@ -68,6 +68,8 @@ class Skyformer:
         return Traits(
             symmetric=True,
             psd=True,
+            reads="distances" if self.landmarks.means else "",
+            below=True,
             low_rank=True,
             lifted=True,
             exact_at="rank" if exact else "",

@@ -67,6 +67,8 @@ class Soft:
             row_stochastic=by_row,
             symmetric=not by_row,
             psd=not by_row,
+            reads="distances" if self.landmarks.means else "",
+            below=self.normalization == "none",
             low_rank=True,
             exact_at="rank" if exact else "",
             exact_at_rank_one=exact,

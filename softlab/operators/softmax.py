@@ -38,6 +38,7 @@ class Softmax:
             key_invariant=True,
             row_stochastic=True,
             nonnegative=True,
+            reads="relative scores",
             linear_memory=True,
         )
         return traits.made_causal() if self.causal else traits

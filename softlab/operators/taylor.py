@@ -50,6 +50,7 @@ class Taylor:
             key_invariant=True,
             row_stochastic=True,
             nonnegative=True,
+            reads="scores",
             linear_memory=True,
         )
         return traits.made_causal() if self.causal else traits

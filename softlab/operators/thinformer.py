@@ -75,7 +75,11 @@ class Thinformer:
     def traits(self) -> Traits:
         """Not linear in v; no query has a part in the choice of keys."""
         return Traits(
-            linear_in_v=False, query_equivariant=True, exact_at="size", linear_memory=True
+            linear_in_v=False,
+            query_equivariant=True,
+            blind=self.size == 1,
+            exact_at="size",
+            linear_memory=True,
         )
 
     @property

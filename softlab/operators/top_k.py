@@ -62,6 +62,7 @@ class TopK:
             key_invariant=True,
             row_stochastic=True,
             nonnegative=True,
+            reads="relative scores",
             restricted=True,
             exact_at="k" if self.k is not None else "",
             monotone="absolute" if self.k is not None else "",

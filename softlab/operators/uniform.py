@@ -35,6 +35,7 @@ class Uniform:
             nonnegative=True,
             symmetric=True,
             psd=True,
+            blind=True,
             linear_memory=True,
         )
         return traits.made_causal() if self.target.traits.causal else traits

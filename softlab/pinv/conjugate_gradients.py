@@ -48,7 +48,9 @@ class ConjugateGradients:
         scale = a.detach().abs().amax((-2, -1), keepdim=True)
         scale = torch.where(scale > 0, scale, 1)
         unit = a / scale
-        r = b.expand(*a.shape[:-1], b.shape[-1])
+        length = b.detach().abs().amax(-2, keepdim=True)
+        length = torch.where(length > 0, length, 1)
+        r = (b / length).expand(*a.shape[:-1], b.shape[-1])
         x = torch.zeros_like(r)
         p, size = r, r.square().sum(-2, keepdim=True)
         least = torch.finfo(a.dtype).eps ** 2 * size.detach()
@@ -59,7 +61,7 @@ class ConjugateGradients:
             # A column rests once its residual is rounding; 0 / 0 would follow.
             going = (size.detach() > least) & (curve.detach() != 0)
             alpha = torch.where(going, size, 0) / torch.where(going, curve, 1)
-            x = x + alpha * p / scale
+            x = x + alpha * p / scale * length
             r = r - alpha * image
             after = r.square().sum(-2, keepdim=True)
             beta = torch.where(going, after, 0) / torch.where(going, size, 1)

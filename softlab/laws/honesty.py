@@ -1,0 +1,158 @@
+"""Laws of honesty: an operator answers, from what it is given, and leaves no trace."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softlab.core import Operator
+from softlab.laws.law import (
+    Gap,
+    Law,
+    always,
+    largest,
+    lengths,
+    normal,
+    rank_of,
+    size,
+    takes_mask,
+    tolerance,
+)
+
+F64 = torch.float64
+LEAST = 1e-6
+"""How much of the output must answer to its input, relative to the values."""
+
+
+def _draw(op: Operator, rng: torch.Generator, more: int = 0) -> tuple[Tensor, ...]:
+    m = rank_of(op) + more
+    n, l = lengths(op, m + size(5, 3), m + size(7, 3))  # noqa: E741
+    return normal(rng, n, size(4, 2)), normal(rng, l, size(4, 2)), normal(rng, l, size(3))
+
+
+def _answers(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
+    q, k, v = (2 * x for x in _draw(op, rng))
+    other = [2 * normal(rng, *x.shape) for x in (q, k, v)]
+    out, unit = op(q, k, v), largest(v)
+    yield Gap(LEAST * unit, largest(out), "the output is not zero")
+    running = v.cumsum(-2) / torch.arange(1, len(v) + 1, device=v.device)[:, None]
+    mean = running if op.traits.causal else v.mean(-2, keepdim=True)
+    yield Gap(LEAST * unit, largest(out - mean), "nor the mean of v")
+    # Not q / |q|: one that reads directions alone still answers.
+    changed = {"q": (other[0], k, v), "k": (q, other[1], v), "v": (q, k, other[2])}
+    for name, tensors in changed.items():
+        moved = largest(op(*tensors) - out)
+        yield Gap(LEAST * unit, moved, f"another {name} gives another output")
+
+
+def _stateless(op: Any, rng: torch.Generator) -> Iterator[Gap]:
+    cases = [_draw(op, rng), _draw(op, rng, more=4), _draw(op, rng)]
+    if takes_mask(op):
+        keep = torch.arange(len(cases[2][1])) != 1
+        cases[2] = (*cases[2], keep.to(cases[2][1].device))
+    held, name = _held(op), repr(op)
+    first = [op(*case) for case in cases]
+    for i in (2, 0, 1):
+        again = op(*cases[i])
+        yield Gap(float(not torch.equal(again, first[i])), 0, f"call {i} of 3, asked once more")
+    yield Gap(float(repr(op) != name), 0, "the operator's name")
+    yield Gap(float(not _alike(_held(op), held)), 0, "what the operator holds")
+
+
+def _held(op: Any) -> dict[str, Any]:
+    return copy.deepcopy(dict(getattr(op, "__dict__", {})))
+
+
+def _alike(x: Any, y: Any) -> bool:
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        return x.shape == y.shape and bool(torch.equal(x, y))
+    if isinstance(x, dict) and isinstance(y, dict):
+        return x.keys() == y.keys() and all(_alike(x[name], y[name]) for name in x)
+    plain = (bool, int, float, complex, str, bytes, type(None), tuple, list, set, frozenset)
+    # What cannot be compared is not held against it.
+    return x == y if isinstance(x, plain) and isinstance(y, plain) else type(x) is type(y)
+
+
+def printed(call: Callable[[], object]) -> str:
+    """What the call writes to the standard streams."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+        call()
+    return text.getvalue()
+
+
+def _silent(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
+    case = _draw(op, rng)
+    text = printed(lambda: op(*case))
+    yield Gap(len(text), 0, f"characters printed: {text.strip()[:60]!r}")
+
+
+def _views(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
+    q, k, v = case = _draw(op, rng)
+    out = op(*case)
+    allowed = tolerance(F64, len(k), c=1000, scale=largest(out))
+    strided = [x.mT.contiguous().mT for x in case]
+    yield Gap(largest(op(*strided) - out), allowed, "transposed in memory")
+    twice = [x.repeat_interleave(2, -1)[..., ::2] for x in case]
+    yield Gap(largest(op(*twice) - out), allowed, "every other column of twice as many")
+    batch = op(*(x.expand(2, *x.shape) for x in case))
+    yield Gap(largest(batch - out), allowed, "the same matrix twice, by a stride of zero")
+    with torch.no_grad():
+        yield Gap(largest(op(*case) - out), allowed, "under no_grad")
+    with torch.inference_mode():
+        yield Gap(largest(op(*case) - out), allowed, "under inference_mode")
+    leaves = [x.clone().requires_grad_() for x in case]
+    yield Gap(largest(op(*leaves).detach() - out), allowed, "with a graph")
+    if takes_mask(op):
+        everything = torch.ones(len(k), dtype=torch.bool, device=k.device)
+        yield Gap(largest(op(q, k, v, everything) - out), allowed, "under a mask that keeps all")
+
+
+ANSWERS: Law[Operator] = Law(
+    "answers",
+    "the output is neither zero nor the mean of v, and changes with each of q, k and v",
+    lambda op: not op.traits.blind,
+    _answers,
+    family="honesty",
+    when="does not claim to be blind to q and k",
+    allows="a millionth of the values",
+    catches="zeros; the mean of v; one key read for every query",
+    any_dtype=True,
+)
+STATELESS: Law[Any] = Law(
+    "stateless",
+    "a call gives the same bits after any other calls, and changes nothing that the operator holds",
+    always,
+    _stateless,
+    family="honesty",
+    allows="no bit",
+    catches="the largest query of all calls in a scale; noise of the global generator",
+    any_dtype=True,
+)
+SILENT: Law[Operator] = Law(
+    "silent",
+    "a call prints nothing",
+    always,
+    _silent,
+    family="honesty",
+    allows="no character",
+    catches="a forgotten print",
+    any_dtype=True,
+    examples=1,
+)
+VIEWS: Law[Operator] = Law(
+    "views",
+    "strides, graphs, grad modes and a mask that keeps all change no output",
+    always,
+    _views,
+    family="interface",
+    allows="rounding of sums over l, of another order",
+    catches="a view of memory that is not contiguous; another path without a graph",
+    any_dtype=True,
+)

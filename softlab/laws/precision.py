@@ -1,0 +1,114 @@
+"""Laws of precision: rounding no worse than a plain implementation's, and values of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softlab.core import Operator, as_matrix
+from softlab.laws.geometry import condition
+from softlab.laws.law import (
+    Gap,
+    Law,
+    has_target,
+    largest,
+    lengths,
+    normal,
+    rank_of,
+    size,
+    tolerance,
+)
+
+F64 = torch.float64
+FACTOR = 8.0
+"""How many times the error of the plain implementation is allowed."""
+
+
+def _draw(op: Operator, rng: torch.Generator, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    m = rank_of(op)
+    n, l = lengths(op, m + size(11, 2), m + size(13, 2))  # noqa: E741
+    shapes = (n, size(8, 2)), (l, size(8, 2)), (l, size(3))
+    q, k, v = (normal(rng, *shape, dtype=dtype) for shape in shapes)
+    return q, k, v
+
+
+def _two_errors(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        q, k, v = _draw(op, rng, dtype)
+        wide = [x.double() for x in (q, k, v)]
+        reference = op(*wide)
+        mine = largest(op(q, k, v).double() - reference)
+        plain = largest(reference.to(dtype).double() - reference)
+        if has_target(op):
+            # A dense matrix in that precision, and its product with v.
+            dense = as_matrix(op.target, *wide[:2])
+            product = dense.to(dtype) @ v
+            plain = max(plain, largest(product.double() - dense @ wide[2]))
+        rounding = tolerance(dtype, len(k), c=1, scale=largest(reference))
+        # Operators work in float32 at least, so that a core's condition counts in its precision.
+        kappa = 10 * condition(op, *wide[:2])
+        inner = tolerance(torch.float32, len(k), c=1, kappa=kappa, scale=largest(v))
+        allowed = FACTOR * max(plain, rounding) + (inner if kappa > 10 else 0)
+        yield Gap(mine, allowed, f"{dtype}: plain {plain:.2g}, n={len(q)}, l={len(k)}")
+
+
+def _homogeneous(op: Any, rng: torch.Generator) -> Iterator[Gap]:
+    for dtype, exponents in ((F64, (-900, -100, 100, 900)), (torch.float32, (-100, 100))):
+        q, k, v = _draw(op, rng, dtype)
+        out = op(q, k, v).double()
+        allowed = tolerance(dtype, len(k), c=100, scale=largest(v))
+        for exponent in exponents:
+            held = op(q, k, v * 2.0**exponent).double() * 2.0**-exponent
+            yield Gap(largest(held - out), allowed, f"{dtype}, values times 2^{exponent}")
+
+
+def _denormal(op: Any, rng: torch.Generator) -> Iterator[Gap]:
+    for dtype in (F64, torch.float32):
+        q, k, v = _draw(op, rng, dtype)
+        tiny = torch.finfo(dtype).tiny
+        tokens = op(q * (tiny / 4), k * (tiny / 4), v)
+        yield Gap(float((~tokens.isfinite()).sum()), 0, f"{dtype}, tokens below the normal numbers")
+        if not op.traits.linear_in_v:
+            continue
+        out = op(q, k, v * (tiny / 4)).double()
+        wanted = op(q, k, v).double() * (tiny / 4)
+        # Each product is a multiple of the least number.
+        least = tiny * torch.finfo(dtype).eps
+        allowed = 100 * len(k) * least * (1 + largest(as_matrix(op, q, k)))
+        allowed += 100 * torch.finfo(dtype).eps * largest(wanted)
+        yield Gap(largest(out - wanted), allowed, f"{dtype}, values below the normal numbers")
+
+
+TWO_ERRORS: Law[Operator] = Law(
+    "two errors",
+    "in float32, bfloat16 and float16 the error against float64 is at most 8 times that of a dense "
+    "matrix rounded to that precision and applied in it",
+    lambda op: op.traits.linear_in_v,
+    _two_errors,
+    family="numerical",
+    when="is linear in v",
+    allows="8 times the plain error; of a core, also its condition times the rounding of float32",
+    catches="sums in float16",
+)
+HOMOGENEOUS: Law[Any] = Law(
+    "values of any size",
+    "op(q, k, c v) = c op(q, k, v) for powers c of two over 540 orders of ten, 60 in float32",
+    lambda op: op.traits.linear_in_v,
+    _homogeneous,
+    family="numerical",
+    when="is linear in v",
+    allows="rounding of sums over l",
+    catches="values that are clipped; a small number added to the output",
+)
+DENORMAL: Law[Any] = Law(
+    "denormal numbers",
+    "tokens below the normal numbers give finite outputs, and such values their average",
+    lambda op: True,  # noqa: ARG005
+    _denormal,
+    family="numerical",
+    allows="a least number for each product",
+    catches="a division by a norm that underflows",
+)

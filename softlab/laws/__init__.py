@@ -103,6 +103,12 @@ SOLVER_LAWS: tuple[Law[Solver], ...] = (
     invariance.SECOND,
 )
 
+FAMILIES = (
+    *("interface", "algebraic", "isolation", "limits", "spectral", "statistical"),
+    *("numerical", "gradients", "cost", "honesty"),
+)
+"""What laws are about, in the order of a report."""
+
 
 def check(subject: Operator | Solver, *, seed: int = 0) -> None:
     """Check every law that applies; raise ``BrokenLawError`` at the first that fails."""
@@ -115,6 +121,7 @@ def check(subject: Operator | Solver, *, seed: int = 0) -> None:
 
 
 __all__ = [
+    "FAMILIES",
     "OPERATOR_LAWS",
     "SOLVER_LAWS",
     "BrokenLawError",

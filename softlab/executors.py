@@ -208,7 +208,7 @@ def rows(
     deaths: Counter[str] = Counter()
     suspects: deque[str] = deque()
     finished: list[tuple[str, Row]] = []
-    executor = crew.open()
+    executor = _opened(crew)
 
     def send(key: str, lane: deque[str]) -> None:
         task = tasks[key]
@@ -269,11 +269,27 @@ def rows(
                     finished.append((key, {"status": "failed", "error": _died(error)}))
             if broken:
                 _stop(executor)
-                executor = crew.open()
+                executor = _opened(crew)
     finally:
         for future in keys:
             future.cancel()
         _stop(executor)
+
+
+def _opened(crew: Crew) -> Executor:
+    """An executor whose workers are known to start, which no case must answer for."""
+    executor = crew.open()
+    try:
+        executor.submit(os.getpid).result()
+    except RuntimeError as error:
+        _stop(executor)
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        msg = (
+            f"the executor has no worker that starts ({reason}); in a script, call run below "
+            "'if __name__ == \"__main__\":'"
+        )
+        raise ConnectionError(msg) from None
+    return executor
 
 
 def _error(future: Future[Row]) -> BaseException | None:

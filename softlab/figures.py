@@ -22,6 +22,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from softlab.chapters.quartiles import summary
+from softlab.looks import METHODS, Look
+from softlab.looks import looks as chosen
 
 # Inches. The width is that of the report's text.
 WIDTH, BELOW, TITLE, ENTRIES = 6.3, 0.42, 0.3, 0.18
@@ -51,20 +53,6 @@ STYLE: Any = {
     "svg.hashsalt": "softlab",  # equal figures become equal files
 }
 
-# Marker, whether it is filled, line, and a colour whose grey differs from its neighbours', so that
-# line and marker each suffice alone.
-METHODS = (
-    ("o", True, "-", "#123f8c"),
-    ("s", True, "--", "#e0762a"),
-    ("^", True, "-.", "#2d7f5e"),
-    ("D", True, (0, (5, 1, 1, 1, 1, 1)), "#b59ad6"),
-    ("v", True, (0, (1, 1)), "#7a1f3d"),
-    ("P", True, (0, (3, 1)), "#c9a227"),
-    ("o", False, (0, (10, 1.5)), "#0b6e8f"),
-    ("s", False, (0, (7, 1.5, 2, 1.5)), "#e58fa8"),
-    ("^", False, (0, (3, 1, 3, 1, 1, 1)), "#5b4a1e"),
-    ("D", False, (0, (2, 2)), "#7fb069"),
-)
 GUIDES = ("-", (0, (6, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 
 Word = str | float | bool
@@ -136,6 +124,33 @@ class Lines:
             raise ValueError(msg)
 
 
+@dataclass(frozen=True)
+class Mark:
+    """A drawn point: where it lies, in parts of the figure's width and height from its upper left
+    corner, and whose case it is.
+
+    ``y`` is the median of ``cases`` rows between the quartiles ``q1`` and ``q3``; ``case`` holds
+    what these rows have in common, by axis of the study.
+    """
+
+    left: float
+    top: float
+    panel: str
+    group: str
+    x: float
+    y: float
+    q1: float
+    q3: float
+    cases: int
+    case: Mapping[str, str]
+
+
+class Drawing(Figure):
+    """A figure that knows its points."""
+
+    marks: tuple[Mark, ...] = ()
+
+
 def pages(table: pd.DataFrame, lines: Lines) -> list[Word]:
     """The values of the page column in the rows that ``lines`` draws; one empty word without.
 
@@ -145,7 +160,7 @@ def pages(table: pd.DataFrame, lines: Lines) -> list[Word]:
     return list(rows[lines.page].dropna().unique()) if lines.page else [""]
 
 
-def draw(table: pd.DataFrame, lines: Lines, page: Word = "") -> Figure:
+def draw(table: pd.DataFrame, lines: Lines, page: Word = "") -> Drawing:
     """Draw one page of ``lines``; rows that failed are left out, unusable points are counted.
 
     Unusable is what is no number (missing, a word, True), not finite, or not positive on a
@@ -182,17 +197,19 @@ def draw(table: pd.DataFrame, lines: Lines, page: Word = "") -> Figure:
     above = (TITLE if lines.panel else 0.1) + ENTRIES * math.ceil(len(labels) / columns)
     height = above + BELOW + down * each
     with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height))
+        figure = Drawing(figsize=(WIDTH, height))
         # Fixed margins line figures up down a page, and are set in a tenth of a layout's time.
         figure.subplots_adjust(
             left=0.62 / WIDTH, right=1 - 0.08 / WIDTH, wspace=0.1, hspace=0.36,
             top=1 - above / height, bottom=BELOW / height,
         )  # fmt: skip
         grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+        points: list[tuple[Axes, str, pd.DataFrame]] = []
         for i, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
             mine = rows[rows[lines.panel] == panel] if lines.panel else rows
             own = _looks(mine, lines) if lines.legend == "panel" else looks
-            _panel(axes, mine, lines, own)
+            of_panel = _panel(axes, mine, lines, own)
+            points += [(axes, _word(lines.panel, panel), curve) for curve in of_panel]
             if lines.legend == "panel":
                 _key(axes, [_word(lines.group, group) for group in own])
             axes.set_title(_word(lines.panel, panel), parse_math=False)
@@ -200,6 +217,7 @@ def draw(table: pd.DataFrame, lines: Lines, page: Word = "") -> Figure:
         for axes in grid.flat[len(panels) :]:
             axes.remove()
         _scale(grid[0, 0], rows, lines, looks or _groups(rows, lines))
+        figure.marks = tuple(mark for one in points for mark in _marks(figure, *one))
         middle = (BELOW + height - above) / 2 / height
         figure.supxlabel(lines.xlabel, fontsize=9, y=0.06 / height, va="bottom")
         figure.supylabel(lines.ylabel, fontsize=9, x=0.06 / WIDTH, y=middle, ha="left")
@@ -314,7 +332,7 @@ def _groups(rows: pd.DataFrame, lines: Lines) -> list[Word]:
     return [group for group in placed if group not in {*lines.references, lines.exact}]
 
 
-def _looks(rows: pd.DataFrame, lines: Lines) -> dict[Word, Any]:
+def _looks(rows: pd.DataFrame, lines: Lines) -> dict[Word, Look]:
     """A look for each group; ``ValueError`` for more than can be told apart."""
     groups = _groups(rows, lines)
     if len(groups) > len(METHODS):
@@ -323,7 +341,7 @@ def _looks(rows: pd.DataFrame, lines: Lines) -> dict[Word, Any]:
             "apart; choose some with where, or split them by panel or page and where."
         )
         raise ValueError(msg)
-    return dict(zip(groups, METHODS, strict=False))
+    return dict(zip(groups, chosen([_word("", group) for group in groups]), strict=True))
 
 
 def _key(axes: Axes, labels: list[str]) -> None:
@@ -343,7 +361,40 @@ def _curve(rows: pd.DataFrame, lines: Lines, y: str) -> pd.DataFrame:
     return points.assign(x=x).sort_values(by)
 
 
-def _panel(axes: Axes, rows: pd.DataFrame, lines: Lines, looks: dict[Word, Any]) -> None:
+def _marks(figure: Figure, axes: Axes, panel: str, points: pd.DataFrame) -> Iterable[Mark]:
+    """The points of a curve that lie in the frame."""
+    places = axes.transData.transform(points[["x", "median"]].to_numpy(float))
+    places = figure.transFigure.inverted().transform(places)
+    frame = axes.get_position()
+    for (left, up), row in zip(places, points.to_dict("records"), strict=True):
+        if frame.x0 - 0.01 <= left <= frame.x1 + 0.01 and frame.y0 - 0.01 <= up <= frame.y1 + 0.01:
+            yield Mark(
+                left=round(float(left), 5), top=round(float(1 - up), 5), panel=panel,
+                group=row["group"], x=row["x"], y=row["median"], q1=row["q1"], q3=row["q3"],
+                cases=row["cases"], case=row["case"],
+            )  # fmt: skip
+
+
+def _common(rows: pd.DataFrame, by: str) -> pd.DataFrame:
+    """For each value of ``by``: how many rows, and what these have in common by axis."""
+    names = list(rows.columns)
+    ahead = names[: names.index("status")]  # a row begins with its case
+    axes = [x for x in ahead if "." not in x and x != by]
+    groups = rows.groupby(by, sort=False)
+    found = pd.DataFrame({"cases": groups.size()})
+    same = groups[axes].nunique() == 1 if axes else pd.DataFrame(index=found.index)
+    first = groups[axes].first() if axes else pd.DataFrame(index=found.index)
+    found["case"] = [
+        {axis: str(first.at[at, axis]) for axis in axes if same.at[at, axis]} for at in found.index
+    ]
+    return found.reset_index()
+
+
+def _panel(
+    axes: Axes, rows: pd.DataFrame, lines: Lines, looks: dict[Word, Look]
+) -> list[pd.DataFrame]:
+    """Draw the panel; return the points of each curve, with what each is made of."""
+    drawn: list[pd.DataFrame] = []
     axes.set(xscale=lines.xscale, yscale=lines.yscale)
     by = lines.by or lines.x
     on_axis = _usable(rows[lines.x], lines.xscale) & rows[by].notna()
@@ -377,6 +428,8 @@ def _panel(axes: Axes, rows: pd.DataFrame, lines: Lines, looks: dict[Word, Any])
                 markeredgecolor="white" if filled else colour,
                 markeredgewidth=0.4 if filled else 0.8,
             )  # fmt: skip
+            known = points.merge(_common(rows[usable & of_group], by), on=by)
+            drawn.append(known.assign(group=_word(lines.group, group)))
         if lines.expected:
             mine = rows[of_group & on_axis & _usable(rows[lines.expected], lines.yscale)]
             points = _curve(mine, lines, lines.expected)
@@ -398,6 +451,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, lines: Lines, looks: dict[Word, Any])
     cost = rows.loc[usable & (rows[lines.group] == lines.exact), lines.x].median()
     if math.isfinite(cost):
         axes.axvline(cost, label=lines.exact, color="0.45", lw=0.8)
+    return drawn
 
 
 def _scale(axes: Axes, rows: pd.DataFrame, lines: Lines, looks: Iterable[Word]) -> None:

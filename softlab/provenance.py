@@ -17,7 +17,7 @@ import torch
 
 PACKAGE = Path(__file__).parent
 # These read tables and make none, so a new colour in a figure leaves the rows valid.
-PRESENTATION = {"chapters", "cli", "figures.py", "report.py", "report.typ"}
+PRESENTATION = {"chapters", "cli", "figures.py", "looks.py", "report"}
 
 
 def source(function: Callable[..., object]) -> Path | None:

@@ -248,6 +248,7 @@ STUDY = Study(
         "allowance": [16, 64, 1 / 4],
     },
     measure=measure,
+    timed=("time",),
     keep=keep,
     chapter="landmarks",
     figures=(

@@ -1,7 +1,7 @@
 """How a line looks: a method has its marker, dashes and colour in every figure of every report.
 
-Marker and dashes each suffice alone, in grey and for the colour-blind; ten colours differ from their
-neighbours in grey and serve the catalogue three times over, with other markers and other dashes.
+Marker and dashes each suffice alone, in grey and for the colour-blind; ten colours differ in grey
+from their neighbours and serve the catalogue three times over, with other markers and dashes.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -53,14 +54,17 @@ ABSTRACT = {
 HEAVY = ("pandas", "matplotlib", "scipy", "typst", "rich", "typer", "onnx")
 
 
+@cache  # every planted violation reads the whole package again
 def imported(source):
     """Pairs (module, name or None) of every import, those inside functions too."""
+    found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, None) for alias in node.names)
+            found += [(alias.name, None) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "absolute imports only"
-            yield from ((node.module, alias.name) for alias in node.names)
+            found += [(node.module, alias.name) for alias in node.names]
+    return found
 
 
 def level(part):

@@ -14,6 +14,10 @@ repository that makes it fail.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+from softlab.checks import hint
 from softlab.core import Operator
 from softlab.laws import (
     algebra,
@@ -21,6 +25,7 @@ from softlab.laws import (
     cost,
     derivatives,
     estimates,
+    examination,
     geometry,
     honesty,
     interface,
@@ -32,7 +37,9 @@ from softlab.laws import (
     spectral,
     temperature,
 )
+from softlab.laws.examination import EXAMPLES, SECONDS, Outcome, Verdict
 from softlab.laws.law import BrokenLawError, Draws, Gap, Law, OutOfScopeError, tolerance
+from softlab.laws.subjects import adapted, is_solver, load
 from softlab.pinv import Solver
 
 OPERATOR_LAWS: tuple[Law[Operator], ...] = (
@@ -110,25 +117,99 @@ FAMILIES = (
 """What laws are about, in the order of a report."""
 
 
-def check(subject: Operator | Solver, *, seed: int = 0) -> None:
-    """Check every law that applies; raise ``BrokenLawError`` at the first that fails."""
-    if isinstance(subject, Solver):
-        for solver_law in SOLVER_LAWS:
-            solver_law.check(subject, seed=seed)
-    else:
-        for operator_law in OPERATOR_LAWS:
-            operator_law.check(subject, seed=seed)
+def suite(subject: Any) -> tuple[Law[Any], ...]:
+    """The laws to ask of an operator, or of a solver."""
+    return SOLVER_LAWS if is_solver(subject) else OPERATOR_LAWS
+
+
+def check(
+    subject: Any, *, seed: int = 0, only: str | None = None, draws: Draws | None = None
+) -> None:
+    """Check every law that applies; raise ``BrokenLawError`` at the first that fails.
+
+    ``subject``: an operator, a solver, or a callable as ``laws.adapted`` takes it. ``seed``,
+    ``draws``: of the inputs. ``only``: the name of one law; ``ValueError`` if there is none.
+    """
+    subject = adapted(subject)
+    for law in _chosen(subject, only):
+        law.check(subject, seed=seed, draws=draws)
+
+
+def examine(
+    subject: Any,
+    *,
+    examples: int = EXAMPLES,
+    seconds: float = SECONDS,
+    draws: Draws | None = None,
+    only: str | None = None,
+    name: str = "op",
+) -> list[Outcome]:
+    """What becomes of each law: holds, fails with a counterexample, or does not apply and why.
+
+    ``subject``: as of ``check``. ``examples``: seeds of each law. ``seconds``: the most that one
+    may take, where Python can interrupt it; ``softlab check`` runs in a process that it can end.
+    ``draws``: dtype and device. ``name``: of the subject, in lines that reproduce failures.
+    """
+    subject = adapted(subject)
+    found = _chosen(subject, only)
+    return list(
+        examination.examine(
+            subject, found, examples=examples, seconds=seconds, draws=draws, name=name
+        )
+    )
+
+
+def parametrize(subjects: Sequence[Any]) -> Any:
+    """A mark for pytest: a test of ``(subject, law)`` runs once for each law of each subject.
+
+    Laws that do not apply are skipped, and say why::
+
+        @laws.parametrize([Soft(rank=8), my_attention])
+        def test_laws(subject, law):
+            law.check(subject)
+    """
+    import pytest
+
+    cases = []
+    for subject in map(adapted, subjects):
+        for law in suite(subject):
+            applies = law.applies(subject)
+            reason = f"{law.name} is for what {law.when}"
+            marks = () if applies else (pytest.mark.skip(reason=reason),)
+            cases.append(pytest.param(subject, law, marks=marks, id=f"{subject!r}-{law.name}"))
+    return pytest.mark.parametrize(("subject", "law"), cases)
+
+
+def _chosen(subject: Any, only: str | None) -> tuple[Law[Any], ...]:
+    """The laws of a subject, or the one of that name."""
+    found = suite(subject)
+    if only is None:
+        return found
+    names = [law.name for law in found]
+    if only not in names:
+        msg = f"there is no law {only!r}; there are {', '.join(names)}.{hint(only, names)}"
+        raise ValueError(msg)
+    return tuple(law for law in found if law.name == only)
 
 
 __all__ = [
+    "EXAMPLES",
     "FAMILIES",
     "OPERATOR_LAWS",
+    "SECONDS",
     "SOLVER_LAWS",
     "BrokenLawError",
     "Draws",
     "Gap",
     "Law",
     "OutOfScopeError",
+    "Outcome",
+    "Verdict",
+    "adapted",
     "check",
+    "examine",
+    "load",
+    "parametrize",
+    "suite",
     "tolerance",
 ]

@@ -293,7 +293,7 @@ INDEPENDENT: Law[Solver] = Law(
 STATUS: Law[Solver] = Law(
     "status",
     "solve tells the truth of each matrix",
-    faithful,
+    lambda s: hasattr(s, "solve") and faithful(s),
     _status,
     family="honesty",
     when="is no copy of published code with its defects",
@@ -304,7 +304,8 @@ COST: Law[Solver] = Law(
     "cost",
     "cost(m).flops is what torch counts, for solvers made of products",
     lambda s: (
-        (isinstance(s, Iteration) or s.cost(4).factorization_flops == 0)
+        hasattr(s, "cost")
+        and (isinstance(s, Iteration) or s.cost(4).factorization_flops == 0)
         and not s.traits.watched
         and faithful(s)
     ),

@@ -18,6 +18,7 @@ from softlab.laws.law import (
     lengths,
     normal,
     rank_of,
+    size,
     takes_mask,
     tolerance,
 )
@@ -33,10 +34,11 @@ def _badly_scaled(op: Operator, rng: torch.Generator) -> tuple[Tensor, Tensor, T
     equal rows, and a truncated SVD is not unique.
     """
     m = rank_of(op)
-    q, k, v = normal(rng, 4, m + 6, 4), normal(rng, 4, m + 6, 4), normal(rng, 4, m + 6, 3)
-    scale = torch.tensor([1, 3, 1 / 30, 1], dtype=F64)[:, None, None]
+    n, d = m + size(6, 1), size(4)
+    q, k, v = normal(rng, 4, n, d), normal(rng, 4, n, d), normal(rng, 4, n, size(3))
+    scale = torch.tensor([1, 3, 1 / 30, 1]).to(q)[:, None, None]
     q, k = q * scale, k * scale
-    near = normal(rng, 1, 4) + 1e-3 * normal(rng, m + 6, 4)
+    near = normal(rng, 1, d) + 1e-3 * normal(rng, n, d)
     return torch.cat((q[:3], near[None])), torch.cat((k[:3], near[None])), v
 
 
@@ -96,13 +98,13 @@ def _causal(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
         out = op(*tokens)
         for seen in (1, 7, n - 1):
             # Of any size: a scale that all tokens share would drown the others, or round them.
-            for size in (1.0, 1e-6, 1e3, 1e6):
-                later = [size * normal(rng, *x.shape, dtype=dtype)[:, seen:] for x in tokens]
+            for scale in (1.0, 1e-6, 1e3, 1e6):
+                later = [scale * normal(rng, *x.shape, dtype=dtype)[:, seen:] for x in tokens]
                 changed = [
                     torch.cat((x[:, :seen], y), 1) for x, y in zip(tokens, later, strict=True)
                 ]
                 leak = largest(op(*changed)[:, :seen] - out[:, :seen])
-                yield Gap(leak, 0, f"{dtype}, tokens from {seen} on changed to size {size:g}")
+                yield Gap(leak, 0, f"{dtype}, tokens from {seen} on changed to size {scale:g}")
     leaves = [x.requires_grad_() for x in tokens]
     early = op(*leaves)[:, :7].square().sum()
     for x in torch.autograd.grad(early, leaves, materialize_grads=True):

@@ -1,0 +1,179 @@
+"""An examination in a process of its own, which a subject may hang, end or break.
+
+The child examines law after law and reports each through a pipe. One that is silent for too long
+is killed, one that ends is noted, and another goes on with the laws that are left.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from softlab.laws import subjects
+from softlab.laws.examination import (
+    EXAMPLES,
+    SECONDS,
+    Outcome,
+    TooLongError,
+    Verdict,
+    limit,
+    outcome,
+)
+from softlab.laws.law import Draws, Law, said
+
+STARTING = 120.0
+"""Seconds that the child may take to start and to import the subject."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to examine: a spec as ``laws.load`` takes it, and how.
+
+    ``examples``, ``seconds``, ``dtype``, ``device``: as of ``laws.examine``. ``only``: names of
+    laws, empty for all.
+    """
+
+    spec: str
+    traits: str | None = None
+    target: str | None = None
+    examples: int = EXAMPLES
+    seconds: float = SECONDS
+    dtype: str = "float64"
+    device: str = "cpu"
+    only: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The line of Python that loads the subject."""
+        given = ((key, getattr(self, key)) for key in ("traits", "target"))
+        more = "".join(f", {key}={held!r}" for key, held in given if held is not None)
+        return f"laws.load({self.spec!r}{more})"
+
+
+def examined(request: Request) -> Iterator[Outcome]:
+    """The outcome of every law; first whether there is a subject at all."""
+    done: list[str] = []
+    while True:
+        child = _Child(request, done)
+        try:
+            finished = yield from child.reports(done)
+        finally:
+            child.end()
+        if finished:
+            return
+
+
+class _Child:
+    def __init__(self, request: Request, done: Sequence[str]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.request = request
+        self.pipe, theirs = context.Pipe(duplex=False)
+        self.process = context.Process(target=_serve, args=(theirs, request, tuple(done)))
+        self.process.start()
+        theirs.close()
+
+    def reports(self, done: list[str]) -> Generator[Outcome, None, bool]:
+        """Yield outcomes, note the laws in ``done``; return whether all is said."""
+        running, patience = "", STARTING
+        while True:
+            try:
+                heard = self.pipe.recv() if self.pipe.poll(patience) else None
+            except EOFError:
+                self.process.join(5)
+                heard = f"ended the process, code {self.process.exitcode}"
+            if isinstance(heard, Outcome):
+                if heard.law != SUBJECT or SUBJECT not in done:
+                    yield heard
+                    done.append(heard.law)
+                if heard.law == SUBJECT and heard.verdict is Verdict.FAILS:
+                    return True
+            elif isinstance(heard, tuple):
+                running, patience = heard[0], 1.5 * self.request.seconds + 5
+                if not running:
+                    return True
+            else:
+                detail = heard or f"gave no answer within {self.request.seconds:g} s, nor stopped"
+                law, family, statement = _known(running)
+                yield Outcome(law, family, statement, Verdict.FAILS, detail, 1)
+                done.append(law)
+                return law == SUBJECT
+
+    def end(self) -> None:
+        """Kill it, if it is there."""
+        if self.process.is_alive():
+            self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+SUBJECT = "subject"
+
+
+def _subject(verdict: Verdict, detail: str) -> Outcome:
+    return Outcome(SUBJECT, "interface", "can be imported and called", verdict, detail, 1)
+
+
+def _known(name: str) -> tuple[str, str, str]:
+    from softlab import laws
+
+    everything: tuple[Law[Any], ...] = (*laws.OPERATOR_LAWS, *laws.SOLVER_LAWS)
+    for law in everything:
+        if law.name == name:
+            return law.name, law.family, law.statement
+    return SUBJECT, "interface", "can be imported and called"
+
+
+def _serve(pipe: Connection, request: Request, done: tuple[str, ...]) -> None:
+    """The child: what the subject prints goes nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+    report(pipe, request, done)
+
+
+def report(pipe: Connection, request: Request, done: tuple[str, ...]) -> None:
+    """Examine the laws that are not done; send each one's name, then its outcome, and ``("",)``."""
+    from softlab import laws
+
+    try:
+        target = None if request.target is None else subjects.found(request.target)
+        given, name = subjects.found(request.spec), request.spec.rpartition(":")[2]
+        with limit(3 * request.seconds):  # it is called, to see what it takes
+            subject = laws.adapted(given, traits=request.traits, target=target, name=name)
+    except TooLongError:
+        detail = f"gave no answer within {3 * request.seconds:g} s"
+        pipe.send(_subject(Verdict.FAILS, detail))
+        return
+    except BaseException as error:
+        text = str(error) if isinstance(error, ValueError) else said(error)
+        pipe.send(_subject(Verdict.FAILS, text))
+        return
+    pipe.send(_subject(Verdict.HOLDS, _described(subject)))
+    draws = Draws(getattr(torch, request.dtype), request.device)
+    for law in laws.suite(subject):
+        if law.name in done or (request.only and law.name not in request.only):
+            continue
+        pipe.send((law.name,))
+        pipe.send(
+            outcome(
+                subject, law, examples=request.examples, seconds=request.seconds, draws=draws,
+                name=request.name,
+            )
+        )  # fmt: skip
+    pipe.send(("",))
+
+
+def _described(subject: Any) -> str:
+    """The subject's name and, of a callable, what was found out about it."""
+    inferred = getattr(subject, "inferred", None)
+    if inferred is None:
+        return repr(subject)
+    reads = subject.traits.reads
+    names = [f"reads {reads}" if name == "reads" else name for name in inferred]
+    return f"{subject!r}, found to be: {', '.join(names) or 'nothing in particular'}"

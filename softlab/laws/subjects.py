@@ -1,0 +1,311 @@
+"""What stands under the laws: operators and solvers as they are, any callable in their guise.
+
+A callable ``f(q, k, v)`` or ``f(q, k, v, key_mask)`` becomes an operator, one ``f(a)`` a solver.
+What is not said of it is found out by calling it: which shapes it takes, and which claims hold on
+the draws of ``SEEDS``. A claim that fails on any of them is not made, so that a law that is asked
+at all is one that the callable was seen to keep, or one that its author claims.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softlab.checks import hint
+from softlab.core import Operator, Traits
+from softlab.laws import algebra, geometry, isolation
+from softlab.laws.law import Draws, Law, drawing, largest, normal, said
+from softlab.pinv import Solver, SolverTraits
+
+NOTHING_CLAIMED = Traits(linear_in_v=False)
+INVERTIBLE = SolverTraits(singular=False)
+SEEDS = range(9000, 9003)
+INFERRED: dict[str, tuple[Law[Any], tuple[Any, ...]]] = {
+    "linear_in_v": (algebra.LINEAR_IN_V, (True,)),
+    "query_equivariant": (algebra.QUERY_EQUIVARIANT, (True,)),
+    "key_invariant": (algebra.KEY_INVARIANT, (True,)),
+    "row_stochastic": (algebra.ROW_STOCHASTIC, (True,)),
+    "nonnegative": (algebra.NONNEGATIVE, (True,)),
+    "symmetric": (algebra.SYMMETRIC, (True,)),
+    "psd": (algebra.PSD, (True,)),
+    "reciprocal": (geometry.RECIPROCAL, (True,)),
+    "reads": (geometry.READS, ("relative scores", "scores", "distances")),
+    "causal": (isolation.CAUSAL, (True,)),
+}
+"""Claims that calls can tell, the laws that measure them, and their values, the strongest first."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A callable as an operator.
+
+    ``call``: maps q, k, v, and the mask where ``masked``, to the output. ``axes``: of the tensors
+    that it takes, 0 for any number of leading ones. ``equal_lengths``, ``equal_widths``: it takes
+    as many queries as keys, and values as wide as keys, only; others are then not drawn, and values
+    passed a part at a time. ``target``: what it approximates, None if that is not known. ``rank``:
+    how many tokens it needs. ``inferred``: claims that were found out; ``refused``: the laws of
+    those that were not kept, and by how much they were missed.
+    """
+
+    call: Callable[..., Tensor] = field(repr=False)
+    name: str
+    traits: Traits = NOTHING_CLAIMED
+    target: Any = None
+    masked: bool = False
+    axes: int = 0
+    equal_lengths: bool = False
+    equal_widths: bool = False
+    rank: int = 1
+    inferred: tuple[str, ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
+        lead = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+        q, k, v = (x.expand(*lead, *x.shape[-2:]) for x in (q, k, v))
+        mask = None if key_mask is None else key_mask.expand(*lead, k.shape[-2])
+        if self.axes:
+            least = max(0, self.axes - 2)
+            shape = (*(1,) * (least - len(lead)), *lead)
+            shape = (-1, *shape[len(shape) - least + 1 :]) if least else ()
+            q, k, v = (x.reshape(*shape, *x.shape[-2:]) for x in (q, k, v))
+            mask = None if mask is None else mask.reshape(*shape, mask.shape[-1])
+        out = self._by_parts(q, k, v, () if mask is None else (mask,))
+        return out.reshape(*lead, *out.shape[-2:]) if self.axes else out
+
+    def _by_parts(self, q: Tensor, k: Tensor, v: Tensor, mask: tuple[Tensor, ...]) -> Tensor:
+        width = v.shape[-1]
+        if not self.equal_widths or width == q.shape[-1]:
+            return self.call(q, k, v, *mask)
+        padded = torch.nn.functional.pad(v, (0, -width % q.shape[-1]))
+        parts = [self.call(q, k, part, *mask) for part in padded.split(q.shape[-1], -1)]
+        return torch.cat(parts, -1)[..., :width]
+
+
+@dataclass(frozen=True)
+class PlainSolver:
+    """A callable as a solver: ``call`` maps (..., m, m) to its pseudo-inverse."""
+
+    call: Callable[[Tensor], Tensor] = field(repr=False)
+    name: str
+    traits: SolverTraits = INVERTIBLE
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def __call__(self, a: Tensor) -> Tensor:
+        """The (pseudo-)inverse of a (..., m, m)."""
+        return self.call(a)
+
+
+def is_solver(subject: object) -> bool:
+    """Whether the laws of solvers are the ones to ask."""
+    return isinstance(subject, (Solver, PlainSolver))
+
+
+def adapted(subject: Any, *, traits: str | None = None, target: Any = None, name: str = "") -> Any:
+    """The subject as the laws take it: itself, or a callable in the guise of an operator or solver.
+
+    ``traits``: claims of a callable, in words: ``"row_stochastic, reads=scores"``; None finds out.
+    ``target``: the exact operator that a callable approximates. ``name``: what to call it.
+    Raises ``ValueError`` for what is neither, and for traits that there are not.
+    """
+    if isinstance(subject, type):
+        msg = (
+            f"{subject.__name__} is a class, and laws are about an object of it. Give one, such as "
+            f"{subject.__name__}(...)."
+        )
+        raise ValueError(msg)  # noqa: TRY004
+    if isinstance(subject, (Operator, Solver, Plain, PlainSolver)):
+        if traits is not None or target is not None:
+            msg = f"{subject!r} states its own traits and target; give them for a plain callable."
+            raise ValueError(msg)
+        return subject
+    if not callable(subject):
+        msg = (
+            f"{name or subject!r} is a {type(subject).__name__}, and cannot be called. Give an "
+            "operator, a solver, f(q, k, v) or f(a)."
+        )
+        raise ValueError(msg)  # noqa: TRY004
+    name = name or getattr(subject, "__name__", repr(subject))
+    least, most = _arguments(subject)
+    if least == 1 or most == 1:
+        return PlainSolver(subject, name, _parsed(traits, INVERTIBLE))
+    plain = Plain(subject, name, target=target, masked=most > 3)
+    with drawing(Draws()):
+        plain = _fitted(plain)
+        if traits is not None:
+            return dataclasses.replace(plain, traits=_parsed(traits, Traits()))
+        return _claiming(plain)
+
+
+def _arguments(call: Any) -> tuple[int, int]:
+    """The least and the most positional arguments that a callable takes."""
+    try:
+        signature = inspect.signature(getattr(call, "forward", call))
+    except (TypeError, ValueError):
+        return (1, 1) if _inverts(call) else (3, 3)
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    given = [x for x in signature.parameters.values() if x.kind in kinds]
+    named = [x.name for x in given[3:]]
+    masked = any("mask" in x for x in named[:1]) and "attn" not in named[0]
+    return sum(x.default is x.empty for x in given), min(len(given), 4 if masked else 3)
+
+
+def _inverts(call: Any) -> bool:
+    """Whether a callable without a signature takes a matrix alone."""
+    try:
+        return bool(call(2 * torch.eye(3)).shape == (3, 3))
+    except Exception:
+        return False
+
+
+def _parsed(words: str | None, traits: Any) -> Any:
+    """The claims with those of the words: ``"causal, reads=scores"``."""
+    fields = {x.name: getattr(traits, x.name) for x in dataclasses.fields(traits)}
+    changed: dict[str, Any] = {}
+    for word in filter(None, (x.strip() for x in (words or "").split(","))):
+        key, _, held = (x.strip() for x in word.partition("="))
+        if key not in fields:
+            msg = f"there is no trait {key!r}; there are {', '.join(fields)}.{hint(key, fields)}"
+            raise ValueError(msg)
+        if key in {"exact_at", "monotone"}:
+            msg = f"{key} names a knob, which a plain callable has not; claim it in an operator."
+            raise ValueError(msg)
+        try:
+            changed[key] = ast.literal_eval(held) if held else True
+        except (ValueError, SyntaxError):
+            changed[key] = held
+        if type(changed[key]) is not type(fields[key]) and fields[key] is not None:
+            kind = "a word" if isinstance(fields[key], str) else "True or False"
+            msg = f"trait {key} is {changed[key]!r}; give {kind}."
+            raise ValueError(msg)
+    return dataclasses.replace(traits, **changed)
+
+
+def _forms(plain: Plain) -> Iterator[Plain]:
+    for axes, lengths, widths in itertools.product((0, 3, 4), (False, True), (False, True)):
+        yield dataclasses.replace(plain, axes=axes, equal_lengths=lengths, equal_widths=widths)
+
+
+def _fitted(plain: Plain) -> Plain:
+    """With the shapes that it takes, the freest first; as it is if it takes none."""
+    for form in _forms(plain):
+        rng = torch.Generator().manual_seed(SEEDS.start)
+        n, l = (7, 7) if form.equal_lengths else (5, 7)  # noqa: E741
+        try:
+            out = form(normal(rng, n, 4), normal(rng, l, 4), normal(rng, l, 3))
+        except Exception:
+            continue
+        if isinstance(out, Tensor) and out.shape == (n, 3):
+            return form
+    return plain
+
+
+def _claiming(plain: Plain) -> Plain:
+    """With the claims that it keeps on the draws of ``SEEDS``."""
+    claims: dict[str, Any] = {}
+    refused = []
+    for name, (law, values) in INFERRED.items():
+        if name == "psd" and "symmetric" not in claims:
+            continue
+        for held in values:
+            missed = _missed(_with(plain, **{**claims, name: held}), law)
+            if not missed:
+                claims[name] = held
+                break
+        else:
+            refused.append((law.name, missed))
+    return dataclasses.replace(
+        _with(plain, **claims), inferred=tuple(claims), refused=tuple(refused)
+    )
+
+
+def _with(plain: Plain, **claims: Any) -> Plain:
+    return dataclasses.replace(plain, traits=dataclasses.replace(plain.traits, **claims))
+
+
+def _missed(plain: Plain, law: Law[Any]) -> str:
+    """By how much the law is missed on the draws of ``SEEDS``; empty if it is kept."""
+    try:
+        rng = torch.Generator().manual_seed(SEEDS.start)
+        out = plain(normal(rng, 7, 4), normal(rng, 7, 4), normal(rng, 7, 3))
+        if largest(out) == 0:  # zeros keep many laws
+            return "all outputs are zero"
+        gaps = (law.broken(plain, seed=seed) for seed in SEEDS)
+        return next((gap.said for gap in gaps if gap is not None), "")
+    except Exception as error:
+        return said(error)
+
+
+def load(spec: str, *, traits: str | None = None, target: str | None = None) -> Any:
+    """The subject that ``package.module:object`` or ``path/file.py:object`` names.
+
+    ``object`` may be an expression: ``softlab.operators:Soft(rank=16)``. ``traits`` as in
+    ``adapted``; ``target`` a spec itself. Raises ``ValueError`` for what cannot be had.
+    """
+    aim = None if target is None else found(target)
+    subject = found(spec)
+    return adapted(subject, traits=traits, target=aim, name=spec.rpartition(":")[2] or spec)
+
+
+def found(spec: str) -> Any:
+    """The object that the spec names, as it is; ``ValueError`` for what cannot be had."""
+    where, colon, what = spec.partition(".py:") if ".py:" in spec else spec.partition(":")
+    if not colon or not what:
+        msg = f"{spec!r} names no object; give package.module:object or path/file.py:object."
+        raise ValueError(msg)
+    module = _file(Path(f"{where}.py")) if colon == ".py:" else _module(where)
+    try:
+        return eval(what, dict(vars(module)))
+    except Exception as error:
+        near = hint(what, vars(module)) if isinstance(error, NameError) else ""
+        msg = f"{what} of {where} cannot be had: {type(error).__name__}: {error}.{near}"
+        raise ValueError(msg) from error
+
+
+def _module(name: str) -> Any:
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        msg = f"{name} cannot be imported: {type(error).__name__}: {error}"
+        raise ValueError(msg) from error
+    finally:
+        sys.path.pop(0)
+
+
+def _file(path: Path) -> Any:
+    if not path.is_file():
+        msg = f"there is no file {path}."
+        raise ValueError(msg)
+    spec = importlib.util.spec_from_file_location(f"softlab_subject_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        msg = f"{path} is not a Python file."
+        raise ValueError(msg)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        msg = f"{path} cannot be loaded: {type(error).__name__}: {error}"
+        raise ValueError(msg) from error
+    finally:
+        sys.path.pop(0)
+    return module

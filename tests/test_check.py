@@ -1,0 +1,339 @@
+"""Whatever a subject does is the outcome of a law: in a notebook, a shell, and pytest."""
+
+import json
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from softlab import laws
+from softlab.cli import app
+from softlab.core import Traits
+from softlab.operators import Soft, Softmax
+from softlab.pinv import NewtonRaphson
+
+Verdict = laws.Verdict
+
+
+def softmax(q, k, v):
+    return (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v
+
+
+def masked(q, k, v, key_mask=None):
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    if key_mask is not None:
+        scores = scores.masked_fill(~key_mask.unsqueeze(-2), -torch.inf)
+    return scores.softmax(-1) @ v
+
+
+def batch_scaled(q, k, v):
+    return softmax(q / q.abs().max(), k, v)
+
+
+def prints(q, k, v):
+    print("here")  # noqa: T201
+    return softmax(q, k, v)
+
+
+def in_place(q, k, v):
+    return softmax(q.div_(2), k, v)
+
+
+def raises(q, k, v):
+    msg = "out of\nluck"
+    raise ArithmeticError(msg)
+
+
+def leaves(q, k, v):
+    sys.exit(7)
+
+
+def hangs(q, k, v):
+    while q.shape[-2] > 0:
+        time.sleep(0.01)
+
+
+def wrong_shape(q, k, v):
+    return v
+
+
+def none_at_all(q, k, v):
+    return None
+
+
+def remembers():
+    seen = []
+
+    def f(q, k, v):
+        seen.append(float(q.detach().abs().max()))
+        return softmax(q / max(seen), k, v)
+
+    return f
+
+
+@pytest.mark.parametrize(
+    ("f", "law", "detail"),
+    [
+        (batch_scaled, "batch independence", "missed by"),
+        (prints, "silent", "characters printed: 'here'"),
+        (in_place, "deterministic", "missed by"),
+        (raises, "answers", "raised ArithmeticError: out of"),
+        (leaves, "answers", "raised SystemExit: 7"),
+        (hangs, "answers", "gave no answer within 0.3 s"),
+        (wrong_shape, "shape, dtype and device", "missed by"),
+        (none_at_all, "answers", "raised "),
+        (remembers(), "stateless", "missed by"),
+    ],
+)
+def test_what_a_subject_does_is_the_outcome_of_a_law(f, law, detail, capsys):
+    subject = laws.subjects.Plain(f, f.__name__)
+    (found,) = laws.examine(subject, only=law, seconds=0.3 if f is hangs else 20.0)
+    assert found.verdict is Verdict.FAILS
+    assert found.detail.startswith(detail) or detail in found.detail
+    assert capsys.readouterr().out == ""
+
+
+def test_a_failure_comes_small_and_can_be_had_again():
+    op = laws.subjects.Plain(batch_scaled, "op")
+    (found,) = laws.examine(op, only="batch independence")
+    assert "small=True" in found.reproduce
+    call = found.reproduce.partition("; ")[2]
+    with pytest.raises(laws.BrokenLawError, match="batch independence"):
+        eval(call, {"laws": laws, "op": op})
+    biased = laws.subjects.Plain(
+        lambda q, k, v: softmax(q, k, v) * 1.01, "op", traits=Traits(row_stochastic=True)
+    )
+    (found,) = laws.examine(biased, only="row-stochastic")
+    # Two tokens or so of one number each, to one decimal.
+    assert len(found.counterexample) < 60
+    assert found.counterexample.startswith("[[[")
+
+
+def test_where_no_alarm_rings_a_law_is_asked_all_the_same():
+    found = []
+    ask = threading.Thread(target=lambda: found.extend(laws.examine(Softmax(), only="answers")))
+    ask.start()
+    ask.join()
+    assert [one.verdict for one in found] == [Verdict.HOLDS]
+
+
+def test_shapes_masks_and_claims_of_a_callable_are_found_out():
+    plain = laws.adapted(softmax)
+    assert (plain.masked, plain.axes, plain.equal_lengths) == (False, 0, False)
+    claims = plain.traits
+    assert claims.reads == "relative scores"
+    assert all((claims.linear_in_v, claims.row_stochastic))
+    assert not any((claims.symmetric, claims.psd, claims.causal))
+    assert laws.adapted(masked).masked
+    strict = laws.adapted(lambda q, k, v: torch.stack([softmax(q[0], k[0], v[0])]))
+    assert strict.axes == 3
+    layer = torch.nn.functional.scaled_dot_product_attention
+    assert laws.adapted(
+        lambda q, k, v: layer(q, k, v + 0 * q[..., :1], is_causal=True)
+    ).traits.causal
+    together = laws.adapted(lambda q, k, v: softmax(q, k, v) + 0 * (q + k + v))
+    assert (together.equal_lengths, together.equal_widths) == (True, True)
+
+
+def test_a_claim_that_is_not_kept_is_not_made_and_says_by_how_much():
+    def flattened(q, k, v):
+        w = (q @ k.mT / q.shape[-1] ** 0.5).exp()
+        return w @ v / (w.sum(-1, keepdim=True) + 1e-3)
+
+    (found,) = laws.examine(flattened, only="row-stochastic")
+    assert found.verdict is Verdict.SKIPPED
+    assert "claims row_stochastic; on trial missed by" in found.detail
+    claimed = laws.adapted(flattened, traits="row_stochastic", target=Softmax())
+    (found,) = laws.examine(claimed, only="row-stochastic")
+    assert found.verdict is Verdict.FAILS
+
+
+@pytest.mark.parametrize(
+    ("subject", "said"),
+    [
+        (3, "cannot be called"),
+        (Softmax, "Softmax is a class"),
+        (torch.zeros(2), "cannot be called"),
+    ],
+)
+def test_what_is_no_subject_is_refused(subject, said):
+    with pytest.raises(ValueError, match=said):
+        laws.check(subject)
+
+
+@pytest.mark.parametrize(
+    ("traits", "said"),
+    [
+        ("causl", "Did you mean 'causal'"),
+        ("causal=3", "give True or False"),
+        ("exact_at=rank", "names a knob"),
+    ],
+)
+def test_traits_that_there_are_not_are_refused(traits, said):
+    with pytest.raises(ValueError, match=said):
+        laws.adapted(softmax, traits=traits)
+    with pytest.raises(ValueError, match="states its own traits"):
+        laws.adapted(Softmax(), traits="causal")
+
+
+def test_other_precisions_are_asked_of_the_laws_that_have_none_of_their_own():
+    draws = laws.Draws(dtype=torch.float32)
+    found = {one.law: one for one in laws.examine(Softmax(), draws=draws, examples=2)}
+    assert found["linear in v"].verdict is Verdict.HOLDS
+    assert found["gradient"].verdict is Verdict.SKIPPED
+    assert {one.verdict for one in found.values()} == {Verdict.HOLDS, Verdict.SKIPPED}
+    spoilt = laws.subjects.Plain(lambda q, k, v: softmax(q, k, v).bfloat16().to(v), "op")
+    spoilt = laws.subjects._with(spoilt, row_stochastic=True, linear_in_v=True)
+    (found,) = laws.examine(spoilt, draws=draws, only="row-stochastic")
+    assert found.verdict is Verdict.FAILS
+    assert "dtype=torch.float32" in found.reproduce
+
+
+def test_a_solver_may_be_a_callable():
+    found = {one.law: one for one in laws.examine(torch.linalg.pinv, examples=1)}
+    assert found["Penrose identities"].verdict is Verdict.HOLDS
+    assert found["status"].verdict is Verdict.SKIPPED
+    found = {one.law: one for one in laws.examine(lambda a: a.mT.clone(), examples=1)}
+    assert found["Penrose identities"].verdict is Verdict.FAILS
+
+
+@laws.parametrize([Soft(rank=3), NewtonRaphson(steps=24)])
+def test_parametrize_gives_each_law_its_test(subject, law):
+    if law.examples > 2:
+        law.check(subject)
+
+
+def test_no_such_law():
+    with pytest.raises(ValueError, match="Did you mean 'causal'"):
+        laws.check(Softmax(), only="causl")
+
+
+OWN = """
+    import os, signal, time
+    def attend(q, k, v):
+        return (q @ k.mT / q.abs().max()).softmax(-1) @ v
+
+    def quits(q, k, v):
+        if (q.shape[-2], k.shape[-2]) == (6, 8):  # as the two laws asked below draw
+            os._exit(3)
+        return attend(q, k, v)
+
+    def stuck(q, k, v):
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        while (q.shape[-2], k.shape[-2]) == (6, 8):
+            time.sleep(1)
+        return attend(q, k, v)
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(textwrap.dedent(OWN))
+    return path
+
+
+def call(*words):
+    return CliRunner().invoke(app, ["check", *map(str, words)], env={"COLUMNS": "160"})
+
+
+def test_the_command_says_what_fails_and_how_to_see_it_again(own):
+    asked = [x for name in ("silent", "batch independence", "causal") for x in ("--only", name)]
+    result = call(f"{own}:attend", *asked, "--json")
+    assert result.exit_code == 1, result.output
+    found = {one["law"]: one for one in json.loads(result.stdout)}
+    assert found["subject"]["verdict"] == found["silent"]["verdict"] == "holds"
+    assert found["causal"]["verdict"] == "does not apply"
+    assert "is for what claims causal; on trial missed by" in found["causal"]["detail"]
+    with pytest.raises(laws.BrokenLawError):
+        exec(found["batch independence"]["reproduce"], {})
+
+
+def test_the_table_of_a_subject_that_keeps_them_all(monkeypatch):
+    from softlab.laws import confined
+
+    monkeypatch.setattr(confined, "_Child", _Here)
+    result = call("softlab.pinv:SVD()", "--examples", 1)
+    assert result.exit_code == 0, result.output
+    assert "Penrose identities" in result.stdout
+    assert " 0 fails" in result.stdout
+    assert "holds" in result.stdout.splitlines()[1]
+
+
+def test_a_subject_that_ends_its_process_or_cannot_be_stopped_is_an_outcome(own):
+    asked = [x for name in ("silent", "views") for x in ("--only", name)]
+    quits = call(f"{own}:quits", *asked, "--traits", "linear_in_v", "--json")
+    stuck = call(f"{own}:stuck", *asked, "--traits", "linear_in_v", "--seconds", 1, "--json")
+    for result, said in ((quits, "ended the process, code 3"), (stuck, "nor stopped")):
+        found = {one["law"]: one for one in json.loads(result.stdout)}
+        assert result.exit_code == 1
+        assert found["subject"]["verdict"] == "holds"
+        assert set(found) == {"subject", "silent", "views"}
+        assert said in str(found)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["nowhere.py:f"], 1, "there is no file nowhere.py"),
+        (["no.such.module:f"], 1, "no.such.module cannot be imported: ModuleNotFoundError"),
+        (["softlab.operators:Sft()"], 1, "Sft() of softlab.operators cannot be had"),
+        (["softlab.operators"], 1, "names no object"),
+        (["softlab.operators:Soft"], 1, "Soft is a class"),
+        ([], 2, "name a subject"),
+        (["x:y", "--dtype", "int8"], 2, "dtype 'int8' is not one of float64"),
+        (["x:y", "--device", "toaster"], 2, "device 'toaster' cannot be used here"),
+        (["x:y", "--only", "causl"], 2, "Did you mean 'causal'"),
+        (["x:y", "--examples", "0"], 2, "give at least one"),
+    ],
+)
+def test_bad_requests(words, code, said, monkeypatch):
+    from softlab.laws import confined
+
+    # The child's part, in this process: a spawned one says the same more slowly.
+    monkeypatch.setattr(confined, "_Child", _Here)
+    result = call(*words)
+    assert result.exit_code == code
+    assert said in result.output + result.stderr
+
+
+class _Here:
+    def __init__(self, request, done):
+        from softlab.laws import confined
+
+        self.said, self.request, self.confined = [], request, confined
+
+    def send(self, word):
+        self.said.append(word)
+
+    def reports(self, done):
+        self.confined.report(self, self.request, ())
+        yield from (word for word in self.said if not isinstance(word, tuple))
+        return True
+
+    def end(self):
+        pass
+
+
+def test_the_laws_can_be_listed():
+    text = call("--laws").stdout
+    listed = json.loads(call("--laws", "--json").stdout)
+    assert len(listed) == len(laws.OPERATOR_LAWS) + len(laws.SOLVER_LAWS)
+    for law in (*laws.OPERATOR_LAWS, *laws.SOLVER_LAWS):
+        assert f"{law.name} ({law.family}): " in text
+
+
+def test_installing_softlab_is_enough_for_pytest(own, tmp_path):
+    (tmp_path / "test_nothing.py").write_text("def test_nothing():\n    pass\n")
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rf"]
+    words += ["--laws", f"{own}:attend", "--law-examples", "1", "-k", "silent or batch or nothing"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "attend[batch independence]" in done.stdout
+    assert "laws.check(laws.load(" in done.stdout
+    assert "1 failed, 2 passed" in done.stdout

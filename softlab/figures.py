@@ -475,5 +475,7 @@ def _scale(axes: Axes, rows: pd.DataFrame, lines: Lines, looks: Iterable[Word]) 
         if high / low < 3000:
             axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     values = sorted(mine.loc[_usable(mine[lines.x], lines.xscale), lines.x].unique())
-    if lines.xscale == "log" and 0 < len(values) <= 8:
+    low, high = axes.get_xlim()
+    gaps = np.diff(np.log(values)) / np.log(high / low) if lines.xscale == "log" else np.zeros(1)
+    if lines.xscale == "log" and 0 < len(values) <= 8 and (gaps > 0.08).all():
         axes.xaxis.set_major_locator(FixedLocator(values))

@@ -11,9 +11,10 @@ import pytest
 from tables import INPUTS, RANKS, rank_table
 from test_figures import RANK
 
-from softlab import chapters
+from softlab import chapters, journal
 from softlab.chapters.numbers import number
-from softlab.report import findings, read, report
+from softlab.chapters.runs import environments
+from softlab.report import FORMAT, findings, read, report
 from softlab.study import Study, run
 
 META = {
@@ -179,10 +180,11 @@ def test_studies_of_two_kinds_share_a_document(tmp_path, levels):
     write(folder, rank_table(seeds=1), "b_rank", title="One rank")
     write(folder, rank_table(seeds=2), "c_rank", title="More rank", figures=[])
     path = report(folder)
-    parts = ["How it was measured", "Findings", "Figures", "Tables", "Environment"]
+    parts = ["How it was measured", "Findings", "Figures", "Tables"]
     # By folder; without figures no section of figures; the text of a chapter stands once.
-    expected = ["What was asked", "One rank", *parts, "More rank", *parts[1:2], *parts[3:]]
-    expected += [title, *parts[:2], *parts[3:]]
+    expected = ["Findings", "What was asked", "One rank", *parts]
+    expected += ["More rank", "Findings", "Tables", title, *parts[:2], "Tables"]
+    expected += ["Glossary", "Environment"]
     found = [re.sub(r"^[\d.]+ ", "", heading) for heading in sections(path)]
     assert found == expected
     said = words(path)
@@ -271,6 +273,7 @@ def test_an_interrupted_run_still_gets_a_report(tmp_path):
         ("table.csv", b"a,b\n1,2\n", "no rows with a 'status' column"),
         ("table.csv", b"status,b\n", "no rows with a 'status' column"),
         ("meta.json", b"{", "meta.json cannot be read"),
+        ("meta.json", json.dumps(META | {"format": 99}).encode(), "from a newer softlab"),
         ("meta.json", b"[]", "meta.json cannot be read"),
         ("meta.json", None, "meta.json cannot be read"),
     ],
@@ -280,6 +283,20 @@ def test_a_corrupt_run_is_named(tmp_path, file, content, said):
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(ValueError, match=said):
         read(tmp_path / "rank")
+
+
+def test_a_report_reads_what_a_run_writes():
+    assert FORMAT == journal.FORMAT
+
+
+def test_what_studies_share_stands_once_and_the_rest_by_study():
+    other = META | {"name": "b", "dtype": "bfloat16", "dirty": False}
+    found = environments([META, other])
+    assert ["Platform", "Linux"] in found["shared"]
+    assert "Arithmetic" not in dict(found["shared"])
+    assert found["header"][:3] == ["study", "Commit", "Arithmetic"]
+    assert [row[2] for row in found["rows"]] == ["float32, 2 threads", "bfloat16, 2 threads"]
+    assert found["rows"][0][1].endswith(", with changes")
 
 
 def test_no_table_is_said_with_the_remedy(tmp_path):

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from softlab.chapters import Cell, Table
+from softlab.chapters.headlines import Headline, headline
 from softlab.chapters.numbers import joined, number, short
 
 SUFFICES = 0.1
@@ -70,6 +71,17 @@ def findings(table: pd.DataFrame) -> list[str]:
     said = [_window(rows, setting) for setting, rows in found.groupby("setting", sort=False)]
     said += [_own(done), _collapse(done), _cores(done)]
     return [text for text in said if text]
+
+
+def headlines(table: pd.DataFrame) -> Iterator[Headline]:
+    """The published stretch: how far two published methods are from the best matrix of the rank."""
+    done = _done(table)
+    if done.empty:
+        return
+    for setting, method in (("softmax", "Nystromformer"), ("tied Gaussian", "Soft")):
+        at = (done["stretch"] == 1) & (done["setting"] == setting) & (done["method"] == method)
+        text = f"At its own bandwidth {method} errs {{}} times as much as its rank must."
+        yield from headline(text, (done["matrix_error"] / done["best_error"])[at], "inputs")
 
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from softlab.chapters import Cell, Table
+from softlab.chapters.headlines import Headline, headline
 from softlab.chapters.numbers import joined, number, short
 
 PARTS = ("landmarks", "normaliser", "solve", "precision")
@@ -51,6 +52,20 @@ def findings(table: pd.DataFrame) -> list[str]:
         [*_precision(points), *_interaction(points)],
     )
     return [text for text in map(" ".join, paragraphs) if text]
+
+
+def headlines(table: pd.DataFrame) -> Iterator[Headline]:
+    """What an exact inverse of the core would change, of two published methods."""
+    done = _done(table)
+    if done.empty:
+        return
+    points = _points(done)
+    points = points[(points["solver"] == "as published") & (points["precision"] == "float32")]
+    for method in ("Nystromformer", "Soft (none)"):
+        rows = points[points["method"] == method]
+        text = f"With its core inverted exactly {method} errs {{}} times as much as published."
+        change = rows["converged_error"] / rows["budget_error"]
+        yield from headline(text, change, "inputs and ranks")
 
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from softlab.chapters import Table
+from softlab.chapters.headlines import Headline, headline
 from softlab.chapters.numbers import joined, number, short
 
 ATLAS = {
@@ -71,6 +72,22 @@ def findings(table: pd.DataFrame) -> list[str]:
     elif columns >= SPOILING:
         paragraphs.append([*_spoiling(done)])
     return [" ".join(sentences) for sentences in paragraphs if sentences]
+
+
+def headlines(table: pd.DataFrame) -> Iterator[Headline]:
+    """How well the scalar maps predict the steps; what a closing X A X is worth."""
+    done = table[table["status"] == "ok"]
+    if set(table.columns) >= ATLAS:
+        both = done.dropna(subset=["predicted_steps", "observed_steps"])
+        text = "An iteration takes {} times the steps that its scalar map predicts."
+        yield from headline(text, both["observed_steps"] / both["predicted_steps"], "runs")
+    elif set(table.columns) >= SPOILING:
+        last = done.sort_values("step").groupby("method", sort=False).tail(1)
+        text = (
+            "After convergence on a matrix of half rank an iteration multiplies its error by {} at "
+            "each step."
+        )
+        yield from headline(text, last["observed_growth"], "methods")
 
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:

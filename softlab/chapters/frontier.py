@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from softlab.chapters import Cell, Table
+from softlab.chapters.headlines import Headline, headline
 from softlab.chapters.numbers import joined, number, short
 from softlab.chapters.profiles import ROUNDING, shares_within
 
@@ -57,6 +58,28 @@ def findings(table: pd.DataFrame) -> list[str]:
             paragraphs.append(" ".join(part(target, points)))
         paragraphs.insert(-3, " ".join(_within_twice(mine)))
     return [text for text in paragraphs if text]
+
+
+def headlines(table: pd.DataFrame) -> Iterator[Headline]:
+    """The least error within the middle budget, and what the saved work saves in time."""
+    done = _done(table)
+    if _methods(done).empty:
+        return
+    for target, rows in [*_by_target(done)][:1]:  # softmax, where the grid has it
+        points = _points(rows)
+        budget = _telling(points)
+        text = (
+            f"Within {_part(budget)} of the work of exact {target} attention the least error of "
+            "any method is {}."
+        )
+        yield from headline(text, _best(points, budget)["output_error"], "inputs")
+        cells = _methods(points)
+        cells = cells[cells["budget"] <= 0.25].drop_duplicates(["n", "method", "budget"])
+        text = (
+            f"A method with at most a quarter of the work of exact {target} attention takes {{}} "
+            "times its time."
+        )
+        yield from headline(text, cells["time"], "settings")
 
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:

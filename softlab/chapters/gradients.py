@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from softlab.chapters import Cell, Table
+from softlab.chapters.headlines import Headline, headline
 from softlab.chapters.numbers import joined, median, number, short
 
 WRONG = 0.5
@@ -63,6 +64,21 @@ def findings(table: pd.DataFrame) -> list[str]:
         _single_precision(done[done["steps"] == SOFTS]),
     )
     return [text for text in (" ".join(sentences) for sentences in paragraphs) if text]
+
+
+def headlines(table: pd.DataFrame) -> Iterator[Headline]:
+    """The cosine of SOFT's backward formula with the true gradient on real heads."""
+    done = _done(table)
+    if done.empty:
+        return
+    mine = done[(done["rule"] == "implicit") & (done["steps"] == SOFTS)]
+    mine = mine[mine["precision"] == "float64"]
+    for kind, rows in mine.groupby("kind", sort=False):
+        text = (
+            f"SOFT's backward formula after {SOFTS} steps has a cosine of {{}} with the gradient "
+            f"of what was computed ({kind})."
+        )
+        yield from headline(text, rows["map_cosine"], "matrices and losses")
 
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:

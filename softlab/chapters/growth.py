@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from softlab.chapters import Cell, Table
+from softlab.chapters.headlines import Headline, headline
 from softlab.chapters.numbers import joined, number, short
 
 LIMIT = 10
@@ -78,6 +79,16 @@ def findings(table: pd.DataFrame) -> list[str]:
     light = fits[fits["claimed"] < SUBQUADRATIC]
     paragraphs = (_memory(light), _growth(fits, light), _crossings(light))
     return [text for text in map(" ".join, paragraphs) if text]
+
+
+def headlines(table: pd.DataFrame) -> Iterator[Headline]:
+    """How the time of methods of less than quadratic work grows."""
+    fits = exponents(table)
+    if fits.empty:
+        return
+    light = fits[fits["claimed"] < SUBQUADRATIC]
+    text = "Time grows with the tokens to the power {} for operators of less than quadratic work."
+    yield from headline(text, light["measured"], "operators")
 
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:

@@ -13,11 +13,12 @@ from fractions import Fraction
 
 import numpy as np
 import pandas as pd
-from scipy.stats import quantile_test
 
 from softlab.chapters import Cell, Table
+from softlab.chapters.headlines import Headline, headline
 from softlab.chapters.numbers import joined, number, short
 from softlab.chapters.profiles import ROUNDING, shares_within
+from softlab.chapters.quartiles import interval
 
 NEEDED = {
     *("status", "setting", "source", "equal", "allowance", "selector", "seed", "fits", "n"),
@@ -54,6 +55,15 @@ def findings(table: pd.DataFrame) -> list[str]:
     return [text for text in said if text]
 
 
+def headlines(table: pd.DataFrame) -> Iterator[Headline]:
+    """What k-means gains over uniform draws at equal numbers."""
+    done = _done(table)
+    done = done[done["equal"] == LANDMARKS] if len(done) else done
+    for setting, rows in [*done.groupby("setting", sort=False)][:2]:
+        text = f"k-means landmarks make {{}} times the output error of uniform draws ({setting})."
+        yield from headline(text, ratios(rows, ASKED[0], RIVALS[0]), "inputs")
+
+
 def tables(table: pd.DataFrame) -> Iterator[Table]:
     """For each setting the selectors' profiles and errors, and who is best on each input."""
     done = _done(table)
@@ -83,16 +93,6 @@ def ratios(rows: pd.DataFrame, asked: str, rival: str) -> pd.Series:
     errors = rows.groupby(["source", "allowance", "selector"], sort=False)["output_error"].median()
     both = errors.unstack().reindex(columns=[asked, rival]).clip(lower=ROUNDING).dropna()
     return np.exp(np.log(both[asked] / both[rival]).groupby("source", sort=False).mean())
-
-
-def interval(x: pd.Series) -> tuple[float, float]:
-    """That of the median, of confidence 95 % at least whatever the distribution: order statistics.
-
-    From minus to plus infinity for fewer than six numbers, which allow none.
-    """
-    found = quantile_test(x.to_numpy(), p=0.5).confidence_interval(0.95)
-    low, high = float(found.low), float(found.high)
-    return (-np.inf if np.isnan(low) else low), (np.inf if np.isnan(high) else high)
 
 
 def _done(table: pd.DataFrame) -> pd.DataFrame:

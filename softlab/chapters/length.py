@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from softlab.chapters import Cell, Table
+from softlab.chapters.headlines import Headline
 from softlab.chapters.numbers import joined, number, short
 
 FROM = 4096
@@ -69,6 +70,22 @@ def findings(table: pd.DataFrame) -> list[str]:
     if done.empty:
         return []
     return [text for text in (_largest(done), _agreement(done), _growth(table)) if text]
+
+
+def headlines(table: pd.DataFrame) -> Iterator[Headline]:
+    """The best error at the greatest length, with the interval of its sampled rows."""
+    done = _done(table)
+    done = done[done["method"] != "Uniform"]
+    if done.empty:
+        return
+    at = done[done["n"] == done["n"].max()]
+    best = at.loc[at["error"].idxmin()]
+    yield {
+        "text": f"At {best['n']} tokens {best['method']} errs least, by {{}} on {best['input']} "
+        "input.",
+        "value": number(best["error"]),
+        "interval": f"95 % {number(best['low'])} to {number(best['high'])}; rows: {best['rows']}",
+    }
 
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from softlab.chapters import Cell, Table
+from softlab.chapters.headlines import Headline, headline
 from softlab.chapters.numbers import joined, number, short
 
 NEEDED = {
@@ -67,6 +68,16 @@ def findings(table: pd.DataFrame) -> list[str]:
     return [
         text for text in (_growth(fits), _released(done, fits), _above(done), _noise(fits)) if text
     ]
+
+
+def headlines(table: pd.DataFrame) -> Iterator[Headline]:
+    """The growth of the spectral norm without normalisation, and its bound with SOFT's."""
+    fits = exponents(table)
+    plain, bounded = (fits[fits["normalization"] == form] for form in ("none", "symmetric"))
+    text = "Without normalisation the spectral norm grows with the tokens to the power {}."
+    yield from headline(text, plain["spectral_norm"], "kernels and inputs")
+    text = "Normalised symmetrically its greatest over all lengths is {}."
+    yield from headline(text, bounded["most"], "kernels and inputs")
 
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:

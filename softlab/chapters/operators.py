@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from softlab.chapters import Cell, Table
+from softlab.chapters.headlines import Headline, headline
 from softlab.chapters.numbers import joined, median, number, short
 from softlab.chapters.quartiles import cell, summary
 
@@ -54,6 +55,19 @@ def findings(table: pd.DataFrame) -> list[str]:
             ]
             paragraphs.append(" ".join(sentences))
     return paragraphs
+
+
+def headlines(table: pd.DataFrame) -> Iterator[Headline]:
+    """The error of each method at the telling rank on real inputs."""
+    if not {"method", "target", "source", "op.rank", "output_error"} <= set(table.columns):
+        return
+    done = table[table["status"] == "ok"]
+    ranked = done[done["op.rank"].notna() & ~done["method"].isin(CONTROLS)]
+    for (target, method), mine in [*ranked.groupby(["target", "method"], sort=False)][:2]:
+        rank = _telling(mine)
+        at = _real(mine[mine["op.rank"] == rank])
+        text = f"{method} of rank {rank} misses {target} attention by a relative error of {{}}."
+        yield from headline(text, at["output_error"], "heads and samples")
 
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from softlab.chapters import Cell, Table
+from softlab.chapters.headlines import Headline, headline
 from softlab.chapters.numbers import joined, median, number, short
 
 RULE = (0.01, 1.0)
@@ -56,6 +57,18 @@ def findings(table: pd.DataFrame) -> list[str]:
         _solve(done),
     ]
     return [text for text in map(" ".join, paragraphs) if text]
+
+
+def headlines(table: pd.DataFrame) -> Iterator[Headline]:
+    """The constant of the rule for the least error, in each precision."""
+    done = _done(table)
+    if done.empty:
+        return
+    rows = _near(done[done["family"] == LAW])
+    for name in ("float64", "bfloat16"):
+        mine = rows[rows["precision"] == name]
+        text = f"The least error of an iteration in {name} is {{}} eps kappa."
+        yield from headline(text, mine["c"], "runs")
 
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:

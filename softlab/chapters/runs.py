@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -16,12 +16,19 @@ def grid(table: pd.DataFrame, meta: Mapping[str, Any]) -> str:
     return f"The study has {len(table)} cases (values of its axes: {axes})."
 
 
-def notes(meta: Mapping[str, Any]) -> Iterator[str]:
-    """What a reader must know before the numbers: a trial run, an interrupted one."""
+def notes(table: pd.DataFrame, meta: Mapping[str, Any]) -> Iterator[str]:
+    """What a reader must know before the numbers: a trial run, an interrupted one, failures."""
     if meta["quick"]:
         yield "This is the quick grid, a trial run; its numbers are few."
     if not meta["complete"]:
         yield "The run was interrupted; the table holds the cases that had finished."
+    if meta["dirty"]:
+        yield "The code had changes that no commit holds."
+    failed = table[table["status"] != "ok"]
+    if len(failed):
+        yield f"{len(failed)} of {len(table)} cases failed and are in no number or figure."
+    if meta.get("timed"):
+        yield f"Timings are those of {meta['device_name']}; another machine orders methods anew."
 
 
 def completeness(table: pd.DataFrame) -> str:
@@ -46,19 +53,44 @@ def failures(table: pd.DataFrame) -> Iterator[Table]:
     }
 
 
-def environment(meta: Mapping[str, Any]) -> list[list[str]]:
-    """Pairs of what and which: the code, the libraries, the machine, the arithmetic, the time."""
+def environments(metas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The code, libraries, machine, arithmetic and time of runs: what they share, and the rest.
+
+    ``shared``: pairs of what and which; ``header`` and ``rows``: a table of what differs, a row a
+    study, and of what each has of its own.
+    """
+    facts = [_facts(meta) for meta in metas]
+    common = [name for name in facts[0] if len({fact[name] for fact in facts}) == 1]
+    differing = [name for name in facts[0] if name not in common]
+    own = [_own(meta) for meta in metas]
+    return {
+        "shared": [[name, facts[0][name]] for name in common],
+        "header": ["study", *differing, *own[0]],
+        "rows": [
+            [str(meta["name"]), *(fact[name] for name in differing), *mine.values()]
+            for meta, fact, mine in zip(metas, facts, own, strict=True)
+        ],
+    }
+
+
+def _facts(meta: Mapping[str, Any]) -> dict[str, str]:
     commit = f"{meta['commit'] or 'not under git'}{', with changes' if meta['dirty'] else ''}"
-    libraries = ", ".join(f"{name} {version}" for name, version in meta["versions"].items())
-    return [
-        ["Commit", commit],
-        ["Code digest", meta["digest"]],
-        ["Versions", libraries],
-        ["Device", f"{meta['device']}: {meta['device_name']}"],
-        ["Arithmetic", f"{meta['dtype']}, {meta['threads']} threads"],
-        ["Platform", meta["platform"]],
-        ["Seeds", ", ".join(map(str, meta["seeds"])) or "none"],
-        ["Rows", f"{meta['rows']}: {meta['failed']} failed, {meta['reused']} of an earlier run"],
-        ["Run", f"{meta['started'][:19]} to {meta['finished'][:19]} UTC"],
-        ["Wall time", f"{meta['wall_seconds']:.0f} s"],
-    ]  # fmt: skip
+    return {
+        "Commit": commit,
+        "Versions": ", ".join(f"{name} {version}" for name, version in meta["versions"].items()),
+        "Device": f"{meta['device']}: {meta['device_name']}",
+        "Arithmetic": f"{meta['dtype']}, {meta['threads']} threads",
+        "Platform": meta["platform"],
+    }
+
+
+def _own(meta: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "seeds": ", ".join(map(str, meta["seeds"])) or "none",
+        "rows": str(meta["rows"]),
+        "failed": str(meta["failed"]),
+        "reused": str(meta["reused"]),
+        "started (UTC)": meta["started"][:16].replace("T", " "),
+        "seconds": f"{meta['wall_seconds']:.0f}",
+        "code": meta["digest"][:8],
+    }

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from softlab.chapters import Cell, Table
+from softlab.chapters.headlines import Headline, headline
 from softlab.chapters.numbers import joined, median, number, short
 
 NEEDED = {
@@ -40,6 +41,20 @@ def findings(table: pd.DataFrame) -> list[str]:
     for (task, newton), mine in done.groupby(["task", "newton"], sort=False):
         paragraphs.append(" ".join(_task(str(task), str(newton), mine)))
     return [text for text in paragraphs if text]
+
+
+def headlines(table: pd.DataFrame) -> Iterator[Headline]:
+    """The final loss with SOFT's gradient over that with the true one."""
+    done = _done(table)
+    if done.empty or TRUE not in set(done["rule"]):
+        return
+    found = []
+    for _, mine in done.groupby(["task", "newton"], sort=False):
+        ends = _ends(mine)
+        if {"implicit", TRUE} <= set(ends.index):
+            found.append(ends["implicit"] / ends[TRUE])
+    text = "Training with SOFT's backward formula ends at {} times the loss of the true gradient."
+    yield from headline(text, pd.Series(found, dtype=float), "settings")
 
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:

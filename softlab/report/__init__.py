@@ -1,5 +1,5 @@
-"""Tables -> PDF: what was asked; then, study by study, how it was measured, findings, figures,
-tables, environment.
+"""Tables -> a PDF and a page: findings; what was asked; then, study by study, how it was measured,
+what was found, figures, tables; a glossary and the environment.
 
 What is particular to a kind of study stands in ``softlab.chapters``. Reads run folders alone and
 imports no torch. Equal tables give equal bytes.
@@ -10,25 +10,30 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from softlab.chapters import fragment, named, runs
+from softlab.chapters.headlines import headlines
 from softlab.figures import Lines, caption, draw, file_name, pages, save
+from softlab.report.page import html
 
-TEMPLATE = Path(__file__).with_name("report.typ")
+HERE = Path(__file__).parent
+FORMAT = 1
+"""The newest ``meta.json`` that is understood: the one that ``softlab.journal`` names."""
 
 
 def report(folder: Path | str = "reports") -> Path:
     """Set ``folder/report.pdf`` from every ``folder/<study>/table.csv``; return its path.
 
-    Beside each table it leaves the figures (``figures/*.svg``) and ``findings.txt``.
+    ``folder/report.html`` says the same on one page, with tables that sort and points that tell
+    their case. Beside each table stand its figures (``figures/*.svg``) and ``findings.txt``.
 
     Raises ``FileNotFoundError`` if there is no table, ``ValueError`` for a table or meta file that
-    cannot be read, ``ModuleNotFoundError`` without typst.
+    cannot be read or is of a newer version, ``ModuleNotFoundError`` without typst.
     """
     folder = Path(folder)
     found = sorted(path.parent for path in folder.glob("*/table.csv"))
@@ -41,15 +46,21 @@ def report(folder: Path | str = "reports") -> Path:
         msg = "the PDF is set with typst, which is not installed: pip install 'softlab[report]'"
         raise ModuleNotFoundError(msg) from None
     files: dict[str, bytes] = {}
-    studies = [_study(run, files) for run in found]
-    title = studies[0]["title"] if len(studies) == 1 else "Approximations of attention"
-    origin = ", ".join(run.name for run in found)
-    data = {"title": title, "origin": origin, "studies": studies}
-    files["data.json"] = json.dumps(data).encode()
-    files["main.typ"] = TEMPLATE.read_bytes()
+    tables = [read(run) for run in found]
+    studies = [_study(run, *one, files) for run, one in zip(found, tables, strict=True)]
+    data = {
+        "title": studies[0]["title"] if len(studies) == 1 else "Approximations of attention",
+        "origin": ", ".join(run.name for run in found),
+        "studies": studies,
+        "environment": runs.environments([meta for _, meta in tables]),
+    }
+    files["data.json"] = json.dumps(_without_marks(data)).encode()
+    files["main.typ"] = (HERE / "report.typ").read_bytes()
+    files["glossary.typ"] = (HERE / "glossary.typ").read_bytes()
     path = folder / "report.pdf"
     compiled: Any = typst.compile  # its stubs leave out input as a mapping of files
     path.write_bytes(compiled(files, ignore_system_fonts=True))
+    (folder / "report.html").write_text(html(data, files, compiled), encoding="utf-8")
     return path
 
 
@@ -73,6 +84,12 @@ def read(run: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
         msg = f"{run / 'meta.json'} cannot be read ({error!r}); {remedy}."
         raise ValueError(msg) from None
+    if meta.get("format", FORMAT) > FORMAT:
+        msg = (
+            f"{run / 'meta.json'} is of format {meta['format']}, from a newer softlab; "
+            f"this one reads up to {FORMAT}: upgrade it, or report on another folder."
+        )
+        raise ValueError(msg)
     meta.setdefault("chapter", "operators")  # runs made when it was the only one
     try:
         named(meta["chapter"])
@@ -87,8 +104,9 @@ def findings(table: pd.DataFrame, meta: Mapping[str, Any]) -> list[str]:
     return [runs.completeness(table), *named(meta["chapter"]).findings(table)]
 
 
-def _study(run: Path, files: dict[str, bytes]) -> dict[str, Any]:
-    table, meta = read(run)
+def _study(
+    run: Path, table: pd.DataFrame, meta: Mapping[str, Any], files: dict[str, bytes]
+) -> dict[str, Any]:
     chapter = named(meta["chapter"])
     found = findings(table, meta)
     (run / "findings.txt").write_text("\n\n".join(found) + "\n", encoding="utf-8")
@@ -96,22 +114,32 @@ def _study(run: Path, files: dict[str, bytes]) -> dict[str, Any]:
     first = method not in files
     files[method] = fragment(meta["chapter"])
     return {
+        "name": run.name,
         "title": meta["title"],
         "question": meta["question"],
         "scope": f"{runs.grid(table, meta)} {chapter.scope(table)}".strip(),
         "chapter": meta["chapter"],
         "method": method if first else None,
+        "headlines": headlines(table, meta, found[1:]),
         "findings": found,
-        "notes": list(runs.notes(meta)),
+        "notes": list(runs.notes(table, meta)),
         "figures": list(_figures(run, table, meta, files)),
         "tables": [*chapter.tables(table), *runs.failures(table)],
-        "environment": runs.environment(meta),
     }
+
+
+def _without_marks(data: Mapping[str, Any]) -> dict[str, Any]:
+    """For print, where nobody can point at a mark."""
+    studies = [
+        {**study, "figures": [figure | {"marks": []} for figure in study["figures"]]}
+        for study in data["studies"]
+    ]
+    return {**data, "studies": studies}
 
 
 def _figures(
     run: Path, table: pd.DataFrame, meta: Mapping[str, Any], files: dict[str, bytes]
-) -> Iterator[dict[str, str | None]]:
+) -> Iterator[dict[str, Any]]:
     """Draw each page of each figure; one that cannot be drawn says why in its place."""
     (run / "figures").mkdir(exist_ok=True)
     known = {field.name for field in fields(Lines)}
@@ -122,14 +150,21 @@ def _figures(
             rows = _made(table, meta["chapter"], lines)
             drawn = [(page, draw(rows, lines, page)) for page in pages(rows, lines)]
         except ValueError as error:
-            yield {"file": None, "caption": f"{lines.y} against {lines.x}: {error}"}
+            said = f"{lines.y} against {lines.x}: {error}"
+            yield {"file": None, "caption": said, "marks": []}
             continue
         for page, figure in drawn:
             name = _unique(file_name(lines, page), taken)
             path = run / "figures" / f"{name}.svg"
             save(figure, path)
             files[f"{run.name}/{path.name}"] = path.read_bytes()
-            yield {"file": f"{run.name}/{path.name}", "caption": caption(lines, page)}
+            yield {
+                "file": f"{run.name}/{path.name}",
+                "caption": caption(lines, page),
+                "x": lines.xlabel,
+                "y": lines.ylabel,
+                "marks": [asdict(mark) for mark in figure.marks],
+            }
 
 
 def _made(table: pd.DataFrame, chapter: str, lines: Lines) -> pd.DataFrame:

@@ -1,0 +1,178 @@
+"""The report as one page of HTML that needs nothing else: no network, no other file.
+
+Method and glossary are the PDF's own Typst, as HTML with MathML. Figures are the SVG files beside
+the tables, under a layer of their points. Words from tables are escaped, never read as markup.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+Compile = Callable[..., bytes]
+
+
+def html(data: Mapping[str, Any], files: Mapping[str, bytes], compiled: Compile) -> str:
+    """The page of the report ``data``; ``files`` hold the Typst fragments and the figures.
+
+    ``compiled`` is ``typst.compile``.
+    """
+    style, glossary = _set(files["glossary.typ"], compiled)
+    parts = [
+        *("<!DOCTYPE html>", '<html lang="en-GB">', "<head>", '<meta charset="utf-8">'),
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{escape(data['title'])}</title>",
+        f"<style>{style}{(HERE / 'page.css').read_text(encoding='utf-8')}</style>",
+        *("</head>", "<body>", "<header>"),
+        f"<h1>{escape(data['title'])}</h1>",
+        f'<p class="soft">A softlab report, set from the tables of {escape(data["origin"])}</p>',
+        *("</header>", _contents(data), "<main>"),
+        *('<section id="findings">', "<h2>Findings</h2>"),
+        "<p>Each sentence is computed from a table: its number, the interval of that number, and "
+        "the study.</p>",
+        *(line for study in data["studies"] for line in _headlines(study)),
+        *("</section>", '<section id="asked">', "<h2>What was asked</h2>"),
+        *(
+            f"<p><b>{escape(study['title'])}.</b> <i>{escape(study['question'])}</i> "
+            f"{escape(study['scope'])}</p>"
+            for study in data["studies"]
+        ),
+        "<p>Bands in figures and small numbers in tables are the quartiles over the cases that "
+        "share a point. Point at a mark for its case, at a column's head to sort by it.</p>",
+        "</section>",
+        *(line for study in data["studies"] for line in _study(study, files, compiled)),
+        *('<section id="glossary">', "<h2>Glossary</h2>", glossary, "</section>"),
+        *('<section id="environment">', "<h2>Environment</h2>"),
+        *_environment(data["environment"]),
+        *("</section>", "</main>", '<div id="tip" role="status" hidden></div>'),
+        f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
+        *("</body>", "</html>", ""),
+    ]
+    return "\n".join(parts)
+
+
+def _set(fragment: bytes, compiled: Compile) -> tuple[str, str]:
+    """A Typst fragment as HTML: the style of its mathematics, and its body."""
+    whole = compiled(
+        {"main.typ": b'#set math.equation(numbering: "(1)")\n' + fragment}, format="html"
+    ).decode()
+    style = "".join(re.findall(r"<style>(.*?)</style>", whole, re.DOTALL))
+    (body,) = re.findall(r"<body>(.*)</body>", whole, re.DOTALL)
+    return style, body
+
+
+def _contents(data: Mapping[str, Any]) -> str:
+    studies = ((f"study-{study['name']}", study["title"]) for study in data["studies"])
+    places = [
+        *(("findings", "Findings"), ("asked", "What was asked"), *studies),
+        *(("glossary", "Glossary"), ("environment", "Environment")),
+    ]
+    links = "".join(f'<li><a href="#{escape(at)}">{escape(to)}</a></li>' for at, to in places)
+    return f'<nav aria-label="Contents"><ol>{links}</ol></nav>'
+
+
+def _headlines(study: Mapping[str, Any]) -> Iterator[str]:
+    for item in study["headlines"]:
+        text = escape(item["text"]).replace("{}", f"<b>{escape(item['value'])}</b>", 1)
+        place = f'<a href="#study-{escape(study["name"])}">{escape(study["name"])}</a>'
+        interval = f"{escape(item['interval'])} · " if item["interval"] else ""
+        yield f'<p class="headline">{text} <span class="soft">{interval}{place}</span></p>'
+
+
+def _study(
+    study: Mapping[str, Any], files: Mapping[str, bytes], compiled: Compile
+) -> Iterator[str]:
+    chapter = escape(study["chapter"])
+    yield f'<section id="study-{escape(study["name"])}"><h2>{escape(study["title"])}</h2>'
+    yield f"<p><i>{escape(study['question'])}</i></p>"
+    if study["method"] is not None:
+        yield f'<h3 id="method-{chapter}">How it was measured</h3>'
+        yield f'<div class="method">{_set(files[study["method"]], compiled)[1]}</div>'
+    else:
+        yield f'<p>Measured as <a href="#method-{chapter}">above</a>.</p>'
+    yield "<h3>Findings</h3>"
+    yield from (f"<p>{escape(text)}</p>" for text in study["findings"])
+    if study["notes"]:
+        yield f'<p class="caveat"><b>Caveats.</b> {escape(" ".join(study["notes"]))}</p>'
+    if study["figures"]:
+        yield "<h3>Figures</h3>"
+    for item in study["figures"]:
+        yield from _figure(item, files)
+    if study["tables"]:
+        yield "<h3>Tables</h3>"
+    for item in study["tables"]:
+        yield from _table(item)
+    yield "</section>"
+
+
+def _figure(item: Mapping[str, Any], files: Mapping[str, bytes]) -> Iterator[str]:
+    if item["file"] is None:
+        yield f"<p><i>Not drawn: {escape(item['caption'])}</i></p>"
+        return
+    said = escape(item["caption"])
+    marks = "".join(
+        f'<circle cx="{100 * mark["left"]:.3f}%" cy="{100 * mark["top"]:.3f}%" r="6" '
+        f'data-said="{escape(json.dumps(_said(mark, item), ensure_ascii=False))}"/>'
+        for mark in item["marks"]
+    )
+    picture = base64.b64encode(files[item["file"]]).decode()
+    yield (
+        f'<figure><div class="drawing"><img alt="{said}" src="data:image/svg+xml;base64,{picture}">'
+        f'<svg class="marks">{marks}</svg></div><figcaption>{said}</figcaption></figure>'
+    )
+
+
+def _said(mark: Mapping[str, Any], item: Mapping[str, Any]) -> list[str]:
+    """What a point tells: its group and panel, where it is, and what its cases have in common."""
+    lines = [" · ".join(filter(None, (mark["group"], mark["panel"])))]
+    lines.append(f"{_plain(item['x'])}: {mark['x']:.4g}")
+    spread = f" ({mark['q1']:.3g} to {mark['q3']:.3g})" if mark["q1"] != mark["q3"] else ""
+    lines.append(f"{_plain(item['y'])}: {mark['y']:.4g}{spread}")
+    lines.append(f"{mark['cases']} case{'s' if mark['cases'] != 1 else ''}")
+    lines += [f"{axis} = {value}" for axis, value in mark["case"].items()]
+    return lines
+
+
+def _plain(label: str) -> str:
+    r"""A label without the marks of mathematics: "condition number $\kappa$"."""
+    return re.sub(r"[$\\{}]", "", label)
+
+
+def _table(item: Mapping[str, Any]) -> Iterator[str]:
+    yield f'<table class="sortable"><caption>{escape(item["caption"])}</caption>'
+    if item["header"]:
+        heads = "".join(
+            f'<th scope="col"><button type="button">{escape(name)}</button></th>'
+            for name in item["header"]
+        )
+        yield f"<thead><tr>{heads}</tr></thead>"
+    yield "<tbody>"
+    first = ""
+    for row in item["rows"]:
+        # A table that is sorted tears its groups apart: each row keeps the group's name.
+        first = row[0] if isinstance(row[0], str) and row[0] else first
+        cells = "".join(_cell(cell, i < item["left"]) for i, cell in enumerate(row))
+        yield f'<tr data-group="{escape(str(first))}">{cells}</tr>'
+    yield "</tbody></table>"
+
+
+def _cell(cell: str | list[str], left: bool) -> str:
+    kind = ' class="left"' if left else ""
+    if isinstance(cell, str):
+        return f"<td{kind}>{escape(cell)}</td>"
+    return f"<td{kind}>{escape(cell[0])}<small>{escape(cell[1])}</small></td>"
+
+
+def _environment(environment: Mapping[str, Any]) -> Iterator[str]:
+    yield "<table><caption>What all studies share.</caption><tbody>"
+    for name, value in environment["shared"]:
+        yield f'<tr><td class="left">{escape(name)}</td><td class="left">{escape(value)}</td></tr>'
+    yield "</tbody></table>"
+    own = {"caption": "What is each study's own.", "left": 1}
+    yield from _table(own | {name: environment[name] for name in ("header", "rows")})

@@ -9,7 +9,7 @@ from zoo import FIDELITY, SCALINGS, SOLVERS
 from softlab.laws import tolerance
 from softlab.laws.law import after_steps
 from softlab.matrices import Geometric
-from softlab.pinv import BestIterate, Chebyshev, Polished, PublishedNystromformer
+from softlab.pinv import BestIterate, Chebyshev, Polished, PublishedNystromformer, PublishedSoft
 
 KAPPA = 30.0
 # These two have no result of their own: which iterate is returned depends on rounding.
@@ -47,7 +47,9 @@ def test_given_bounds_of_any_degree(degree):
         assert frobenius(solver(a) - torch.linalg.pinv(a)) > 1e-4 * frobenius(x)
 
 
-@pytest.mark.parametrize("scaling", [*SCALINGS, PublishedNystromformer()], ids=repr)
+@pytest.mark.parametrize(
+    "scaling", [*SCALINGS, PublishedNystromformer(), PublishedSoft(0.1)], ids=repr
+)
 def test_a_scaling_equals_its_formula(scaling):
     for a in (Geometric(9, KAPPA)(0), Geometric(9, KAPPA)(1), 7 * Geometric(12, 3.0)(2)):
         x = scaled(scaling, a)

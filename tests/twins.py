@@ -973,6 +973,11 @@ def _(scaling: pinv.PublishedNystromformer, a):
 
 
 @scaled.register
+def _(scaling: pinv.PublishedSoft, a):
+    return 0.9 * 2 * a.mT / (a.abs().sum(0).max() - scaling.ridge) ** 2
+
+
+@scaled.register
 def _(scaling: pinv.PublishedSoftNorm, a):
     alpha, eye = 2 / a.sum(1).max() ** 2, torch.eye(len(a), dtype=a.dtype)
     halvings = 0

@@ -15,7 +15,7 @@ from softlab.pinv import Iteration, Solver, Status
 
 F64 = torch.float64
 KAPPA = 4.0
-FIDELITY = ("PublishedNystromformer", "PublishedSoftNorm")
+FIDELITY = ("PublishedNystromformer", "PublishedSoft", "PublishedSoftNorm")
 """Scalings that keep a defect of published code; the laws that it breaks pass over them by name."""
 
 

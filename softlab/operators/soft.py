@@ -136,10 +136,26 @@ class Soft:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
         q, k, v, key_mask = checks.admit(q, k, v, key_mask)
         checks.rank_fits(self.rank, checks.survivors(key_mask, k), "keys")
+        return self._through(self.landmarks(widened(k), self.rank, key_mask), q, k, v, key_mask)
+
+    @own_precision
+    def at(
+        self, z: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None
+    ) -> Tensor:
+        """The same through given landmarks z (..., m, d), in the place of the selector's.
+
+        They may have been learnt; ``rank`` and ``landmarks`` play no part. Differentiable in z.
+        """
+        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        checks.finite("z", z)
+        return self._through(widened(z), q, k, v, key_mask)
+
+    def _through(
+        self, z: Tensor, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None
+    ) -> Tensor:
         dtype = v.dtype
         q, k, v = widened(q), widened(k), widened(v)
         kernel = self.kernel(q.shape[-1])
-        z = self.landmarks(k, self.rank, key_mask)
         core = kernel.matrix(z, z)
         inverted = applier(self.pinv, core)
 

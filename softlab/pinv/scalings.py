@@ -6,9 +6,9 @@ range of A^T and converge to the pseudo-inverse. For symmetric positive definite
 ``InfinityNorm``, ``Trace``, ``OptimalDefinite``, multiples of I whose residual starts from 1/kappa
 and not 1/kappa^2.
 
-``PublishedNystromformer`` and ``PublishedSoftNorm`` are what those codes do: one number for the
-whole batch, so that a sample's result depends on its neighbours. They are kept as baselines, and
-``softlab.laws`` exempts them by name.
+``PublishedNystromformer``, ``PublishedSoft`` and ``PublishedSoftNorm`` are what those codes do; the
+first and the last have one number for the whole batch, so that a sample's result depends on its
+neighbours. They are kept as baselines, and ``softlab.laws`` exempts them by name.
 """
 
 from __future__ import annotations
@@ -352,6 +352,33 @@ class PublishedNystromformer:
     def __call__(self, a: Tensor) -> Tensor:
         """The initial guess, (..., m, m)."""
         return _transposed(a, 1.0, one_norm(a).max(), infinity_norm(a).max())
+
+    def cost(self, m: int, batch: int = 1) -> Cost:  # noqa: ARG002
+        """No product."""
+        return NO_COST
+
+
+@value
+class PublishedSoft:
+    """X0 = 1.8 A^T / (|A|_1 - ridge)^2, for A that is a core with ``ridge`` on its diagonal.
+
+    What the released SOFT code does since July 2022: alpha = 0.9 * 2 / |.|_1^2 is that of the core
+    before the ridge is added, and the iteration starts from alpha times the matrix after. On cores
+    of unit diagonal it converges, as 1.8 (1 + 0.01)^2 < 2. ``ridge``: positive, that of the
+    ``Ridge`` around the solver. A baseline; use ``OneNorm(1.8)``. Reference: fudan-zvg/SOFT,
+    newton_inv in SOFT/kernel/inverse.py.
+    """
+
+    ridge: float = 0.01
+    definite: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        checks.positive(self, ridge=self.ridge)
+
+    def __call__(self, a: Tensor) -> Tensor:
+        """The initial guess, (..., m, m)."""
+        norm = one_norm(a) - self.ridge
+        return _transposed(a, 1.8, norm, norm)
 
     def cost(self, m: int, batch: int = 1) -> Cost:  # noqa: ARG002
         """No product."""

@@ -10,7 +10,7 @@ CONSTRAINTS ?= constraints.txt
 OUT ?= reports
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-STUDIES := rank convergence gradients training precision frontier growth budget bandwidth normalization landmarks length
+STUDIES := rank convergence gradients training precision frontier growth budget bandwidth normalization landmarks length mutations
 
 .PHONY: report test fidelity check format bench clean
 

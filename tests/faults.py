@@ -74,6 +74,10 @@ class Faulty:
         has_rank = hasattr(self.base, "rank")
         return dataclasses.replace(self.base, rank=self.rank) if has_rank else self.base
 
+    @property
+    def kernel(self):
+        return self._base.kernel
+
     def core(self, *tokens):
         return self._base.core(*tokens)
 
@@ -441,6 +445,10 @@ def frozen(op, q, k, v, mask):
     return weights @ v / weights.sum(-1, keepdim=True)
 
 
+def unsquared(op, q, k, v, mask):
+    return (-torch.cdist(q, k) / 4).exp() @ v
+
+
 @dataclass(frozen=True)
 class Unsquared(GaussianAttention):
     """exp(-|x - y|^2 / (2 bandwidth))."""
@@ -513,6 +521,11 @@ OPERATOR_FAULTS = {
         Faulty(GaussianAttention(), by_norm),
         Faulty(Linformer(4), after(lambda x: x), {"reads": "relative scores"}),
         Faulty(Softmax(), after(lambda x: x), {"reads": "distances"}),
+    ],
+    "kernel": [
+        Faulty(Softmax(), lambda op, q, k, v, mask: op(1.1 * q, k, v, mask)),
+        Faulty(Softmax(), lambda op, q, k, v, mask: op(q * (4 / v.shape[-1]) ** 0.5, k, v, mask)),
+        Faulty(GaussianAttention(), unsquared),
     ],
     "kernel scale": [Unsquared()],
     "transposition": [

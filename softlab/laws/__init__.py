@@ -37,7 +37,7 @@ from softlab.laws import (
     spectral,
     temperature,
 )
-from softlab.laws.examination import EXAMPLES, SECONDS, Outcome, Verdict
+from softlab.laws.examination import EXAMPLES, SECONDS, Outcome, Verdict, outcome
 from softlab.laws.law import BrokenLawError, Draws, Gap, Law, OutOfScopeError, tolerance
 from softlab.laws.subjects import adapted, is_solver, load
 from softlab.pinv import Solver
@@ -55,6 +55,7 @@ OPERATOR_LAWS: tuple[Law[Operator], ...] = (
     algebra.ROW_STOCHASTIC,
     algebra.NONNEGATIVE,
     algebra.SYMMETRIC,
+    geometry.KERNEL,
     geometry.READS,
     geometry.SCALE,
     geometry.RECIPROCAL,
@@ -209,6 +210,7 @@ __all__ = [
     "check",
     "examine",
     "load",
+    "outcome",
     "parametrize",
     "suite",
     "tolerance",

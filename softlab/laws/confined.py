@@ -162,7 +162,7 @@ def report(pipe: Connection, request: Request, done: tuple[str, ...]) -> None:
         pipe.send((law.name,))
         pipe.send(
             outcome(
-                subject, law, examples=request.examples, seconds=request.seconds, draws=draws,
+                subject, law, seeds=range(request.examples), seconds=request.seconds, draws=draws,
                 name=request.name,
             )
         )  # fmt: skip

@@ -91,17 +91,25 @@ def examine(
     stands for the subject in the lines that reproduce a failure.
     """
     for law in suite:
-        yield outcome(
-            subject, law, examples=examples, seconds=seconds, draws=draws or Draws(), name=name
-        )
+        yield outcome(subject, law, seeds=range(examples), seconds=seconds, draws=draws, name=name)
 
 
 def outcome(
-    subject: Any, law: Law[Any], *, examples: int, seconds: float, draws: Draws, name: str
+    subject: Any,
+    law: Law[Any],
+    *,
+    seeds: Sequence[int] = range(EXAMPLES),
+    seconds: float = SECONDS,
+    draws: Draws | None = None,
+    name: str = "op",
+    simplest: bool = True,
 ) -> Outcome:
-    """What becomes of one law."""
-    start, done, missed = time.perf_counter(), 0, None
-    verdict, detail, seed = Verdict.HOLDS, "", 0
+    """What becomes of one law: as ``examine``, at these seeds.
+
+    ``simplest``: look for a simpler draw that fails, too.
+    """
+    start, done, missed, draws = time.perf_counter(), 0, None, draws or Draws()
+    verdict, detail, seed, seeds = Verdict.HOLDS, "", 0, seeds[: law.examples]
     if draws.dtype != torch.float64 and not law.any_dtype:
         chosen = str(draws.dtype).removeprefix("torch.")
         return _outcome(law, Verdict.SKIPPED, f"is asked in precisions of its own, not in {chosen}")
@@ -109,7 +117,7 @@ def outcome(
         with _alone(), limit(seconds):
             if not law.applies(subject):
                 return _outcome(law, Verdict.SKIPPED, _why(law, subject))
-            for seed in range(min(examples, law.examples)):
+            for seed in seeds:
                 missed = law.broken(subject, seed=seed, draws=draws)
                 if missed is not None:
                     break
@@ -124,15 +132,17 @@ def outcome(
     except BaseException as error:
         verdict, detail = Verdict.FAILS, said(error)
     if missed is None and verdict is Verdict.HOLDS:
-        note = "" if done >= min(examples, law.examples) else f"{done} examples in {seconds:g} s"
+        note = "" if done >= len(seeds) else f"{done} examples in {seconds:g} s"
         return _outcome(law, verdict, note, done, time.perf_counter() - start)
-    shown, line = "", _line(law, name, seed, draws)
-    if missed is not None or detail.startswith("raised"):
-        how, seed, said_, shown = _simplest(subject, law, seed, draws, examples, seconds)
-        detail, line = said_ or detail, _line(law, name, seed, how)
+    shown, how = "", draws
+    if missed is not None:
+        detail = missed.said
+    if simplest and not detail.startswith("gave"):
+        how, seed, words, shown = _simplest(subject, law, seed, draws, seeds, seconds)
+        detail = words or detail
     return Outcome(
         law.name, law.family, law.statement, Verdict.FAILS, detail, done + 1,
-        time.perf_counter() - start, shown, line,
+        time.perf_counter() - start, shown, _line(law, name, seed, how),
     )  # fmt: skip
 
 
@@ -159,13 +169,13 @@ def _alone() -> Iterator[None]:
 
 
 def _simplest(
-    subject: Any, law: Law[Any], seed: int, draws: Draws, examples: int, seconds: float
+    subject: Any, law: Law[Any], seed: int, draws: Draws, seeds: Sequence[int], seconds: float
 ) -> tuple[Draws, int, str, str]:
     """The simplest draw that fails: small, then of one decimal; and what it shows."""
     plain = draws
     ways = itertools.product((True, False), (1, None))
     tried = [Draws(draws.dtype, draws.device, digits, small) for small, digits in ways]
-    order = [(how, s) for how in tried[:-1] for s in range(examples)] if law.examples > 2 else []
+    order = [(how, s) for how in tried[:-1] for s in seeds] if law.examples > 2 else []
     with contextlib.suppress(TooLongError), _alone(), limit(seconds / 2):
         for how, s in [*order, (plain, seed)]:
             found, drawn = _tried(subject, law, s, how)

@@ -85,6 +85,33 @@ def _reciprocal(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
     yield Gap(largest(there - back.mT), allowed, f"n={len(q)}, l={len(k)}")
 
 
+def _kernel(op: Any, rng: torch.Generator) -> Iterator[Gap]:
+    q, k, _ = _draw(op, rng)
+    kernel = op.kernel(q.shape[-1])
+    wanted = kernel.matrix(q, k)
+    if op.traits.causal:
+        wanted = wanted.tril()
+    if op.traits.row_stochastic:
+        wanted = wanted / wanted.sum(-1, keepdim=True)
+    elif getattr(op, "normalization", "none") == "symmetric":
+        degrees = (wanted.sum(-1, keepdim=True), kernel.matrix(k, k).sum(-1, keepdim=True).mT)
+        wanted = wanted / (degrees[0] * degrees[1]).sqrt()
+    allowed = tolerance(F64, len(k), kappa=10, scale=largest(wanted))
+    yield Gap(largest(as_matrix(op, q, k) - wanted), allowed, f"n={len(q)}, l={len(k)}")
+
+
+KERNEL: Law[Any] = Law(
+    "kernel",
+    "M is the matrix of the kernel that the operator names, its rows normalised or both sides as "
+    "it says",
+    lambda op: op.traits.exact and not op.traits.replacement and hasattr(op, "kernel"),
+    _kernel,
+    family="algebraic",
+    when="is exact and names its kernel",
+    allows="rounding of sums over l",
+    catches="another factor of the scores; a distance without its square",
+    any_dtype=True,
+)
 READS: Law[Operator] = Law(
     "reads",
     "M is the same of q B and k B^-T where it reads scores q k^T; also of k + 1 c^T where it reads "

@@ -1,0 +1,62 @@
+"""The laws see planted faults, and nothing where there is none; the chapter says so in numbers."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from softlab.chapters.mutations import findings, scope, survivors, tables
+from softlab.study import run
+from softlab.study_file import load
+
+MUTATIONS = load(Path(__file__).parent.parent / "studies" / "mutations.py")
+
+
+def test_there_are_mutants_of_every_kind():
+    faults = {one.fault for one in MUTATIONS.MUTANTS}
+    assert len(MUTATIONS.MUTANTS) >= 60
+    for name in ("zeros", "the mean of v", "one later token", "sums in float16", "a print"):
+        assert name in faults
+    assert len({(one.fault, one.base) for one in MUTATIONS.MUTANTS}) == len(MUTATIONS.MUTANTS)
+    assert len(MUTATIONS.CATALOGUE) > 50
+
+
+# One in four here; all of them, and the catalogue at twenty seeds, is the study.
+@pytest.mark.parametrize("one", MUTATIONS.MUTANTS[::4], ids=lambda x: f"{x.fault}-{x.base}")
+def test_a_mutant_breaks_a_law_or_has_a_reason(one):
+    row = MUTATIONS.measure(one, 0, dtype=None, device=None)
+    assert row["caught"] or one.reason
+    if row["caught"]:
+        assert row["law"]
+        assert row["gap"]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    chosen = [MUTATIONS.MUTANTS[0], MUTATIONS.CATALOGUE[-1]]
+    axes = {"specimen": chosen, "seed": (0, 1)}
+    study = replace(MUTATIONS.STUDY, axes=axes, quick={})
+    outcome = run(study, tmp_path_factory.mktemp("reports"), threads=1)
+    assert (outcome.failed, outcome.rows) == (0, 3)
+    return pd.read_csv(outcome.folder / "table.csv")
+
+
+def test_the_chapter_counts_what_was_caught(table):
+    assert "1 mutants with 1 faults" in scope(table)
+    said = findings(table)
+    assert said[0] == "Of 1 mutants 1 break a law, 100.0 %: 1 of 1 operators."
+    assert said[1].endswith("2 seeds) and broke none.")
+    assert [len(made["rows"]) for made in tables(table)] == [1, 1]
+
+
+def test_the_chapter_names_survivors_and_alarms(table):
+    missed = table.assign(caught=False, reason="it is the same")
+    assert len(survivors(missed)) == 1
+    said = findings(missed)
+    assert "0 break a law, 0.0 %" in said[0]
+    assert said[2].startswith("Survivor: zeros, of Softmax")
+    assert said[2].endswith("it is the same.")
+    loud = table.assign(alarms=1, law="causal")
+    assert "and broke 2: " in findings(loud)[1]
+    assert "causal (seed 1)" in findings(loud)[1]

@@ -118,7 +118,7 @@ def test_report_prints_where_the_pdf_is(tmp_path, own):
     call("run", own, "--out", tmp_path)
     result = call("report", tmp_path)
     assert result.exit_code == 0, result.output
-    assert result.stdout.strip() == str(tmp_path / "report.pdf")
+    assert result.stdout.split() == [str(tmp_path / f"report.{x}") for x in ("pdf", "html")]
 
 
 def test_list_names_every_part_with_its_claims():

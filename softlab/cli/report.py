@@ -1,29 +1,72 @@
-"""``softlab report``: the tables as a document."""
+"""``softlab report``: the tables as a document, or two runs side by side."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
 
-from softlab.cli.speech import fail, say
+from softlab.cli.speech import fail, out, say
 
-EXAMPLES = "Example:  softlab report reports"
+if TYPE_CHECKING:
+    from softlab.report.comparison import Comparison
+
+EXAMPLES = (
+    "Examples:  softlab report reports   |   softlab report --compare reports/h200 reports   |   "
+    "softlab report --compare before/rank after/rank"
+)
 
 
 def report(
     folder: Annotated[Path, typer.Argument(help="Where the studies' folders are.")] = Path(
         "reports"
     ),
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            metavar="OLD NEW",
+            help="Set nothing; say what changed between two folders beyond noise.",
+        ),
+    ] = None,
 ) -> None:
-    """Set FOLDER/report.pdf from the tables under FOLDER."""
+    """Set FOLDER/report.pdf and FOLDER/report.html from the tables under FOLDER.
+
+    --compare holds the cases that two runs share against each other. Noise is, of a time, the
+    spread of repeated calls; of all else the square root of the rounding unit.
+    """
     from softlab.report import report as set_report
+    from softlab.report.comparison import compare as compared
 
     try:
+        if compare is not None:
+            for found in compared(*compare):
+                _tell(found)
+            return
         path = set_report(folder)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         fail(str(error))
     except OSError as error:
         fail(str(error), code=1)
     say(str(path))
+    say(str(path.with_suffix(".html")))
+
+
+def _tell(found: Comparison) -> None:
+    from softlab.chapters.numbers import number
+
+    say(f"{found.study}: {len(found.changes)} of {found.columns} columns changed beyond noise, "
+        f"of {found.cases} cases that both runs finished")  # fmt: skip
+    for line in (*found.environment, *found.coverage):
+        say(f"  {line}")
+    if not found.changes:
+        return
+    table = Table("column", "cases", "factor", "interval", "most", box=None, padding=(0, 2, 0, 0))
+    for x in found.changes:
+        known = not math.isnan(x.factor)
+        factor = number(x.factor) if known else ""
+        interval = f"{number(x.low)} to {number(x.high)}" if known else ""
+        table.add_row(x.column, f"{x.changed} of {x.cases}", factor, interval, x.most)
+    out.print(table, "")

@@ -19,11 +19,12 @@ import pandas as pd
 from softlab.chapters import fragment, named, runs
 from softlab.chapters.headlines import headlines
 from softlab.figures import Lines, caption, draw, file_name, pages, save
+from softlab.report.folder import FORMAT, read
 from softlab.report.page import html
 
 HERE = Path(__file__).parent
-FORMAT = 1
-"""The newest ``meta.json`` that is understood: the one that ``softlab.journal`` names."""
+
+__all__ = ["FORMAT", "findings", "read", "report"]
 
 
 def report(folder: Path | str = "reports") -> Path:
@@ -62,41 +63,6 @@ def report(folder: Path | str = "reports") -> Path:
     path.write_bytes(compiled(files, ignore_system_fonts=True))
     (folder / "report.html").write_text(html(data, files, compiled), encoding="utf-8")
     return path
-
-
-def read(run: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The table and meta of one run folder; ``ValueError`` says which file is unusable and why.
-
-    Unusable is also a meta file whose chapter does not exist.
-    """
-    remedy = "delete it and run the study again; finished rows are reused"
-    try:
-        table = pd.read_csv(run / "table.csv")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        msg = f"{run / 'table.csv'} is not a table ({error}); {remedy}."
-        raise ValueError(msg) from None
-    if "status" not in table or table.empty:
-        msg = f"{run / 'table.csv'} has no rows with a 'status' column; {remedy}."
-        raise ValueError(msg)
-    try:
-        meta = json.loads((run / "meta.json").read_text())
-        table.attrs["name"] = meta["name"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        msg = f"{run / 'meta.json'} cannot be read ({error!r}); {remedy}."
-        raise ValueError(msg) from None
-    if meta.get("format", FORMAT) > FORMAT:
-        msg = (
-            f"{run / 'meta.json'} is of format {meta['format']}, from a newer softlab; "
-            f"this one reads up to {FORMAT}: upgrade it, or report on another folder."
-        )
-        raise ValueError(msg)
-    meta.setdefault("chapter", "operators")  # runs made when it was the only one
-    try:
-        named(meta["chapter"])
-    except ValueError as error:
-        msg = f"{run / 'meta.json'}: {error}"
-        raise ValueError(msg) from None
-    return table, meta
 
 
 def findings(table: pd.DataFrame, meta: Mapping[str, Any]) -> list[str]:

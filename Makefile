@@ -38,6 +38,7 @@ format: $(READY)
 bench: $(READY)  ## speed and memory against the forms that softlab replaces
 	$(BIN)/python benchmarks/attention.py --out $(OUT)/benchmarks
 	$(BIN)/python benchmarks/inverse.py --out $(OUT)/benchmarks
+	$(BIN)/python benchmarks/engine.py --out $(OUT)/benchmarks
 
 clean:
 	rm -rf $(VENV) $(addprefix $(OUT)/,$(STUDIES) spoiling benchmarks report.pdf)

@@ -1,9 +1,12 @@
-"""The probe of the arithmetic tells accumulators apart, wherever they lose digits."""
+"""The probe of the arithmetic tells accumulators apart; the clock on CUDA is the device's own."""
+
+import contextlib
+import itertools
 
 import pytest
 import torch
 
-from softlab.instruments import PRODUCTS, SUMS, accumulation
+from softlab.instruments import PRODUCTS, SUMS, accumulation, peak_memory, seconds
 
 HALF = [torch.bfloat16, torch.float16]
 
@@ -80,3 +83,49 @@ def test_this_device_sums_no_narrower_than_the_format(dtype):
 def test_formats_without_a_probe_are_refused():
     with pytest.raises(ValueError, match="products of int8 cannot be probed; dtype must be one of"):
         accumulation(torch.int8)
+
+
+class Events:
+    """A device whose events tick a millisecond a kernel, and a log of what was asked of it."""
+
+    def __init__(self, monkeypatch):
+        self.log, self.now = [], 0
+        device = self
+
+        class Event:
+            def __init__(self, enable_timing):
+                assert enable_timing
+
+            def record(self):
+                device.log.append("record")
+                self.at = device.now
+
+            def elapsed_time(self, other):
+                return float(other.at - self.at)
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: self.log.append("synchronize"))
+        monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+
+    def kernels(self, count):
+        self.log.append("call")
+        self.now += count
+
+
+def test_on_cuda_the_devices_events_tell_the_time(monkeypatch):
+    device = Events(monkeypatch)
+    ticks = itertools.chain([900, 900, 900], itertools.cycle([2, 4, 6]))  # three to warm up
+    found = seconds(lambda: device.kernels(next(ticks)), torch.device("cuda"), budget=0, repeats=6)
+    wanted = {"seconds": 4e-3, "seconds_q1": 2.5e-3, "seconds_q3": 5.5e-3, "repeats": 6}
+    assert found == pytest.approx(wanted)
+    assert device.log[:3] == ["call"] * 3
+    assert device.log[3:] == ["synchronize", "record", "call", "record", "synchronize"] * 6
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_longer_kernel_takes_longer_on_cuda():
+    a = torch.ones(4096, 4096, device="cuda")
+    one = seconds(lambda: a @ a, a.device)["seconds"]
+    four = seconds(lambda: a @ a @ a @ a @ a, a.device)["seconds"]
+    assert 3 < four / one < 5
+    assert peak_memory(lambda: a @ a, a.device) == a.nbytes

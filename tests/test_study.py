@@ -115,6 +115,21 @@ def test_a_failing_case_is_a_row_and_is_tried_again(tmp_path):
     assert table(outcome.folder)[2]["square"] == "4"
 
 
+def test_a_want_of_memory_is_a_row(tmp_path):
+    def measure(op, seed, *, dtype, device):
+        if op.rank == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+        if op.rank == 3:
+            torch.empty(2**60)
+        return {}
+
+    outcome = run(replace(STUDY, measure=measure), tmp_path)
+    errors = [row["error"] for row in table(outcome.folder) if row["status"] == "failed"]
+    assert outcome.failed == 3
+    assert errors[0].startswith("OutOfMemoryError: CUDA out of memory. Tried to allocate 9 GiB.")
+    assert "can't allocate memory" in errors[2]
+
+
 def test_a_measure_that_returns_a_tensor_fails_that_row_only(tmp_path):
     def measure(op, seed, *, dtype, device):
         return {"square": torch.ones(()) if op.rank == 1 else 4.0}

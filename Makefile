@@ -8,6 +8,7 @@ VENV ?= .venv
 VENV_FLAGS ?=
 CONSTRAINTS ?= constraints.txt
 OUT ?= reports
+WORKERS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 STUDIES := rank convergence gradients training precision frontier growth budget bandwidth normalization landmarks length mutations
@@ -15,7 +16,7 @@ STUDIES := rank convergence gradients training precision frontier growth budget 
 .PHONY: report test fidelity check format bench clean
 
 report: $(READY)  ## every study, on real activations, and the PDF of them all
-	$(BIN)/softlab run $(STUDIES:%=studies/%.py) --threads 1 --out $(OUT)
+	$(BIN)/softlab run $(STUDIES:%=studies/%.py) --threads 1 --workers $(WORKERS) --out $(OUT)
 	$(BIN)/softlab report $(OUT)
 
 test: $(READY)  ## the whole suite, warnings as errors
@@ -41,7 +42,7 @@ bench: $(READY)  ## speed and memory against the forms that softlab replaces
 	$(BIN)/python benchmarks/engine.py --out $(OUT)/benchmarks
 
 clean:
-	rm -rf $(VENV) $(addprefix $(OUT)/,$(STUDIES) spoiling benchmarks report.pdf)
+	rm -rf $(VENV) $(addprefix $(OUT)/,$(STUDIES) spoiling benchmarks report.pdf report.html)
 
 # torch first and alone, pinned: left to the resolver it would be the newest CUDA build.
 $(READY): pyproject.toml $(filter-out /dev/null,$(CONSTRAINTS))

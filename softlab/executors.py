@@ -49,12 +49,18 @@ class Crew:
     """Workers: ``open`` makes an executor, and another where a dead worker has broken the first.
 
     ``size`` says how many cases it may have in hand at a time. ``shares``: how many of its
-    processes share this machine's threads.
+    processes share this machine's threads. ``single`` opens one that has a single worker, whose
+    memory of earlier cases timed ones rely on; ``open`` does where it is None.
     """
 
     open: Callable[[], Executor]
     size: Callable[[], int]
     shares: int = 1
+    single: Callable[[], Executor] | None = None
+
+    def alone(self) -> Crew:
+        """The same workers with one case in hand at a time."""
+        return Crew(self.single or self.open, lambda: 1)
 
 
 @dataclass(frozen=True)
@@ -121,11 +127,11 @@ def processes(count: int) -> Crew:
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in known else "spawn")
     if "forkserver" in known:
         context.set_forkserver_preload([__name__])
-    return Crew(
-        lambda: ProcessPoolExecutor(count, mp_context=context, initializer=_worker),
-        lambda: count,
-        shares=count,
-    )
+
+    def pool(size: int) -> Executor:
+        return ProcessPoolExecutor(size, mp_context=context, initializer=_worker)
+
+    return Crew(lambda: pool(count), lambda: count, shares=count, single=lambda: pool(1))
 
 
 @contextlib.contextmanager

@@ -247,7 +247,7 @@ def _made(
         for key, task in tasks.items():
             yield key, measured(task)
     elif tasks:
-        crew = dataclasses.replace(crew, size=lambda: 1) if alone else crew
+        crew = crew.alone() if alone else crew
         yield from elsewhere(tasks, blocks(cases, crew.size()), crew)
 
 

@@ -95,6 +95,7 @@ def test_timed_cases_have_the_device_alone(tmp_path, own):
     outcome = run(own["timed"], tmp_path, crew=processes(3))
     rows = table(outcome).sort_values("start")
     assert (rows["end"].to_numpy()[:-1] <= rows["start"].to_numpy()[1:]).all()
+    assert rows["pid"].nunique() == 1
     assert os.getpid() not in set(rows["pid"])
 
 

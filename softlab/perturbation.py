@@ -8,9 +8,11 @@ layer's softmax, not the operator's own target.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from softlab.capture import Call, record, substitute
 from softlab.capture.answer import answer
-from softlab.capture.watch import ATTENTION
+from softlab.capture.implementations import seen_by_softlab
+from softlab.capture.watch import ATTENTION, MULTIHEAD, Watch, standing_in
 from softlab.core import Dims, Operator
 from softlab.instruments import Numbers
 
@@ -148,24 +151,48 @@ def effect(
         if before.module in report.reached and isinstance(operator, Operator):
             cheap = errors(operator, before)
         found.append(Layer(before.module, cheap, float(accumulated)))
-    rest = without_attention(run)
-    exact = sum(attention_flops(Dims.of(call.q, call.k, call.v)) for call in calls)
-    spent = exact + sum(
-        report.reached[name]
-        * (
-            (_flops(operator, dims) if isinstance(operator, Operator) else 0)
-            - attention_flops(dims)
-        )
-        for name, dims in report.dims.items()
+    whole = without_attention(model, run) + sum(
+        attention_flops(Dims.of(call.q, call.k, call.v)) for call in calls
     )
-    return Effect(change(out, clean), tuple(found), rest + spent, rest + exact)
+    spent = 0
+    if isinstance(operator, Operator):
+        spent = whole + sum(
+            report.reached[name] * (_flops(operator, dims) - attention_flops(dims))
+            for name, dims in report.dims.items()
+        )
+    return Effect(change(out, clean), tuple(found), spent, whole)
 
 
-def without_attention(run: Run) -> int:
-    """Counted work of one run, but for torch's fused attention, which the counter cannot see."""
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+def without_attention(model: nn.Module, run: Run) -> int:
+    """Counted work of one run but for its attention, which gives zeros meanwhile."""
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), seen_by_softlab(model), counter, _Skipped(model):
         run()
     return int(counter.get_total_flops())
+
+
+class _Skipped(Watch):
+    """No attention at all: so that what a counter sees does not hang on the kernel."""
+
+    def attend(self, call: Call, go_on: Callable[[], Tensor]) -> Tensor:  # noqa: ARG002
+        """Zeros."""
+        return call.v.new_zeros(*call.q.shape[:-1], call.v.shape[-1])
+
+    def weighed(self, arguments: inspect.BoundArguments) -> Any:
+        """Zeros, and weights of zero."""
+        kept: list[Tensor] = []
+
+        def weights(attention: Any, query: Tensor, key: Tensor, *rest: Any, **more: Any) -> Tensor:
+            kept.append(query.new_zeros(*query.shape[:-1], key.shape[-2]))
+            return self.through(attention, query, key, *rest, **more)
+
+        given = dict(arguments.arguments) | {"need_weights": False, "is_causal": False}
+        with standing_in(weights):
+            out, _ = MULTIHEAD(**given)
+        zeros = kept[0]
+        if arguments.arguments.get("average_attn_weights", True):
+            zeros = zeros.mean(-3)
+        return out, zeros if out.ndim == 3 else zeros.squeeze(0)
 
 
 def attention_flops(dims: Dims) -> int:

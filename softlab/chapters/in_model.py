@@ -1,0 +1,320 @@
+"""What a substituted attention changes in a trained model, and which cheap number tells.
+
+Read are ``status`` and, where they are there, the columns of the three studies of
+``studies/in_model.py``: ``model``, ``method``, ``knob``, ``part``, ``family``, ``op``, ``layers``,
+``depth``, ``matrix_error``, ``output_error``, ``lack_of_skill``, ``work``, ``change``, ``task``,
+``task_loss`` and ``within``; ``layer``, ``own`` and ``accumulated``; ``tokens``, ``time``,
+``memory``, ``attention_share``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+
+from softlab.chapters import Cell, Table
+from softlab.chapters.numbers import joined, number, short
+
+PREDICTORS = {
+    "matrix_error": "matrix error",
+    "output_error": "output error",
+    "lack_of_skill": "1 - skill",
+}
+DRAWS = 300
+"""Bootstrap draws of an interval."""
+EVERY = "all"
+BINS = 3
+"""Bins a decade."""
+
+
+def scope(table: pd.DataFrame) -> str:
+    """The models and the operators."""
+    if not {"model", "method"} <= set(table.columns):
+        return ""
+    models = joined(table["model"].unique())
+    return f"Models: {models}. Operators: {joined(table['method'].unique())}."
+
+
+def findings(table: pd.DataFrame) -> list[str]:
+    """Which number predicts the change; what can be swapped; how errors gather; what it saves."""
+    paragraphs = (_prediction(table), _swaps(table), _gathering(table), _saving(table))
+    return [text for text in paragraphs if text]
+
+
+def tables(table: pd.DataFrame) -> Iterator[Table]:
+    """Rank correlations by model and family; what can be swapped for what; costs."""
+    yield from _correlation_table(table)
+    yield from _swap_tables(table)
+    yield from _cost_table(table)
+
+
+def binned(table: pd.DataFrame) -> pd.DataFrame:
+    """A row for each row and cheap number: ``predictor``, its bin and the bin's middle."""
+    done = _changes(table)
+    parts = []
+    for column, name in PREDICTORS.items():
+        if column in done:
+            rows = done[done[column].between(0, np.inf, inclusive="neither")]
+            at = np.floor(BINS * np.log10(rows[column].astype(float)))
+            middle = 10 ** ((at + 0.5) / BINS)
+            parts.append(rows.assign(predictor=name, bin=at, error=middle, same=middle))
+    return pd.concat(parts) if parts else done.assign(predictor="", bin=0, error=0.0, same=0.0)
+
+
+def correlations(table: pd.DataFrame) -> pd.DataFrame:
+    """Spearman's rank correlation of each cheap number with the change of the output.
+
+    One row a model, or the mean over ``"all"`` models, a family, or ``"all"``, and a predictor:
+    ``rho`` with the 95 % percentile interval ``low`` to ``high`` of a bootstrap that draws
+    operators, each with all its rows, since the rows of one are not independent; ``rows`` and
+    ``operators`` are their numbers. Families of fewer than three operators are left out.
+    """
+    done = _changes(table)
+    columns = [column for column in PREDICTORS if column in done]
+    found = []
+    for family in [EVERY, *done["family"].unique()] if len(done) else []:
+        rows = done if family == EVERY else done[done["family"] == family]
+        rows = rows.dropna(subset=[*columns, "change"])
+        models = [(model, of) for model, of in rows.groupby("model", sort=False)]
+        for model, of in [*models, (EVERY, rows)]:
+            if of["op"].nunique() >= 3 and of.groupby("model").size().min() >= 4:
+                drawn = _drawn(of, columns)
+                for i, column in enumerate(columns):
+                    low, high = np.nanquantile(drawn[1:, i], [0.025, 0.975])
+                    found.append({
+                        "model": model, "family": family, "predictor": column,
+                        "rho": drawn[0, i], "low": low, "high": high, "rows": len(of),
+                        "operators": of["op"].nunique(),
+                    })  # fmt: skip
+    return pd.DataFrame(found)
+
+
+def _drawn(rows: pd.DataFrame, columns: list[str]) -> np.ndarray:
+    """Mean over the models of each predictor's correlation: of the rows, then of each draw."""
+    source = np.random.default_rng(0)
+    ops = rows["op"].unique()
+    models = rows["model"].to_numpy()
+    values = rows[[*columns, "change"]].to_numpy(float)
+    places = {op: np.flatnonzero(rows["op"].to_numpy() == op) for op in ops}
+
+    def of(at: np.ndarray) -> list[float]:
+        by_model = []
+        for model in dict.fromkeys(models):
+            mine = values[at[models[at] == model]]
+            if len(mine) > 3:
+                ranks = rankdata(mine, axis=0)
+                spread = ranks.std(axis=0)
+                shared = ((ranks - ranks.mean(0)) * (ranks[:, -1:] - ranks[:, -1].mean())).mean(0)
+                with np.errstate(invalid="ignore", divide="ignore"):
+                    by_model.append(shared[:-1] / (spread[:-1] * spread[-1]))
+        return list(np.mean(by_model, axis=0)) if by_model else [np.nan] * len(columns)
+
+    whole = [of(np.arange(len(rows)))]
+    for _ in range(DRAWS):
+        chosen = source.choice(ops, len(ops))
+        whole.append(of(np.concatenate([places[op] for op in chosen])))
+    return np.array(whole)
+
+
+def _changes(table: pd.DataFrame) -> pd.DataFrame:
+    """The finished rows of substitutions that were made; none of another study's table."""
+    needed = {"status", "model", "family", "op", "part", "change", "layers"}
+    if not needed <= set(table.columns):
+        return table[:0].reindex(columns=[*table.columns, *sorted(needed - set(table.columns))])
+    done = table[(table["status"] == "ok") & (table["layers"] > 0)]
+    return done[done["change"].notna() & (done["part"] != "greedy")]
+
+
+def _prediction(table: pd.DataFrame) -> str:
+    found = correlations(table)
+    if found.empty:
+        return ""
+    pooled = found[(found["model"] == EVERY) & (found["family"] == EVERY)]
+    if pooled.empty:
+        return ""
+    said = [
+        f"{PREDICTORS[str(x.predictor)]} {x.rho:.2f} ({x.low:.2f} to {x.high:.2f})"
+        for x in pooled.itertuples()
+    ]
+    first = pooled.iloc[0]
+    matrix = pooled[pooled["predictor"] == "matrix_error"]
+    answer = ""
+    if len(matrix):
+        low, rho = matrix.iloc[0]["low"], matrix.iloc[0]["rho"]
+        answer = (
+            "So the error of the attention matrix "
+            + ("does predict" if low > 0.5 else "orders" if low > 0 else "does not order")
+            + " the change of the model's output"
+            + (", though not alone" if low > 0 and rho < 0.9 else "")
+            + ". "
+        )
+    by_model = found[(found["family"] == EVERY) & (found["model"] != EVERY)]
+    least = by_model.loc[by_model["rho"].idxmin()] if len(by_model) else None
+    weakest = (
+        f"Weakest is {PREDICTORS[least['predictor']]} in {least['model']}, "
+        f"{least['rho']:.2f} ({least['low']:.2f} to {least['high']:.2f})."
+        if least is not None
+        else ""
+    )
+    return (
+        "Rank correlation with the relative change of the model's output, mean over the models "
+        f"with its 95 % interval ({first['rows']} substitutions by {first['operators']} "
+        f"operators): {joined(said)}. {answer}{weakest}"
+    )
+
+
+def _whole(table: pd.DataFrame) -> pd.DataFrame:
+    """For each model and method the knob that changes the output least, in all layers."""
+    done = _changes(table)
+    done = done[done["part"] == "all layers"]
+    if done.empty:
+        return done
+    return done.loc[done.groupby(["model", "method"], sort=False)["change"].idxmin()]
+
+
+def _swaps(table: pd.DataFrame) -> str:
+    whole = _whole(table)
+    if whole.empty or "within" not in whole:
+        return ""
+    within = whole["within"].iloc[0]
+    said = []
+    for model, rows in whole.groupby("model", sort=False):
+        fit = rows[rows["change"] <= within]
+        names = (f"{x.op} ({number(x.change)})" for x in fit.itertuples())
+        said.append(f"{model}: {joined(names) or 'none'}")
+    return (
+        f"In all layers at once these move the output by at most {within:g}: {'; '.join(said)}. "
+        "All others belong into some layers only, or nowhere."
+    )
+
+
+def _swap_tables(table: pd.DataFrame) -> Iterator[Table]:
+    whole = _whole(table)
+    if whole.empty or not {"within", "work"} <= set(whole.columns):
+        return
+    within = whole["within"].iloc[0]
+    body: list[list[Cell]] = []
+    for model, rows in whole.groupby("model", sort=False):
+        for i, x in enumerate(rows.sort_values("change").to_dict("records")):
+            mine = table[(table["model"] == model) & (table["method"] == x["method"])]
+            body.append([
+                str(model) if i == 0 else "", str(x["op"]), short(x["work"]), short(x["change"]),
+                short(x["task_loss"]) if "task_loss" in x and pd.notna(x["task_loss"]) else "",
+                _where(x, mine, within),
+            ])  # fmt: skip
+    yield {
+        "caption": "What can be swapped for the model's own attention. For each method the knob "
+        "that changes the output least, in all layers: work over that of exact attention (of the "
+        "scores as formed, causal or not), relative change of the output, and the loss of the "
+        "task: 1 minus the rank correlation of similarities (minilm), 1 minus the agreement of a "
+        "probe (vit), nats a token more (smollm2, whisper). Last: where the output moves by at "
+        f"most {within:g}: in all layers, in which thirds alone, and in how many layers together "
+        "by the greedy search.",
+        "header": ["model", "operator", "work", "change", "task", "where"],
+        "rows": body,
+        "left": 2,
+    }
+
+
+def _where(x: dict[str, object], mine: pd.DataFrame, within: float) -> Cell:
+    """In which layers a method stays within the stated change."""
+    if float(str(x["change"])) <= within:
+        return "all layers"
+    done = mine[mine["status"] == "ok"]
+    alone = done[done["part"].str.contains("third") & (done["change"] <= within)]
+    words = [str(part).removesuffix(" third") for part in alone["part"]]
+    greedy = done[done["part"] == "greedy"]
+    found = [f"greedy {g.layers} of {g.depth}" for g in greedy.itertuples()]
+    return [", ".join(words) or "no third", *found][:2] if found else ", ".join(words) or "nowhere"
+
+
+def _correlation_table(table: pd.DataFrame) -> Iterator[Table]:
+    found = correlations(table)
+    if found.empty:
+        return
+    body: list[list[Cell]] = []
+    for model, rows in found.groupby("model", sort=False):
+        for i, (family, of) in enumerate(rows.groupby("family", sort=False)):
+            by = of.set_index("predictor")
+            cells: list[Cell] = [
+                [f"{by.loc[p, 'rho']:.2f}", f"{by.loc[p, 'low']:.2f} to {by.loc[p, 'high']:.2f}"]
+                if p in by.index
+                else ""
+                for p in PREDICTORS
+            ]
+            body.append(
+                [str(model) if i == 0 else "", str(family), f"{of['rows'].iloc[0]}", *cells]
+            )
+    yield {
+        "caption": "Rank correlation (Spearman) of each cheap number with the relative change of "
+        "the output, over operators, knobs and parts; below it the 95 % interval of a bootstrap "
+        "over operators. Model all: the mean over the models.",
+        "header": ["model", "family", "rows", *PREDICTORS.values()],
+        "rows": body,
+        "left": 2,
+    }
+
+
+def _gathering(table: pd.DataFrame) -> str:
+    needed = {"status", "model", "method", "layer", "own", "accumulated"}
+    if not needed <= set(table.columns):
+        return ""
+    done = table[(table["status"] == "ok") & table["accumulated"].notna()]
+    said = []
+    for model, rows in done.groupby("model", sort=False):
+        last = rows[rows["layer"] == rows["layer"].max()]
+        ratio = (last["accumulated"] / last["own"]).replace(np.inf, np.nan).dropna()
+        if len(ratio):
+            said.append(
+                f"{model} {number(ratio.median())} ({number(ratio.min())} to {number(ratio.max())})"
+            )
+    return (
+        "At the last layer, with the operator in all of them, the attention's output has moved by "
+        "so many times the operator's own error there (median and range over the operators): "
+        f"{joined(said)}."
+        if said
+        else ""
+    )
+
+
+def _costs(table: pd.DataFrame) -> pd.DataFrame:
+    needed = {"status", "model", "method", "tokens", "time", "work", "memory", "attention_share"}
+    if not needed <= set(table.columns):
+        return table[:0]
+    return table[table["status"] == "ok"]
+
+
+def _saving(table: pd.DataFrame) -> str:
+    done = _costs(table)
+    if done.empty:
+        return ""
+    longest = done[done["tokens"] == done.groupby("model")["tokens"].transform("max")]
+    share = longest.groupby("model", sort=False)["attention_share"].first()
+    faster = longest[(longest["method"] != "exact") & (longest["time"] < 1)]
+    shares = joined(f"{model} {100 * x:.0f} %" for model, x in share.items())
+    names = joined(f"{x.op} in {x.model} ({x.time:.2f})" for x in faster.itertuples())
+    return (
+        f"At the greatest length attention's scores and sums are of the counted work: {shares}. "
+        f"Faster than the model as it is, then: {names or 'none'}."
+    )
+
+
+def _cost_table(table: pd.DataFrame) -> Iterator[Table]:
+    done = _costs(table)
+    if done.empty:
+        return
+    body: list[list[Cell]] = []
+    for (model, tokens), rows in done.groupby(["model", "tokens"], sort=False):
+        for i, x in enumerate(rows.to_dict("records")):
+            head = [str(model), f"{tokens}"] if i == 0 else ["", ""]
+            body.append([*head, str(x["op"]), *(f"{x[c]:.2f}" for c in ("work", "time", "memory"))])
+    yield {
+        "caption": "A run of the whole model with the operator in all layers, over the model as it "
+        "is: counted work, time (first quartile of 3 runs and more) and peak memory.",
+        "header": ["model", "tokens", "operator", "work", "time", "memory"],
+        "rows": body,
+        "left": 3,
+    }

@@ -1,0 +1,368 @@
+"""What a substitution does to a model is measured as it is defined, and the studies of it run."""
+
+import gzip
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from typer.testing import CliRunner
+
+from softlab import measures
+from softlab.capture import record
+from softlab.chapters import in_model as chapter
+from softlab.chapters import precision_in_model as precision_chapter
+from softlab.cli import app
+from softlab.models import under_test
+from softlab.models.under_test import NEEDS, UnderTest
+from softlab.operators import LinearAttention, Local, Nystromformer, Softmax, TopK, Uniform
+from softlab.perturbation import attention_flops, change, effect, errors, greedy, own
+from studies import in_model, precision_in_model
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Attend(nn.Module):
+    def forward(self, q, k, v, **more):
+        return functional.scaled_dot_product_attention(q, k, v, **more)
+
+
+class Net(nn.Module):
+    """Layers that project, attend and add, in a row."""
+
+    def __init__(self, depth=3, width=16, heads=2, causal=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.heads, self.causal = heads, causal
+        self.project = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(depth))
+        self.attend = nn.ModuleList(Attend() for _ in range(depth))
+
+    def forward(self, x):
+        for project, attend in zip(self.project, self.attend, strict=True):
+            parts = 3 * project(functional.layer_norm(x, x.shape[-1:]))
+            q, k, v = (
+                y.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for y in parts.chunk(3, -1)
+            )
+            x = x + attend(q, k, v, is_causal=self.causal).transpose(-3, -2).flatten(-2)
+        return x
+
+
+def make():
+    return Net()
+
+
+def test_a_change_is_relative_and_an_infinite_output_is_infinitely_far():
+    x = draw(4, 5)
+    assert change(x, x) == {"change": 0.0, "cosine": pytest.approx(1), "finite": True}
+    assert change(1.5 * x, x)["change"] == pytest.approx(0.5)
+    assert change(-x, x)["cosine"] == pytest.approx(-1)
+    assert change(x / 0 * 0, x)["change"] == math.inf
+    assert change(x, 0 * x)["change"] == math.inf
+
+
+@pytest.mark.parametrize("operator", [Nystromformer(4), Local(2), LinearAttention()])
+def test_cheap_numbers_are_those_of_the_measures_head_by_head(operator):
+    model = Attend()
+    q, k, v = draw(1, 2, 20, 8), draw(1, 2, 20, 8, seed=1), draw(1, 2, 20, 8, seed=2)
+    with record(model) as calls:
+        model(q, k, v)
+    got = errors(operator, calls[0])
+    wanted = []
+    for head in range(2):
+        case = calls[0].case(0, head)
+        reference = measures.Reference(Softmax(), *case)
+        wanted.append(measures.accuracy(operator, *case, reference))
+    for name in ("output_error", "skill", "matrix_error"):
+        mean = sum(float(row[name]) for row in wanted) / 2
+        assert got[name] == pytest.approx(mean, rel=1e-4)
+
+
+def test_cheap_numbers_of_a_causal_layer_are_against_its_own_softmax():
+    model, x = Net(causal=True), draw(1, 12, 16)
+    with record(model) as calls:
+        model(x)
+    assert errors(Softmax(), calls[0])["matrix_error"] < 1e-6
+    uniform = errors(Uniform(), calls[0])
+    assert uniform["skill"] == pytest.approx(0, abs=1e-6)
+    # The trivial answer of a model that is not causal would be another one.
+    assert uniform["output_error"] == pytest.approx(
+        float(
+            torch.linalg.matrix_norm(
+                calls[0].v.cumsum(-2) / torch.arange(1, 13)[:, None] - own(calls[0])
+            ).div(torch.linalg.matrix_norm(own(calls[0]))).mean()
+        ),
+        rel=1e-4,
+    )  # fmt: skip
+
+
+def test_an_effect_begins_where_the_operator_stands_and_gathers():
+    model, x = Net(), draw(1, 12, 16)
+    found = effect(model, lambda: model(x), Nystromformer(3), layers=[1])
+    first, second, third = found.layers
+    assert (first.errors, first.accumulated) == ({}, 0.0)
+    with record(model) as calls:
+        model(x)
+    out = Nystromformer(3)(calls[1].q, calls[1].k, calls[1].v)
+    assert second.accumulated == pytest.approx(change(out, own(calls[1]))["change"], rel=1e-4)
+    assert third.errors == {}
+    assert third.accumulated > 0
+    assert found.output["change"] > 0
+    exact = effect(model, lambda: model(x), Softmax())
+    assert exact.output["change"] < 1e-5
+    assert max(layer.accumulated for layer in exact.layers) < 1e-5
+
+
+def test_counted_work_is_that_of_projections_and_attention():
+    model, x = Net(), draw(1, 12, 16)
+    found = effect(model, lambda: model(x), Nystromformer(3), layers=[1])
+    attention = 2 * 2 * 12 * 12 * (8 + 8)
+    assert found.exact_flops == 3 * (2 * 12 * 16 * 48 + attention)
+    with record(model) as calls:
+        model(x)
+    dims = measures.Dims.of(calls[0].q, calls[0].k, calls[0].v)
+    assert attention_flops(dims) == attention
+    cost = Nystromformer(3).cost(dims)
+    work = cost.flops + cost.factorization_flops
+    assert found.flops == found.exact_flops + work - attention
+    assert effect(model, lambda: model(x), lambda q, k, v: v).flops == 0
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_counted_work_of_fused_and_of_weighing_attention(need_weights):
+    torch.manual_seed(0)
+    x = draw(2, 9, 16)
+    if need_weights:
+        model = nn.MultiheadAttention(16, 2, batch_first=True).eval()
+        run, own_work = lambda: model(x, x, x)[0], 2 * 2 * 9 * 16 * 16 * 4
+    else:
+        model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+        run, own_work = lambda: model(x), 2 * 2 * 9 * 16 * (4 * 16 + 2 * 32)
+    found = effect(model, run, Nystromformer(3))
+    assert found.exact_flops == own_work + 2 * 2 * 2 * 9 * 9 * (8 + 8)
+    assert math.isnan(found.layers[0].accumulated) == need_weights
+
+
+def test_the_greedy_set_is_the_cheapest_where_losses_add():
+    alone = {"a": 0.5, "b": 0.1, "c": 0.2, "d": 2.0}
+    calls = []
+
+    def loss(parts):
+        calls.append(parts)
+        return sum(alone[part] for part in parts)
+
+    assert greedy(loss, alone, 0.31) == (("b", "c"), pytest.approx(0.3))
+    assert all("d" not in parts for parts in calls)
+    assert greedy(loss, alone, 0.05) == ((), 0.0)
+    assert greedy(loss, alone, 0.6, {"a": 100, "b": 1, "c": 1, "d": 1})[0] == ("a", "b")
+    # Losses that do not add: a pair that is too much is left out, and the search goes on.
+    assert greedy(lambda p: 9.0 if {"b", "c"} <= {*p} else 0.5, alone, 0.6)[0] == ("b", "a")
+
+
+def small(name, tokens=None):
+    model = Net(depth=DEPTH[name], causal=name == "smollm2").eval().requires_grad_(False)
+    x = draw(2, 70, 16)
+    names = tuple(f"attend.{i}" for i in range(DEPTH[name]))
+    return UnderTest(
+        name, model, lambda: model(x), lambda: ("a loss", float(model(x).std())), names, 70
+    )
+
+
+DEPTH = in_model.DEPTH
+
+
+@pytest.fixture
+def small_models(monkeypatch):
+    held = (
+        (in_model, "recorded clean cheap changed searched followed paid"),
+        (
+            precision_in_model,
+            "clean moved",
+        ),
+    )
+    caches = [getattr(module, name) for module, names in held for name in names.split()]
+    monkeypatch.setattr(in_model, "under_test", small)
+    monkeypatch.setattr(precision_in_model, "under_test", small)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+WHERE = {"dtype": torch.float32, "device": torch.device("cpu")}
+
+
+def rows(study, **chosen):
+    return pd.DataFrame([
+        {**case, "status": "ok", **study.measure(**case, **WHERE)}
+        for case in study.cases()
+        if all(case[name] in values for name, values in chosen.items())
+    ])  # fmt: skip
+
+
+def test_the_study_measures_against_the_model_as_it_is(small_models):
+    """Whatever was asked for first: a model moved by the operator is no reference."""
+    found = rows(
+        in_model.STUDY, model=["minilm", "smollm2"], method=["int8", "TopK", "Uniform"], knob=[64]
+    )
+    whole = found[found["part"] == "all layers"].set_index(["model", "method"])
+    assert float(whole.loc[("minilm", "int8"), "change"]) < 0.1
+    assert float(whole.loc[("minilm", "int8"), "change"]) > 1e-4
+    assert float(whole.loc[("minilm", "Uniform"), "change"]) > 0.1
+    assert "smollm2" in set(found["model"])
+    greedy_rows = found[found["part"] == "greedy"]
+    assert bool((greedy_rows["change"].dropna() <= in_model.WITHIN).all())
+    assert set(found["layers"]) >= {2, 6}
+    text = " ".join(chapter.findings(found))
+    assert "In all layers at once" in text
+    titles = [table["caption"] for table in chapter.tables(found)]
+    assert any("swapped" in title for title in titles)
+    assert not chapter.binned(found).empty
+
+
+def test_depth_cost_and_precision_have_their_say(small_models):
+    depth = rows(in_model.DEPTHS, model=["minilm"], method=["Local", "TopK"])
+    assert len(depth) == 12
+    assert "so many times" in chapter.findings(depth)[0]
+    cost = rows(in_model.COSTS, model=["whisper"], length=["short"], method=["exact", "Local"])
+    assert list(cost["method"]) == ["exact", "Local"]
+    assert float(cost["work"].iloc[0]) == pytest.approx(1)
+    assert len(list(chapter.tables(cost))) == 1
+    precision = rows(precision_in_model.STUDY, model=["minilm"], op=[Softmax(), TopK(64)])
+    by = precision.set_index(["method", "precision"])["rounding_change"]
+    assert by["Softmax", "float32"] == 0
+    assert 0 < by["Softmax", "float16"] < by["Softmax", "bfloat16"] < 0.2
+    assert len(precision_chapter.findings(precision)) == 3
+    assert len(list(precision_chapter.tables(precision))) == 1
+
+
+def made_up(noise):
+    draws = np.random.default_rng(1)
+    table = []
+    for model in ("one", "two"):
+        for op in range(12):
+            for part in range(4):
+                error = float(draws.uniform(0.01, 1))
+                other = float(draws.uniform(0.01, 1))
+                table.append({
+                    "status": "ok", "model": model, "family": "ab"[op % 2], "op": f"op{op}",
+                    "part": f"{part}", "layers": 1, "depth": 4, "matrix_error": error,
+                    "output_error": other, "lack_of_skill": other, "method": f"m{op}",
+                    "change": (1 - noise) * error + noise * float(draws.uniform()),
+                })  # fmt: skip
+    return pd.DataFrame(table)
+
+
+def test_a_rank_correlation_is_found_where_it_is_and_not_where_it_is_not():
+    found = chapter.correlations(made_up(0.0)).set_index(["model", "family", "predictor"])
+    sure = found.loc[("all", "all", "matrix_error")]
+    assert sure["rho"] == pytest.approx(1)
+    assert sure["low"] == pytest.approx(1)
+    other = found.loc[("all", "all", "output_error")]
+    assert other["low"] < 0 < other["high"]
+    noisy = chapter.correlations(made_up(0.5)).set_index(["model", "family", "predictor"])
+    at = noisy.loc[("one", "all", "matrix_error")]
+    assert 0 < at["low"] < at["rho"] < at["high"] < 1
+    from scipy.stats import spearmanr
+
+    one = made_up(0.5)
+    one = one[one["model"] == "one"]
+    assert at["rho"] == pytest.approx(spearmanr(one["matrix_error"], one["change"]).statistic)
+    assert "does predict" in chapter.findings(made_up(0.0))[0]
+
+
+def test_without_weights_one_command_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("SOFTLAB_CACHE", str(tmp_path))
+    under_test.under_test.cache_clear()
+    for name in NEEDS:
+        with pytest.raises(
+            FileNotFoundError, match="softlab fetch minilm vit photographs smollm2 whisper"
+        ):
+            under_test.under_test(name)
+    with pytest.raises(ValueError, match="no model is named"):
+        under_test.under_test("bert")
+
+
+def test_fashion_mnist_is_read_from_a_named_folder(monkeypatch, tmp_path):
+    def idx(name, array):
+        head = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+        (tmp_path / f"{name}-ubyte.gz").write_bytes(gzip.compress(head + array.tobytes()))
+
+    images = np.arange(3 * 28 * 28, dtype=np.uint8).reshape(3, 28, 28)
+    idx("train-images-idx3", images)
+    idx("t10k-images-idx3", images[:2])
+    idx("train-labels-idx1", np.array([2, 0, 1], dtype=np.uint8))
+    monkeypatch.setenv("SOFTLAB_FASHION_MNIST", str(tmp_path))
+    train, labels, test = under_test.fashion(2, 2)
+    assert labels.tolist() == [2, 0]
+    assert train.shape == test.shape == (2, 3, 112, 112)
+    monkeypatch.setenv("SOFTLAB_FASHION_MNIST", str(tmp_path / "nothing"))
+    assert under_test.fashion(2, 2) is None
+
+
+def test_the_probe_learns_what_is_linear():
+    x = draw(60, 5)
+    labels = (x[:, 0] > 0).long()
+    weights = under_test.ridge(x, labels, penalty=1e-6)
+    assert float((under_test._answers(x, weights) == labels).float().mean()) > 0.9
+
+
+def call(*words):
+    return CliRunner().invoke(
+        app, ["substitute", *map(str, words)], env={"COLUMNS": "150", "NO_COLOR": "1"}
+    )
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".npy", ".npz", ".safetensors"])
+def test_the_command_line_substitutes_in_a_users_model(tmp_path, suffix):
+    from safetensors.torch import save_file
+
+    x, file = draw(2, 12, 16), tmp_path / f"x{suffix}"
+    {
+        ".pt": lambda: torch.save((x,), file),
+        ".npy": lambda: np.save(file, x.numpy()),
+        ".npz": lambda: np.savez(file, x=x.numpy()),
+        ".safetensors": lambda: save_file({"x": x}, file),
+    }[suffix]()
+    result = call(
+        f"{__file__}:make", "Nystromformer(rank=4)", "--input", file, "--layers", "1,attend.2"
+    )
+    assert result.exit_code == 0, result.output
+    assert "attend.1" in result.stdout
+    assert "The model's output changes by" in result.stdout
+    assert "of the model as it is" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("factory", "operator", "more", "code", "says"),
+    [
+        ("nowhere:make", "Softmax()", [], 2, "nowhere cannot be imported"),
+        (f"{__file__}:DEPTH", "Softmax()", [], 2, "a torch.nn.Module is needed"),
+        (f"{__file__}:make", "Softmx()", [], 2, "Did you mean Softmax?"),
+        (f"{__file__}:make", "Nystromformer(rank=99)", [], 1, "rank 99 is asked of 12"),
+        (f"{__file__}:make", "Softmax()", ["--layers", "7"], 1, "not reached"),
+        (f"{__file__}:make", "Softmax()", ["--layers", "attnd"], 2, "no module 'attnd'"),
+        (f"{__file__}:make", "Softmax()", ["--heads", "x"], 2, "invalid literal"),
+        ("torch:nn.Identity()", "Softmax()", [], 1, "saw 0 attention calls"),
+    ],
+)
+def test_bad_requests_are_refused_in_one_line(tmp_path, factory, operator, more, code, says):
+    file = tmp_path / "x.pt"
+    torch.save(draw(2, 12, 16), file)
+    result = call(factory, operator, "--input", file, *more)
+    assert (result.exit_code, says in result.stderr) == (code, True), result.output
+
+
+def test_bad_files_are_refused(tmp_path):
+    for file, says in ((tmp_path / "x.pt", "is no file"), (tmp_path / "x.csv", "ends in .csv")):
+        if file.suffix == ".csv":
+            file.write_text("1")
+        assert says in call(f"{__file__}:make", "Softmax()", "--input", file).stderr
+    broken = tmp_path / "y.pt"
+    broken.write_text("nothing")
+    assert "cannot be read" in call(f"{__file__}:make", "Softmax()", "--input", broken).stderr

@@ -1,5 +1,5 @@
-# Everything runs in a virtual environment of its own: make report, make test, make fidelity,
-# make check, make bench.
+# Everything runs in a virtual environment of its own: make report, make report-models, make test,
+# make fidelity, make check, make bench.
 # To use a torch that the system has (a CUDA build, say):
 #   make report VENV_FLAGS=--system-site-packages CONSTRAINTS=/dev/null
 
@@ -12,11 +12,20 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 STUDIES := rank convergence gradients training precision frontier growth budget bandwidth normalization landmarks length mutations
+# These run trained models, whose weights come from the package index.
+IN_MODEL := in_model precision_in_model
+WEIGHTS := minilm vit photographs smollm2 whisper
 
-.PHONY: report test fidelity check format bench clean
+.PHONY: report report-models test fidelity check format bench clean
 
 report: $(READY)  ## every study, on real activations, and the PDF of them all
 	$(BIN)/softlab run $(STUDIES:%=studies/%.py) --threads 1 --workers $(WORKERS) --out $(OUT)
+	$(BIN)/softlab report $(OUT)
+
+report-models: $(READY)  ## the studies inside trained models too; fetches 350 MB of weights once
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[models]'
+	$(BIN)/softlab fetch $(WEIGHTS)
+	$(BIN)/softlab run $(IN_MODEL:%=studies/%.py) --out $(OUT)
 	$(BIN)/softlab report $(OUT)
 
 test: $(READY)  ## the whole suite, warnings as errors
@@ -40,9 +49,10 @@ bench: $(READY)  ## speed and memory against the forms that softlab replaces
 	$(BIN)/python benchmarks/attention.py --out $(OUT)/benchmarks
 	$(BIN)/python benchmarks/inverse.py --out $(OUT)/benchmarks
 	$(BIN)/python benchmarks/engine.py --out $(OUT)/benchmarks
+	$(BIN)/python benchmarks/capture.py --out $(OUT)/benchmarks
 
 clean:
-	rm -rf $(VENV) $(addprefix $(OUT)/,$(STUDIES) spoiling benchmarks report.pdf report.html)
+	rm -rf $(VENV) $(addprefix $(OUT)/,$(STUDIES) $(IN_MODEL) in_model_depth in_model_cost spoiling benchmarks report.pdf report.html)
 
 # torch first and alone, pinned: left to the resolver it would be the newest CUDA build.
 $(READY): pyproject.toml $(filter-out /dev/null,$(CONSTRAINTS))

@@ -164,15 +164,9 @@ def run(
         meta = _meta(study, setting, quick=quick)
         label = f"rows-{part}-of-{parts}" if parts > 1 else "rows"
         rows: dict[str, Row] = {}
+        journal = stack.enter_context(_journal(folder, label, meta["digest"], fresh=fresh))
+        notes = _notes(journal)
         try:
-            try:
-                stack.enter_context(owned(folder / f".{label}.lock"))
-            except TakenError as taken:
-                msg = f"{taken}: {folder}. Wait for it, or give --out another folder."
-                raise ValueError(msg) from None
-            journal = Journal(folder / f"{label}.jsonl", meta["digest"], fresh=fresh)
-            stack.callback(journal.close)
-            notes = _notes(journal)
             found = {} if fresh else _found(folder, meta["digest"])
             rows = {key: found[key] for key in cases if key in found}
             meta["reused"] = reused = len(rows)
@@ -249,6 +243,23 @@ def _made(
     elif tasks:
         crew = crew.alone() if alone else crew
         yield from elsewhere(tasks, blocks(cases, crew.size()), crew)
+
+
+@contextlib.contextmanager
+def _journal(folder: Path, label: str, digest: str, *, fresh: bool) -> Iterator[Journal]:
+    """The journal of that label, which nobody else writes meanwhile."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(owned(folder / f".{label}.lock"))
+            journal = Journal(folder / f"{label}.jsonl", digest, fresh=fresh)
+        except TakenError as taken:
+            msg = f"{taken}: {folder}. Wait for it, or give --out another folder."
+            raise ValueError(msg) from None
+        except OSError as error:
+            error.add_note("Nothing there is touched; give --out a folder that can be written.")
+            raise
+        stack.callback(journal.close)
+        yield journal
 
 
 def _notes(journal: Journal) -> tuple[str, ...]:

@@ -174,7 +174,15 @@ def dask(address: str, count: int = 1, *, timeout: float = 10) -> Iterator[Crew]
                 "'dask scheduler', and workers with 'dask worker ADDRESS', or give --dask local."
             )
             raise ValueError(msg) from None
-        yield Crew(client.get_executor, lambda: len(client.nthreads()))
+
+        def size() -> int:
+            try:
+                return len(client.nthreads())
+            except (RuntimeError, OSError):  # that it is closed, says the client, much later
+                msg = f"the dask scheduler at {client.scheduler.address} is gone"
+                raise ConnectionError(msg) from None
+
+        yield Crew(client.get_executor, size)
 
 
 def blocks(cases: Mapping[str, Mapping[str, Any]], parts: int) -> list[list[str]]:
@@ -315,20 +323,20 @@ def _died(error: BaseException) -> str:
 
 def measured_there(file: str | None, packed: bytes) -> Row:
     """The row of a packed ``Task`` whose study is defined in ``file``, measured in a worker."""
-    try:
-        if file is not None:
-            load(file)
-        task: Task = pickle.loads(packed)
-        _limit(int(task.setting["threads"] or 1))
-        with _ONE_AT_A_TIME:
+    with _ONE_AT_A_TIME:  # a worker of dask may have many threads
+        try:
+            if file is not None:
+                load(file)
+            task: Task = pickle.loads(packed)
+            _limit(int(task.setting["threads"] or 1))
             _same("code", provenance.digest(provenance.source(task.measure)), task.digest)
             here = provenance.setting(torch.device(task.device), task.dtype)
             for name, x in task.setting.items():
                 _same(name, here[name], x)
-            return measured(task)
-    except (ValueError, ImportError, AttributeError) as error:
-        reason = f"{type(error).__name__}: the worker cannot measure this case: {error}"
-        return {"status": "failed", "error": reason}
+        except (ValueError, ImportError, AttributeError) as error:
+            reason = f"{type(error).__name__}: the worker cannot measure this case: {error}"
+            return {"status": "failed", "error": reason}
+        return measured(task)
 
 
 _ONE_AT_A_TIME = threading.Lock()

@@ -262,3 +262,18 @@ def test_threads_are_shared_by_processes_and_whole_for_timed_cases(tmp_path, own
     for name in ("own", "timed"):
         run(own[name], tmp_path, crew=Crew(ThreadPoolExecutor, lambda: 2, shares=2))
     assert seen == [2, None]
+
+
+def test_threads_of_a_worker_that_meet_a_file_at_once_load_it_once(tmp_path, own):
+    slow = tmp_path / "slow.py"
+    slow.write_text("import time\ntime.sleep(0.3)\n" + textwrap.dedent(OWN))
+    study = {study.name: study for study in defined_in(slow)}["own"]
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        packed = executors.Task.packed
+        patch.setattr(executors.Task, "packed", lambda self: seen.append(packed(self)) or seen[-1])
+        run(study, tmp_path, threads=1, crew=Crew(lambda: ThreadPoolExecutor(1), lambda: 1))
+    del sys.modules[study.measure.__module__]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda one: measured_there(str(slow), one)["status"], seen))
+    assert found.count("ok") == 12

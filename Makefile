@@ -1,5 +1,5 @@
 # Everything runs in a virtual environment of its own: make report, make report-models, make test,
-# make fidelity, make check, make bench.
+# make fidelity, make peers, make check, make bench.
 # To use a torch that the system has (a CUDA build, say):
 #   make report VENV_FLAGS=--system-site-packages CONSTRAINTS=/dev/null
 
@@ -16,7 +16,7 @@ STUDIES := rank convergence gradients training precision frontier growth budget 
 IN_MODEL := in_model precision_in_model
 WEIGHTS := minilm vit photographs smollm2 whisper
 
-.PHONY: report report-models test fidelity check format bench clean
+.PHONY: report report-models test fidelity peers check format bench clean
 
 report: $(READY)  ## every study, on real activations, and the PDF of them all
 	$(BIN)/softlab run $(STUDIES:%=studies/%.py) --threads 1 --workers $(WORKERS) --out $(OUT)
@@ -35,6 +35,11 @@ fidelity: $(READY)  ## our operators beside published packages, on the same weig
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[fidelity]'
 	$(BIN)/python -m pytest tests/fidelity -rs
 
+peers: $(READY)  ## published packages under the laws, a section of the report
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[fidelity]'
+	$(BIN)/softlab run studies/peers.py --threads 1 --out $(OUT)
+	$(BIN)/softlab report $(OUT)
+
 check: $(READY)  ## format, lint, types, import layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -52,7 +57,7 @@ bench: $(READY)  ## speed and memory against the forms that softlab replaces
 	$(BIN)/python benchmarks/capture.py --out $(OUT)/benchmarks
 
 clean:
-	rm -rf $(VENV) $(addprefix $(OUT)/,$(STUDIES) $(IN_MODEL) in_model_depth in_model_cost spoiling benchmarks report.pdf report.html)
+	rm -rf $(VENV) $(addprefix $(OUT)/,$(STUDIES) $(IN_MODEL) in_model_depth in_model_cost peers spoiling benchmarks report.pdf report.html)
 
 # torch first and alone, pinned: left to the resolver it would be the newest CUDA build.
 $(READY): pyproject.toml $(filter-out /dev/null,$(CONSTRAINTS))

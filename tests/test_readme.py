@@ -27,7 +27,7 @@ def test_commands_exist():
 
 def test_make_targets_exist():
     makefile = (Path(__file__).parent.parent / "Makefile").read_text()
-    for target in re.findall(r"make (report|test|fidelity|check|bench)", README):
+    for target in re.findall(r"make (report|test|fidelity|peers|check|bench)", README):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
 
 

@@ -13,6 +13,7 @@ from softlab.laws.law import (
     Gap,
     Law,
     has_field,
+    is_plain,
     largest,
     lengths,
     normal,
@@ -129,8 +130,11 @@ SCALE: Law[Any] = Law(
     "c times the bandwidth, or 1/c^2 times the factor of the scores, on c q and c k changes "
     "nothing",
     lambda op: (
-        (has_field(op, "bandwidth") and op.traits.reads == "distances")
-        or (has_field(op, "scale") and op.traits.reads.endswith("scores"))
+        not is_plain(op)
+        and (
+            (has_field(op, "bandwidth") and op.traits.reads == "distances")
+            or (has_field(op, "scale") and op.traits.reads.endswith("scores"))
+        )
     ),
     _scale,
     family="algebraic",

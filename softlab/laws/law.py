@@ -199,9 +199,19 @@ def rank_of(op: Any) -> int:
     return int(getattr(op, "rank", 1))
 
 
+def needs_equal(op: Any) -> bool:
+    """Whether each key needs a query."""
+    return bool(op.traits.causal or getattr(op, "equal_lengths", False))
+
+
 def lengths(op: Any, n: int, l: int) -> tuple[int, int]:  # noqa: E741
     """Numbers of queries and keys to draw: n and l, or l and l where each key needs a query."""
-    return (l, l) if op.traits.causal or getattr(op, "equal_lengths", False) else (n, l)
+    return (l, l) if needs_equal(op) else (n, l)
+
+
+def is_plain(op: Any) -> bool:
+    """Whether it is a function of tensors alone, with neither knobs nor the manners of ours."""
+    return bool(getattr(op, "plain", False))
 
 
 def takes_mask(op: Any) -> bool:

@@ -71,6 +71,11 @@ class Plain:
     inferred: tuple[str, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def plain(self) -> bool:
+        """A function of tensors: no law is asked that turns knobs."""
+        return True
+
     def __repr__(self) -> str:
         return self.name
 

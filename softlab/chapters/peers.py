@@ -1,0 +1,81 @@
+"""Published packages under the laws: what each keeps and breaks, and what it claimed.
+
+Read are ``status`` and the columns of ``studies/peers.py``: ``package``, ``version``, ``layer``,
+``law``, ``claimed``, ``verdict``, ``detail``, ``counterexample``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from softlab.chapters import Cell, Table
+from softlab.chapters.numbers import joined
+
+NEEDED = {
+    *("status", "package", "version", "layer", "law", "claimed", "verdict", "detail"),
+    "counterexample",
+}
+LAYER = ["package", "version", "layer"]
+HOLDS, FAILS = "holds", "fails"
+LONG = 110
+"""Letters of a counterexample that the table shows; table.csv has all."""
+
+
+def scope(table: pd.DataFrame) -> str:
+    """The packages with their versions, and the layers."""
+    done = _done(table)
+    if done.empty:
+        return ""
+    named = (f"{package} {version}" for package, version in _pairs(done))
+    return f"Packages: {joined(named)}; {done['layer'].nunique()} layers."
+
+
+def findings(table: pd.DataFrame) -> list[str]:
+    """Layer by layer: how many laws it keeps, which it breaks, and which of those it claims."""
+    said = []
+    for (package, version, layer), rows in _done(table).groupby(LAYER, sort=False):
+        kept, broken = (rows[rows["verdict"] == verdict] for verdict in (HOLDS, FAILS))
+        claimed = broken["claimed"].astype(bool)
+        text = f"{package} {version}, {layer}, keeps {len(kept)} of {len(kept) + len(broken)} laws"
+        mine, others = (joined(broken[chosen]["law"]) for chosen in (claimed, ~claimed))
+        text += f"; breaks of what it claims: {mine}" if mine else "; breaks none that it claims"
+        said.append(text + (f"; and of what it never claimed: {others}." if others else "."))
+    return said
+
+
+def tables(table: pd.DataFrame) -> Iterator[Table]:
+    """Each law that a layer breaks, with its counterexample, and whether it was claimed."""
+    body: list[list[Cell]] = []
+    done = _done(table)
+    for (package, version, layer), rows in done[done["verdict"] == FAILS].groupby(
+        LAYER, sort=False
+    ):
+        shown = rows.fillna({"detail": "", "counterexample": ""})
+        for i, row in enumerate(shown.sort_values("claimed", ascending=False).itertuples()):
+            name: Cell = [str(layer), f"{package} {version}"] if i == 0 else ""
+            how = str(row.counterexample)
+            how = how if len(how) <= LONG else f"{how[:LONG]} ..."
+            claim = "claimed" if row.claimed else "never claimed"
+            body.append([name, [str(row.law), claim], [str(row.detail), how]])
+    if body:
+        yield {
+            "caption": "Laws that break: by how much and on what; the numbers are the simplest "
+            "draw that was found to break the law, in the order drawn, mostly q, k, v.",
+            "header": ["layer", "law", "counterexample"],
+            "rows": body,
+            "left": 2,
+        }
+
+
+def _pairs(done: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    for package, version in done.groupby(["package", "version"], sort=False).groups:
+        yield str(package), str(version)
+
+
+def _done(table: pd.DataFrame) -> pd.DataFrame:
+    """The finished rows; none of a table without the columns."""
+    if not set(table.columns) >= NEEDED:
+        return table[:0].reindex(columns=[*NEEDED])
+    return table[table["status"] == "ok"]

@@ -51,7 +51,7 @@ ABSTRACT = {
     "study_file",
 }
 
-HEAVY = ("pandas", "matplotlib", "scipy", "typst", "rich", "typer", "onnx")
+HEAVY = ("pandas", "matplotlib", "scipy", "typst", "rich", "typer", "onnx", "hypothesis")
 
 
 @cache  # every planted violation reads the whole package again

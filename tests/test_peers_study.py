@@ -46,7 +46,8 @@ def test_torch_spreads_the_nan_of_padding_and_never_said_otherwise(table):
     assert found.verdict["low rank"] == "does not apply"
     assert found.verdict["padding is ignored"] == "fails"
     assert not found.claimed["padding is ignored"]
-    (said,) = findings(table)
+    first, said = findings(table)
+    assert first == "Of 1 layers none breaks a law that it claims."
     assert "keeps 2 of 3 laws; breaks none that it claims" in said
     assert said.endswith("never claimed: padding is ignored.")
 
@@ -55,7 +56,9 @@ def test_the_chapter_says_what_is_broken_and_claimed(table):
     assert scope(table).startswith("Packages: torch ")
     (made,) = tables(table.assign(claimed=True))
     assert made["rows"][0][1] == ["padding is ignored", "claimed"]
-    assert "breaks of what it claims: padding is ignored" in findings(table.assign(claimed=True))[0]
+    said = findings(table.assign(claimed=True))
+    assert said[0].endswith("1 break a law that they claim, most often padding is ignored (1).")
+    assert "breaks of what it claims: padding is ignored" in said[1]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,16 @@ def scope(table: pd.DataFrame) -> str:
 
 def findings(table: pd.DataFrame) -> list[str]:
     """Layer by layer: how many laws it keeps, which it breaks, and which of those it claims."""
-    said = []
+    done = _done(table)
+    broken = done[(done["verdict"] == FAILS) & done["claimed"].astype(bool)]
+    if done.empty:
+        return []
+    said = [
+        f"Of {done['layer'].nunique()} layers {broken['layer'].nunique()} break a law that they "
+        f"claim, most often {_most(broken)}."
+        if len(broken)
+        else f"Of {done['layer'].nunique()} layers none breaks a law that it claims."
+    ]
     for (package, version, layer), rows in _done(table).groupby(LAYER, sort=False):
         kept, broken = (rows[rows["verdict"] == verdict] for verdict in (HOLDS, FAILS))
         claimed = broken["claimed"].astype(bool)
@@ -67,6 +76,12 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
             "rows": body,
             "left": 2,
         }
+
+
+def _most(broken: pd.DataFrame) -> str:
+    """The laws that most layers break, with how many do."""
+    counts = broken["law"].value_counts()
+    return joined(f"{law} ({n})" for law, n in counts[counts == counts.max()].items())
 
 
 def _pairs(done: pd.DataFrame) -> Iterator[tuple[str, str]]:

@@ -7,7 +7,7 @@ from their neighbours and serve the catalogue three times over, with other marke
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 
@@ -36,12 +36,14 @@ METHODS = (
 
 NAMES = (
     *("Soft", "Nystromformer", "Skyformer", "Performer", "RPCholesky", "Linformer"),
-    *("RandomFourier", "ColumnSample", "Local", "TopK", "BigBird", "Clustered", "Reformer"),
-    *("HyperAttention", "KDEFormer", "Thinformer", "Quantized", "BandLowRank", "MRA"),
-    *("Scatterbrain", "Taylor", "SketchedTaylor", "LinearAttention", "CosFormer"),
-    *("GaussianAttention", "Softmax", "Uniform", "TruncatedSVD"),
+    *("RandomFourier", "ColumnSample", "Local", "TopK"),
+    *("BigBird", "KDEFormer", "Clustered", "Thinformer", "HyperAttention", "MRA"),
+    *("Reformer", "Quantized", "BandLowRank", "Scatterbrain"),
+    *("Taylor", "SketchedTaylor", "LinearAttention", "CosFormer", "GaussianAttention"),
+    *("Softmax", "Uniform", "TruncatedSVD"),
 )
-"""The operators; the first word of a group's name finds its look."""
+"""The operators; the first word of a group's name finds its look. Every tenth shares a colour:
+they seldom share a figure."""
 
 SHAPES = (
     *(("X", True), ("<", True), (">", True), ("p", True), ("h", True), ("*", True), ("d", True)),
@@ -66,24 +68,23 @@ def own(name: str) -> Look | None:
 def looks(names: Iterable[str]) -> list[Look]:
     """A look for each name, no two with the same marker.
 
-    A method's second form in a figure, and its third, keeps the colour and changes marker and
-    dashes. Groups that are no method of the catalogue take the looks that are left.
+    A form of a method, "Soft, exact inverse" beside "Soft", keeps its colour and changes marker and
+    dashes, those first that it has in a figure of its own. Groups that are no method of the
+    catalogue take the looks that are left.
     """
     names = list(names)
     found: dict[str, Look] = {}
     taken: set[tuple[str, bool]] = set()
-    for name in sorted(names, key=len):  # the plain name before its variants
+    for name in sorted(names, key=len):  # the plain name before its forms
         look = own(name)
         if look is None:
             continue
-        step = 0
-        while (look.marker, look.filled) in taken:
-            step += 1
-            other = METHODS[(METHODS.index(_like(look)) + 3 * step) % 10]
-            shape = (look.marker, not look.filled) if step == 1 else SHAPES[-step]
-            look = Look(*shape, other.line, look.colour)
-        found[name] = look
-        taken.add((look.marker, look.filled))
+        forms = [look, *_forms(look)]
+        plain = re.fullmatch(r"\w+(\(.*\))?", name)  # a word, or the call that makes it
+        found[name] = next(
+            x for x in forms[0 if plain else 1 :] if (x.marker, x.filled) not in taken
+        )
+        taken.add((found[name].marker, found[name].filled))
     colours = {look.colour for look in found.values()}
     for name in names:
         if name not in found:
@@ -95,5 +96,9 @@ def looks(names: Iterable[str]) -> list[Look]:
     return [found[name] for name in names]
 
 
-def _like(look: Look) -> Look:
-    return next(x for x in METHODS if x.colour == look.colour)
+def _forms(look: Look) -> Iterator[Look]:
+    """Other looks of the colour, the other filling of its marker first."""
+    i = next(i for i, x in enumerate(METHODS) if x.colour == look.colour)
+    shapes = [(look.marker, not look.filled), *reversed(SHAPES)]
+    for step, (marker, filled) in enumerate(shapes, start=1):
+        yield Look(marker, filled, METHODS[(i + 3 * step) % 10].line, look.colour)

@@ -168,7 +168,7 @@ def small(name, tokens=None):
     x = draw(2, 70, 16)
     names = tuple(f"attend.{i}" for i in range(DEPTH[name]))
     return UnderTest(
-        name, model, lambda: model(x), lambda: ("a loss", float(model(x).std())), names, 70
+        name, model, lambda: model(x), lambda out: ("a loss", float(out.std())), names, 70
     )
 
 

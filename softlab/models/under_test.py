@@ -41,22 +41,23 @@ DOCUMENTS = (
 PHOTOGRAPHS = ("astronaut", "coffee")
 FASHION = ("SOFTLAB_FASHION_MNIST", "/usr/share/datasets/fashion-mnist")
 SPEECH = ("SOFTLAB_SOUNDS", "/usr/share/sounds/alsa")
-PROBE_SIZE, PROBE_TRAIN, PROBE_TEST = 112, 400, 100
+PROBE_SIZE, PROBE_TRAIN, PROBE_TEST = 112, 300, 50
 
 
 @dataclass(frozen=True, eq=False)
 class UnderTest:
     """A trained model on a fixed input.
 
-    ``run()`` gives the output that counts, ``task()`` runs what the model is for and gives the name
-    of its loss and the loss, 0 for the model as it is and growing with damage; None where its data
-    are not there. ``layers`` are the names of the layers in order, ``tokens`` what each one sees.
+    ``run()`` gives the output that counts; ``task(output)``, called where ``run`` was, the name of
+    the loss in what the model is for, and the loss: 0 for the model as it is and growing with
+    damage; None where its data are not there. ``layers`` are the names of the layers in order,
+    ``tokens`` what each one sees.
     """
 
     name: str
     model: nn.Module
     run: Callable[[], Tensor]
-    task: Callable[[], tuple[str, float] | None]
+    task: Callable[[Tensor], tuple[str, float] | None]
     layers: tuple[str, ...]
     tokens: int
 
@@ -106,11 +107,11 @@ def _there(need: str) -> bool:
     return True
 
 
-def _no_task() -> None:
+def _no_task(_: Tensor) -> None:
     return None
 
 
-Made = tuple[nn.Module, Callable[[], Tensor], Callable[[], tuple[str, float] | None]]
+Made = tuple[nn.Module, Callable[[], Tensor], Callable[[Tensor], tuple[str, float] | None]]
 
 
 def source(module: str) -> str:
@@ -128,16 +129,16 @@ def _minilm(n: int) -> Made:
     model = minilm.load(place)
     ids = torch.cat([minilm.tokens(place, source(name), n) for name in DOCUMENTS])
 
-    def similarities() -> Tensor:
-        vectors = model.sentence(ids)
+    def similarities(vectors: Tensor) -> Tensor:
+        vectors = functional.normalize(vectors.mean(1), dim=-1)
         pairs = torch.triu_indices(len(ids), len(ids), 1)
         return (vectors @ vectors.T)[pairs[0], pairs[1]]
 
     with torch.no_grad():
-        clean = similarities()
+        clean = similarities(model(ids))
 
-    def task() -> tuple[str, float]:
-        moved = similarities()
+    def task(output: Tensor) -> tuple[str, float]:
+        moved = similarities(output)
         rho = float(spearmanr(clean, moved).statistic) if bool(moved.isfinite().all()) else 0.0
         return "1 - rank correlation of similarities", 1 - (0.0 if math.isnan(rho) else rho)
 
@@ -150,12 +151,17 @@ def _smollm2(n: int) -> Made:
     model = smollm2.load(place)
     ids = smollm2.tokens(place, source("heapq"))[:, :n]
 
-    def surprise() -> float:
-        return math.log(model.perplexity(ids))
+    def surprise(hidden: Tensor) -> float:
+        logits = functional.linear(hidden[0, :-1], model.word.weight)
+        return float(functional.cross_entropy(logits, ids[0, 1:]))
 
     with torch.no_grad():
-        clean = surprise()
-    return model, lambda: model.hidden(ids), lambda: ("nats a token", surprise() - clean)
+        clean = surprise(model.hidden(ids))
+
+    def task(output: Tensor) -> tuple[str, float]:
+        return "nats a token", surprise(output) - clean
+
+    return model, lambda: model.hidden(ids), task
 
 
 def _vit(n: int) -> Made:
@@ -178,7 +184,7 @@ def _vit(n: int) -> Made:
             weights = ridge(features, labels)
             return test, weights, _answers(model(test)[:, 0], weights)
 
-    def task() -> tuple[str, float] | None:
+    def task(_: Tensor) -> tuple[str, float] | None:
         found = probe()
         if found is None:
             return None
@@ -248,7 +254,7 @@ def _whisper(n: int) -> Made:
             ids = torch.tensor([[*whisper.START, *model.transcribed(memory), whisper.END]])
             return spectrum, ids, _surprise(model, memory, ids)
 
-    def task() -> tuple[str, float] | None:
+    def task(_: Tensor) -> tuple[str, float] | None:
         found = heard()
         if found is None:
             return None

@@ -273,7 +273,19 @@ def test_a_rank_correlation_is_found_where_it_is_and_not_where_it_is_not():
     one = made_up(0.5)
     one = one[one["model"] == "one"]
     assert at["rho"] == pytest.approx(spearmanr(one["matrix_error"], one["change"]).statistic)
-    assert "does predict" in chapter.findings(made_up(0.0))[0]
+    place = found.loc[("all", "one place", "matrix_error")]
+    assert (place["rho"], place["rows"]) == (pytest.approx(1), 96)
+    assert "matrix predicts the change" in chapter.findings(made_up(0.0))[0]
+
+
+def test_at_one_place_the_number_of_layers_does_not_count():
+    """Between parts the change falls as the error grows; at each part it grows with it."""
+    table = made_up(0.0)
+    table["change"] = table["matrix_error"] + 10 * table["part"].astype(int)
+    table["matrix_error"] -= 10 * table["part"].astype(int)
+    found = chapter.correlations(table).set_index(["model", "family", "predictor"])["rho"]
+    assert found["all", "one place", "matrix_error"] == pytest.approx(1)
+    assert found["all", "all", "matrix_error"] < 0
 
 
 def test_without_weights_one_command_is_named(monkeypatch, tmp_path):

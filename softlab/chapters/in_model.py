@@ -10,10 +10,10 @@ Read are ``status`` and, where they are there, the columns of the three studies 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 from softlab.chapters import Cell, Table
 from softlab.chapters.numbers import joined, number, short
@@ -25,7 +25,9 @@ PREDICTORS = {
 }
 DRAWS = 300
 """Bootstrap draws of an interval."""
-EVERY = "all"
+EVERY, PLACE = "all", "one place"
+LEAST = 3
+"""A correlation is of at least so many different points, and of one more operator."""
 BINS = 3
 """Bins a decade."""
 
@@ -67,56 +69,75 @@ def binned(table: pd.DataFrame) -> pd.DataFrame:
 def correlations(table: pd.DataFrame) -> pd.DataFrame:
     """Spearman's rank correlation of each cheap number with the change of the output.
 
-    One row a model, or the mean over ``"all"`` models, a family, or ``"all"``, and a predictor:
-    ``rho`` with the 95 % percentile interval ``low`` to ``high`` of a bootstrap that draws
-    operators, each with all its rows, since the rows of one are not independent; ``rows`` and
-    ``operators`` are their numbers. Families of fewer than three operators are left out.
+    One row a model, or the mean over ``"all"`` models, a group of rows, and a predictor. Groups:
+    ``"one place"``, the mean over the parts of the model of the correlation among operators at that
+    part, which compares like with like; ``"all"`` rows together; each family's rows. ``rho`` with
+    the 95 % percentile interval ``low`` to ``high`` of a bootstrap that draws operators, each with
+    all its rows, since the rows of one are not independent; ``rows`` and ``operators`` are their
+    numbers. Groups of fewer than four operators are left out.
     """
     done = _changes(table)
     columns = [column for column in PREDICTORS if column in done]
     found = []
-    for family in [EVERY, *done["family"].unique()] if len(done) else []:
-        rows = done if family == EVERY else done[done["family"] == family]
+    for group in [PLACE, EVERY, *done["family"].unique()] if len(done) else []:
+        rows = done if group in {PLACE, EVERY} else done[done["family"] == group]
         rows = rows.dropna(subset=[*columns, "change"])
+        strata = rows["model"] + (" " + rows["part"] if group == PLACE else "")
         models = [(model, of) for model, of in rows.groupby("model", sort=False)]
         for model, of in [*models, (EVERY, rows)]:
-            if of["op"].nunique() >= 3 and of.groupby("model").size().min() >= 4:
-                drawn = _drawn(of, columns)
+            if of["op"].nunique() > LEAST and of.groupby("model").size().min() > LEAST:
+                drawn = _drawn(of, columns, strata[of.index].to_numpy())
                 for i, column in enumerate(columns):
-                    low, high = np.nanquantile(drawn[1:, i], [0.025, 0.975])
+                    usable = drawn[1:, i][np.isfinite(drawn[1:, i])]
+                    low, high = np.quantile(usable, [0.025, 0.975]) if len(usable) else [np.nan] * 2
                     found.append({
-                        "model": model, "family": family, "predictor": column,
+                        "model": model, "family": group, "predictor": column,
                         "rho": drawn[0, i], "low": low, "high": high, "rows": len(of),
                         "operators": of["op"].nunique(),
                     })  # fmt: skip
     return pd.DataFrame(found)
 
 
-def _drawn(rows: pd.DataFrame, columns: list[str]) -> np.ndarray:
-    """Mean over the models of each predictor's correlation: of the rows, then of each draw."""
-    source = np.random.default_rng(0)
-    ops = rows["op"].unique()
-    models = rows["model"].to_numpy()
+def _drawn(rows: pd.DataFrame, columns: list[str], strata: np.ndarray) -> np.ndarray:
+    """Mean over the strata of each predictor's correlation: of the rows, then of each draw.
+
+    (1 + draws, predictors), NaN where no stratum has enough points. A draw is a weight for each
+    operator, how often it was drawn; a row's rank is then the weight below it and half its own.
+    """
+    names, of_row = np.unique(rows["op"].to_numpy(str), return_inverse=True)
+    chosen = np.random.default_rng(0).multinomial(len(names), [1 / len(names)] * len(names), DRAWS)
+    weights = np.concatenate([np.ones((1, len(names))), chosen])[:, of_row]
     values = rows[[*columns, "change"]].to_numpy(float)
-    places = {op: np.flatnonzero(rows["op"].to_numpy() == op) for op in ops}
+    each = []
+    for stratum in dict.fromkeys(strata):
+        mine = strata == stratum
+        w = weights[:, mine]
+        share = w / np.maximum(w.sum(1, keepdims=True), 1)
+        ranks = [_ranks(x, w) for x in values[mine].T]
+        centred = [r - (share * r).sum(1, keepdims=True) for r in ranks]
+        spread = [np.sqrt((share * c * c).sum(1)) for c in centred]
+        usable = ((w > 0).sum(1) >= LEAST) & (np.min(spread, axis=0) > 0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found = [
+                (share * c * centred[-1]).sum(1) / (s * spread[-1])
+                for c, s in zip(centred[:-1], spread[:-1], strict=True)
+            ]
+        each.append(np.where(usable, found, np.nan))
+    whole = np.array(each)
+    count = np.isfinite(whole).sum(0)
+    sums = np.nansum(whole, axis=0)
+    means: np.ndarray = np.where(count > 0, sums / np.maximum(count, 1), np.nan).T
+    return means
 
-    def of(at: np.ndarray) -> list[float]:
-        by_model = []
-        for model in dict.fromkeys(models):
-            mine = values[at[models[at] == model]]
-            if len(mine) > 3:
-                ranks = rankdata(mine, axis=0)
-                spread = ranks.std(axis=0)
-                shared = ((ranks - ranks.mean(0)) * (ranks[:, -1:] - ranks[:, -1].mean())).mean(0)
-                with np.errstate(invalid="ignore", divide="ignore"):
-                    by_model.append(shared[:-1] / (spread[:-1] * spread[-1]))
-        return list(np.mean(by_model, axis=0)) if by_model else [np.nan] * len(columns)
 
-    whole = [of(np.arange(len(rows)))]
-    for _ in range(DRAWS):
-        chosen = source.choice(ops, len(ops))
-        whole.append(of(np.concatenate([places[op] for op in chosen])))
-    return np.array(whole)
+def _ranks(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """Ranks of x (n,) under weights (draws, n): equal values share theirs."""
+    levels, level = np.unique(x, return_inverse=True)
+    held = np.zeros((len(w), len(levels)))
+    np.add.at(held.T, level, w.T)
+    middle = held.cumsum(1) - held / 2 + 0.5
+    ranks: np.ndarray = middle[:, level]
+    return ranks
 
 
 def _changes(table: pd.DataFrame) -> pd.DataFrame:
@@ -130,40 +151,32 @@ def _changes(table: pd.DataFrame) -> pd.DataFrame:
 
 def _prediction(table: pd.DataFrame) -> str:
     found = correlations(table)
-    if found.empty:
+    if found.empty or not (found["model"] == EVERY).any():
         return ""
-    pooled = found[(found["model"] == EVERY) & (found["family"] == EVERY)]
-    if pooled.empty:
-        return ""
-    said = [
-        f"{PREDICTORS[str(x.predictor)]} {x.rho:.2f} ({x.low:.2f} to {x.high:.2f})"
-        for x in pooled.itertuples()
+    pooled = found[(found["model"] == EVERY)]
+    place, together = (pooled[pooled["family"] == group] for group in (PLACE, EVERY))
+    words = [
+        f"Rank correlation with the relative change of the model's output, among "
+        f"{place['operators'].max()} operators at one place, mean over models and places with its "
+        f"95 % interval: {joined(map(_said, place.to_dict('records')))}; over all places "
+        f"together ({together['rows'].max()} substitutions): "
+        f"{joined(map(_said, together.to_dict('records')))}."
     ]
-    first = pooled.iloc[0]
-    matrix = pooled[pooled["predictor"] == "matrix_error"]
-    answer = ""
+    matrix = place[place["predictor"] == "matrix_error"]
     if len(matrix):
-        low, rho = matrix.iloc[0]["low"], matrix.iloc[0]["rho"]
-        answer = (
-            "So the error of the attention matrix "
-            + ("does predict" if low > 0.5 else "orders" if low > 0 else "does not order")
-            + " the change of the model's output"
-            + (", though not alone" if low > 0 and rho < 0.9 else "")
-            + ". "
-        )
-    by_model = found[(found["family"] == EVERY) & (found["model"] != EVERY)]
-    least = by_model.loc[by_model["rho"].idxmin()] if len(by_model) else None
-    weakest = (
-        f"Weakest is {PREDICTORS[least['predictor']]} in {least['model']}, "
-        f"{least['rho']:.2f} ({least['low']:.2f} to {least['high']:.2f})."
-        if least is not None
-        else ""
-    )
-    return (
-        "Rank correlation with the relative change of the model's output, mean over the models "
-        f"with its 95 % interval ({first['rows']} substitutions by {first['operators']} "
-        f"operators): {joined(said)}. {answer}{weakest}"
-    )
+        low, high = matrix.iloc[0]["low"], matrix.iloc[0]["high"]
+        verb = "predicts" if low > 0.5 else "orders, loosely," if low > 0 else "does not order"
+        rest = "" if low > 0.9 or high < 0 else "; operators may still change places"
+        words.append(f"So the error of the attention matrix {verb} the change of the output{rest}.")
+    by_model = found[(found["family"] == PLACE) & (found["model"] != EVERY)].dropna(subset="rho")
+    if len(by_model):
+        least = by_model.loc[by_model["rho"].idxmin()]
+        words.append(f"Least at one place: {_said(least)} in {least['model']}.")
+    return " ".join(words)
+
+
+def _said(x: Any) -> str:
+    return f"{PREDICTORS[x['predictor']]} {x['rho']:.2f} ({x['low']:.2f} to {x['high']:.2f})"
 
 
 def _whole(table: pd.DataFrame) -> pd.DataFrame:
@@ -250,9 +263,10 @@ def _correlation_table(table: pd.DataFrame) -> Iterator[Table]:
             )
     yield {
         "caption": "Rank correlation (Spearman) of each cheap number with the relative change of "
-        "the output, over operators, knobs and parts; below it the 95 % interval of a bootstrap "
-        "over operators. Model all: the mean over the models.",
-        "header": ["model", "family", "rows", *PREDICTORS.values()],
+        "the output; below it the 95 % interval of a bootstrap over operators. One place: among "
+        "operators in the same layers, mean over the parts; all: over operators, knobs and parts; "
+        "then by family. Model all: the mean over the models.",
+        "header": ["model", "among", "rows", *PREDICTORS.values()],
         "rows": body,
         "left": 2,
     }

@@ -15,7 +15,7 @@ from softlab import laws
 from softlab.cli import app
 from softlab.core import Traits
 from softlab.operators import Soft, Softmax
-from softlab.pinv import NewtonRaphson
+from softlab.pinv import SVD, NewtonRaphson
 
 Verdict = laws.Verdict
 
@@ -337,3 +337,15 @@ def test_installing_softlab_is_enough_for_pytest(own, tmp_path):
     assert "attend[batch independence]" in done.stdout
     assert "laws.check(laws.load(" in done.stdout
     assert "1 failed, 2 passed" in done.stdout
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_solvers_are_asked_in_other_precisions(dtype):
+    found = {one.law: one for one in laws.examine(SVD(), draws=laws.Draws(dtype=dtype))}
+    held = [one.law for one in found.values() if one.verdict is Verdict.HOLDS]
+    assert held == [
+        "Penrose identities", "adjoint", "orthogonal factors", "inverse of the inverse",
+    ]  # fmt: skip
+    rough = laws.subjects.PlainSolver(lambda a: SVD()(a).to(torch.bfloat16).to(a), "rough")
+    (found,) = laws.examine(rough, draws=laws.Draws(dtype=torch.float32), only="Penrose identities")
+    assert found.verdict is Verdict.FAILS

@@ -8,8 +8,13 @@ a subject misses it on inputs that it draws itself::
 
     laws.check(Soft(rank=8))  # raises laws.BrokenLawError at the first law that fails
 
-``OPERATOR_LAWS`` and ``SOLVER_LAWS`` list them all. Each has a planted fault in the tests of this
-repository that makes it fail.
+``check`` takes any callable ``f(q, k, v)`` or ``f(a)`` as well. ``examine`` goes through all laws
+and says of each whether it holds, fails and on what, or does not apply and why; ``softlab check``
+does that in a process of its own, ``parametrize`` and ``pytest --laws`` in a test suite.
+``softlab.laws.strategies`` draws inputs for laws of one's own.
+
+``OPERATOR_LAWS`` and ``SOLVER_LAWS`` list them all; each says what it states, when it applies, what
+it allows, and which fault, planted in the tests of this repository, makes it fail.
 """
 
 from __future__ import annotations

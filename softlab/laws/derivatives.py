@@ -41,7 +41,7 @@ def differentiable_twice(call: Callable[..., Tensor], leaves: list[Tensor]) -> N
             torch.stack(total).sum().backward()
     except RuntimeError as error:
         if any(words in str(error) for words in NONE):
-            msg = f"torch has no second derivative of it: {str(error).splitlines()[0][:80]}"
+            msg = f"torch has no second derivative of it: {str(error).splitlines()[0][:120]}"
             raise OutOfScopeError(msg) from None
         raise
 

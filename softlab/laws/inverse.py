@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from softlab.laws.law import Gap, Law, after_steps, always, normal, steps_of, tolerance, uniform_int
+from softlab.laws.law import (
+    Gap,
+    Law,
+    after_steps,
+    always,
+    as_drawn,
+    normal,
+    steps_of,
+    tolerance,
+    uniform_int,
+)
 from softlab.pinv import Iteration, Solver, Status
 
 F64 = torch.float64
@@ -21,15 +31,16 @@ FIDELITY = ("PublishedNystromformer", "PublishedSoft", "PublishedSoftNorm")
 
 def spd(rng: torch.Generator, spectrum: Tensor) -> Tensor:
     """A symmetric matrix with Haar eigenvectors and this spectrum (..., m)."""
-    r = torch.linalg.qr(normal(rng, *spectrum.shape, spectrum.shape[-1]))
+    r = torch.linalg.qr(normal(rng, *spectrum.shape, spectrum.shape[-1], dtype=F64).cpu())
     q = r.Q * r.R.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
     a: Tensor = (q * spectrum.unsqueeze(-2)) @ q.mT
     return (a + a.mT) / 2
 
 
 def well_conditioned(rng: torch.Generator, m: int) -> Tensor:
-    """A symmetric positive matrix of condition ``KAPPA``."""
-    return spd(rng, torch.logspace(0, -math.log10(KAPPA), m, dtype=F64))
+    """A symmetric positive matrix of condition ``KAPPA``, as ``Draws`` has it."""
+    a = spd(rng, torch.logspace(0, -math.log10(KAPPA), m, dtype=F64))
+    return as_drawn(a)
 
 
 def _rounding(solver: Solver, a: Tensor, kappa: float) -> float:
@@ -43,12 +54,12 @@ def _rounding(solver: Solver, a: Tensor, kappa: float) -> float:
 
 def relative(x: Tensor, y: Tensor) -> float:
     """|x - y|_F / |y|_F, or |x|_F for y = 0."""
-    miss, size = (float(torch.linalg.matrix_norm(z)) for z in (x - y, y))
+    miss, size = (float(torch.linalg.matrix_norm(z.double())) for z in (x - y, y))
     return miss / size if size else miss
 
 
 def _penrose_gaps(solver: Solver, a: Tensor, allowed: float, where: str) -> Iterator[Gap]:
-    x = solver(a)
+    x, a = solver(a).double(), a.double()
     yield Gap(relative(a @ x @ a, a), allowed, f"A X A = A, {where}")
     yield Gap(relative(x @ a @ x, x), allowed, f"X A X = X, {where}")
     yield Gap(relative((a @ x).mT, a @ x), allowed, f"(A X)^T = A X, {where}")
@@ -57,9 +68,9 @@ def _penrose_gaps(solver: Solver, a: Tensor, allowed: float, where: str) -> Iter
 
 def _penrose(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
     m = uniform_int(rng, 2, 12)
-    cases = {"well-conditioned": well_conditioned(rng, m), "identity": torch.eye(m, dtype=F64)}
+    cases = {"well-conditioned": well_conditioned(rng, m), "identity": as_drawn(torch.eye(m))}
     if not solver.traits.definite:
-        left = torch.linalg.qr(normal(rng, m, m)).Q
+        left = as_drawn(torch.linalg.qr(normal(rng, m, m, dtype=F64)).Q)
         cases["not symmetric"] = well_conditioned(rng, m) @ left
     for where, a in cases.items():
         yield from _penrose_gaps(solver, a, tolerance(F64, m, kappa=KAPPA**2), f"{where}, m={m}")
@@ -92,7 +103,7 @@ def _shifted(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
 def _adjoint(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
     a = well_conditioned(rng, 7)
     if not solver.traits.definite:
-        a = a @ torch.linalg.qr(normal(rng, 7, 7)).Q
+        a = a @ as_drawn(torch.linalg.qr(normal(rng, 7, 7, dtype=F64)).Q)
     allowed = tolerance(F64, 7, kappa=KAPPA**2)
     yield Gap(relative(solver(a.mT), solver(a).mT), allowed, "(A^T)^+ = (A^+)^T")
 
@@ -219,6 +230,7 @@ PENROSE: Law[Solver] = Law(
     when="is not regularised",
     allows="rounding times the squared condition of the drawn matrix",
     catches="the published scaling without its 0.9; three steps; a factor 1 + 1e-9",
+    any_dtype=True,
 )
 SINGULAR: Law[Solver] = Law(
     "Penrose identities, singular",
@@ -249,6 +261,7 @@ ADJOINT: Law[Solver] = Law(
     when="is no copy of published code with its defects",
     allows="rounding times the squared condition",
     catches="one triangle of a matrix read for both",
+    any_dtype=True,
 )
 SCALING: Law[Solver] = Law(
     "scaling",

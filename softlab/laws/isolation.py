@@ -19,6 +19,7 @@ from softlab.laws.law import (
     lengths,
     needs_equal,
     normal,
+    order,
     rank_of,
     size,
     takes_mask,
@@ -67,9 +68,9 @@ def _mask(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
     n, l = lengths(op, m + 5, m + 7)  # noqa: E741
     q, k, v = normal(rng, 2, n, 4), normal(rng, 2, l, 4), normal(rng, 2, l, 3)
     for dropped in (1, 4, 7):
-        key_mask = torch.ones(2, l, dtype=torch.bool)
+        key_mask = torch.ones(2, l, dtype=torch.bool, device=k.device)
         for row in key_mask:
-            row[torch.randperm(l, generator=rng)[:dropped]] = False
+            row[order(rng, l)[:dropped]] = False
         masked = op(q, k, v, key_mask)
         for i in range(2):
             keep = key_mask[i]
@@ -87,7 +88,7 @@ def _padding(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
     m = rank_of(op)
     n, l = lengths(op, m + 4, m + 6)  # noqa: E741
     q, k, v = normal(rng, n, 4), normal(rng, l, 4), normal(rng, l, 3)
-    key_mask = torch.arange(l) < m + 3
+    key_mask = torch.arange(l, device=k.device) < m + 3
     clean = op(q, k, v, key_mask)
     for held in (1e6, math.inf, math.nan):
         k2, v2 = (torch.where(key_mask[:, None], x, held) for x in (k, v))

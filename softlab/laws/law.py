@@ -162,6 +162,12 @@ def normal(rng: torch.Generator, *shape: int, dtype: torch.dtype | None = None) 
     return x
 
 
+def as_drawn(x: Tensor) -> Tensor:
+    """A tensor in the dtype and on the device of what is drawn."""
+    how = _draws.get()
+    return x.to(how.device, how.dtype)
+
+
 def size(usual: int, least: int = 1) -> int:
     """A size that decides nothing, or the least that will do where ``Draws`` wants small ones."""
     return least if _draws.get().small else usual
@@ -175,7 +181,7 @@ def separated(rng: torch.Generator, n: int) -> Tensor:
     """
     square = normal(rng, 16, 16, dtype=torch.float64)
     basis: Tensor = torch.linalg.qr(square).Q
-    return (basis[:n] * math.sqrt(150)).to(_draws.get().dtype)
+    return as_drawn(basis[:n] * math.sqrt(150))
 
 
 def uniform_int(rng: torch.Generator, low: int, high: int) -> int:

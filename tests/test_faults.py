@@ -1,5 +1,6 @@
 """Every law has a planted fault, and catches it."""
 
+import faults
 import pytest
 from faults import OPERATOR_FAULTS, SOLVER_FAULTS
 
@@ -32,3 +33,10 @@ def test_a_law_leaves_alone_what_claims_nothing():
     nothing = OPERATOR_FAULTS["row-stochastic"][1].base
     laws.limits.EXACT_AT.check(nothing)
     laws.algebra.ROW_STOCHASTIC.check(nothing)
+
+
+@pytest.mark.parametrize("wrong", ["zeros", "mean_of_v"])
+def test_no_draw_passes_an_operator_that_does_not_answer(wrong):
+    """A published accuracy test passes zeros in 200 of 200 draws."""
+    subject = faults.Faulty(faults.Softmax(), getattr(faults, wrong))
+    assert all(laws.honesty.ANSWERS.broken(subject, seed=seed) for seed in range(200))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib
-import importlib.util
 import inspect
 import itertools
 import sys
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softlab import study_file
 from softlab.checks import hint
 from softlab.core import Operator, Traits
 from softlab.laws import algebra, geometry, isolation
@@ -299,18 +299,8 @@ def _file(path: Path) -> Any:
     if not path.is_file():
         msg = f"there is no file {path}."
         raise ValueError(msg)
-    spec = importlib.util.spec_from_file_location(f"softlab_subject_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        msg = f"{path} is not a Python file."
-        raise ValueError(msg)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    sys.path.insert(0, str(path.resolve().parent))
     try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+        return study_file.load(path)
+    except SystemExit as error:
         msg = f"{path} cannot be loaded: {type(error).__name__}: {error}"
         raise ValueError(msg) from error
-    finally:
-        sys.path.pop(0)
-    return module

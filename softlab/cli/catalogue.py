@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -41,7 +42,11 @@ def catalogue(
             table.add_row(name, (part.__doc__ or "").splitlines()[0], _claims(part))
         out.print(table, "")
     say("Recorded: " + ", ".join(inputs.recorded_names()))
-    say("Studies: " + (", ".join(map(str, sorted(Path("studies").glob("*.py")))) or "none here"))
+    table = Table("file", "what it is", title="Studies", title_justify="left", box=None)
+    for file in sorted(Path("studies").glob("*.py")):
+        words = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        table.add_row(str(file), words.partition("\n")[0])
+    out.print(table if table.row_count else "Studies: none here")
 
 
 def _parts(module: ModuleType, needs: str) -> list[tuple[str, Any]]:

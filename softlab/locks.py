@@ -9,12 +9,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+ROOMS = Path(tempfile.gettempdir())
+"""Where the locks of devices are: one place for all runs on a machine."""
+PATIENCE = 10.0
+"""Seconds after which a case that waits for its device says so."""
 UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP}
 
 
@@ -50,12 +56,26 @@ def beside(device: str, *, alone: bool) -> Iterator[None]:
     Whoever waits to be alone is passed by nobody: all go through one gate.
     """
     name = f"softlab-{os.getuid()}-{device.replace(':', '-')}"
-    room, gate = (Path(tempfile.gettempdir()) / f"{name}.{kind}" for kind in ("lock", "gate"))
-    with room.open("a") as inside:
-        with gate.open("a") as entering:
-            _lock(entering.fileno(), fcntl.LOCK_EX)
-            _lock(inside.fileno(), fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+    with (ROOMS / f"{name}.room").open("a") as room:
+        with (ROOMS / f"{name}.gate").open("a") as gate:
+            _wait(gate.fileno(), fcntl.LOCK_EX, device)
+            _wait(room.fileno(), fcntl.LOCK_EX if alone else fcntl.LOCK_SH, device)
         yield
+
+
+def _wait(handle: int, kind: int, device: str) -> None:
+    """Take the lock, and say so if that takes long."""
+    limit = time.monotonic() + PATIENCE
+    while time.monotonic() < limit:
+        try:
+            _lock(handle, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.01)
+        else:
+            return
+    said = "waiting for the device %s, where another run of softlab measures"
+    logging.getLogger("softlab").warning(said, device)
+    _lock(handle, kind)
 
 
 def _lock(handle: int, kind: int) -> None:

@@ -120,6 +120,24 @@ def test_alone_waits_for_all_and_is_passed_by_nobody():
     assert order[6] == "late"
 
 
+def test_a_case_that_waits_long_for_its_device_says_so(monkeypatch, caplog):
+    monkeypatch.setattr("softlab.locks.PATIENCE", 0.1)
+    held = threading.Event()
+
+    def hold():
+        with beside("busy", alone=True):
+            held.set()
+            time.sleep(0.5)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    with beside("busy", alone=False):
+        assert not thread.is_alive() or thread.join(1) is None
+    thread.join()
+    assert caplog.messages == ["waiting for the device busy, where another run of softlab measures"]
+
+
 def test_anything_that_speaks_executor_will_do(tmp_path, own):
     with_threads = Crew(lambda: ThreadPoolExecutor(3), lambda: 3)
     outcome = run(own["own"], tmp_path / "a", threads=1, crew=with_threads)

@@ -291,12 +291,34 @@ def test_a_report_reads_what_a_run_writes():
 
 def test_what_studies_share_stands_once_and_the_rest_by_study():
     other = META | {"name": "b", "dtype": "bfloat16", "dirty": False}
-    found = environments([META, other])
+    table = rank_table(seeds=1)
+    found = environments([(table, META), (table, other)])
     assert ["Platform", "Linux"] in found["shared"]
     assert "Arithmetic" not in dict(found["shared"])
     assert found["header"][:3] == ["study", "Commit", "Arithmetic"]
     assert [row[2] for row in found["rows"]] == ["float32, 2 threads", "bfloat16, 2 threads"]
     assert found["rows"][0][1].endswith(", with changes")
+
+
+def test_the_same_journal_gives_the_same_bytes(tmp_path):
+    pytest.importorskip("typst")
+
+    def measure(x, *, dtype, device):
+        values = {"y": np.float64(x) / 3, "z": 0.1 + x, "flag": x > 1, "none": None}
+        return values | {"huge": float("inf"), "word": 'a, "b"\n'}
+
+    figure = replace(RANK, x="x", y="y", group="word", panel="", page="")
+    study = Study("same", "Is it the same?", {"x": [1, 2, 3]}, measure, figures=(figure,))
+    made = []
+    for _ in range(2):
+        outcome = run(study, tmp_path)
+        path = report(tmp_path)
+        files = [outcome.folder / "table.csv", path, path.with_suffix(".html")]
+        files += sorted((outcome.folder / "figures").iterdir())
+        made.append([file.read_bytes() for file in files])
+    assert outcome.reused == 3
+    assert len(made[0]) == 4
+    assert made[0] == made[1]
 
 
 def test_no_table_is_said_with_the_remedy(tmp_path):

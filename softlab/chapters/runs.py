@@ -53,22 +53,25 @@ def failures(table: pd.DataFrame) -> Iterator[Table]:
     }
 
 
-def environments(metas: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The code, libraries, machine, arithmetic and time of runs: what they share, and the rest.
+def environments(runs: Sequence[tuple[pd.DataFrame, Mapping[str, Any]]]) -> dict[str, Any]:
+    """The code, libraries, machine and arithmetic of runs: what they share, and the rest.
+
+    When a table was put together, and out of what, is in its ``meta.json`` alone: equal tables are
+    to make equal documents.
 
     ``shared``: pairs of what and which; ``header`` and ``rows``: a table of what differs, a row a
     study, and of what each has of its own.
     """
-    facts = [_facts(meta) for meta in metas]
+    facts = [_facts(meta) for _, meta in runs]
     common = [name for name in facts[0] if len({fact[name] for fact in facts}) == 1]
     differing = [name for name in facts[0] if name not in common]
-    own = [_own(meta) for meta in metas]
+    own = [_own(table, meta) for table, meta in runs]
     return {
         "shared": [[name, facts[0][name]] for name in common],
         "header": ["study", *differing, *own[0]],
         "rows": [
             [str(meta["name"]), *(fact[name] for name in differing), *mine.values()]
-            for meta, fact, mine in zip(metas, facts, own, strict=True)
+            for (_, meta), fact, mine in zip(runs, facts, own, strict=True)
         ],
     }
 
@@ -84,13 +87,12 @@ def _facts(meta: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _own(meta: Mapping[str, Any]) -> dict[str, str]:
+def _own(table: pd.DataFrame, meta: Mapping[str, Any]) -> dict[str, str]:
+    seconds = f"{table['case_seconds'].sum():.0f}" if "case_seconds" in table else ""
     return {
         "seeds": ", ".join(map(str, meta["seeds"])) or "none",
-        "rows": str(meta["rows"]),
-        "failed": str(meta["failed"]),
-        "reused": str(meta["reused"]),
-        "started (UTC)": meta["started"][:16].replace("T", " "),
-        "seconds": f"{meta['wall_seconds']:.0f}",
+        "rows": str(len(table)),
+        "failed": str((table["status"] != "ok").sum()),
+        "seconds": seconds,
         "code": meta["digest"][:8],
     }

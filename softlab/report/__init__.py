@@ -53,7 +53,7 @@ def report(folder: Path | str = "reports") -> Path:
         "title": studies[0]["title"] if len(studies) == 1 else "Approximations of attention",
         "origin": ", ".join(run.name for run in found),
         "studies": studies,
-        "environment": runs.environments([meta for _, meta in tables]),
+        "environment": runs.environments(tables),
     }
     files["data.json"] = json.dumps(_without_marks(data)).encode()
     files["main.typ"] = (HERE / "report.typ").read_bytes()

@@ -55,6 +55,7 @@ bench: $(READY)  ## speed and memory against the forms that softlab replaces
 	$(BIN)/python benchmarks/inverse.py --out $(OUT)/benchmarks
 	$(BIN)/python benchmarks/engine.py --out $(OUT)/benchmarks
 	$(BIN)/python benchmarks/capture.py --out $(OUT)/benchmarks
+	$(BIN)/python benchmarks/pyramid.py --out $(OUT)/benchmarks
 
 clean:
 	rm -rf $(VENV) $(addprefix $(OUT)/,$(STUDIES) $(IN_MODEL) in_model_depth in_model_cost peers spoiling benchmarks report.pdf report.html)

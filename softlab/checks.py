@@ -51,12 +51,15 @@ def admit(
             f"{v.shape[-2]} (v {tuple(v.shape)}). Pass the value of every key."
         )
         raise ValueError(msg)
+    tied = k is q
     lead = _common_lead({name: x.shape[:-2] for name, x in tensors.items()})
     q, k, v = (x.expand(*lead, *x.shape[-2:]) for x in (q, k, v))
     if key_mask is not None:
         key_mask = admit_mask(key_mask, k)
         k, v = (torch.where(key_mask.unsqueeze(-1), x, 0) for x in (k, v))
     for name, x in (("q", q), ("k", k), ("v", v)):
+        if name == "k" and tied:
+            continue  # masking changes no finite entry to another
         largest = finite(name, x)
         if name != "v":
             _products_fit(name, x, largest)

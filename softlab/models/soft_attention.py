@@ -16,8 +16,6 @@ from torch.nn import functional
 from softlab import checks
 from softlab.core import Cost, Dims, Operator
 from softlab.landmarks import GridPool
-from softlab.landmarks.grid_conv import convolved
-from softlab.landmarks.grids import cells
 from softlab.operators import Soft
 
 Grid = tuple[int, int]
@@ -82,8 +80,11 @@ class Convolution(nn.Module):
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """Tokens (b, h, n, d) -> landmarks (b, h, m, d)."""
         m, (high, wide) = cut(grid, self.stride), grid
-        unit = x.shape[-1] ** 0.25
-        z = convolved(x, m, cells(high, wide, m, x.device), self.weight)
+        b, h, _, d = x.shape
+        unit = d**0.25
+        image = x.reshape(b * h, high, wide, d).permute(0, 3, 1, 2)
+        z = functional.conv2d(image, self.weight, stride=self.stride)
+        z = z.flatten(2).mT.unflatten(0, (b, h))
         z = unit * functional.gelu(self.norm(z / unit))
         kept = self.count(grid)
         if kept < m:
@@ -156,21 +157,16 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, grid: Grid, key_mask: Tensor | None = None) -> Tensor:
         """(b, n, width) -> (b, n, width)."""
-        q, k, v = self.projected(x)
-        mask = None if key_mask is None else key_mask[:, None, :]
-        if mask is not None:
-            v = torch.where(mask.unsqueeze(-1), v, 0)
-        mixed = self.mixed(q, k, v, grid, mask)
-        if self.filter is not None:
-            mixed = mixed + self.filtered(v, grid)
-        out: Tensor = self.mix(mixed.transpose(1, 2).flatten(2))
-        return out
-
-    def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, (b, h, n, d)."""
         q = self._split(self.query(x))
         k = q if self.key is None else self._split(self.key(x))
-        return q, k, self._split(self.value(x))
+        v, mask = self.value(x), None
+        if key_mask is not None:
+            v, mask = torch.where(key_mask.unsqueeze(-1), v, 0), key_mask[:, None, :]
+        mixed = self.mixed(q, k, self._split(v), grid, mask).transpose(1, 2).flatten(2)
+        if self.filter is not None:
+            mixed = mixed + self.filtered(v, grid)
+        out: Tensor = self.mix(mixed)
+        return out
 
     def mixed(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, mask: Tensor | None) -> Tensor:
         """What the operator makes of them, (b, h, n, d)."""
@@ -188,12 +184,12 @@ class Attention(nn.Module):
         return through
 
     def filtered(self, v: Tensor, grid: Grid) -> Tensor:
-        """The depthwise convolution of v over the grid, each head with its own filter."""
-        b, h, n, d = v.shape
-        image = v.permute(0, 3, 1, 2).reshape(b * d, h, *grid)
+        """The depthwise convolution of v (b, n, width) over the grid, each head with its filter."""
         assert self.filter is not None
-        out: Tensor = self.filter(image).reshape(b, d, h, n).permute(0, 2, 3, 1)
-        return out
+        # The channels of a token side by side, as the projection left them: nothing is copied.
+        weight = self.filter.weight.repeat_interleave(v.shape[-1] // self.heads, 0)
+        image, padding = v.mT.unflatten(-1, grid), weight.shape[-1] // 2
+        return functional.conv2d(image, weight, padding=padding, groups=v.shape[-1]).flatten(2).mT
 
     def cost(self, batch: int, grid: Grid) -> Cost:
         """Projections, operator, filter."""
@@ -212,5 +208,6 @@ class Attention(nn.Module):
         return total
 
     def _split(self, x: Tensor) -> Tensor:
-        heads: Tensor = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        """(b, n, width) -> (b, h, n, d), contiguous, which every sum over the tokens would make."""
+        heads: Tensor = x.unflatten(-1, (self.heads, -1)).transpose(1, 2).contiguous()
         return heads

@@ -47,7 +47,10 @@ class Unrolled:
 
     def __call__(self: Iteration, a: Tensor) -> Tensor:
         """The last iterate, with the gradient of the unrolled loop."""
-        return last(self.iterates, a, self.traits)
+        checks.square(a)
+        # In one batch dimension, so that no product of the loop has to make it anew.
+        flat = a.reshape(-1, *a.shape[-2:]) if a.ndim > 3 else a
+        return last(self.iterates, flat, self.traits).reshape(a.shape)
 
     def solve(self: Iteration, a: Tensor) -> PinvResult:
         """The best iterate with its status."""

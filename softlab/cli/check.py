@@ -113,7 +113,8 @@ def _table(found: list[Outcome]) -> None:
     for one in found:
         detail = one.detail or (f"{one.examples} examples" if one.examples > 1 else "")
         if one.verdict == "fails":
-            detail = "\n".join(filter(None, (one.statement, one.detail, one.counterexample)))
+            drawn = f"drawn: {one.counterexample}" if one.counterexample else ""
+            detail = "\n".join(filter(None, (one.statement, one.detail, drawn)))
         table.add_row(one.law, Text(str(one.verdict), style=MARKS[one.verdict]), Text(detail))
     out.print(table)
     broken = [one for one in found if one.verdict == "fails" and one.reproduce]
@@ -145,4 +146,5 @@ def _laws(*, as_json: bool) -> None:
         say(f"\nLaws of {of}")
         for law in suite:
             say(f"\n{law.name} ({law.family}): {law.statement}")
-            say(f"  for what {law.when}; allowed: {law.allows}; catches {law.catches}")
+            whom = "any subject" if law.when == "is any" else f"what {law.when}"
+            say(f"  for {whom}; allowed: {law.allows}; catches {law.catches}")

@@ -6,6 +6,7 @@ is killed, one that ends is noted, and another goes on with the laws that are le
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 from collections.abc import Generator, Iterator, Sequence
@@ -25,7 +26,7 @@ from softlab.laws.examination import (
     limit,
     outcome,
 )
-from softlab.laws.law import Draws, Law, said
+from softlab.laws.law import Draws, Law, is_plain, said
 
 STARTING = 120.0
 """Seconds that the child may take to start and to import the subject."""
@@ -170,10 +171,10 @@ def report(pipe: Connection, request: Request, done: tuple[str, ...]) -> None:
 
 
 def _described(subject: Any) -> str:
-    """The subject's name and, of a callable, what was found out about it."""
-    inferred = getattr(subject, "inferred", None)
-    if inferred is None:
+    """The subject's name and, of a callable, what it claims or was found to keep."""
+    if not is_plain(subject):
         return repr(subject)
-    reads = subject.traits.reads
-    names = [f"reads {reads}" if name == "reads" else name for name in inferred]
-    return f"{subject!r}, found to be: {', '.join(names) or 'nothing in particular'}"
+    held = {name: x for name, x in dataclasses.asdict(subject.traits).items() if x}
+    words = [name if x is True else f"{name} {x}" for name, x in held.items()]
+    how = "found" if subject.inferred else "said"
+    return f"{subject!r}, {how} to be: {', '.join(words) or 'nothing in particular'}"

@@ -62,13 +62,17 @@ Wrong = Callable[..., Any]
 class Specimen:
     """A subject with the fault that was planted in it, or none.
 
-    ``reason``: why no law can be expected to see the fault.
+    ``reason``: why no law can be expected to see the fault. A worker is sent its name, by which it
+    finds its own: a class that is made here cannot be sent.
     """
 
     fault: str
     base: str
     subject: Any = field(repr=False)
     reason: str = ""
+
+    def __reduce__(self) -> tuple[Callable[[str, str], Specimen], tuple[str, str]]:
+        return named, (self.fault, self.base)
 
 
 def mutant(fault: str, base: Any, wrong: Wrong, reason: str = "", **members: Any) -> Specimen:
@@ -472,7 +476,7 @@ def catalogue() -> Iterator[Specimen]:
         SVD(), Cholesky(), inverse, pinv.Hyperpower(3, 16), NystromformerCubic(14),
         pinv.Chebyshev(14), pinv.Minimax(1e3), pinv.SketchedFit(14), pinv.ConjugateGradients(40),
         Ridge(SVD(), 0.01), pinv.Purified(inverse), pinv.BestIterate(inverse),
-        pinv.Polished(inverse), ImplicitGradient(inverse), GolubPereyra(inverse),
+        pinv.Polished(NewtonRaphson(30), steps=2), ImplicitGradient(inverse), GolubPereyra(inverse),
         pinv.Checkpointed(inverse),
     ]  # fmt: skip
     yield from (Specimen("", repr(one), one) for one in solvers)
@@ -480,6 +484,12 @@ def catalogue() -> Iterator[Specimen]:
 
 MUTANTS = [*operators_mutated(), *solvers_mutated()]
 CATALOGUE = list(catalogue())
+
+
+def named(fault: str, base: str) -> Specimen:
+    """The specimen of that fault in that part; no fault of the catalogue."""
+    both = (*MUTANTS, *CATALOGUE)
+    return next(one for one in both if (one.fault, one.base) == (fault, base))
 
 
 def keep(specimen: Specimen, seed: int) -> bool:

@@ -15,6 +15,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -209,27 +210,21 @@ def nystromformer() -> Plain:
     )  # fmt: skip
 
 
-def local_attention(**knobs: Any) -> Callable[[], Plain]:
+def local_attention(*, causal: bool = False) -> Plain:
     """LocalAttention of local-attention, which pads to whole windows by itself."""
+    package = module("local_attention")
+    traits = Traits(row_stochastic=True, nonnegative=True, restricted=True, causal=causal)
 
-    def build() -> Plain:
-        package = module("local_attention")
-        traits = Traits(row_stochastic=True, nonnegative=True, restricted=True)
+    def call(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Any:
+        make = lambda: package.LocalAttention(  # noqa: E731
+            3, causal=causal, look_forward=int(not causal), autopad=True, exact_windowsize=True
+        )
+        return seeded(make, q)(q, k, v, mask=mask)
 
-        def call(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Any:
-            make = lambda: package.LocalAttention(  # noqa: E731
-                3, look_forward=0 if knobs else 1, autopad=True, exact_windowsize=True, **knobs
-            )
-            return seeded(make, q)(q, k, v, mask=mask)
-
-        if knobs:
-            traits = dataclasses.replace(traits, causal=True)
-        return Plain(
-            call, "LocalAttention", traits, Softmax(causal=bool(knobs)), masked=True, axes=3,
-            equal_lengths=True, equal_widths=True,
-        )  # fmt: skip
-
-    return build
+    return Plain(
+        call, "LocalAttention", traits, Softmax(causal=causal), masked=True, axes=3,
+        equal_lengths=True, equal_widths=True,
+    )  # fmt: skip
 
 
 AVERAGES = (
@@ -251,9 +246,9 @@ KNOWN = (
     Peer("performer-pytorch", "FastAttention", performer, AVERAGES),
     Peer("performer-pytorch", "FastAttention, causal", performer_causal, (*AVERAGES, "causal")),
     Peer("linformer", "LinformerSelfAttention", linformer, ("low rank",)),
-    Peer("local-attention", "LocalAttention", local_attention(), (*AVERAGES, "restricted")),
+    Peer("local-attention", "LocalAttention", local_attention, (*AVERAGES, "restricted")),
     Peer(
-        "local-attention", "LocalAttention, causal", local_attention(causal=True),
+        "local-attention", "LocalAttention, causal", partial(local_attention, causal=True),
         (*AVERAGES, "causal", "restricted"),
     ),
 )  # fmt: skip

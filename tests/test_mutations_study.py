@@ -1,5 +1,6 @@
 """The laws see planted faults, and nothing where there is none; the chapter says so in numbers."""
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,8 @@ def test_there_are_mutants_of_every_kind():
         assert name in faults
     assert len({(one.fault, one.base) for one in MUTATIONS.MUTANTS}) == len(MUTATIONS.MUTANTS)
     assert len(MUTATIONS.CATALOGUE) > 50
+    for one in (*MUTATIONS.MUTANTS, *MUTATIONS.CATALOGUE):
+        assert pickle.loads(pickle.dumps(one)) is one
 
 
 # One in four here; all of them, and the catalogue at twenty seeds, is the study.

@@ -1,5 +1,6 @@
 """Torch's own attention under the laws, and the chapter of all packages."""
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,11 @@ def test_an_adapter_hands_on_what_it_is_given(peer):
     target = Softmax(causal=subject.traits.causal)
     for key_mask in masks:
         torch.testing.assert_close(subject(q, k, v, key_mask), target(q, k, v, key_mask))
+
+
+def test_a_peer_can_be_sent_to_a_worker():
+    for peer in PEERS.KNOWN:
+        assert pickle.loads(pickle.dumps(peer)).layer == peer.layer
 
 
 @pytest.fixture(scope="module")

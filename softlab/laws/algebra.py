@@ -25,9 +25,9 @@ F64 = torch.float64
 
 
 def _draw(op: Operator, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of unequal odd sizes where they may be, two matrices."""
+    """Queries, keys and values of two matrices, every other time as many of each."""
     n, l = (rank_of(op) + uniform_int(rng, 1, 9) for _ in range(2))  # noqa: E741
-    n, l = lengths(op, n, l)  # noqa: E741
+    n, l = lengths(op, l if uniform_int(rng, 0, 1) else n, l)  # noqa: E741
     b, d, e = size(2), size(4), size(3)
     return normal(rng, b, n, d), normal(rng, b, l, d), normal(rng, b, l, e)
 

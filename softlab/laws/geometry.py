@@ -88,17 +88,26 @@ def _reciprocal(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
 
 def _kernel(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     q, k, _ = _draw(op, rng)
+    for queries in (q, normal(rng, *k.shape)):  # and as many as keys
+        wanted = _normalised(op, queries, k)
+        allowed = tolerance(F64, len(k), kappa=10, scale=largest(wanted))
+        missed = largest(as_matrix(op, queries, k) - wanted)
+        yield Gap(missed, allowed, f"n={len(queries)}, l={len(k)}")
+
+
+def _normalised(op: Any, q: Tensor, k: Tensor) -> Tensor:
+    """The matrix of the operator's kernel, normalised as it says."""
     kernel = op.kernel(q.shape[-1])
-    wanted = kernel.matrix(q, k)
+    matrix: Tensor = kernel.matrix(q, k)
     if op.traits.causal:
-        wanted = wanted.tril()
+        matrix = matrix.tril()
     if op.traits.row_stochastic:
-        wanted = wanted / wanted.sum(-1, keepdim=True)
-    elif getattr(op, "normalization", "none") == "symmetric":
-        degrees = (wanted.sum(-1, keepdim=True), kernel.matrix(k, k).sum(-1, keepdim=True).mT)
-        wanted = wanted / (degrees[0] * degrees[1]).sqrt()
-    allowed = tolerance(F64, len(k), kappa=10, scale=largest(wanted))
-    yield Gap(largest(as_matrix(op, q, k) - wanted), allowed, f"n={len(q)}, l={len(k)}")
+        matrix /= matrix.sum(-1, keepdim=True)
+        return matrix
+    if getattr(op, "normalization", "none") != "symmetric":
+        return matrix
+    matrix /= (matrix.sum(-1, keepdim=True) * kernel.matrix(k, k).sum(-1)).sqrt()
+    return matrix
 
 
 KERNEL: Law[Any] = Law(

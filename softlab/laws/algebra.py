@@ -76,11 +76,14 @@ def _row_sums(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
 
 
 def _nonnegative(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
-    q, k, v = _draw(op, rng)
-    if op.traits.linear_in_v:
-        yield Gap(float(-as_matrix(op, q, k).min()), 0, "smallest entry")
-        return
-    yield Gap(float(-op(q, k, v.abs()).min()), 0, "smallest output of values that are not negative")
+    for spread in (1.0, 3.0):
+        q, k, v = _draw(op, rng)
+        q, k, where = spread * q, spread * k, f"tokens of size {spread:g}"
+        if op.traits.linear_in_v:
+            yield Gap(float(-as_matrix(op, q, k).min()), 0, f"{where}: smallest entry")
+            continue
+        least = float(-op(q, k, v.abs()).min())
+        yield Gap(least, 0, f"{where}: smallest output of values that are not negative")
 
 
 def _symmetric(op: Operator, rng: torch.Generator) -> Iterator[Gap]:

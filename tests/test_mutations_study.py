@@ -53,6 +53,13 @@ def test_the_chapter_counts_what_was_caught(table):
     assert [len(made["rows"]) for made in tables(table)] == [1, 1]
 
 
+def test_the_chapter_does_with_mutants_or_the_catalogue_alone(table):
+    mutants = table[table["fault"].notna()].drop(columns="alarms")
+    right = table[table["fault"].isna()].drop(columns="caught")
+    assert len(findings(mutants)) == len(findings(right)) == 1
+    assert findings(right)[0].endswith("broke none.")
+
+
 def test_the_chapter_names_survivors_and_alarms(table):
     missed = table.assign(caught=False, reason="it is the same")
     assert len(survivors(missed)) == 1

@@ -13,7 +13,8 @@ import pandas as pd
 from softlab.chapters import Cell, Table
 from softlab.chapters.numbers import joined
 
-NEEDED = {"status", "seed", "solver", "fault", "base", "reason", "laws", "caught", "law", "alarms"}
+NEEDED = {"status", "seed", "solver", "fault", "base", "reason", "laws", "law"}
+OF_MUTANTS, OF_RIGHT_ONES = "caught", "alarms"
 KINDS = {False: "operators", True: "solvers"}
 
 
@@ -96,9 +97,10 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
 
 def _done(table: pd.DataFrame) -> pd.DataFrame:
     """The finished rows; none of a table without the columns."""
+    columns = [*NEEDED, OF_MUTANTS, OF_RIGHT_ONES]
     if not set(table.columns) >= NEEDED:
-        return table[:0].reindex(columns=[*NEEDED])
-    return table[table["status"] == "ok"]
+        return table[:0].reindex(columns=columns)
+    return table[table["status"] == "ok"].reindex(columns=columns)
 
 
 def _mutants(table: pd.DataFrame) -> pd.DataFrame:

@@ -53,6 +53,8 @@ from softlab.study import Study
 
 SEEDS = 20
 MUTANT_SEEDS = 2
+PATIENCE = 150.0
+"""Seconds for a law, so that a busy machine is not taken for a fault."""
 
 Wrong = Callable[..., Any]
 """From the right call, the operator, q, k, v and the mask to the wrong output."""
@@ -527,7 +529,7 @@ def _caught(subject: Any, suite: list[Any]) -> tuple[str, str] | None:
 
 
 def _breaks(law: Any, subject: Any, seed: int) -> str:
-    one = laws.outcome(subject, law, seeds=(seed,), simplest=False)
+    one = laws.outcome(subject, law, seeds=(seed,), seconds=PATIENCE, simplest=False)
     return one.detail or "broken" if one.verdict is laws.Verdict.FAILS else ""
 
 

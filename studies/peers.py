@@ -274,7 +274,7 @@ def measure(peer: Peer, law: str, *, dtype: torch.dtype, device: torch.device) -
     del dtype, device
     subject = peer.build()
     (asked,) = (one for one in laws.OPERATOR_LAWS if one.name == law)
-    found = laws.outcome(subject, asked, seeds=range(EXAMPLES), name=subject.name)
+    found = laws.outcome(subject, asked, seeds=range(EXAMPLES), seconds=150.0, name=subject.name)
     return {
         "package": peer.package,
         "version": metadata.version(peer.package),

@@ -1,6 +1,7 @@
 """Whatever a subject does is the outcome of a law: in a notebook, a shell, and pytest."""
 
 import json
+import signal
 import subprocess
 import sys
 import textwrap
@@ -112,6 +113,15 @@ def test_a_failure_comes_small_and_can_be_had_again():
     # Two tokens or so of one number each, to one decimal.
     assert len(found.counterexample) < 60
     assert found.counterexample.startswith("[[[")
+
+
+def test_the_alarm_of_another_goes_on():
+    before = signal.setitimer(signal.ITIMER_REAL, 500)
+    try:
+        laws.examine(Softmax(), only="silent")
+        assert 400 < signal.getitimer(signal.ITIMER_REAL)[0] < 500
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *before)
 
 
 def test_where_no_alarm_rings_a_law_is_asked_all_the_same():

@@ -38,7 +38,7 @@ def check(
     ] = None,
     target: Annotated[str | None, typer.Option(help="What a callable approximates.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="A law by name; again for more.")] = None,
-    seconds: Annotated[float, typer.Option(help="The most that one law may take.")] = 20.0,
+    seconds: Annotated[float, typer.Option(help="The most that one law may take.")] = 30.0,
     as_json: Annotated[bool, typer.Option("--json", help="Outcomes as JSON.")] = False,
     laws_alone: Annotated[
         bool, typer.Option("--laws", help="Say what the laws are, and check nothing.")

@@ -211,10 +211,10 @@ def rows(
     """Keys with their rows, as workers finish them.
 
     Arguments: ``tasks`` by key; ``lots``, their keys in blocks that one worker had best do;
-    ``crew``, who does them. A case whose worker died is tried again
-    with no other in hand, so that no case answers for its neighbour; the second time it is a row
-    that failed. Raises ``ValueError`` for a case that has no name, ``ConnectionError`` where the
-    executor takes no more.
+    ``crew``, who does them. A case whose worker died is tried again with no other in hand, so that
+    no case answers for its neighbour; the second time it is a row that failed. Raises
+    ``ValueError`` for a case that has no name, ``ConnectionError`` where the executor takes no
+    more.
     """
     ahead = deque(deque(lot) for lot in lots if lot)
     lanes: dict[Future[Row], deque[str]] = {}
@@ -252,15 +252,19 @@ def rows(
     free: deque[deque[str]] = deque()
     try:
         while True:
-            if suspects and not keys:
-                send(suspects.popleft(), deque())
-            while not suspects and len(keys) < max(1, crew.size()):
-                lane = lane_after(free.popleft() if free else deque())
-                if lane is None:
-                    if free:
-                        continue
-                    break
-                send(lane.popleft(), lane)
+            try:
+                if suspects and not keys:
+                    send(suspects.popleft(), deque())
+                while not suspects and len(keys) < max(1, crew.size()):
+                    lane = lane_after(free.popleft() if free else deque())
+                    if lane is None:
+                        if free:
+                            continue
+                        break
+                    send(lane.popleft(), lane)
+            except ConnectionError:
+                yield from finished
+                raise
             yield from finished  # written down while the workers go on
             finished = []
             if not keys:
@@ -282,6 +286,8 @@ def rows(
                 else:
                     finished.append((key, {"status": "failed", "error": _died(error)}))
             if broken:
+                yield from finished  # before a wait for new workers
+                finished = []
                 _stop(executor)
                 executor = _opened(crew)
     finally:

@@ -144,12 +144,32 @@ def test_anything_that_speaks_executor_will_do(tmp_path, own):
     pd.testing.assert_frame_equal(table(outcome), table(run(own["own"], tmp_path / "b", threads=1)))
 
 
-def test_an_executor_that_takes_no_more_is_an_interrupt(tmp_path, own):
-    pool = ThreadPoolExecutor(1)
-    pool.shutdown()
-    with pytest.raises(ConnectionError, match="takes no more") as caught:
-        run(own["own"], tmp_path, threads=1, crew=Crew(lambda: pool, lambda: 1))
-    assert "0 of 15 rows are kept" in caught.value.__notes__[0]
+class Closing(ThreadPoolExecutor):
+    """Takes so many cases, and then no more."""
+
+    def __init__(self, cases):
+        super().__init__(1)
+        self.left = cases
+
+    def submit(self, *words, **named):
+        if self.left == 0:
+            msg = "closed"
+            raise RuntimeError(msg)
+        self.left -= 1
+        return super().submit(*words, **named)
+
+
+@pytest.mark.parametrize(
+    ("cases", "said"),
+    [(0, r"has no worker that starts \(closed\)"), (3, r"no more cases \(closed\)")],
+)
+def test_an_executor_that_takes_no_more_is_an_interrupt(tmp_path, own, cases, said):
+    crew = Crew(lambda: Closing(cases), lambda: 1)
+    with pytest.raises(ConnectionError, match=said) as caught:
+        run(own["own"], tmp_path, threads=1, crew=crew)
+    kept = max(0, cases - 1)  # the first is to see that workers start
+    assert f"{kept} of 15 rows are kept" in caught.value.__notes__[0]
+    assert run(own["own"], tmp_path, threads=1).reused == kept
 
 
 def test_a_measure_without_a_name_is_refused(tmp_path, own):

@@ -151,9 +151,7 @@ def effect(
         if before.module in report.reached and isinstance(operator, Operator):
             cheap = errors(operator, before)
         found.append(Layer(before.module, cheap, float(accumulated)))
-    whole = without_attention(model, run) + sum(
-        attention_flops(Dims.of(call.q, call.k, call.v)) for call in calls
-    )
+    whole = without_attention(model, run) + sum(attention_flops(sizes(call)) for call in calls)
     spent = 0
     if isinstance(operator, Operator):
         spent = whole + sum(
@@ -193,6 +191,12 @@ class _Skipped(Watch):
         if arguments.arguments.get("average_attn_weights", True):
             zeros = zeros.mean(-3)
         return out, zeros if out.ndim == 3 else zeros.squeeze(0)
+
+
+def sizes(call: Call) -> Dims:
+    """The sizes of a call, one matrix for each query head, also where these share key heads."""
+    lead, keys = call.q.shape[:-2], call.k.shape[-2]
+    return Dims(max(1, lead.numel()), call.q.shape[-2], keys, call.q.shape[-1], call.v.shape[-1])
 
 
 def attention_flops(dims: Dims) -> int:

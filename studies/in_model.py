@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 
 from softlab.capture import Call, record, substitute
-from softlab.core import Dims, Operator, causal_form
+from softlab.core import Operator, causal_form
 from softlab.figures import Lines
 from softlab.instruments import Numbers, peak_memory, seconds
 from softlab.journal import Row
@@ -43,6 +43,7 @@ from softlab.perturbation import (
     effect,
     errors,
     greedy,
+    sizes,
     without_attention,
 )
 from softlab.study import Study
@@ -170,7 +171,7 @@ def measure(
     for name in numbers[0]:
         row[name] = sum(x[name] for x in numbers) / len(numbers)
     row["lack_of_skill"] = 1 - float(row["skill"])  # type: ignore[arg-type]
-    dims = Dims.of(*(getattr(recorded(model)[layers[0]], x) for x in "qkv"))
+    dims = sizes(recorded(model)[layers[0]])
     cost = op.cost(dims)
     row["work"] = (cost.flops + cost.factorization_flops) / attention_flops(dims)
     if part in THIRDS:

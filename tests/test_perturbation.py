@@ -132,6 +132,20 @@ def test_counted_work_is_that_of_projections_and_attention():
     assert effect(model, lambda: model(x), lambda q, k, v: v).flops == 0
 
 
+def test_shared_key_heads_count_once_for_each_query_head():
+    model, q, k = Attend(), draw(1, 4, 12, 8), draw(1, 2, 12, 8, seed=1)
+
+    def run():
+        return model(q, k, k, is_causal=True, enable_gqa=True)
+
+    found = effect(model, run, TopK(4))
+    assert found.exact_flops == 4 * 2 * 12 * 12 * (8 + 8)
+    assert found.flops == TopK(4).cost(measures.Dims(4, 12, 12, 8, 8)).flops
+    assert found.layers[0].errors["output_error"] == pytest.approx(
+        found.layers[0].accumulated, rel=0.3
+    )
+
+
 @pytest.mark.parametrize("need_weights", [True, False])
 def test_counted_work_of_fused_and_of_weighing_attention(need_weights):
     torch.manual_seed(0)

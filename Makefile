@@ -11,7 +11,7 @@ OUT ?= reports
 WORKERS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-STUDIES := rank convergence gradients training precision frontier growth budget bandwidth normalization landmarks length mutations
+STUDIES := rank convergence gradients training precision frontier growth budget bandwidth normalization landmarks length memory mutations
 # These run trained models, whose weights come from the package index.
 IN_MODEL := in_model precision_in_model
 WEIGHTS := minilm vit photographs smollm2 whisper

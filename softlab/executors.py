@@ -185,8 +185,8 @@ def dask(address: str, count: int = 1, *, timeout: float = 10) -> Iterator[Crew]
         yield Crew(client.get_executor, size)
 
 
-def blocks(cases: Mapping[str, Mapping[str, Any]], parts: int) -> list[list[str]]:
-    """The keys of ``cases`` in consecutive blocks, at least four for each of ``parts``, if it can.
+def blocks(cases: Mapping[str, Mapping[str, Any]], least: int) -> list[list[str]]:
+    """The keys of ``cases`` in consecutive blocks, at least so many, if it can.
 
     Cases of a block agree in as many of the first axes as that allows, since a measure keeps what
     neighbours share: its input, an exact answer.
@@ -198,7 +198,7 @@ def blocks(cases: Mapping[str, Mapping[str, Any]], parts: int) -> list[list[str]
         for key, case in cases.items():
             lead = tuple(id(x) for x in list(case.values())[:depth])
             found.setdefault(lead, []).append(key)
-        if len(found) >= 4 * parts:
+        if len(found) >= least:
             break
     return list(found.values())
 

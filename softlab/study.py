@@ -170,7 +170,7 @@ def run(
             found = {} if fresh else _found(folder, meta["digest"])
             rows = {key: found[key] for key in cases if key in found}
             meta["reused"] = reused = len(rows)
-            mine = [key for lot in blocks(cases, parts)[part - 1 :: parts] for key in lot]
+            mine = [key for lot in blocks(cases, 4 * parts)[part - 1 :: parts] for key in lot]
             todo = {key: cases[key] for key in mine if key not in rows}
             tasks = {key: _task(study, case, meta, setting, dtype) for key, case in todo.items()}
             made = _made(tasks, todo, crew, alone=bool(study.timed))

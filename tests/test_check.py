@@ -99,6 +99,23 @@ def test_what_a_subject_does_is_the_outcome_of_a_law(f, law, detail, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_module_that_is_on_its_way_in_when_time_is_up_arrives_whole(tmp_path, monkeypatch):
+    # Cut short it would stay in sys.modules in part, as torch's late import of sympy once did.
+    (tmp_path / "late_arrival.py").write_text("import time\ntime.sleep(0.4)\nwhole = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def late(q, k, v):
+        import late_arrival
+
+        assert late_arrival.whole
+        time.sleep(60)
+
+    subject = laws.subjects.Plain(late, "late")
+    (found,) = laws.examine(subject, only="answers", seconds=0.1)
+    assert found.detail == "gave no answer within 0.1 s"
+    assert sys.modules.pop("late_arrival").whole
+
+
 def test_a_failure_comes_small_and_can_be_had_again():
     op = laws.subjects.Plain(batch_scaled, "op")
     (found,) = laws.examine(op, only="batch independence")

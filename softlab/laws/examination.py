@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from types import FrameType
 from typing import Any
 
 import torch
@@ -58,14 +59,20 @@ class TooLongError(BaseException):
 
 @contextlib.contextmanager
 def limit(seconds: float) -> Iterator[None]:
-    """Raise ``TooLongError`` inside after so long, in the main thread of a system with alarms."""
+    """Raise ``TooLongError`` inside after so long, in the main thread of a system with alarms.
+
+    Later where a module is being imported then: once it is there.
+    """
     usable = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGALRM")
     if not usable:
         yield
         return
 
-    def ring(*_: object) -> None:
-        raise TooLongError
+    def ring(_: int, frame: FrameType | None) -> None:
+        if _importing(frame):  # torch imports parts of itself late
+            signal.setitimer(signal.ITIMER_REAL, 0.02)
+        else:
+            raise TooLongError
 
     before, start = signal.signal(signal.SIGALRM, ring), time.monotonic()
     left, every = signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -77,6 +84,15 @@ def limit(seconds: float) -> Iterator[None]:
         if left:  # another's alarm, such as that of a test, goes on
             left = max(0.001, left - (time.monotonic() - start))
             signal.setitimer(signal.ITIMER_REAL, left, every)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether a module is on its way in, which would stay broken in this process if cut short."""
+    while frame is not None and frame.f_code.co_filename != __file__:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def examine(

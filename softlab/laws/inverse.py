@@ -124,11 +124,13 @@ def _order(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
     a = well_conditioned(rng, m)
     eye = torch.eye(m, dtype=F64)
     # The last of many steps, from X = A^-1 (I - R) with residuals R of two sizes and many
-    # eigenvalues: a method that adapts to the spectrum has then settled.
+    # eigenvalues: a method that adapts to the spectrum has then settled. The sizes are as small as
+    # rounding lets the order be seen, for such a method has it in the limit alone.
     _, maps = after_steps(cast("Iteration", solver), 16).begin(a)
     *_, final = maps
     direction = spd(rng, torch.linspace(-1, 1, m, dtype=F64))
-    sizes = (0.2, 0.1)
+    least = min(max(1e-9 ** (1 / max(order, 1)), 0.02), 0.1)
+    sizes = (2 * least, least)
     after = [
         float(torch.linalg.matrix_norm(eye - a @ final(a, torch.linalg.pinv(a) @ (eye - r)), 2))
         for r in (size * direction for size in sizes)

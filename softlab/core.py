@@ -95,6 +95,11 @@ class Cost:
     kernel_entries: int = 0
     factorization_flops: int = 0
 
+    @property
+    def work(self) -> int:
+        """All operations: those of products and those of factorisations."""
+        return self.flops + self.factorization_flops
+
     def __add__(self, other: Cost) -> Cost:
         return Cost(
             self.flops + other.flops,

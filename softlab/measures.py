@@ -69,12 +69,13 @@ class Reference:
         u, s, vh = torch.linalg.svd(self.matrix, full_matrices=False)
         return u, s, vh
 
-    def bound(self, rank: int) -> tuple[float, float]:
-        """Least relative error of any matrix of that rank, in Frobenius and spectral norm.
+    def least(self, rank: int) -> spectra.Tails:
+        """Least relative error of any matrix of that rank in three norms, of ``spectra.tails``."""
+        return spectra.tails(spectra.Spectrum(self.svd[1], 0.0)).relative(rank)
 
-        What ``spectra.tails`` says of the target's matrix, in which order it is to be had.
-        """
-        best = spectra.tails(spectra.Spectrum(self.svd[1], 0.0)).relative(rank)
+    def bound(self, rank: int) -> tuple[float, float]:
+        """The ``least`` error of that rank in Frobenius and in spectral norm."""
+        best = self.least(rank)
         return float(best.frobenius), float(best.spectral)
 
 

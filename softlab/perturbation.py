@@ -205,8 +205,7 @@ def attention_flops(dims: Dims) -> int:
 
 
 def _flops(operator: Operator, dims: Dims) -> int:
-    cost = operator.cost(dims)
-    return cost.flops + cost.factorization_flops
+    return operator.cost(dims).work
 
 
 def greedy(

@@ -65,8 +65,7 @@ FAMILY = {op: family for family, ops in FAMILIES.items() for op in ops}
 
 def work(op: Operator, n: int) -> int:
     """The arithmetic of one call on the study's heads of n tokens, factorisations included."""
-    cost = op.cost(Dims(HEADS, n, n, WIDTH, WIDTH))
-    return cost.flops + cost.factorization_flops
+    return op.cost(Dims(HEADS, n, n, WIDTH, WIDTH)).work
 
 
 def keep(op: Operator, n: int) -> bool:

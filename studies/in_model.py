@@ -172,8 +172,7 @@ def measure(
         row[name] = sum(x[name] for x in numbers) / len(numbers)
     row["lack_of_skill"] = 1 - float(row["skill"])  # type: ignore[arg-type]
     dims = sizes(recorded(model)[layers[0]])
-    cost = op.cost(dims)
-    row["work"] = (cost.flops + cost.factorization_flops) / attention_flops(dims)
+    row["work"] = op.cost(dims).work / attention_flops(dims)
     if part in THIRDS:
         return row | changed(model, method, knob, layers)
     unmoved = clean(model)
@@ -227,9 +226,8 @@ def measure_cost(
         peak = peak_memory(tested.run, device)
     exact = spent = 0
     for dims in report.dims.values():
-        cost = op.cost(dims)
         exact += attention_flops(dims)
-        spent += cost.flops + cost.factorization_flops
+        spent += op.cost(dims).work
     return {
         "op": repr(op),
         "tokens": tokens,

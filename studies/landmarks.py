@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from softlab import measures, spectra
+from softlab import measures
 from softlab.core import Dims, Operator
 from softlab.figures import Lines
 from softlab.inputs import (
@@ -108,8 +108,7 @@ def operator(setting: str, rank: int, selector: str, seed: int, d: int) -> Soft 
 
 def work(op: Operator, dims: Dims) -> int:
     """Counted arithmetic of one call, factorisations included."""
-    cost = op.cost(dims)
-    return cost.flops + cost.factorization_flops
+    return op.cost(dims).work
 
 
 @cache
@@ -174,7 +173,7 @@ def measure(
     columns = torch.cat((v, torch.eye(dims.l, dtype=v.dtype, device=v.device)), -1)
     out, matrix = op(q, k, columns).double().split((dims.e, dims.l), -1)
     exact, matrix = reference.matrix.cpu(), matrix.cpu()
-    best = spectra.tails(spectra.Spectrum(reference.svd[1], 0.0)).relative(rank)
+    best = reference.least(rank)
     row |= {
         "op": repr(op),
         "share": work(op, dims) / work(op.target, dims),

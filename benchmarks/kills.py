@@ -86,7 +86,9 @@ def main() -> int:
                 _, status = os.waitpid(child, 0)
                 done = os.WIFEXITED(status)
                 kills += not done
-                after = rows_of(out / study.name / "rows.jsonl", state) if out.exists() else {}
+                journal = out / study.name / "rows.jsonl"
+                # The folder comes before the journal, and a kill may fall between the two.
+                after = rows_of(journal, state) if journal.exists() else {}
                 lost += sum(after.get(key) != row for key, row in before.items())
                 before = after
             unlike += not whole.equals(table(out))

@@ -323,6 +323,7 @@ def test_fashion_mnist_is_read_from_a_named_folder(monkeypatch, tmp_path):
     idx("train-images-idx3", images)
     idx("t10k-images-idx3", images[:2])
     idx("train-labels-idx1", np.array([2, 0, 1], dtype=np.uint8))
+    idx("t10k-labels-idx1", np.array([3, 4], dtype=np.uint8))
     monkeypatch.setenv("SOFTLAB_FASHION_MNIST", str(tmp_path))
     train, labels, test = under_test.fashion(2, 2)
     assert labels.tolist() == [2, 0]

@@ -22,7 +22,7 @@ from softlab.models import (
     soft_small_20,
     soft_tiny,
 )
-from softlab.models.soft import TINY
+from softlab.models.soft import TINY, scaled
 from softlab.models.soft_attention import Attention, Convolution, Pooling
 from softlab.operators import (
     GaussianAttention,
@@ -106,6 +106,17 @@ def test_the_paper_does_not_count_the_steps_of_the_inverse():
             total = Pyramid(design).cost(224, 224).flops / 2e9
         assert abs(total - newton - published) < 0.1
         assert m < 64 or total - published > 0.3
+
+
+def test_the_miniature_has_the_papers_ratios_of_tokens_to_landmarks():
+    for image in (16, 24, 32):
+        small = scaled(image)
+        ratios = [[high * wide / d.rank for high, wide in d.grids(d.image, d.image)]
+                  for d in (TINY, small)]  # fmt: skip
+        assert ratios[0] == ratios[1] == [64, 16, 4, 1]
+        assert Pyramid(small, channels=1)(photographs(1, image, channels=1).float()).shape == (
+            *(1, 1000),
+        )
 
 
 def test_parameters_of_the_released_code():

@@ -5,7 +5,9 @@ Every batch is a function of its indices and a seed, so that a run can be taken 
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
+import os
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -83,6 +85,10 @@ class Held:
     def __len__(self) -> int:
         """How many there are."""
         return len(self.labels)
+
+    def first(self, n: int) -> Held:
+        """The first n of them."""
+        return dataclasses.replace(self, pixels=self.pixels[:n], labels=self.labels[:n])
 
     def batch(self, indices: list[int], side: int, seed: int | None) -> tuple[Tensor, Tensor]:
         """Some of them at a size; with a seed, changed at random for training."""
@@ -187,14 +193,24 @@ GARMENTS = (
     *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
 )
 
+FASHION = ("SOFTLAB_FASHION_MNIST", "/usr/share/datasets/fashion-mnist")
+"""The variable that names the folder of Fashion-MNIST, and where Debian's package puts it."""
 
-def fashion_mnist(folder: Path) -> tuple[Held, Held]:
+
+def fashion_folder() -> Path:
+    """Where Fashion-MNIST is looked for."""
+    return Path(os.environ.get(FASHION[0]) or FASHION[1])
+
+
+def fashion_mnist(folder: Path | None = None) -> tuple[Held, Held]:
     """Fashion-MNIST, for training and for testing: 60,000 and 10,000 images of 28 x 28 pixels.
 
     ``folder``: of the four idx files, packed or not, as Debian's package dataset-fashion-mnist has
-    them. Set in a frame of 32 pixels. Raises ``FileNotFoundError``, and ``ValueError`` for a file
-    that is cut short. Source: Xiao et al. 2017 (arXiv 1708.07747); MIT licence.
+    them; None for ``fashion_folder()``. Set in a frame of 32 pixels. Raises ``FileNotFoundError``,
+    and ``ValueError`` for a file that is cut short. Source: Xiao et al. 2017 (arXiv 1708.07747);
+    MIT licence.
     """
+    folder = fashion_folder() if folder is None else folder
     held = []
     for name in ("train", "t10k"):
         pixels = idx(_one(folder, f"{name}-images-idx3-ubyte")).unsqueeze(1)
@@ -231,6 +247,6 @@ def _one(folder: Path, name: str) -> Path:
             return path
     msg = (
         f"{folder} has no {name}[.gz]. On Debian: apt-get download dataset-fashion-mnist, then "
-        "dpkg-deb -x it into a folder."
+        f"dpkg-deb -x it into a folder, and name that in {FASHION[0]}."
     )
     raise FileNotFoundError(msg)

@@ -25,6 +25,25 @@ LARGE = Design((1, 3, 40, 5))
 HUGE = Design((1, 5, 49, 5), (64, 128, 352, 512), (2, 4, 11, 16))
 
 
+def scaled(image: int) -> Design:
+    """The pyramid in miniature, with the paper's ratios of tokens to landmarks.
+
+    For images of ``image`` pixels, a multiple of 8. A stage has image^2, image^2 / 4, / 16 and / 64
+    tokens and m = (image / 8)^2 landmarks, so that 64, 16, 4 and 1 tokens share one as they do in
+    the paper's models at 224 pixels, where m is 49. 160 thousand parameters for ten classes.
+    """
+    return Design(
+        (1, 1, 1, 1),
+        widths=(16, 32, 48, 64),
+        heads=(1, 1, 2, 2),
+        strides=(1, 2, 2, 2),
+        rank=(image // 8) ** 2,
+        filters=(5, 3, 3),
+        stem=8,
+        image=image,
+    )
+
+
 def soft_tiny(
     variant: str = "paper", normalization: str = "none", num_classes: int = 1000
 ) -> Pyramid:

@@ -8,7 +8,6 @@ variable names or where Debian's package puts it.
 from __future__ import annotations
 
 import functools
-import gzip
 import importlib.util
 import itertools
 import math
@@ -25,6 +24,7 @@ from torch.nn import functional
 from softlab.capture import record
 from softlab.inputs.wheels import folder
 from softlab.models import minilm, smollm2, vit, whisper
+from softlab.models.images import fashion_mnist
 
 NEEDS = {
     "minilm": ("minilm",),
@@ -39,7 +39,6 @@ DOCUMENTS = (
 )  # fmt: skip
 """Modules of the standard library whose source is read."""
 PHOTOGRAPHS = ("astronaut", "coffee")
-FASHION = ("SOFTLAB_FASHION_MNIST", "/usr/share/datasets/fashion-mnist")
 SPEECH = ("SOFTLAB_SOUNDS", "/usr/share/sounds/alsa")
 PROBE_SIZE, PROBE_TRAIN, PROBE_TEST = 112, 300, 50
 
@@ -197,14 +196,11 @@ def _vit(n: int) -> Made:
 
 def fashion(train: int, test: int) -> tuple[Tensor, Tensor, Tensor] | None:
     """Training images, their labels, and test images, of Fashion-MNIST; None where it is not."""
-    place = _place(FASHION)
-    if not (place / "train-images-idx3-ubyte.gz").exists():
+    try:
+        drawn, tests = fashion_mnist()
+    except FileNotFoundError:
         return None
-    images, labels = (
-        _idx(place / f"train-{kind}-ubyte.gz") for kind in ("images-idx3", "labels-idx1")
-    )
-    tests = _idx(place / "t10k-images-idx3-ubyte.gz")
-    return _pixels(images[:train]), labels[:train].long(), _pixels(tests[:test])
+    return _pixels(drawn.pixels[:train]), drawn.labels[:train], _pixels(tests.pixels[:test])
 
 
 def ridge(features: Tensor, labels: Tensor, penalty: float = 0.1) -> Tensor:
@@ -221,21 +217,11 @@ def _answers(features: Tensor, weights: Tensor) -> Tensor:
 
 
 def _pixels(images: Tensor) -> Tensor:
-    """Grey images (b, 28, 28) of 0 to 255 as the model wants them."""
-    x = images[:, None].float() / 255
+    """Grey images (b, 1, 28, 28) of 0 to 255 as the model wants them."""
+    x = images.float() / 255
     x = functional.interpolate(x, size=(PROBE_SIZE, PROBE_SIZE), mode="bicubic").clamp(0, 1)
     mean, std = (torch.tensor(c)[:, None, None] for c in (vit.MEAN, vit.STD))
     return (x - mean) / std
-
-
-def _idx(file: Path) -> Tensor:
-    """The array of an IDX file of bytes, compressed."""
-    data = gzip.decompress(file.read_bytes())
-    if data[:3] != b"\0\0\x08":
-        msg = f"{file} is no IDX file of bytes; unpack the package again."
-        raise ValueError(msg)
-    shape = [int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(data[3])]
-    return torch.frombuffer(bytearray(data[4 + 4 * data[3] :]), dtype=torch.uint8).reshape(shape)
 
 
 def _whisper(n: int) -> Made:
@@ -292,10 +278,6 @@ def voice() -> Tensor:
 
 def speech() -> Tensor | None:
     """The recorded words of a folder of WAV files, in a row; None where there is none."""
-    files = sorted(_place(SPEECH).glob("*_*.wav"))
+    variable, packaged = SPEECH
+    files = sorted(Path(os.environ.get(variable, packaged)).glob("*_*.wav"))
     return torch.cat([whisper.sound(file) for file in files]) if files else None
-
-
-def _place(named: tuple[str, str]) -> Path:
-    variable, packaged = named
-    return Path(os.environ.get(variable, packaged))

@@ -23,7 +23,7 @@ from softlab.models import (
     soft_tiny,
 )
 from softlab.models.soft import TINY, scaled
-from softlab.models.soft_attention import Attention, Convolution, Pooling
+from softlab.models.soft_attention import Attention, Convolution, Pooling, Projection
 from softlab.operators import (
     GaussianAttention,
     LinearAttention,
@@ -369,6 +369,21 @@ def test_any_operator_in_the_place_of_soft(operator, tied):
     assert model.cost(64, 64).flops > 0
 
 
+def test_linformer_learns_projections_that_start_as_means_of_cells():
+    model = Pyramid(SMALL, operator=Linformer(rank=4), num_classes=5)
+    attention = model.stages[1].blocks[0].attention
+    rng = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, attention.heads, 64, 8, generator=rng)
+    few_k, few_v = (GridPool(8, 8)(x, 4) for x in (k, v))
+    out = attention.mixed(q, k, v, (8, 8), None)
+    assert (out - Softmax()(q, few_k, few_v)).abs().max() < 1e-6
+    model(photographs(2, 64, dtype=torch.float32)).square().sum().backward()
+    for name in ("keys", "values"):
+        assert float(getattr(attention.landmarks, name).grad.norm()) > 0
+    with pytest.raises(ValueError, match=r"learnt for a grid of 16 x 16 tokens, got 32 x 32"):
+        model(photographs(1, 128, dtype=torch.float32))
+
+
 def test_attention_is_its_formula():
     """Projections, the operator by heads, the filter by explicit sums."""
     rng = torch.Generator().manual_seed(0)
@@ -486,6 +501,7 @@ BAD = [
     (lambda m: Attention(10, 3, Softmax()), ValueError, "width 10 is not divided by 3 heads"),
     (lambda m: Attention(9, 3, Softmax(), depthwise=2), ValueError, "must be odd"),
     (lambda m: Attention(9, 3, Softmax(), Pooling(4)), TypeError, "landmarks serve a Soft"),
+    (lambda m: Attention(9, 3, Softmax(), Projection(4, (4, 4))), TypeError, "serve a Linformer"),
     (lambda m: Attention(9, 3, "soft"), TypeError, "Attention.operator is 'soft'"),
     (lambda m: Pooling(), ValueError, "either a rank or a stride"),
     (

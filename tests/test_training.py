@@ -169,12 +169,17 @@ def test_biases_norms_and_tables_do_not_decay():
 def test_shifted_images_are_parts_of_a_padded_one():
     x = torch.rand(64, 1, 8, 8)
     rng = torch.Generator().manual_seed(0)
-    moved = shifted(x, rng)
+    moved = shifted(x, 4, rng)
     assert moved.shape == x.shape
     padded = torch.nn.functional.pad(x, (4,) * 4)
     for whole, part in zip(padded, moved, strict=True):
         windows = whole.unfold(1, 8, 1).unfold(2, 8, 1)[0]
         assert bool((windows == part[0]).all(-1).all(-1).any())
+    some = glyphs(4).first(3)
+    assert len(some) == 3
+    assert not torch.equal(some.batch([0, 2], 32, 1)[0], some.batch([0, 2], 32, None)[0])
+    still = some.unmoved()
+    assert torch.equal(still.batch([0, 2], 32, 1)[0], still.batch([0, 2], 32, None)[0])
 
 
 def packed(folder, name, array):

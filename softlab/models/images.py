@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.nn import functional
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
-PAD = 4  # pixels by which small images are shifted, as is usual on CIFAR
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
@@ -49,9 +48,10 @@ class Images(Protocol):
 class Held:
     """Images held in memory, bytes (n, c, H, W), and their labels (n,).
 
-    In training they are shifted by up to 4 pixels, and mirrored where ``mirror``. Normalised by
-    ``mean`` and ``std``, in units of 255. Sizes other than theirs are resampled bilinearly; an
-    image that is smaller than ``frame`` is first set in a frame of zeros of that side.
+    In training they are shifted by up to ``shift`` pixels, 4 as is usual on CIFAR, and mirrored
+    where ``mirror``. Normalised by ``mean`` and ``std``, in units of 255. Sizes other than theirs
+    are resampled bilinearly; an image that is smaller than ``frame`` is first set in a frame of
+    zeros of that side.
     """
 
     pixels: Tensor
@@ -60,6 +60,7 @@ class Held:
     mean: float = 0.5
     std: float = 0.5
     mirror: bool = True
+    shift: int = 4
     frame: int = 0
 
     def __post_init__(self) -> None:
@@ -90,6 +91,10 @@ class Held:
         """The first n of them."""
         return dataclasses.replace(self, pixels=self.pixels[:n], labels=self.labels[:n])
 
+    def unmoved(self) -> Held:
+        """The same, neither shifted nor mirrored in training: few steps learn more from them."""
+        return dataclasses.replace(self, shift=0, mirror=False)
+
     def batch(self, indices: list[int], side: int, seed: int | None) -> tuple[Tensor, Tensor]:
         """Some of them at a size; with a seed, changed at random for training."""
         x = self.pixels[indices].float() / 255
@@ -97,7 +102,7 @@ class Held:
         x = functional.pad(x, (lack // 2, lack - lack // 2) * 2)
         if seed is not None:
             rng = torch.Generator().manual_seed(seed)
-            x = shifted(x, rng)
+            x = shifted(x, self.shift, rng)
             if self.mirror:
                 flip = torch.rand(len(x), 1, 1, 1, generator=rng) < 0.5
                 x = torch.where(flip, x.flip(-1), x)
@@ -163,11 +168,11 @@ class Folder:
         return x.flip(-1) if seed is not None and seed % 2 else x
 
 
-def shifted(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Each image moved by up to PAD pixels either way, zeros coming in."""
-    padded = functional.pad(x, (PAD,) * 4)
+def shifted(x: Tensor, most: int, rng: torch.Generator) -> Tensor:
+    """Each image moved by up to so many pixels either way, zeros coming in."""
+    padded = functional.pad(x, (most,) * 4)
     high, wide = x.shape[-2:]
-    down, right = torch.randint(2 * PAD + 1, (2, len(x)), generator=rng).tolist()
+    down, right = torch.randint(2 * most + 1, (2, len(x)), generator=rng).tolist()
     parts = zip(padded, down, right, strict=True)
     return torch.stack([p[:, i : i + high, j : j + wide] for p, i, j in parts])
 

@@ -16,8 +16,8 @@ from torch.nn import functional
 from softlab import checks
 from softlab.core import Cost, Operator, value
 from softlab.models import published
-from softlab.models.soft_attention import Attention, Convolution, Grid, Pooling
-from softlab.operators import Soft, Softmax
+from softlab.models.soft_attention import Attention, Convolution, Grid, Pooling, Projection
+from softlab.operators import Linformer, Soft, Softmax
 from softlab.pinv import (
     ImplicitGradient,
     NewtonRaphson,
@@ -100,7 +100,8 @@ class Pyramid(nn.Module):
     ``fixed``: whether the number of landmarks is (else the windows are); None: the variant's.
     ``pinv``: any solver in the place of the variant's. ``operator``: None for Soft, else one of the
     catalogue for the three first stages, or a sequence of three; it has keys of its own unless
-    ``tied``, by default those of Gaussian kernels alone are. ``last``: the operator of the fourth
+    ``tied``, by default those of Gaussian kernels alone are. A ``Linformer`` learns its projections
+    and so serves images of ``design.image`` pixels alone. ``last``: the operator of the fourth
     stage, softmax in the released code and, by its count of parameters, in the paper's models.
     ``drop_path``: share in [0, 1) of residual branches that are dropped in training, growing
     linearly with the depth; the released code drops single entries in the first three stages.
@@ -157,8 +158,11 @@ class Pyramid(nn.Module):
                     elif given is not None:
                         mine = given[i]
                         own = isinstance(mine, Soft) if tied is None else tied
+                        learnt = (
+                            Projection(mine.rank, grid) if isinstance(mine, Linformer) else None
+                        )
                         attention = Attention(
-                            width, heads, mine, tied=own, depthwise=design.filters[i]
+                            width, heads, mine, learnt, tied=own, depthwise=design.filters[i]
                         )
                     else:
                         rank, window = design.rank if fixed else None, design.windows[i]

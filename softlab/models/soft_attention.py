@@ -16,7 +16,7 @@ from torch.nn import functional
 from softlab import checks
 from softlab.core import Cost, Dims, Operator
 from softlab.landmarks import GridPool
-from softlab.operators import Soft
+from softlab.operators import Linformer, Soft
 
 Grid = tuple[int, int]
 """Height and width of the tokens, which fill it row by row."""
@@ -97,6 +97,29 @@ class Convolution(nn.Module):
         return Cost(2 * dims.batch * dims.l * dims.d**2)
 
 
+class Projection(nn.Module):
+    """Linformer's learnt E and F (m, n), one pair for all heads, of one grid of n tokens.
+
+    They start as means of m cells of the grid, which is the reduction that SOFT's paper compares.
+    """
+
+    def __init__(self, rank: int, grid: Grid) -> None:
+        super().__init__()
+        self.rank, self.grid = rank, grid
+        means = GridPool(*grid)(torch.eye(grid[0] * grid[1]), rank)
+        self.keys, self.values = (nn.Parameter(means.clone()) for _ in range(2))
+
+    def forward(self, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """E and F in the dtype of x; ``ValueError`` for another grid."""
+        if grid != self.grid:
+            msg = (
+                f"Linformer's projections are learnt for a grid of {self.grid[0]} x {self.grid[1]} "
+                f"tokens, got {grid[0]} x {grid[1]}. Resize the image."
+            )
+            raise ValueError(msg)
+        return self.keys.to(x.dtype), self.values.to(x.dtype)
+
+
 def cut(grid: Grid, stride: int) -> int:
     """The number of square cells; ``ValueError`` where the stride does not divide the sides."""
     if grid[0] % stride or grid[1] % stride:
@@ -113,10 +136,10 @@ class Attention(nn.Module):
 
     ``width``: of the tokens. ``heads``: a divisor of it; the head width is d = width / heads.
     ``operator``: any of the catalogue. ``landmarks``: None, or a ``Pooling`` or ``Convolution``
-    that takes the place of the selector of a ``Soft``. ``tied``: k = q, as SOFT; otherwise
-    k = W_k x. ``depthwise``: odd side of the
-    filter c of each head, which convolves v over the grid; 0 for none. No equation of the paper
-    has it; its Fig. 3 and the released code do.
+    that takes the place of the selector of a ``Soft``, or the ``Projection`` of a ``Linformer``.
+    ``tied``: k = q, as SOFT; otherwise k = W_k x. ``depthwise``: odd side of the filter c of each
+    head, which convolves v over the grid; 0 for none. No equation of the paper has it; its Fig. 3
+    and the released code do.
 
     ``forward`` takes tokens (b, n, width), their grid and an optional boolean ``key_mask`` (b, n),
     True for tokens that take part. Masked keys and values count as zeros also in the convolutions;
@@ -128,7 +151,7 @@ class Attention(nn.Module):
         width: int,
         heads: int,
         operator: Operator,
-        landmarks: Pooling | Convolution | None = None,
+        landmarks: Pooling | Convolution | Projection | None = None,
         *,
         tied: bool = True,
         depthwise: int = 0,
@@ -140,8 +163,12 @@ class Attention(nn.Module):
         if width % heads:
             msg = f"width {width} is not divided by {heads} heads; give a divisor."
             raise ValueError(msg)
-        if landmarks is not None and not isinstance(operator, Soft):
-            msg = f"landmarks serve a Soft, and operator is {operator!r}: give one or the other."
+        served = Linformer if isinstance(landmarks, Projection) else Soft
+        if landmarks is not None and not isinstance(operator, served):
+            msg = (
+                f"landmarks serve a {served.__name__}, and operator is {operator!r}: give one or "
+                "the other."
+            )
             raise TypeError(msg)
         if depthwise and depthwise % 2 == 0:
             msg = f"depthwise is {depthwise}; the side of a filter must be odd, or 0 for none."
@@ -174,6 +201,9 @@ class Attention(nn.Module):
         if self.landmarks is None:
             out: Tensor = operator(q, k, v, mask)
             return out
+        if isinstance(self.landmarks, Projection):
+            projected: Tensor = operator(q, k, v, mask, projections=self.landmarks(k, grid))
+            return projected
         if mask is not None:
             msg = (
                 "landmarks of a grid take no key_mask: a cell may be left without a token. Use "
@@ -182,6 +212,15 @@ class Attention(nn.Module):
             raise ValueError(msg)
         through: Tensor = operator.at(self.landmarks(k, grid), q, k, v)
         return through
+
+    def core(self, x: Tensor, grid: Grid) -> Tensor:
+        """The core A = K(z, z) of a layer with landmarks, (b, h, m, m), which ``pinv`` inverts."""
+        if not isinstance(self.operator, Soft) or isinstance(self.landmarks, Projection | None):
+            msg = f"a layer of {self.operator!r} without landmarks of its own has no core here."
+            raise TypeError(msg)
+        k = self._split((self.query if self.key is None else self.key)(x))
+        z = self.landmarks(k, grid)
+        return self.operator.kernel(k.shape[-1]).matrix(z, z)
 
     def filtered(self, v: Tensor, grid: Grid) -> Tensor:
         """The depthwise convolution of v (b, n, width) over the grid, each head with its filter."""
@@ -197,7 +236,7 @@ class Attention(nn.Module):
         d = width // self.heads
         dims = Dims(batch * self.heads, n, n, d, d)
         total = Cost(2 * batch * n * width**2 * (3 if self.tied else 4))
-        if self.landmarks is None:
+        if self.landmarks is None or isinstance(self.landmarks, Projection):
             total += self.operator.cost(dims)
         else:
             m = self.landmarks.count(grid)

@@ -101,6 +101,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
     with pytest.raises(LossError, match=r"the loss is nan at step 3 of epoch 2; last good checkpo"):
         run.finish()
     assert run.checkpoint.read_bytes() == good
+    with torch.no_grad():
+        run.model.stages[0].blocks[0].attention.query.bias[0] = math.nan
+    with pytest.raises(LossError, match=r"the network refuses \(.*NaN.*at step 3 of epoch 2; last"):
+        run.finish()
     assert begun(tmp_path).finish()[-1]["epoch"] == 3  # it goes on from there
 
 

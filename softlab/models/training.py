@@ -104,7 +104,7 @@ MINIATURE = Design(
 
 
 class LossError(RuntimeError):
-    """The loss was NaN or infinite; the last checkpoint is of before."""
+    """The loss, or what reaches an attention, was NaN or infinite; the checkpoint is of before."""
 
 
 class Run:
@@ -212,18 +212,17 @@ class Run:
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self._seed(3))
-            with self._autocast():
-                logits = self.parallel(x)
+            try:
+                with self._autocast():
+                    logits = self.parallel(x)
+            except ValueError as refusal:  # attention takes no NaN
+                msg = f"the network refuses ({refusal})"
+                raise self._broken(msg) from refusal
             loss = functional.cross_entropy(logits.float(), target)
         found = float(loss.detach())
         if not math.isfinite(found):
-            kept = self.checkpoint if self.checkpoint.exists() else "none: no epoch was finished"
-            msg = (
-                f"the loss is {found} at step {self.step} of epoch "
-                f"{self.step // self.steps_an_epoch + 1}; last good checkpoint: {kept}. A lower "
-                "rate, clip=1 or precision='float32' may help."
-            )
-            raise LossError(msg)
+            msg = f"the loss is {found}"
+            raise self._broken(msg)
         self.scaler.scale(loss).backward()
         if recipe.clip:
             self.scaler.unscale_(self.optimiser)
@@ -291,6 +290,13 @@ class Run:
         """A seed for one use at this step, the same wherever the run was taken up."""
         words = (self.recipe.seed, self.step, stream, self.rank if stream != 2 else 0)
         return int(sum(word * prime for word, prime in zip(words, PRIMES, strict=True)) % 2**62)
+
+    def _broken(self, what: str) -> LossError:
+        kept = self.checkpoint if self.checkpoint.exists() else "none: no epoch was finished"
+        return LossError(
+            f"{what} at step {self.step} of epoch {self.step // self.steps_an_epoch + 1}; last "
+            f"good checkpoint: {kept}. A lower rate, clip=1 or precision='float32' may help."
+        )
 
     def _autocast(self) -> torch.autocast:
         dtype = PRECISIONS[self.recipe.precision]

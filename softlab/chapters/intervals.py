@@ -1,0 +1,58 @@
+"""Means over a few seeds, with the interval of Student's t."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.stats import ttest_1samp
+
+from softlab.chapters import Cell
+
+
+class Mean(NamedTuple):
+    """The mean of some numbers and its 95 % interval, infinite for a single number."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the interval lies on one side of zero, else 0."""
+        return int(self.low > 0) - int(self.high < 0)
+
+
+def mean(x: pd.Series) -> Mean:
+    """Of independent numbers with one normal law, as runs with other seeds are taken to be."""
+    values = x.to_numpy(float)
+    if len(values) < 2 or np.ptp(values) == 0:
+        spread = 0.0 if len(values) > 1 else np.inf
+        value = float(values.mean()) if len(values) else np.nan
+        return Mean(value, value - spread, value + spread)
+    found = ttest_1samp(values, 0).confidence_interval(0.95)
+    return Mean(float(values.mean()), float(found.low), float(found.high))
+
+
+def percent(x: float, *, signed: bool = False) -> str:
+    """A share in percent with one digit after the point."""
+    return f"{100 * x:+.1f}" if signed else f"{100 * x:.1f}"
+
+
+def words(found: Mean, *, signed: bool = False) -> str:
+    """Mean and interval in percent, for a sentence: "84.1 % (83.0 to 85.2)"."""
+    value = percent(found.value, signed=signed)
+    if not np.isfinite(found.low):
+        return f"{value} %"
+    bounds = (percent(x, signed=signed) for x in (found.low, found.high))
+    return f"{value} % ({' to '.join(bounds)})"
+
+
+def cell(found: Mean, *, signed: bool = False) -> Cell:
+    """Mean above its interval, in percent."""
+    value = percent(found.value, signed=signed)
+    if not np.isfinite(found.low):
+        return value
+    low, high = (percent(x, signed=signed) for x in (found.low, found.high))
+    return [value, f"{low} to {high}"]

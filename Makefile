@@ -1,5 +1,5 @@
-# Everything runs in a virtual environment of its own: make report, make report-models, make test,
-# make fidelity, make peers, make check, make bench.
+# Everything runs in a virtual environment of its own: make report, make report-models,
+# make report-images, make test, make fidelity, make peers, make check, make bench.
 # To use a torch that the system has (a CUDA build, say):
 #   make report VENV_FLAGS=--system-site-packages CONSTRAINTS=/dev/null
 
@@ -15,8 +15,10 @@ STUDIES := rank convergence gradients training precision frontier growth budget 
 # These run trained models, whose weights come from the package index.
 IN_MODEL := in_model precision_in_model
 WEIGHTS := minilm vit photographs smollm2 whisper
+# These train a small pyramid on Fashion-MNIST.
+ON_IMAGES := classification transfer stability segmentation
 
-.PHONY: report report-models test fidelity peers check format bench clean
+.PHONY: report report-models report-images test fidelity peers check format bench clean
 
 report: $(READY)  ## every study, on real activations, and the PDF of them all
 	$(BIN)/softlab run $(STUDIES:%=studies/%.py) --threads 1 --workers $(WORKERS) --out $(OUT)
@@ -26,6 +28,11 @@ report-models: $(READY)  ## the studies inside trained models too; fetches 350 M
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[models]'
 	$(BIN)/softlab fetch $(WEIGHTS)
 	$(BIN)/softlab run $(IN_MODEL:%=studies/%.py) --out $(OUT)
+	$(BIN)/softlab report $(OUT)
+
+report-images: $(READY)  ## SOFT's pyramid trained on real images; fetches 31 MB once, by apt
+	[ -n "$(SOFTLAB_FASHION_MNIST)" ] || $(BIN)/softlab fetch fashion-mnist
+	$(BIN)/softlab run $(ON_IMAGES:%=studies/%.py) --threads 1 --workers $(WORKERS) --out $(OUT)
 	$(BIN)/softlab report $(OUT)
 
 test: $(READY)  ## the whole suite, warnings as errors
@@ -58,7 +65,7 @@ bench: $(READY)  ## speed and memory against the forms that softlab replaces
 	$(BIN)/python benchmarks/pyramid.py --out $(OUT)/benchmarks
 
 clean:
-	rm -rf $(VENV) $(addprefix $(OUT)/,$(STUDIES) $(IN_MODEL) in_model_depth in_model_cost peers spoiling benchmarks report.pdf report.html)
+	rm -rf $(VENV) $(addprefix $(OUT)/,$(STUDIES) $(IN_MODEL) in_model_depth in_model_cost $(ON_IMAGES) classification_cost peers spoiling benchmarks report.pdf report.html)
 
 # torch first and alone, pinned: left to the resolver it would be the newest CUDA build.
 $(READY): pyproject.toml $(filter-out /dev/null,$(CONSTRAINTS))

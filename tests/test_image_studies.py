@@ -13,6 +13,7 @@ from glyphs import glyphs
 
 from softlab.chapters import classification as told
 from softlab.chapters import stability as steady
+from softlab.chapters import transfer as moved
 from softlab.chapters.intervals import mean, words
 from softlab.gradients import unrolled
 from softlab.models import Pyramid
@@ -24,6 +25,7 @@ from softlab.study_file import load
 STUDIES = Path(__file__).parent.parent / "studies"
 CLASSIFICATION = load(STUDIES / "classification.py")
 STABILITY = load(STUDIES / "stability.py")
+TRANSFER = load(STUDIES / "transfer.py")
 CPU = torch.device("cpu")
 
 
@@ -34,10 +36,13 @@ def small(monkeypatch):
         dataclasses.replace(glyphs(n, seed=seed), classes=tuple("AHKST01234"))
         for seed, n in enumerate((64, 32))
     )
-    for study in (CLASSIFICATION, STABILITY):
+    for study in (CLASSIFICATION, STABILITY, TRANSFER):
         monkeypatch.setattr(study, "fashion_mnist", lambda: (some, others))
     monkeypatch.setattr(CLASSIFICATION, "TRAIN", 32)
     monkeypatch.setattr(CLASSIFICATION, "RECIPE", CLASSIFICATION.Recipe(2, 16, side=24))
+    monkeypatch.setattr(TRANSFER, "TRAIN", 32)
+    monkeypatch.setattr(TRANSFER, "RECIPE", TRANSFER.Recipe(1, 16, side=16))
+    monkeypatch.setattr(TRANSFER, "SCALED", 2)
     monkeypatch.setattr(STABILITY, "PROBE", 2)
     monkeypatch.setattr(STABILITY, "LAST", 2)
     monkeypatch.setattr(STABILITY, "EVERY", 1)
@@ -268,3 +273,56 @@ def test_the_chapter_of_stability_says_what_the_table_holds():
     assert (line["value"], "25 %" in line["text"]) == ("0.800", True)
     (made,) = steady.tables(table)
     assert {len(row) for row in made["rows"]} == {len(made["header"])}
+
+
+# --- transfer ------------------------------------------------------------------------------------
+
+
+def test_activations_are_those_of_the_operator_and_the_model_is_left_alone():
+    """Equal tokens: a mean keeps its size, a sum over the tokens grows with their number."""
+    images = glyphs(2)
+    flat = dataclasses.replace(images, pixels=torch.full_like(images.pixels, 200))
+    found = {}
+    for method in ("Uniform", "Soft, none", "Soft, row"):
+        model = TRANSFER.pyramid(method, 0)
+        own = [vars(m).copy() for m in model.modules()]
+        sizes = [TRANSFER.activations(model, flat, side, CPU) for side in (16, 32)]
+        assert [vars(m).keys() for m in model.modules()] == [x.keys() for x in own]
+        found[method] = sizes[1][2] / sizes[0][2]
+    assert found["Uniform"] == pytest.approx(1, abs=0.3)
+    assert found["Soft, row"] == pytest.approx(1, abs=0.3)
+    assert found["Soft, none"] == pytest.approx(4, rel=0.3)
+
+
+def test_a_training_serves_the_rows_of_its_sides(tmp_path):
+    axes = {"method": ["Soft, published, m grows", "Softmax"], "seed": [0], "side": [16, 24]}
+    outcome = run(dataclasses.replace(TRANSFER.STUDY, axes=axes, quick={}), tmp_path)
+    assert (outcome.rows, outcome.failed) == (4, 0)
+    table = pd.read_csv(outcome.folder / "table.csv")
+    assert table["drop"][::2].tolist() == [0, 0]
+    assert table["growth"][::2].tolist() == [1, 1]
+    assert table["n"].tolist() == [256, 576] * 2
+
+
+def test_the_chapter_of_transfer_says_what_the_table_holds():
+    rows = [
+        {"status": "ok", "method": method, "seed": seed, "side": side,
+         "accuracy": 0.8 + 0.01 * seed - lost * (side > 16), "drop": lost * (side > 16),
+         "growth": (side / 16) ** (2 * power)}
+        for method, lost, power in (("Soft, none", 0.3, 1.0), ("Soft, symmetric", 0.1, 0.0))
+        for seed, side in product(range(3), (16, 48))
+    ]  # fmt: skip
+    table = pd.DataFrame(rows)
+    grows, lost, verdict = moved.findings(table)
+    assert "Soft, none 1.00 (1.00 to 1.00) and Soft, symmetric 0 (0 to 0)" in grows
+    assert "At 3 times the resolution" in lost
+    assert "Soft, symmetric +10.0 % (+10.0 to +10.0) and Soft, none +30.0 %" in lost
+    assert (
+        "loses +20.0 % (+20.0 to +20.0) more than Soft, symmetric: normalisation keeps" in verdict
+    )
+    (line,) = moved.headlines(table)
+    assert line["value"] == "+20.0"
+    (made,) = moved.tables(table)
+    assert {len(row) for row in made["rows"]} == {len(made["header"])}
+    table.loc[table["method"] == "Soft, none", "drop"] *= 0.1
+    assert "normalisation loses more" in moved.findings(table)[2]

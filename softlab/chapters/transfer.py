@@ -1,0 +1,146 @@
+"""Networks used at higher resolutions than they were trained at.
+
+Read are the columns of ``studies/transfer.py``: ``status``, ``method``, ``seed``, ``side``,
+``accuracy``, ``drop``, ``growth``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from softlab.chapters import Cell, Table
+from softlab.chapters.headlines import Headline
+from softlab.chapters.intervals import Mean, cell, mean, percent, words
+from softlab.chapters.numbers import joined, number, short
+
+NEEDED = {"status", "method", "seed", "side", "accuracy", "drop", "growth"}
+PLAIN, NORMALIZED = "Soft, none", "Soft, symmetric"
+
+
+def scope(table: pd.DataFrame) -> str:
+    """The methods and the sizes."""
+    done = _done(table)
+    if done.empty:
+        return ""
+    return (
+        f"Attention: {'; '.join(map(str, done['method'].unique()))}. Sides: "
+        f"{joined(sorted(done['side'].unique()))} pixels; seeds: {done['seed'].nunique()}."
+    )
+
+
+def findings(table: pd.DataFrame) -> list[str]:
+    """What grows; what accuracy is lost; whether normalisation is what saves it."""
+    done = _done(table)
+    if done["side"].nunique() < 2:
+        return []
+    return [_growth(done), _drops(done), _verdict(done)]
+
+
+def headlines(table: pd.DataFrame) -> Iterator[Headline]:
+    """What SOFT loses at the largest size without normalisation, less what it loses with."""
+    done = _done(table)
+    if done["side"].nunique() < 2 or not {PLAIN, NORMALIZED} <= set(done["method"]):
+        return
+    saved = difference(done, PLAIN, NORMALIZED)
+    yield {
+        "text": f"At {_times(done)} the resolution of its training SOFT without normalisation "
+        "loses {} percentage points of accuracy more than with the symmetric one.",
+        "value": percent(saved.value, signed=True),
+        "interval": f"95 % {percent(saved.low, signed=True)} to "
+        f"{percent(saved.high, signed=True)}; seeds: {done['seed'].nunique()}",
+    }
+
+
+def tables(table: pd.DataFrame) -> Iterator[Table]:
+    """Accuracy in training size, drops and growth at each other."""
+    done = _done(table)
+    if done.empty:
+        return
+    first, *others = sorted(done["side"].unique())
+    body: list[list[Cell]] = []
+    for method, rows in done.groupby("method", sort=False):
+        by = dict(list(rows.groupby("side")))
+        if first not in by:
+            continue
+        body.append([
+            str(method), cell(mean(by[first]["accuracy"])),
+            *(cell(mean(by[side]["drop"]), signed=True) if side in by else "" for side in others),
+            *(short(by[side]["growth"].mean()) if side in by else "" for side in others),
+        ])  # fmt: skip
+    yield {
+        "caption": f"Accuracy at {first} pixels and what is lost of it at other sides, in percent: "
+        "means over the seeds with 95 % intervals. Last: growth of the activations, means.",
+        "header": ["attention", f"at {first}", *(f"lost at {side}" for side in others),
+                   *(f"growth, {side}" for side in others)],
+        "rows": body,
+        "left": 1,
+    }  # fmt: skip
+
+
+def difference(done: pd.DataFrame, method: str, other: str) -> Mean:
+    """What one method loses at the largest side less what another does, seed by seed."""
+    largest = done[done["side"] == done["side"].max()]
+    drops = largest.pivot_table(index="seed", columns="method", values="drop")
+    return mean((drops[method] - drops[other]).dropna())
+
+
+def exponents(done: pd.DataFrame) -> dict[str, Mean]:
+    """The exponent of the growth in the number of tokens, side squared, by method."""
+    ends = done[done["side"].isin([done["side"].min(), done["side"].max()])]
+    steps = 2 * np.log(done["side"].max() / done["side"].min())
+    found = {}
+    for method, rows in ends.groupby("method", sort=False):
+        largest = rows[rows["side"] == done["side"].max()]
+        found[str(method)] = mean(np.log(largest["growth"]) / steps)
+    return found
+
+
+def _growth(done: pd.DataFrame) -> str:
+    each = joined(
+        f"{method} {number(x.value)} ({number(x.low)} to {number(x.high)})"
+        for method, x in exponents(done).items()
+    )
+    return (
+        f"From {done['side'].min()} to {done['side'].max()} pixels the attention's output grows "
+        f"with the number of tokens to the powers, 95 % intervals in brackets: {each}."
+    )
+
+
+def _drops(done: pd.DataFrame) -> str:
+    largest = done[done["side"] == done["side"].max()]
+    drops = {str(m): mean(rows["drop"]) for m, rows in largest.groupby("method", sort=False)}
+    ranked = sorted(drops, key=lambda m: drops[m].value)
+    each = joined(f"{method} {words(drops[method], signed=True)}" for method in ranked)
+    return f"At {_times(done)} the resolution of the training this much accuracy is lost: {each}."
+
+
+def _verdict(done: pd.DataFrame) -> str:
+    if not {PLAIN, NORMALIZED} <= set(done["method"]):
+        return ""
+    said = []
+    for plain, normalized in ((PLAIN, NORMALIZED), (f"{PLAIN}, m grows", f"{NORMALIZED}, m grows")):
+        if {plain, normalized} <= set(done["method"]):
+            off = difference(done, plain, normalized)
+            verdict = {
+                1: "normalisation keeps what is lost without it",
+                -1: "normalisation loses more",
+                0: "these seeds do not tell the two apart",
+            }[off.sign]
+            said.append(
+                f"{plain} loses {words(off, signed=True)} more than {normalized}: {verdict}."
+            )
+    return " ".join(said)
+
+
+def _times(done: pd.DataFrame) -> str:
+    return f"{done['side'].max() / done['side'].min():.3g} times"
+
+
+def _done(table: pd.DataFrame) -> pd.DataFrame:
+    """The finished rows; none of a table without the columns."""
+    if not set(table.columns) >= NEEDED:
+        return table[:0].reindex(columns=sorted(NEEDED))
+    return table[table["status"] == "ok"]

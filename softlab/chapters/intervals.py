@@ -27,7 +27,7 @@ class Mean(NamedTuple):
 def mean(x: pd.Series) -> Mean:
     """Of independent numbers with one normal law, as runs with other seeds are taken to be."""
     values = x.to_numpy(float)
-    if len(values) < 2 or np.ptp(values) == 0:
+    if len(values) < 2 or np.ptp(values) <= 1e-12 * np.abs(values).max():  # equal but for rounding
         spread = 0.0 if len(values) > 1 else np.inf
         value = float(values.mean()) if len(values) else np.nan
         return Mean(value, value - spread, value + spread)

@@ -1,0 +1,109 @@
+"""Whose each pixel is, by a head on the scales of a pyramid.
+
+Read are the columns of ``studies/segmentation.py``: ``status``, ``method``, ``seed``, ``side``,
+``miou``, ``things``, ``right``, ``blank``, ``lost``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from softlab.chapters import Cell, Table
+from softlab.chapters.headlines import Headline
+from softlab.chapters.intervals import Mean, cell, mean, percent, words
+from softlab.chapters.numbers import joined
+
+NEEDED = {"status", "method", "seed", "side", "miou", "things", "right", "blank", "lost"}
+EXACT, PLAIN = "Softmax", "Soft"
+
+
+def scope(table: pd.DataFrame) -> str:
+    """The methods and the sides."""
+    done = _done(table)
+    if done.empty:
+        return ""
+    return (
+        f"Attention: {'; '.join(map(str, done['method'].unique()))}. Canvases of "
+        f"{joined(sorted(done['side'].unique()))} pixels; seeds: {done['seed'].nunique()}."
+    )
+
+
+def findings(table: pd.DataFrame) -> list[str]:
+    """How right each is at the training's side, and what a larger canvas costs."""
+    done = _done(table)
+    if done.empty:
+        return []
+    said = []
+    for side, rows in done.groupby("side"):
+        by = {str(m): mean(part["miou"]) for m, part in rows.groupby("method", sort=False)}
+        each = joined(f"{m} {words(by[m])}" for m in sorted(by, key=lambda m: -by[m].value))
+        said.append(
+            f"Mean intersection over union on canvases of {side} pixels: {each}. All ground would "
+            f"reach {percent(rows['blank'].mean())} %."
+        )
+        if EXACT in by and len(by) > 1:
+            off = {m: difference(rows, m, EXACT) for m in by if m != EXACT}
+            each = joined(f"{m} {words(x, signed=True)}" for m, x in off.items())
+            apart = joined(m for m, x in off.items() if x.sign) or "none"
+            said[-1] += f" Less softmax attention's: {each}; told apart from it: {apart}."
+    first, last = done["side"].min(), done["side"].max()
+    if first < last:
+        large = done[done["side"] == last]
+        lost = {str(m): mean(part["lost"]) for m, part in large.groupby("method", sort=False)}
+        each = joined(f"{m} {words(x, signed=True)}" for m, x in lost.items())
+        said.append(f"From {first} to {last} pixels this much of it is lost: {each}.")
+    return said
+
+
+def headlines(table: pd.DataFrame) -> Iterator[Headline]:
+    """SOFT less softmax attention on the largest canvas."""
+    done = _done(table)
+    if not {EXACT, PLAIN} <= set(done["method"]):
+        return
+    side = done["side"].max()
+    off = difference(done[done["side"] == side], PLAIN, EXACT)
+    yield {
+        "text": f"On canvases of {side} pixels SOFT's mean intersection over union differs from "
+        "softmax attention's by {} percentage points.",
+        "value": percent(off.value, signed=True),
+        "interval": f"95 % {percent(off.low, signed=True)} to {percent(off.high, signed=True)}; "
+        f"seeds: {done['seed'].nunique()}",
+    }
+
+
+def tables(table: pd.DataFrame) -> Iterator[Table]:
+    """By method and side."""
+    done = _done(table)
+    if done.empty:
+        return
+    body: list[list[Cell]] = []
+    for method, mine in done.groupby("method", sort=False):
+        for i, (side, rows) in enumerate(mine.groupby("side")):
+            body.append([
+                str(method) if i == 0 else "", str(side), cell(mean(rows["miou"])),
+                cell(mean(rows["things"])), cell(mean(rows["right"])),
+                cell(mean(rows["lost"]), signed=True) if i else "",
+            ])  # fmt: skip
+    yield {
+        "caption": "Mean intersection over union of all classes and of the garments alone, pixels "
+        "that are right, and what is lost of the first from the training's side, in percent: means "
+        "over the seeds with 95 % intervals.",
+        "header": ["attention", "side", "mean IoU", "garments", "pixels right", "lost"],
+        "rows": body,
+        "left": 2,
+    }
+
+
+def difference(rows: pd.DataFrame, method: str, other: str) -> Mean:
+    """Mean intersection over union of one method less that of another, seed by seed."""
+    by = rows.pivot_table(index="seed", columns="method", values="miou")
+    return mean((by[method] - by[other]).dropna())
+
+
+def _done(table: pd.DataFrame) -> pd.DataFrame:
+    """The finished rows; none of a table without the columns."""
+    if not set(table.columns) >= NEEDED:
+        return table[:0].reindex(columns=sorted(NEEDED))
+    return table[table["status"] == "ok"]

@@ -27,31 +27,55 @@ def fused_sum(x: Tensor, y: Tensor, v: Tensor, *, causal: bool = False) -> Tenso
     """
     width = max(x.shape[-1], v.shape[-1] + 1)
     e = v.shape[-1]
-    x, y = (pad(z, (0, width - z.shape[-1])) for z in (x, y))
+    x, y = (_of_width(z, width) for z in (x, y))
     x, y = pad(x, (0, 0, int(causal), 0)), pad(y, (0, 0, 1, 0))
     indicator = torch.zeros(width, dtype=v.dtype, device=v.device)
     indicator[e] = 1
     sink = indicator.expand(v.shape[0], 1, width)
-    v = torch.cat((sink, pad(v, (0, width - e))), dim=-2)
+    v = torch.cat((sink, _of_width(v, width)), dim=-2)
     out = _attend(x, y, v, causal=causal)[:, int(causal) :]
     return out[..., :e] / out[..., e : e + 1]
 
 
 def fused_average(
-    x: Tensor, y: Tensor, v: Tensor, key_mask: Tensor | None = None, *, causal: bool = False
+    x: Tensor,
+    y: Tensor,
+    v: Tensor,
+    key_mask: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    causal: bool = False,
 ) -> Tensor:
-    """Softmax average of v with scores ``x y^T``; a boolean mask (B, l) drops keys."""
+    """Softmax average of v with scores ``scale x y^T``; a boolean mask (B, l) drops keys.
+
+    Two leading dimensions in the place of B are taken as they lie in memory, which a view of one
+    may not be.
+    """
     width = max(x.shape[-1], v.shape[-1])
     e = v.shape[-1]
-    x, y, v = (pad(z, (0, width - z.shape[-1])) for z in (x, y, v))
-    return _attend(x, y, v, key_mask, causal=causal)[..., :e]
+    x, y, v = (_of_width(z, width) for z in (x, y, v))
+    return _attend(x, y, v, key_mask, scale=scale, causal=causal)[..., :e]
+
+
+def _of_width(z: Tensor, width: int) -> Tensor:
+    """With zeros up to that width; itself where it has it, since ``pad`` would copy."""
+    return z if z.shape[-1] == width else pad(z, (0, width - z.shape[-1]))
 
 
 def _attend(
-    x: Tensor, y: Tensor, v: Tensor, key_mask: Tensor | None = None, *, causal: bool
+    x: Tensor,
+    y: Tensor,
+    v: Tensor,
+    key_mask: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    causal: bool,
 ) -> Tensor:
-    # The fused kernels want four dimensions and one width; the scale is already in the points.
-    mask = None if key_mask is None else key_mask[:, None, None, :]
-    x, y, v = (z.unsqueeze(1) for z in (x, y, v))
-    out = scaled_dot_product_attention(x, y, v, attn_mask=mask, scale=1.0, is_causal=causal)
-    return out.squeeze(1)
+    # The fused kernels want four dimensions and one width.
+    mask = None if key_mask is None else key_mask.unsqueeze(-2)
+    flat = x.ndim == 3
+    if flat:
+        x, y, v = (z.unsqueeze(1) for z in (x, y, v))
+        mask = None if mask is None else mask.unsqueeze(1)
+    out = scaled_dot_product_attention(x, y, v, attn_mask=mask, scale=scale, is_causal=causal)
+    return out.squeeze(1) if flat else out

@@ -186,14 +186,14 @@ class Exponential:
     def matrix(self, x: Tensor, y: Tensor) -> Tensor:
         """Return exp(scale <x_i, y_j>), (..., n, l)."""
         x, y, lead, dtype = _flatten(x, y)
-        out = (self._scaled(x) @ y.mT).exp()
+        out = (self._scale(x) * x @ y.mT).exp()
         return out.reshape(*lead, *out.shape[-2:]).to(dtype)
 
     @own_precision
     def apply(self, x: Tensor, y: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
         """Return ``matrix(x, y) @ v`` without the matrix."""
         x, y, v, lead, dtype = _flatten(x, y, v)
-        out = fused_sum(self._scaled(x), y, v, causal=causal)
+        out = fused_sum(self._scale(x) * x, y, v, causal=causal)
         return out.reshape(*lead, *out.shape[-2:]).to(dtype)
 
     @own_precision
@@ -208,13 +208,19 @@ class Exponential:
     ) -> Tensor:
         """Return softmax(scale x y^T) v over the keys that ``key_mask`` (..., l) keeps."""
         _one_or_other(key_mask, causal)
-        x, y, v, lead, dtype = _flatten(x, y, v)
-        mask = _flat_mask(key_mask, lead, y.shape[-2])
-        out = fused_average(self._scaled(x), y, v, mask, causal=causal)
+        alike = x.shape[:2] == y.shape[:2] == v.shape[:2] and x.shape[-1] == y.shape[-1]
+        if x.ndim == y.ndim == v.ndim == 4 and x.dtype.itemsize >= 4 and alike:
+            # A batch of heads goes as it lies in memory: flattened it would often be copied.
+            lead, dtype = x.shape[:2], x.dtype
+            mask = None if key_mask is None else key_mask.expand(*lead, y.shape[-2])
+        else:
+            x, y, v, lead, dtype = _flatten(x, y, v)
+            mask = _flat_mask(key_mask, lead, y.shape[-2])
+        out = fused_average(x, y, v, mask, scale=self._scale(x), causal=causal)
         return out.reshape(*lead, *out.shape[-2:]).to(dtype)
 
-    def _scaled(self, x: Tensor) -> Tensor:
-        return x * (1 / math.sqrt(x.shape[-1]) if self.scale is None else self.scale)
+    def _scale(self, x: Tensor) -> float:
+        return 1 / math.sqrt(x.shape[-1]) if self.scale is None else self.scale
 
 
 def _flatten(*points: Tensor) -> Any:

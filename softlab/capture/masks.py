@@ -34,6 +34,8 @@ def read(mask: Tensor | None, is_causal: bool, lead: torch.Size, n: int, l: int)
     if mask is None:
         return Reading(None, is_causal and n > 1)
     allowed = hiding(mask, lead, n, l)
+    if allowed.shape[-2] == 1 and not is_causal:
+        return Reading(_some(allowed.squeeze(-2)), causal=False)
     earlier = torch.ones(n, l, dtype=torch.bool, device=mask.device).tril()
     if is_causal:
         allowed = allowed & earlier

@@ -24,6 +24,7 @@ from softlab.instruments import peak_memory, seconds
 from softlab.journal import Row
 from softlab.landmarks import GridPool
 from softlab.models import Pyramid
+from softlab.models.gains import gains
 from softlab.models.images import fashion_mnist
 from softlab.models.soft import scaled
 from softlab.models.training import Recipe, Run
@@ -112,7 +113,10 @@ BATCH = 8
 
 
 def measure_cost(method: str, image: int, *, dtype: torch.dtype, device: torch.device) -> Row:
-    """Parameters, multiply-adds of an image, and time and peak memory of a step of training."""
+    """Parameters, multiply-adds of an image, time and peak memory of a step of training.
+
+    ``gain``: the size of the first attention's output over that of its values, before training.
+    """
     _single(dtype)
     model = pyramid(method, (image // 8) ** 2, SAMPLINGS[0], image, 0).to(device)
     rng = torch.Generator().manual_seed(0)
@@ -128,6 +132,7 @@ def measure_cost(method: str, image: int, *, dtype: torch.dtype, device: torch.d
         "seconds_q1": clock["seconds_q1"],
         "seconds_q3": clock["seconds_q3"],
         "megabytes": peak_memory(call, device) / 1e6,
+        "gain": gains(model, x)[0].ratio,
     }
 
 

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from softlab.core import Operator
 from softlab.figures import Lines
 from softlab.journal import Row
 from softlab.models import Pyramid
+from softlab.models.gains import gains
 from softlab.models.images import Images, fashion_mnist
 from softlab.models.soft import scaled
-from softlab.models.soft_attention import Attention
 from softlab.models.training import Recipe, Run
 from softlab.operators import Softmax, Uniform
 from softlab.study import Study
@@ -81,29 +79,10 @@ def trained(method: str, seed: int, device: torch.device) -> dict[int, Row]:
     return rows
 
 
-@torch.no_grad()
 def activations(model: Pyramid, images: Images, side: int, device: torch.device) -> list[float]:
-    """Root mean square of what the attention of each of three stages makes, at a side.
-
-    Of the operator's output, before the convolution of v is added and the heads are mixed.
-    """
-    found: list[float] = []
-
-    def kept(mixed: Callable[..., Tensor], *given: Any) -> Tensor:
-        out = mixed(*given)
-        found.append(float(out.square().mean().sqrt()))
-        return out
-
-    layers = [m for m in model.modules() if isinstance(m, Attention)][: len(STAGES)]
-    model.eval()
-    try:
-        for layer in layers:
-            layer.mixed = partial(kept, layer.mixed)  # type: ignore[method-assign]
-        model(images.batch(list(range(SCALED)), side, None)[0].to(device))
-    finally:
-        for layer in layers:
-            vars(layer).pop("mixed", None)  # the class has its own
-    return found
+    """Root mean square of what the attention of each of three stages makes, at a side."""
+    x, _ = images.batch(list(range(SCALED)), side, None)
+    return [gain.output for gain in gains(model, x.to(device))][: len(STAGES)]
 
 
 def measure(method: str, seed: int, side: int, *, dtype: torch.dtype, device: torch.device) -> Row:

@@ -176,8 +176,10 @@ def test_the_chapter_says_what_the_table_holds():
     small, large, lost = told.findings(table)
     assert "of 48 pixels: Softmax 52.0 % (47.0 to 57.0) and Soft 47.0 % (42.0 to 52.0)" in small
     assert "All ground would reach 6.0 %" in small
-    assert "Soft -5.0 % (-5.0 to -5.0); told apart from it: Soft." in large
-    assert "From 48 to 96 pixels this much of it is lost: Soft +10.0 % (+10.0 to +10.0)" in lost
+    assert "Soft -5.0 points (-5.0 to -5.0); told apart from it: Soft." in large
+    assert (
+        "From 48 to 96 pixels this much of it is lost: Soft +10.0 points (+10.0 to +10.0)" in lost
+    )
     (line,) = told.headlines(table)
     assert line["value"] == "-5.0"
     (made,) = told.tables(table)

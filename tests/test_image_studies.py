@@ -132,7 +132,10 @@ def test_differences_are_taken_seed_by_seed():
     """Seeds differ by 2 %, methods by 1 % on each: told apart all the same; noise hides it."""
     table = accuracies(Softmax=(0.80, 0), Soft=(0.81, 1e-4), Performer=(0.79, 0.01))
     text = " ".join(told.findings(table))
-    assert "beyond doubt: Soft by +1.0 % (+1.0 to +1.0). Not told apart from it: Performer" in text
+    assert (
+        "beyond doubt: Soft by +1.0 points (+1.0 to +1.0). Not told apart from it: Performer"
+        in text
+    )
     assert "of the paper's 3 orders" in text.lower()
     assert "confirms 1 (Soft over Softmax) and reverses 0" in text
     table = accuracies(Softmax=(0.82, 0), Soft=(0.81, 1e-4))
@@ -144,7 +147,7 @@ def test_differences_are_taken_seed_by_seed():
 def test_the_null_control_bounds_what_attention_adds():
     text = " ".join(told.findings(accuracies(Softmax=(0.82, 0), Uniform=(0.79, 1e-4))))
     assert "reaches 81.0 %" in text
-    assert "Softmax, is +3.0 %" in text
+    assert "Softmax, is +3.0 points" in text
 
 
 def test_the_chapter_of_ablations_and_costs():
@@ -154,14 +157,16 @@ def test_the_chapter_of_ablations_and_costs():
     both = pd.concat([table, more, conv])
     text = " ".join(told.findings(both))
     assert "of 1 pairs told apart are 9 and 12" in text
-    assert "as many, reach 85.0 % (80.0 to 90.0): +1.0 % (+1.0 to +1.0) from pooled ones." in text
+    assert (
+        "as many, reach 85.0 % (80.0 to 90.0): +1.0 points (+1.0 to +1.0) from pooled ones." in text
+    )
     plain, ablations = told.tables(both)
     assert [row[0] for row in plain["rows"]] == ["Softmax", "Soft"]
     assert [row[:2] for row in ablations["rows"]] == [["pool", "9"], ["pool", "12"], ["conv", "9"]]
     costs = pd.DataFrame({
         "status": "ok", "method": ["Softmax", "Soft"], "n": 576, "seconds": [0.2, 0.1],
         "seconds_q1": [0.19, 0.09], "seconds_q3": [0.21, 0.11], "megabytes": [8.0, 2.0],
-        "multiply_adds": 1e6, "parameters": 5,
+        "multiply_adds": 1e6, "parameters": 5, "gain": [1.0, 500.0],
     })  # fmt: skip
     (said,) = told.findings(costs)
     assert said.endswith("in time and memory over that: Soft 0.500 and 0.250.")
@@ -316,9 +321,10 @@ def test_the_chapter_of_transfer_says_what_the_table_holds():
     grows, lost, verdict = moved.findings(table)
     assert "Soft, none 1.00 (1.00 to 1.00) and Soft, symmetric 0 (0 to 0)" in grows
     assert "At 3 times the resolution" in lost
-    assert "Soft, symmetric +10.0 % (+10.0 to +10.0) and Soft, none +30.0 %" in lost
+    assert "Soft, symmetric +10.0 points (+10.0 to +10.0) and Soft, none +30.0 points" in lost
     assert (
-        "loses +20.0 % (+20.0 to +20.0) more than Soft, symmetric: normalisation keeps" in verdict
+        "loses +20.0 points (+20.0 to +20.0) more than Soft, symmetric: normalisation keeps"
+        in verdict
     )
     (line,) = moved.headlines(table)
     assert line["value"] == "+20.0"

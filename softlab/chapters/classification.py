@@ -2,7 +2,7 @@
 
 Read are the columns of ``studies/classification.py``: ``status``, ``method``; of the trainings
 ``m``, ``sampling``, ``seed``, ``epoch``, ``accuracy``; of the costs ``n``, ``seconds``,
-``seconds_q1``, ``seconds_q3``, ``megabytes``, ``multiply_adds``, ``parameters``.
+``seconds_q1``, ``seconds_q3``, ``megabytes``, ``multiply_adds``, ``parameters``, ``gain``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from softlab.chapters.numbers import joined, number, short
 TRAINED = {"status", "method", "m", "sampling", "seed", "epoch", "accuracy"}
 COSTED = {
     "status", "method", "n", "seconds", "seconds_q1", "seconds_q3", "megabytes", "multiply_adds",
-    "parameters",
+    "parameters", "gain",
 }  # fmt: skip
 SOFT, SOFTMAX, CONTROL = "Soft", "Softmax", "Uniform"
 PAPER = {"Soft": 79.3, "Softmax": 79.1, "Nystromformer": 78.6, "Linformer": 78.2, "Performer": 76.1}
@@ -112,13 +112,15 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
     if len(costs):
         yield {
             "caption": "A step of training: median time and its quartiles in milliseconds, peak "
-            "memory in MB, and the multiply-adds of one image's forward pass in millions.",
-            "header": ["tokens", "attention", "ms", "MB", "M multiply-adds", "parameters"],
+            "memory in MB, and the multiply-adds of one image's forward pass in millions. Last: the "
+            "size of the first attention's output over that of its values before training.",
+            "header": ["tokens", "attention", "ms", "MB", "M multiply-adds", "parameters", "gain"],
             "rows": [
                 [f"{n}" if i == 0 else "", str(x.method),
                  [short(1e3 * x.seconds),
                   f"{short(1e3 * x.seconds_q1)}–{short(1e3 * x.seconds_q3)}"],  # noqa: RUF001
-                 short(x.megabytes), short(x.multiply_adds / 1e6), f"{int(x.parameters)}"]
+                 short(x.megabytes), short(x.multiply_adds / 1e6), f"{int(x.parameters)}",
+                 short(x.gain)]
                 for n, rows in costs.groupby("n")
                 for i, x in enumerate(rows.itertuples())
             ],
@@ -189,6 +191,7 @@ def _accuracies(table: pd.DataFrame) -> Iterator[str]:
 def _ablations(table: pd.DataFrame) -> Iterator[str]:
     variants = _variants(_ended(table))
     pooled = [(m, rows) for (sampling, m), rows in variants if sampling == "pool"]
+    pooled.sort(key=lambda pair: pair[0])
     if len(pooled) > 1:
         each = joined(f"{words(mean(rows['accuracy']))} with m = {m}" for m, rows in pooled)
         pairs = list(itertools.combinations(pooled, 2))
@@ -223,6 +226,18 @@ def _costs(table: pd.DataFrame) -> Iterator[str]:
             f"With {n} tokens in the first stage a step takes {number(1e3 * exact.seconds)} ms and "
             f"{number(exact.megabytes)} MB with softmax attention; in time and memory over that: "
             f"{each}."
+        )
+    ends = [costs[costs["n"] == n].set_index("method")["gain"] for n in sorted({*costs["n"]})]
+    grown = joined(
+        f"{name} {' and '.join(number(gains[name]) for gains in (ends[0], ends[-1]))}"
+        for name in ends[0].index
+        if name in ends[-1]
+    )
+    if len(ends) > 1:
+        yield (
+            "Before training the first attention's output is so many times the size of its values, "
+            f"with {costs['n'].min()} and {costs['n'].max()} tokens: {grown}. The sum of branch "
+            "and residual is normed, so that a branch that is far larger hides which token is which."
         )
 
 

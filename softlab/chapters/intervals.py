@@ -41,12 +41,15 @@ def percent(x: float, *, signed: bool = False) -> str:
 
 
 def words(found: Mean, *, signed: bool = False) -> str:
-    """Mean and interval in percent, for a sentence: "84.1 % (83.0 to 85.2)"."""
-    value = percent(found.value, signed=signed)
+    """Mean and interval, for a sentence: "84.1 % (83.0 to 85.2)".
+
+    ``signed``: of a difference of shares, in percentage points: "+1.1 points (+0.2 to +2.0)".
+    """
+    value = f"{percent(found.value, signed=signed)} {'points' if signed else '%'}"
     if not np.isfinite(found.low):
-        return f"{value} %"
+        return value
     bounds = (percent(x, signed=signed) for x in (found.low, found.high))
-    return f"{value} % ({' to '.join(bounds)})"
+    return f"{value} ({' to '.join(bounds)})"
 
 
 def cell(found: Mean, *, signed: bool = False) -> Cell:

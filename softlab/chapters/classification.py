@@ -112,8 +112,8 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
     if len(costs):
         yield {
             "caption": "A step of training: median time and its quartiles in milliseconds, peak "
-            "memory in MB, and the multiply-adds of one image's forward pass in millions. Last: the "
-            "size of the first attention's output over that of its values before training.",
+            "memory in MB, and the multiply-adds of one image's forward pass in millions. Last: "
+            "the size of the first attention's output over that of its values before training.",
             "header": ["tokens", "attention", "ms", "MB", "M multiply-adds", "parameters", "gain"],
             "rows": [
                 [f"{n}" if i == 0 else "", str(x.method),
@@ -237,7 +237,8 @@ def _costs(table: pd.DataFrame) -> Iterator[str]:
         yield (
             "Before training the first attention's output is so many times the size of its values, "
             f"with {costs['n'].min()} and {costs['n'].max()} tokens: {grown}. The sum of branch "
-            "and residual is normed, so that a branch that is far larger hides which token is which."
+            "and residual is normed, so that a branch that is far larger hides which token is "
+            "which."
         )
 
 

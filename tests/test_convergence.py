@@ -326,10 +326,11 @@ def test_what_cannot_be_predicted_or_is_not_reached_is_none():
 
 @pytest.mark.parametrize("a", [Flat(49)(), Ones(49)()], ids=["identity", "ones"])
 def test_the_published_factor_of_two_is_predicted_never_to_arrive(a):
-    stuck = NewtonRaphson(60, NormProduct(2.0))
+    # Where products are not exact, rounding doubles a step and would arrive after 52.
+    stuck = NewtonRaphson(40, NormProduct(2.0))
     assert convergence.predicted_steps(stuck, a, 1e-8) is None
     assert convergence.observed_steps(convergence.trace(stuck, a), 1e-8) is None
-    assert convergence.predicted_steps(NewtonRaphson(60), a, 1e-8) is not None
+    assert convergence.predicted_steps(NewtonRaphson(40), a, 1e-8) is not None
 
 
 # --- floor and growth --------------------------------------------------------------------------

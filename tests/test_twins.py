@@ -164,14 +164,17 @@ def test_equals_its_twin_where_leading_dimensions_broadcast(op):
 
 @pytest.mark.parametrize("op", OPERATORS, ids=repr)
 def test_float32_errs_no_more_than_the_plain_form(op):
+    """Nor than the condition of its core allows: in one draw of a few the plain form is lucky."""
     for seed, shape in enumerate(shapes(op)):
         x = draw(shape, seed=seed, dtype=F32)
         mask = mask_for(op, x[1])
         exact = results(plain(op), *(t.double() for t in x), mask)
         theirs = results(plain(op), *x, mask)
         ours = results(op, *x, mask)
+        kappa = condition(op, *(t.double() for t in x[:2]), mask)
         for name, reference in exact.items():
-            floor = tolerance(F32, 1, c=4, scale=max(1.0, float(reference.abs().max())))
+            scale = max(1.0, float(reference.abs().max()))
+            floor = tolerance(F32, shape[2], kappa=kappa, scale=scale, c=4)
             assert miss(ours, exact, name) <= 8 * miss(theirs, exact, name) + floor, (name, shape)
 
 

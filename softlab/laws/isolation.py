@@ -46,10 +46,15 @@ def _badly_scaled(op: Operator, rng: torch.Generator) -> tuple[Tensor, Tensor, T
 
 
 def _amplified(op: Operator, q: Tensor, k: Tensor) -> float:
-    """The condition of the core where a factorisation without a cut-off inverts all of it; or 1."""
-    if not isinstance(op, Inverting) or op.pinv.traits.singular:
+    """The condition of the core, as far as it is inverted: on its range, where there is a cut-off.
+
+    Products of a batch may be rounded otherwise than those of one matrix. 1 without an inverse.
+    """
+    if not isinstance(op, Inverting):
         return 1.0
-    return float(torch.linalg.cond(op.core(q, k)))
+    s = torch.linalg.svdvals(op.core(q, k))
+    kept = s > len(s) * torch.finfo(s.dtype).eps * s[0] if op.pinv.traits.singular else s == s
+    return float(s[0] / s[kept].min())
 
 
 def _batch(op: Operator, rng: torch.Generator) -> Iterator[Gap]:

@@ -330,5 +330,10 @@ def test_the_chapter_of_transfer_says_what_the_table_holds():
     assert line["value"] == "+20.0"
     (made,) = moved.tables(table)
     assert {len(row) for row in made["rows"]} == {len(made["header"])}
+    table.loc[table["method"] == "Soft, symmetric", "method"] = "Softmax"
+    assert moved.findings(table)[2] == ""
+    table = pd.concat([table, table.assign(method="Soft, symmetric")])
+    assert "Softmax attention, which nothing of this concerns" in moved.findings(table)[2]
+    table = table[~table.duplicated(["method", "seed", "side"])].copy()
     table.loc[table["method"] == "Soft, none", "drop"] *= 0.1
     assert "normalisation loses more" in moved.findings(table)[2]

@@ -17,7 +17,7 @@ from softlab.chapters.intervals import Mean, cell, mean, percent, words
 from softlab.chapters.numbers import joined, number, short
 
 NEEDED = {"status", "method", "seed", "side", "accuracy", "drop", "growth"}
-PLAIN, NORMALIZED = "Soft, none", "Soft, symmetric"
+PLAIN, NORMALIZED, CONTROL = "Soft, none", "Soft, symmetric", "Softmax"
 
 
 def scope(table: pd.DataFrame) -> str:
@@ -132,6 +132,13 @@ def _verdict(done: pd.DataFrame) -> str:
             said.append(
                 f"{plain} loses {words(off, signed=True)} more than {normalized}: {verdict}."
             )
+    if CONTROL in set(done["method"]):
+        largest = done[(done["side"] == done["side"].max()) & (done["method"] == CONTROL)]
+        said.append(
+            f"{CONTROL} attention, which nothing of this concerns, loses "
+            f"{words(mean(largest['drop']), signed=True)} itself: so much comes with the size of "
+            "the objects in pixels, and what is left to lose beside it is little where it is much."
+        )
     return " ".join(said)
 
 

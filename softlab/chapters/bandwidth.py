@@ -15,6 +15,7 @@ import pandas as pd
 from softlab.chapters import Cell, Table
 from softlab.chapters.headlines import Headline, headline
 from softlab.chapters.numbers import joined, number, short
+from softlab.chapters.rows import finished
 
 SUFFICES = 0.1
 """A relative error of the matrix up to this is a success."""
@@ -33,7 +34,7 @@ OWN = 1.0
 
 def scope(table: pd.DataFrame) -> str:
     """The settings, methods, inputs and stretches."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     if done.empty:
         return ""
     return (
@@ -52,7 +53,7 @@ def windows(table: pd.DataFrame) -> pd.DataFrame:
     stretch on, infinite where not yet at the greatest. ``width``: high over low, honest above 1.
     """
     found = []
-    for keys, rows in _done(table).groupby(["setting", "source", "method"], sort=False):
+    for keys, rows in finished(table, NEEDED).groupby(["setting", "source", "method"], sort=False):
         rows = rows.groupby("stretch", sort=True)[["matrix_error", "rank_one_error"]].median()
         low = _last_crossing(rows["matrix_error"], SUFFICES)
         high = _last_crossing(rows["rank_one_error"], TRIVIAL)
@@ -65,7 +66,7 @@ def windows(table: pd.DataFrame) -> pd.DataFrame:
 
 def findings(table: pd.DataFrame) -> list[str]:
     """The windows of the best matrix and of the methods; the published stretch; the extremes."""
-    done, found = _done(table), windows(table)
+    done, found = finished(table, NEEDED), windows(table)
     if found.empty:
         return []
     said = [_window(rows, setting) for setting, rows in found.groupby("setting", sort=False)]
@@ -75,7 +76,7 @@ def findings(table: pd.DataFrame) -> list[str]:
 
 def headlines(table: pd.DataFrame) -> Iterator[Headline]:
     """The published stretch: how far two published methods are from the best matrix of the rank."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     if done.empty:
         return
     for setting, method in (("softmax", "Nystromformer"), ("tied Gaussian", "Soft")):
@@ -106,13 +107,6 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
             "rows": body,
             "left": 1,
         }
-
-
-def _done(table: pd.DataFrame) -> pd.DataFrame:
-    """The finished rows; none of a table without the columns."""
-    if not set(table.columns) >= NEEDED:
-        return table[:0].reindex(columns=[*NEEDED])
-    return table[table["status"] == "ok"]
 
 
 def _last_crossing(errors: pd.Series, level: float) -> float:

@@ -13,6 +13,7 @@ import pandas as pd
 from softlab.chapters import Cell, Table
 from softlab.chapters.headlines import Headline, headline
 from softlab.chapters.numbers import joined, number, short
+from softlab.chapters.rows import finished
 
 PARTS = ("landmarks", "normaliser", "solve", "precision")
 PUBLISHED, CONVERGED, SHIFTED = "as published", "converged", "ridge 0.01"
@@ -30,7 +31,7 @@ NEEDED = {
 
 def scope(table: pd.DataFrame) -> str:
     """The methods, the inputs, ranks and precisions."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     if done.empty:
         return ""
     ranks = joined(sorted(int(rank) for rank in done["op.rank"].unique()))
@@ -42,7 +43,7 @@ def scope(table: pd.DataFrame) -> str:
 
 def findings(table: pd.DataFrame) -> list[str]:
     """What convergence does, where errors come from, the normalisers, and precision."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     if done.empty:
         return []
     points = _points(done)
@@ -56,7 +57,7 @@ def findings(table: pd.DataFrame) -> list[str]:
 
 def headlines(table: pd.DataFrame) -> Iterator[Headline]:
     """What an exact inverse of the core would change, of two published methods."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     if done.empty:
         return
     points = _points(done)
@@ -70,7 +71,7 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:
     """The budget of each method; Nystromformer's inverse on each input."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     if done.empty:
         return
     points = _most(_points(done))
@@ -102,7 +103,7 @@ def against_steps(table: pd.DataFrame) -> pd.DataFrame:
 
     Parts below ``DRAWN`` are left out: those of a converged inverse would hide the others.
     """
-    done = _done(table)
+    done = finished(table, NEEDED)
     rows = done[_of(done, SUBJECT) & (done["precision"] == "float32")]
     rows = _most(rows[_swept(rows) | (rows["solver"] == PUBLISHED)])
     drawn = {part: f"{part}_error" for part in PARTS[:3]}
@@ -113,13 +114,6 @@ def against_steps(table: pd.DataFrame) -> pd.DataFrame:
     made = [part[part["size"] >= DRAWN] for part in made]
     mean = rows.assign(part="mean of v", size=rows["uniform_error"], steps=None)
     return pd.concat([*made, mean.astype({"steps": float})])
-
-
-def _done(table: pd.DataFrame) -> pd.DataFrame:
-    """The finished rows; none of a table without the columns."""
-    if not set(table.columns) >= NEEDED:
-        return table[:0].reindex(columns=sorted({*NEEDED, *table.columns}))
-    return table[table["status"] == "ok"]
 
 
 def _points(done: pd.DataFrame) -> pd.DataFrame:

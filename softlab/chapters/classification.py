@@ -16,6 +16,7 @@ from softlab.chapters import Cell, Table
 from softlab.chapters.headlines import Headline
 from softlab.chapters.intervals import Mean, cell, mean, percent, words
 from softlab.chapters.numbers import joined, number, short
+from softlab.chapters.rows import finished
 
 TRAINED = {"status", "method", "m", "sampling", "seed", "epoch", "accuracy"}
 COSTED = {
@@ -35,7 +36,7 @@ def scope(table: pd.DataFrame) -> str:
             f"Attention: {joined(done['method'].unique())}; {len(done)} trainings of "
             f"{int(done['epoch'].max())} epochs, seeds: {done['seed'].nunique()}."
         )
-    costs = _done(table, COSTED)
+    costs = finished(table, COSTED)
     if len(costs):
         tokens = joined(sorted(costs["n"].unique()))
         return f"Attention: {joined(costs['method'].unique())}; {tokens} tokens in the first stage."
@@ -60,7 +61,7 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
             "interval": f"95 % {percent(off.low, signed=True)} to "
             f"{percent(off.high, signed=True)}; seeds: {usual['seed'].nunique()}",
         }
-    costs = _done(table, COSTED)
+    costs = finished(table, COSTED)
     if {SOFT, SOFTMAX} <= set(costs["method"]):
         n = costs["n"].max()
         at = costs[costs["n"] == n].set_index("method")
@@ -108,7 +109,7 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
             ],
             "left": 2,
         }  # fmt: skip
-    costs = _done(table, COSTED)
+    costs = finished(table, COSTED)
     if len(costs):
         yield {
             "caption": "A step of training: median time and its quartiles in milliseconds, peak "
@@ -210,7 +211,7 @@ def _ablations(table: pd.DataFrame) -> Iterator[str]:
 
 
 def _costs(table: pd.DataFrame) -> Iterator[str]:
-    costs = _done(table, COSTED)
+    costs = finished(table, COSTED)
     if SOFTMAX not in set(costs["method"]):
         return
     for n, rows in costs.groupby("n"):
@@ -272,12 +273,5 @@ def _usual(done: pd.DataFrame) -> pd.DataFrame:
 
 def _ended(table: pd.DataFrame) -> pd.DataFrame:
     """Finished rows of the last epoch."""
-    done = _done(table, TRAINED)
+    done = finished(table, TRAINED)
     return done[done["epoch"] == done["epoch"].max()]
-
-
-def _done(table: pd.DataFrame, needed: set[str]) -> pd.DataFrame:
-    """The finished rows; none of a table without the columns."""
-    if not set(table.columns) >= needed:
-        return table[:0].reindex(columns=sorted(needed))
-    return table[table["status"] == "ok"]

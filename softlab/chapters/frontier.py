@@ -18,6 +18,7 @@ from softlab.chapters import Cell, Table
 from softlab.chapters.headlines import Headline, headline
 from softlab.chapters.numbers import joined, number, short
 from softlab.chapters.profiles import ROUNDING, shares_within
+from softlab.chapters.rows import finished
 
 NEEDED = {
     *("status", "family", "method", "target", "source", "real", "n", "seed", "budget", "fits"),
@@ -130,10 +131,8 @@ def profile(table: pd.DataFrame) -> pd.DataFrame:
 
 def _done(table: pd.DataFrame) -> pd.DataFrame:
     """The finished rows with an answer; none of a table without the columns."""
-    if not set(table.columns) >= NEEDED:
-        return table[:0].reindex(columns=sorted(NEEDED))
-    done = table[(table["status"] == "ok") & table["fits"].eq(True)]
-    return done[done["output_error"].notna()]
+    done = finished(table, NEEDED)
+    return done[done["fits"].eq(True) & done["output_error"].notna()]
 
 
 def _methods(done: pd.DataFrame) -> pd.DataFrame:

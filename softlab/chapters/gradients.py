@@ -16,6 +16,7 @@ import pandas as pd
 from softlab.chapters import Cell, Table
 from softlab.chapters.headlines import Headline, headline
 from softlab.chapters.numbers import joined, median, number, short
+from softlab.chapters.rows import finished
 
 WRONG = 0.5
 """An error of half the gradient."""
@@ -50,7 +51,7 @@ def scope(table: pd.DataFrame) -> str:
 
 def findings(table: pd.DataFrame) -> list[str]:
     """Where SOFT's backward pass is wrong, on what heads, and what law the bias follows."""
-    done = _done(table)
+    done = finished(table, {"status", *NEEDED})
     if done.empty:
         return []
     fine = done[done["precision"] == "float64"]
@@ -68,7 +69,7 @@ def findings(table: pd.DataFrame) -> list[str]:
 
 def headlines(table: pd.DataFrame) -> Iterator[Headline]:
     """The cosine of SOFT's backward formula with the true gradient on real heads."""
-    done = _done(table)
+    done = finished(table, {"status", *NEEDED})
     if done.empty:
         return
     mine = done[(done["rule"] == "implicit") & (done["steps"] == SOFTS)]
@@ -83,7 +84,7 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:
     """Every matrix at SOFT's steps: the constructed ones and landmarks, then the heads."""
-    done = _done(table)
+    done = finished(table, {"status", *NEEDED})
     if done.empty:
         return
     rows = done[(done["steps"] == SOFTS) & (done["precision"] == "float64")]
@@ -114,12 +115,6 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
             "rows": body,
             "left": 4,
         }  # fmt: skip
-
-
-def _done(table: pd.DataFrame) -> pd.DataFrame:
-    if not {"status", *NEEDED} <= set(table.columns):
-        return table[:0]
-    return table[table["status"] == "ok"]
 
 
 def _landmarks(rows: pd.DataFrame) -> Iterator[str]:

@@ -14,6 +14,7 @@ import pandas as pd
 from softlab.chapters import Cell, Table
 from softlab.chapters.headlines import Headline, headline
 from softlab.chapters.numbers import joined, number, short
+from softlab.chapters.rows import finished
 
 LIMIT = 10
 """An operator is frugal if one call takes at most so many times the bytes of q."""
@@ -24,12 +25,15 @@ SUBQUADRATIC = 1.5
 APART = 0.25
 """A measured exponent differs from the claimed one by more than this and two standard errors."""
 
-NEEDED = {"status", "family", "method", "n", "work", "seconds_q1", "memory", "exact_seconds"}
+NEEDED = {
+    *("status", "family", "method", "n", "work", "seconds_q1", "peak_bytes", "memory"),
+    "exact_seconds",
+}
 
 
 def scope(table: pd.DataFrame) -> str:
     """The operators by family, and the lengths."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     if done.empty:
         return ""
     families = (
@@ -51,7 +55,7 @@ def exponents(table: pd.DataFrame) -> pd.DataFrame:
     timed, NaN for none.
     """
     found = []
-    for (family, method), rows in _done(table).groupby(["family", "method"], sort=False):
+    for (family, method), rows in finished(table, NEEDED).groupby(["family", "method"], sort=False):
         rows = rows.sort_values("n")
         if len(rows) < 3:
             continue
@@ -116,13 +120,6 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
         "rows": body,
         "left": 2,
     }  # fmt: skip
-
-
-def _done(table: pd.DataFrame) -> pd.DataFrame:
-    """The finished rows; none of a table without the columns."""
-    if not set(table.columns) >= NEEDED:
-        return table[:0].reindex(columns=[*NEEDED, "peak_bytes"])
-    return table[table["status"] == "ok"]
 
 
 def _faster_from(rows: pd.DataFrame) -> float:

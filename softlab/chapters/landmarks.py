@@ -19,6 +19,7 @@ from softlab.chapters.headlines import Headline, headline
 from softlab.chapters.numbers import joined, number, short
 from softlab.chapters.profiles import ROUNDING, shares_within
 from softlab.chapters.quartiles import interval
+from softlab.chapters.rows import finished
 
 NEEDED = {
     *("status", "setting", "source", "equal", "allowance", "selector", "seed", "fits", "n"),
@@ -97,10 +98,8 @@ def ratios(rows: pd.DataFrame, asked: str, rival: str) -> pd.Series:
 
 def _done(table: pd.DataFrame) -> pd.DataFrame:
     """The finished rows with an answer; none of a table without the columns."""
-    if not set(table.columns) >= NEEDED:
-        return table[:0].reindex(columns=sorted(NEEDED))
-    done = table[(table["status"] == "ok") & table["fits"].eq(True)]
-    return done[done["output_error"].notna()]
+    done = finished(table, NEEDED)
+    return done[done["fits"].eq(True) & done["output_error"].notna()]
 
 
 def _words(equal: str, allowance: float) -> str:

@@ -15,6 +15,7 @@ import pandas as pd
 from softlab.chapters import Cell, Table
 from softlab.chapters.headlines import Headline
 from softlab.chapters.numbers import joined, number, short
+from softlab.chapters.rows import finished
 
 FROM = 4096
 """Exponents of time and memory are fitted from so many tokens on."""
@@ -27,7 +28,7 @@ NEEDED = {
 
 def scope(table: pd.DataFrame) -> str:
     """Operators, inputs, lengths, and where the exact output ends."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     if done.empty:
         return ""
     exact = done.loc[done["exact_error"].notna(), "n"].max()
@@ -50,7 +51,7 @@ def slope(n: pd.Series, y: pd.Series) -> tuple[float, float]:
 def exponents(table: pd.DataFrame) -> pd.DataFrame:
     """One row a method and input: ``error``, ``time`` and ``memory``, each a ``slope``."""
     found = []
-    for (target, method, given), rows in _done(table).groupby(
+    for (target, method, given), rows in finished(table, NEEDED).groupby(
         ["target", "method", "input"], sort=False
     ):
         long = rows[(rows["n"] >= FROM) & rows["seconds_q1"].notna()]
@@ -66,7 +67,7 @@ def exponents(table: pd.DataFrame) -> pd.DataFrame:
 
 def findings(table: pd.DataFrame) -> list[str]:
     """The greatest length; agreement with exact errors; exponents."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     if done.empty:
         return []
     return [text for text in (_largest(done), _agreement(done), _growth(table)) if text]
@@ -74,7 +75,7 @@ def findings(table: pd.DataFrame) -> list[str]:
 
 def headlines(table: pd.DataFrame) -> Iterator[Headline]:
     """The best error at the greatest length, with the interval of its sampled rows."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     done = done[done["method"] != "Uniform"]
     if done.empty:
         return
@@ -112,13 +113,6 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
             "rows": body,
             "left": 2,
         }
-
-
-def _done(table: pd.DataFrame) -> pd.DataFrame:
-    """The finished rows; none of a table without the columns."""
-    if not set(table.columns) >= NEEDED:
-        return table[:0].reindex(columns=[*table.columns, *(NEEDED - set(table.columns))])
-    return table[table["status"] == "ok"]
 
 
 def _fit(found: tuple[float, float]) -> Cell:

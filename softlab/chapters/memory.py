@@ -14,6 +14,7 @@ import pandas as pd
 from softlab.chapters import Cell, Table
 from softlab.chapters.headlines import Headline
 from softlab.chapters.numbers import joined, number, short
+from softlab.chapters.rows import finished
 
 NEEDED = {"status", "method", "mode", "n", "peak_bytes"}
 
@@ -23,7 +24,7 @@ ROOM = 16e9
 
 def scope(table: pd.DataFrame) -> str:
     """The methods, the modes, the lengths."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     if done.empty:
         return ""
     return (
@@ -40,7 +41,7 @@ def growth(table: pd.DataFrame) -> pd.DataFrame:
     within the lengths measured.
     """
     rows = []
-    for (mode, method), part in _done(table).groupby(["mode", "method"], sort=False):
+    for (mode, method), part in finished(table, NEEDED).groupby(["mode", "method"], sort=False):
         part = part.sort_values("n")
         if len(part) < 2:
             continue
@@ -77,7 +78,7 @@ def fitted(n: np.ndarray, peak: np.ndarray, room: float) -> float:
 
 def findings(table: pd.DataFrame) -> list[str]:
     """Memory at the greatest common length; exponents; the longest sequence."""
-    fits, done = growth(table), _done(table)
+    fits, done = growth(table), finished(table, NEEDED)
     said: list[str] = []
     if fits.empty:
         return said
@@ -139,10 +140,3 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
         "rows": body,
         "left": 2,
     }
-
-
-def _done(table: pd.DataFrame) -> pd.DataFrame:
-    """The finished rows; none of a table without the columns."""
-    if not set(table.columns) >= NEEDED:
-        return table[:0].reindex(columns=sorted(NEEDED))
-    return table[table["status"] == "ok"]

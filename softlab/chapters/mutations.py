@@ -12,6 +12,7 @@ import pandas as pd
 
 from softlab.chapters import Cell, Table
 from softlab.chapters.numbers import joined
+from softlab.chapters.rows import finished
 
 NEEDED = {"status", "seed", "solver", "fault", "base", "reason", "laws", "law"}
 OF_MUTANTS, OF_RIGHT_ONES = "caught", "alarms"
@@ -97,10 +98,7 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
 
 def _done(table: pd.DataFrame) -> pd.DataFrame:
     """The finished rows; none of a table without the columns."""
-    columns = [*NEEDED, OF_MUTANTS, OF_RIGHT_ONES]
-    if not set(table.columns) >= NEEDED:
-        return table[:0].reindex(columns=columns)
-    return table[table["status"] == "ok"].reindex(columns=columns)
+    return finished(table, NEEDED).reindex(columns=[*NEEDED, OF_MUTANTS, OF_RIGHT_ONES])
 
 
 def _mutants(table: pd.DataFrame) -> pd.DataFrame:

@@ -15,6 +15,7 @@ import pandas as pd
 from softlab.chapters import Cell, Table
 from softlab.chapters.headlines import Headline, headline
 from softlab.chapters.numbers import joined, number, short
+from softlab.chapters.rows import finished
 
 NEEDED = {
     *("status", "source", "family", "normalization", "n", "rank"),
@@ -30,7 +31,7 @@ EXACT, RELEASED, IDENTICAL = "exact", "published", "identical tokens"
 
 def scope(table: pd.DataFrame) -> str:
     """The families, normalisations, inputs and lengths."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     if done.empty:
         return ""
     return (
@@ -48,7 +49,7 @@ def exponents(table: pd.DataFrame) -> pd.DataFrame:
     """
     found = []
     keys = ["family", "normalization", "source"]
-    for key, rows in _done(table).groupby(keys, sort=False):
+    for key, rows in finished(table, NEEDED).groupby(keys, sort=False):
         mid = rows.groupby("n")[[*GAINS]].median()
         if len(mid) < 3 or not (mid > 0).all(axis=None):
             continue
@@ -62,7 +63,7 @@ def exponents(table: pd.DataFrame) -> pd.DataFrame:
 
 def findings(table: pd.DataFrame) -> list[str]:
     """What grows without normalisation, what each form bounds, and where a bound is lost."""
-    done, fits = _done(table), exponents(table)
+    done, fits = finished(table, NEEDED), exponents(table)
     if fits.empty:
         return []
     return [
@@ -103,13 +104,6 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
         "rows": body,
         "left": 2,
     }
-
-
-def _done(table: pd.DataFrame) -> pd.DataFrame:
-    """The finished rows; none of a table without the columns."""
-    if not set(table.columns) >= NEEDED:
-        return table[:0].reindex(columns=[*NEEDED])
-    return table[table["status"] == "ok"]
 
 
 def _power(x: float) -> str:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from softlab.chapters import Cell, Table
 from softlab.chapters.numbers import joined
+from softlab.chapters.rows import finished
 
 NEEDED = {
     *("status", "package", "version", "layer", "law", "claimed", "verdict", "detail"),
@@ -25,7 +26,7 @@ LONG = 110
 
 def scope(table: pd.DataFrame) -> str:
     """The packages with their versions, and the layers."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     if done.empty:
         return ""
     named = (f"{package} {version}" for package, version in _pairs(done))
@@ -34,7 +35,7 @@ def scope(table: pd.DataFrame) -> str:
 
 def findings(table: pd.DataFrame) -> list[str]:
     """Layer by layer: how many laws it keeps, which it breaks, and which of those it claims."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     broken = done[(done["verdict"] == FAILS) & done["claimed"].astype(bool)]
     if done.empty:
         return []
@@ -44,7 +45,7 @@ def findings(table: pd.DataFrame) -> list[str]:
         if len(broken)
         else f"Of {done['layer'].nunique()} layers none breaks a law that it claims."
     ]
-    for (package, version, layer), rows in _done(table).groupby(LAYER, sort=False):
+    for (package, version, layer), rows in finished(table, NEEDED).groupby(LAYER, sort=False):
         kept, broken = (rows[rows["verdict"] == verdict] for verdict in (HOLDS, FAILS))
         claimed = broken["claimed"].astype(bool)
         text = f"{package} {version}, {layer}, keeps {len(kept)} of {len(kept) + len(broken)} laws"
@@ -57,7 +58,7 @@ def findings(table: pd.DataFrame) -> list[str]:
 def tables(table: pd.DataFrame) -> Iterator[Table]:
     """Each law that a layer breaks, with its counterexample, and whether it was claimed."""
     body: list[list[Cell]] = []
-    done = _done(table)
+    done = finished(table, NEEDED)
     for (package, version, layer), rows in done[done["verdict"] == FAILS].groupby(
         LAYER, sort=False
     ):
@@ -87,10 +88,3 @@ def _most(broken: pd.DataFrame) -> str:
 def _pairs(done: pd.DataFrame) -> Iterator[tuple[str, str]]:
     for package, version in done.groupby(["package", "version"], sort=False).groups:
         yield str(package), str(version)
-
-
-def _done(table: pd.DataFrame) -> pd.DataFrame:
-    """The finished rows; none of a table without the columns."""
-    if not set(table.columns) >= NEEDED:
-        return table[:0].reindex(columns=[*NEEDED])
-    return table[table["status"] == "ok"]

@@ -16,6 +16,7 @@ import pandas as pd
 from softlab.chapters import Cell, Table
 from softlab.chapters.headlines import Headline, headline
 from softlab.chapters.numbers import joined, median, number, short
+from softlab.chapters.rows import finished
 
 RULE = (0.01, 1.0)
 """Between these the constant of the rule of thumb, floor = c eps kappa, is expected."""
@@ -33,7 +34,7 @@ LAW = "Geometric"
 
 def scope(table: pd.DataFrame) -> str:
     """The precisions with their accumulators, the methods, the matrices."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     if done.empty:
         return ""
     summed = done.groupby("precision", sort=False)["accumulates_in"].first()
@@ -44,7 +45,7 @@ def scope(table: pd.DataFrame) -> str:
 
 def findings(table: pd.DataFrame) -> list[str]:
     """The rule for the floor, where it ends, failures, wrappers and what solve says."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     if done.empty:
         return []
     paragraphs = [
@@ -61,7 +62,7 @@ def findings(table: pd.DataFrame) -> list[str]:
 
 def headlines(table: pd.DataFrame) -> Iterator[Headline]:
     """The constant of the rule for the least error, in each precision."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     if done.empty:
         return
     rows = _near(done[done["family"] == LAW])
@@ -73,20 +74,13 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:
     """The constant of the rule; the first failures; the recorded cores."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     if done.empty:
         return
     yield _constants(done)
     if "matrix.condition" in done:
         yield from _first_failures(done)
     yield from _cores(done)
-
-
-def _done(table: pd.DataFrame) -> pd.DataFrame:
-    """The finished rows; none of a table without the columns."""
-    if not set(table.columns) >= NEEDED:
-        return table[:0]
-    return table[table["status"] == "ok"]
 
 
 def _near(rows: pd.DataFrame) -> pd.DataFrame:

@@ -13,8 +13,12 @@ import pandas as pd
 
 from softlab.chapters import Cell, Table
 from softlab.chapters.numbers import joined, number, short
+from softlab.chapters.rows import finished
 
-NEEDED = {"status", "model", "method", "op", "precision", "change", "float32_change"}
+NEEDED = {
+    *("status", "model", "method", "op", "precision", "change", "float32_change"),
+    "rounding_change",
+}
 BROKEN = 0.1
 """An operator breaks in a format where rounding alone moves the output by more than this."""
 
@@ -72,9 +76,7 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
 
 
 def _done(table: pd.DataFrame) -> pd.DataFrame:
-    if not set(table.columns) >= NEEDED:
-        return table[:0]
-    done = table[table["status"] == "ok"]
+    done = finished(table, NEEDED)
     return done.assign(rounding_change=done["rounding_change"].fillna(np.inf))
 
 

@@ -14,6 +14,7 @@ from softlab.chapters import Cell, Table
 from softlab.chapters.headlines import Headline
 from softlab.chapters.intervals import Mean, cell, mean, percent, words
 from softlab.chapters.numbers import joined
+from softlab.chapters.rows import finished
 
 NEEDED = {"status", "method", "seed", "side", "miou", "things", "right", "blank", "lost"}
 EXACT, PLAIN = "Softmax", "Soft"
@@ -21,7 +22,7 @@ EXACT, PLAIN = "Softmax", "Soft"
 
 def scope(table: pd.DataFrame) -> str:
     """The methods and the sides."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     if done.empty:
         return ""
     return (
@@ -32,7 +33,7 @@ def scope(table: pd.DataFrame) -> str:
 
 def findings(table: pd.DataFrame) -> list[str]:
     """How right each is at the training's side, and what a larger canvas costs."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     if done.empty:
         return []
     said = []
@@ -59,7 +60,7 @@ def findings(table: pd.DataFrame) -> list[str]:
 
 def headlines(table: pd.DataFrame) -> Iterator[Headline]:
     """SOFT less softmax attention on the largest canvas."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     if not {EXACT, PLAIN} <= set(done["method"]):
         return
     side = done["side"].max()
@@ -75,7 +76,7 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:
     """By method and side."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     if done.empty:
         return
     body: list[list[Cell]] = []
@@ -100,10 +101,3 @@ def difference(rows: pd.DataFrame, method: str, other: str) -> Mean:
     """Mean intersection over union of one method less that of another, seed by seed."""
     by = rows.pivot_table(index="seed", columns="method", values="miou")
     return mean((by[method] - by[other]).dropna())
-
-
-def _done(table: pd.DataFrame) -> pd.DataFrame:
-    """The finished rows; none of a table without the columns."""
-    if not set(table.columns) >= NEEDED:
-        return table[:0].reindex(columns=sorted(NEEDED))
-    return table[table["status"] == "ok"]

@@ -15,6 +15,7 @@ from softlab.chapters import Cell, Table
 from softlab.chapters.headlines import Headline
 from softlab.chapters.intervals import Mean, mean
 from softlab.chapters.numbers import joined, number, short
+from softlab.chapters.rows import finished
 
 NEEDED = {
     "status", "rule", "seed", "step", "layer", "loss", "worst_condition", "worst_residual",
@@ -27,7 +28,7 @@ WRONG = 0.5
 
 def scope(table: pd.DataFrame) -> str:
     """The rules and the length of the training."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     if done.empty:
         return ""
     return (
@@ -38,7 +39,7 @@ def scope(table: pd.DataFrame) -> str:
 
 def findings(table: pd.DataFrame) -> list[str]:
     """Whether the inverse converges; whether the gradient is right; whether the loss cares."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     if done.empty:
         return []
     said = [" ".join(_cores(done)), " ".join(_gradients(done)), " ".join(_losses(done))]
@@ -47,7 +48,7 @@ def findings(table: pd.DataFrame) -> list[str]:
 
 def headlines(table: pd.DataFrame) -> Iterator[Headline]:
     """How much of a training is unconverged, and how far off SOFT's gradient is there."""
-    rows = _done(table)
+    rows = finished(table, NEEDED)
     rows = rows[rows["rule"] == SOFT]
     if rows.empty:
         return
@@ -63,7 +64,7 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:
     """By rule and layer over the whole training."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     if done.empty:
         return
     body: list[list[Cell]] = []
@@ -149,10 +150,3 @@ def _losses(done: pd.DataFrame) -> Iterator[str]:
 
 def _change(x: Mean) -> str:
     return f"{100 * x.value:+.1f} % (95 %: {100 * x.low:+.1f} to {100 * x.high:+.1f})"
-
-
-def _done(table: pd.DataFrame) -> pd.DataFrame:
-    """The finished rows; none of a table without the columns."""
-    if not set(table.columns) >= NEEDED:
-        return table[:0].reindex(columns=sorted(NEEDED))
-    return table[table["status"] == "ok"]

@@ -13,6 +13,7 @@ import pandas as pd
 from softlab.chapters import Cell, Table
 from softlab.chapters.headlines import Headline, headline
 from softlab.chapters.numbers import joined, median, number, short
+from softlab.chapters.rows import finished
 
 NEEDED = {
     "task", "newton", "steps", "rule", "seed", "step", "loss", "cosine", "residual", "spread",
@@ -34,7 +35,7 @@ def scope(table: pd.DataFrame) -> str:
 
 def findings(table: pd.DataFrame) -> list[str]:
     """A verdict over all tasks, then a paragraph for each."""
-    done = _done(table)
+    done = finished(table, {"status", *NEEDED})
     if done.empty or TRUE not in set(done["rule"]):
         return []
     paragraphs = [" ".join(_verdict(done))]
@@ -45,7 +46,7 @@ def findings(table: pd.DataFrame) -> list[str]:
 
 def headlines(table: pd.DataFrame) -> Iterator[Headline]:
     """The final loss with SOFT's gradient over that with the true one."""
-    done = _done(table)
+    done = finished(table, {"status", *NEEDED})
     if done.empty or TRUE not in set(done["rule"]):
         return
     found = []
@@ -59,7 +60,7 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:
     """By task and rule: losses on the way, and how true the gradient was."""
-    done = _done(table)
+    done = finished(table, {"status", *NEEDED})
     if done.empty:
         return
     last = int(done["step"].max())
@@ -87,12 +88,6 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
         "rows": body,
         "left": 2,
     }  # fmt: skip
-
-
-def _done(table: pd.DataFrame) -> pd.DataFrame:
-    if not {"status", *NEEDED} <= set(table.columns):
-        return table[:0]
-    return table[table["status"] == "ok"]
 
 
 def _ends(rows: pd.DataFrame) -> pd.Series:

@@ -15,6 +15,7 @@ from softlab.chapters import Cell, Table
 from softlab.chapters.headlines import Headline
 from softlab.chapters.intervals import Mean, cell, mean, percent, words
 from softlab.chapters.numbers import joined, number, short
+from softlab.chapters.rows import finished
 
 NEEDED = {"status", "method", "seed", "side", "accuracy", "drop", "growth"}
 PLAIN, NORMALIZED, CONTROL = "Soft, none", "Soft, symmetric", "Softmax"
@@ -22,7 +23,7 @@ PLAIN, NORMALIZED, CONTROL = "Soft, none", "Soft, symmetric", "Softmax"
 
 def scope(table: pd.DataFrame) -> str:
     """The methods and the sizes."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     if done.empty:
         return ""
     return (
@@ -33,7 +34,7 @@ def scope(table: pd.DataFrame) -> str:
 
 def findings(table: pd.DataFrame) -> list[str]:
     """What grows; what accuracy is lost; whether normalisation is what saves it."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     if done["side"].nunique() < 2:
         return []
     return [_growth(done), _drops(done), _verdict(done)]
@@ -41,7 +42,7 @@ def findings(table: pd.DataFrame) -> list[str]:
 
 def headlines(table: pd.DataFrame) -> Iterator[Headline]:
     """What SOFT loses at the largest size without normalisation, less what it loses with."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     if done["side"].nunique() < 2 or not {PLAIN, NORMALIZED} <= set(done["method"]):
         return
     saved = difference(done, PLAIN, NORMALIZED)
@@ -56,7 +57,7 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:
     """Accuracy in training size, drops and growth at each other."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     if done.empty:
         return
     first, *others = sorted(done["side"].unique())
@@ -144,10 +145,3 @@ def _verdict(done: pd.DataFrame) -> str:
 
 def _times(done: pd.DataFrame) -> str:
     return f"{done['side'].max() / done['side'].min():.3g} times"
-
-
-def _done(table: pd.DataFrame) -> pd.DataFrame:
-    """The finished rows; none of a table without the columns."""
-    if not set(table.columns) >= NEEDED:
-        return table[:0].reindex(columns=sorted(NEEDED))
-    return table[table["status"] == "ok"]

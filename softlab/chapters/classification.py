@@ -14,7 +14,7 @@ import pandas as pd
 
 from softlab.chapters import Cell, Table
 from softlab.chapters.headlines import Headline
-from softlab.chapters.intervals import Mean, cell, mean, percent, words
+from softlab.chapters.intervals import Mean, cell, difference, headline, mean, words
 from softlab.chapters.numbers import joined, number, short
 from softlab.chapters.rows import finished
 
@@ -53,14 +53,12 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
     """How far SOFT is from softmax attention; the greatest saving of a step."""
     usual = _usual(_ended(table))
     if {SOFT, SOFTMAX} <= set(usual["method"]):
-        off = difference(usual, SOFT, SOFTMAX)
-        yield {
-            "text": "In a small pyramid SOFT's accuracy differs from softmax attention's by {} "
-            "percentage points.",
-            "value": percent(off.value, signed=True),
-            "interval": f"95 % {percent(off.low, signed=True)} to "
-            f"{percent(off.high, signed=True)}; seeds: {usual['seed'].nunique()}",
-        }
+        text = (
+            "In a small pyramid SOFT's accuracy differs from softmax attention's by {} percentage "
+            "points."
+        )
+        off = difference(usual, "accuracy", SOFT, SOFTMAX)
+        yield headline(text, off, usual["seed"].nunique())
     costs = finished(table, COSTED)
     if {SOFT, SOFTMAX} <= set(costs["method"]):
         n = costs["n"].max()
@@ -82,7 +80,7 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
     if len(usual):
         body: list[list[Cell]] = []
         for method, rows in usual.groupby("method", sort=False):
-            off = difference(usual, str(method), SOFTMAX)
+            off = difference(usual, "accuracy", str(method), SOFTMAX)
             body.append([
                 str(method), cell(mean(rows["accuracy"])),
                 "" if method == SOFTMAX else cell(off, signed=True),
@@ -129,12 +127,6 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
         }  # fmt: skip
 
 
-def difference(usual: pd.DataFrame, method: str, other: str) -> Mean:
-    """Accuracy of one method less that of another, seed by seed."""
-    rows = [usual[usual["method"] == name] for name in (method, other)]
-    return _paired(*rows)
-
-
 def agreement(usual: pd.DataFrame) -> tuple[list[str], list[str], int]:
     """The paper's pairs "better > worse" that hold here, those that are reversed, and all pairs.
 
@@ -146,7 +138,7 @@ def agreement(usual: pd.DataFrame) -> tuple[list[str], list[str], int]:
     pairs = 0
     for one, other in itertools.combinations(known, 2):
         better, worse = (one, other) if PAPER[one] > PAPER[other] else (other, one)
-        sign = difference(usual, better, worse).sign
+        sign = difference(usual, "accuracy", better, worse).sign
         pairs += 1
         if sign:
             (held if sign > 0 else turned).append(f"{better} over {worse}")
@@ -164,7 +156,8 @@ def _accuracies(table: pd.DataFrame) -> Iterator[str]:
     each = joined(f"{name} {words(by[name])}" for name in ranked)
     yield f"Accuracy on test images after the last epoch, {kind}: {each}."
     if SOFTMAX in by:
-        off = {name: difference(usual, name, SOFTMAX) for name in ranked if name != SOFTMAX}
+        others = [name for name in ranked if name != SOFTMAX]
+        off = {name: difference(usual, "accuracy", name, SOFTMAX) for name in others}
         told = [f"{name} by {words(x, signed=True)}" for name, x in off.items() if x.sign]
         rest = [name for name, x in off.items() if not x.sign]
         text = f"With the same seeds, different from softmax attention beyond doubt: {joined(told)}"
@@ -174,7 +167,7 @@ def _accuracies(table: pd.DataFrame) -> Iterator[str]:
         )
     if CONTROL in by and len(by) > 1:
         best = next(name for name in ranked if name != CONTROL)
-        gap = difference(usual, best, CONTROL)
+        gap = difference(usual, "accuracy", best, CONTROL)
         yield (
             f"The null control, in which every token receives the mean of all, reaches "
             f"{words(by[CONTROL])}; the best attention, {best}, is {words(gap, signed=True)} away. "

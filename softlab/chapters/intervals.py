@@ -9,6 +9,7 @@ import pandas as pd
 from scipy.stats import ttest_1samp
 
 from softlab.chapters import Cell
+from softlab.chapters.headlines import Headline
 
 
 class Mean(NamedTuple):
@@ -35,6 +36,16 @@ def mean(x: pd.Series) -> Mean:
     return Mean(float(values.mean()), float(found.low), float(found.high))
 
 
+def difference(rows: pd.DataFrame, column: str, method: str, other: str) -> Mean:
+    """A column of one method less that of another, seed by seed: one row a method and seed.
+
+    NaN where they have no seed in common.
+    """
+    by = rows.pivot_table(index="seed", columns="method", values=column)
+    by = by.reindex(columns=sorted({method, other}))
+    return mean((by[method] - by[other]).dropna())
+
+
 def percent(x: float, *, signed: bool = False) -> str:
     """A share in percent with one digit after the point."""
     return f"{100 * x:+.1f}" if signed else f"{100 * x:.1f}"
@@ -46,16 +57,23 @@ def words(found: Mean, *, signed: bool = False) -> str:
     ``signed``: of a difference of shares, in percentage points: "+1.1 points (+0.2 to +2.0)".
     """
     value = f"{percent(found.value, signed=signed)} {'points' if signed else '%'}"
-    if not np.isfinite(found.low):
-        return value
-    bounds = (percent(x, signed=signed) for x in (found.low, found.high))
-    return f"{value} ({' to '.join(bounds)})"
+    return f"{value} ({_bounds(found, signed=signed)})" if np.isfinite(found.low) else value
 
 
 def cell(found: Mean, *, signed: bool = False) -> Cell:
     """Mean above its interval, in percent."""
     value = percent(found.value, signed=signed)
-    if not np.isfinite(found.low):
-        return value
-    low, high = (percent(x, signed=signed) for x in (found.low, found.high))
-    return [value, f"{low} to {high}"]
+    return [value, _bounds(found, signed=signed)] if np.isfinite(found.low) else value
+
+
+def headline(text: str, found: Mean, seeds: int) -> Headline:
+    """A difference of shares in a sentence, in percentage points."""
+    return {
+        "text": text,
+        "value": percent(found.value, signed=True),
+        "interval": f"95 % {_bounds(found, signed=True)}; seeds: {seeds}",
+    }
+
+
+def _bounds(found: Mean, *, signed: bool) -> str:
+    return " to ".join(percent(x, signed=signed) for x in (found.low, found.high))

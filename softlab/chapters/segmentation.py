@@ -12,7 +12,7 @@ import pandas as pd
 
 from softlab.chapters import Cell, Table
 from softlab.chapters.headlines import Headline
-from softlab.chapters.intervals import Mean, cell, mean, percent, words
+from softlab.chapters.intervals import cell, difference, headline, mean, percent, words
 from softlab.chapters.numbers import joined
 from softlab.chapters.rows import finished
 
@@ -45,7 +45,7 @@ def findings(table: pd.DataFrame) -> list[str]:
             f"reach {percent(rows['blank'].mean())} %."
         )
         if EXACT in by and len(by) > 1:
-            off = {m: difference(rows, m, EXACT) for m in by if m != EXACT}
+            off = {m: difference(rows, "miou", m, EXACT) for m in by if m != EXACT}
             each = joined(f"{m} {words(x, signed=True)}" for m, x in off.items())
             apart = joined(m for m, x in off.items() if x.sign) or "none"
             said[-1] += f" Less softmax attention's: {each}; told apart from it: {apart}."
@@ -64,14 +64,12 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
     if not {EXACT, PLAIN} <= set(done["method"]):
         return
     side = done["side"].max()
-    off = difference(done[done["side"] == side], PLAIN, EXACT)
-    yield {
-        "text": f"On canvases of {side} pixels SOFT's mean intersection over union differs from "
-        "softmax attention's by {} percentage points.",
-        "value": percent(off.value, signed=True),
-        "interval": f"95 % {percent(off.low, signed=True)} to {percent(off.high, signed=True)}; "
-        f"seeds: {done['seed'].nunique()}",
-    }
+    off = difference(done[done["side"] == side], "miou", PLAIN, EXACT)
+    text = (
+        f"On canvases of {side} pixels SOFT's mean intersection over union differs from softmax "
+        "attention's by {} percentage points."
+    )
+    yield headline(text, off, done["seed"].nunique())
 
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:
@@ -95,9 +93,3 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
         "rows": body,
         "left": 2,
     }
-
-
-def difference(rows: pd.DataFrame, method: str, other: str) -> Mean:
-    """Mean intersection over union of one method less that of another, seed by seed."""
-    by = rows.pivot_table(index="seed", columns="method", values="miou")
-    return mean((by[method] - by[other]).dropna())

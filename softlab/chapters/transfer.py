@@ -13,7 +13,7 @@ import pandas as pd
 
 from softlab.chapters import Cell, Table
 from softlab.chapters.headlines import Headline
-from softlab.chapters.intervals import Mean, cell, mean, percent, words
+from softlab.chapters.intervals import Mean, cell, difference, headline, mean, words
 from softlab.chapters.numbers import joined, number, short
 from softlab.chapters.rows import finished
 
@@ -45,14 +45,11 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
     done = finished(table, NEEDED)
     if done["side"].nunique() < 2 or not {PLAIN, NORMALIZED} <= set(done["method"]):
         return
-    saved = difference(done, PLAIN, NORMALIZED)
-    yield {
-        "text": f"At {_times(done)} the resolution of its training SOFT without normalisation "
-        "loses {} percentage points of accuracy more than with the symmetric one.",
-        "value": percent(saved.value, signed=True),
-        "interval": f"95 % {percent(saved.low, signed=True)} to "
-        f"{percent(saved.high, signed=True)}; seeds: {done['seed'].nunique()}",
-    }
+    text = (
+        f"At {_times(done)} the resolution of its training SOFT without normalisation loses "
+        "{} percentage points of accuracy more than with the symmetric one."
+    )
+    yield headline(text, _saved(done, PLAIN, NORMALIZED), done["seed"].nunique())
 
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:
@@ -81,11 +78,9 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
     }  # fmt: skip
 
 
-def difference(done: pd.DataFrame, method: str, other: str) -> Mean:
-    """What one method loses at the largest side less what another does, seed by seed."""
-    largest = done[done["side"] == done["side"].max()]
-    drops = largest.pivot_table(index="seed", columns="method", values="drop")
-    return mean((drops[method] - drops[other]).dropna())
+def _saved(done: pd.DataFrame, plain: str, normalized: str) -> Mean:
+    """What one form loses at the largest side less what another does."""
+    return difference(done[done["side"] == done["side"].max()], "drop", plain, normalized)
 
 
 def exponents(done: pd.DataFrame) -> dict[str, Mean]:
@@ -124,7 +119,7 @@ def _verdict(done: pd.DataFrame) -> str:
     said = []
     for plain, normalized in ((PLAIN, NORMALIZED), (f"{PLAIN}, m grows", f"{NORMALIZED}, m grows")):
         if {plain, normalized} <= set(done["method"]):
-            off = difference(done, plain, normalized)
+            off = _saved(done, plain, normalized)
             verdict = {
                 1: "normalisation keeps what is lost without it",
                 -1: "normalisation loses more",

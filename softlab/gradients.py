@@ -21,13 +21,29 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.pinv import Checkpointed, GolubPereyra, ImplicitGradient, Ridge, Solver
+from softlab.pinv import (
+    Checkpointed,
+    Cholesky,
+    GolubPereyra,
+    ImplicitGradient,
+    NewtonRaphson,
+    Ridge,
+    Solver,
+)
+
+RULES: dict[str, Callable[[NewtonRaphson], Solver]] = {
+    "implicit": ImplicitGradient,
+    "Golub-Pereyra": GolubPereyra,
+    "unrolled": lambda solver: solver,
+}
+"""What stands for the gradient of an iterative inverse, by name."""
 
 
 class Departure(NamedTuple):
@@ -177,6 +193,24 @@ def symmetrized(grad: Tensor) -> Tensor:
     """
     checks.square(grad)
     return (grad + grad.mT) / 2
+
+
+def by_rule(rule: str, steps: int) -> Solver:
+    """The solver of a name: one of ``RULES`` on so many Newton steps, or ``"exact"``.
+
+    A rule followed by ``", ridge"`` inverts A + 0.01 I, as SOFT's released code. Raises
+    ``ValueError`` for another name.
+    """
+    if rule == "exact":
+        return Ridge(Cholesky(), 1e-6)  # no more than float32 needs to factor it
+    plain, ridged, _ = rule.partition(", ridge")
+    if plain not in RULES:
+        msg = (
+            f"rule is {rule!r}; give exact, or one of {', '.join(RULES)}, alone or with ', ridge'."
+        )
+        raise ValueError(msg)
+    solver = RULES[plain](NewtonRaphson(steps))
+    return Ridge(solver) if ridged else solver
 
 
 def unrolled(solver: Solver) -> Solver:

@@ -27,7 +27,7 @@ from softlab.models import Pyramid
 from softlab.models.gains import gains
 from softlab.models.images import fashion_mnist
 from softlab.models.soft import scaled
-from softlab.models.training import Recipe, Run
+from softlab.models.training import Recipe, Run, single
 from softlab.operators import Linformer, Nystromformer, Performer, Softmax, Uniform
 from softlab.study import Study
 
@@ -99,14 +99,8 @@ def measure(
     device: torch.device,
 ) -> Row:
     """The row of one epoch; a training runs once for all its rows."""
-    _single(dtype)
+    single(dtype)
     return trained(method, m, sampling, seed, device)[epoch - 1]
-
-
-def _single(dtype: torch.dtype) -> None:
-    if dtype != torch.float32:
-        msg = f"the pyramid trains in float32, got {dtype}; leave --dtype out."
-        raise ValueError(msg)
 
 
 BATCH = 8
@@ -117,7 +111,7 @@ def measure_cost(method: str, image: int, *, dtype: torch.dtype, device: torch.d
 
     ``gain``: the size of the first attention's output over that of its values, before training.
     """
-    _single(dtype)
+    single(dtype)
     model = pyramid(method, (image // 8) ** 2, SAMPLINGS[0], image, 0).to(device)
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(BATCH, 1, image, image, generator=rng).to(device)

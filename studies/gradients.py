@@ -8,7 +8,6 @@ float32 stands beside it at SOFT's 20 steps. What training makes of it is in ``t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -18,28 +17,19 @@ from torch import Tensor
 
 from softlab import spectra
 from softlab.figures import Lines
-from softlab.gradients import bias
+from softlab.gradients import RULES, bias
 from softlab.inputs import Recorded, Tied, recorded_names
 from softlab.journal import Row
 from softlab.matrices import Core, Geometric, LowRank, Matrix, NearDuplicates
 from softlab.operators import Soft
 from softlab.pinv import (
-    GolubPereyra,
-    ImplicitGradient,
     NewtonRaphson,
-    Solver,
     Status,
 )
 from softlab.study import Study
 
 F64 = torch.float64
 RANK = 49
-RULES: dict[str, Callable[[NewtonRaphson], Solver]] = {
-    "implicit": ImplicitGradient,
-    "Golub-Pereyra": GolubPereyra,
-    "unrolled": lambda solver: solver,
-}
-
 SPREADS = (0.5, 0.3, 0.2, 0.15, 0.12, 0.1, 0.08, 0.05, 0.02)
 HEADS: list[Matrix] = [Core(Soft(RANK), Tied(Recorded(name))) for name in recorded_names()]
 DUPLICATES: list[Matrix] = [NearDuplicates(RANK, spread) for spread in SPREADS]

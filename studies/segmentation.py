@@ -23,7 +23,7 @@ from softlab.models.canvases import Canvases
 from softlab.models.dense import Dense, confusion, intersection_over_union
 from softlab.models.images import fashion_mnist
 from softlab.models.soft import scaled
-from softlab.models.training import LossError, Recipe, decayed
+from softlab.models.training import LossError, Recipe, decayed, single
 from softlab.operators import Softmax, Uniform
 from softlab.study import Study
 
@@ -112,9 +112,7 @@ def trained(method: str, seed: int, device: torch.device) -> dict[int, Row]:
 
 def measure(method: str, seed: int, side: int, *, dtype: torch.dtype, device: torch.device) -> Row:
     """The row of one side; a training runs once for all of them."""
-    if dtype != torch.float32:
-        msg = f"the pyramid trains in float32, got {dtype}; leave --dtype out."
-        raise ValueError(msg)
+    single(dtype)
     return trained(method, seed, device)[side]
 
 

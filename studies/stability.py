@@ -20,14 +20,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from softlab.figures import Lines
-from softlab.gradients import departure, range_residual, unrolled
+from softlab.gradients import by_rule, departure, range_residual, unrolled
 from softlab.journal import Row
 from softlab.models import Pyramid
 from softlab.models.images import fashion_mnist
 from softlab.models.soft import scaled
 from softlab.models.soft_attention import Attention
-from softlab.models.training import LossError, Recipe, Run
-from softlab.pinv import Cholesky, ImplicitGradient, NewtonRaphson, Ridge, Solver
+from softlab.models.training import LossError, Recipe, Run, single
+from softlab.operators import Soft
+from softlab.pinv import Ridge, Solver
 from softlab.study import Study
 
 IMAGE, LANDMARKS = 32, 49
@@ -36,14 +37,8 @@ PROBE = 16
 """Images on which cores and gradients are examined."""
 RECIPE = Recipe(1, BATCH, rate=2e-3, warm_up=0, side=IMAGE)
 
-NEWTON = NewtonRaphson(steps=20)
-RULES: dict[str, Solver] = {
-    "implicit": ImplicitGradient(NEWTON),
-    "unrolled": NEWTON,
-    "exact": Ridge(Cholesky(), 1e-6),  # no more than float32 needs to factor it
-    "implicit, ridge": Ridge(ImplicitGradient(NEWTON)),
-    "unrolled, ridge": Ridge(NEWTON),
-}
+STEPS = 20
+RULES = ("implicit", "unrolled", "exact", "implicit, ridge", "unrolled, ridge")
 LAYERS = (1, 2, 3)
 
 
@@ -51,11 +46,10 @@ LAYERS = (1, 2, 3)
 def trace(rule: str, seed: int, device: torch.device) -> dict[tuple[int, int], Row]:
     """Train once; what the layers are like at every 25th step, by step and layer.
 
-    A training whose loss is no longer finite ends there; its later rows are of NaN.
+    A training whose loss is no longer finite ends there and has no later rows.
     """
-    solver = RULES[rule]
     design = dataclasses.replace(scaled(IMAGE), rank=LANDMARKS)
-    model = Pyramid(design, num_classes=10, channels=1, pinv=solver, seed=seed)
+    model = Pyramid(design, num_classes=10, channels=1, pinv=by_rule(rule, STEPS), seed=seed)
     train, test = fashion_mnist()
     images, labels = (x.to(device) for x in test.batch(list(range(PROBE)), IMAGE, None))
     recipe = dataclasses.replace(RECIPE, seed=seed)
@@ -91,12 +85,12 @@ def examined(model: Pyramid, images: Tensor, labels: Tensor) -> dict[int, Row]:
     found = gradients(model, images, labels)
     wide = copy.deepcopy(model).double()
     for attention in layers(wide).values():
-        operator = attention.operator
-        attention.operator = dataclasses.replace(operator, pinv=unrolled(operator.pinv))  # type: ignore[type-var, attr-defined]
+        operator = soft_of(attention)
+        attention.operator = dataclasses.replace(operator, pinv=unrolled(operator.pinv))
     true = gradients(wide, images.double(), labels)
     rows: dict[int, Row] = {}
     for layer, core in cores(wide, images.double()).items():
-        solver: Solver = layers(wide)[layer].operator.pinv  # type: ignore[attr-defined]
+        solver: Solver = soft_of(layers(wide)[layer]).pinv
         if isinstance(solver, Ridge):
             core, solver = solver.shifted(core), solver.solver
         values = torch.linalg.eigvalsh(core)
@@ -121,6 +115,12 @@ def layers(model: Pyramid) -> dict[int, Attention]:
     """The softmax-free layers, by their place from 1."""
     found = [m for m in model.modules() if isinstance(m, Attention) and m.landmarks is not None]
     return dict(enumerate(found, 1))
+
+
+def soft_of(layer: Attention) -> Soft:
+    """The operator of a softmax-free layer."""
+    assert isinstance(layer.operator, Soft)
+    return layer.operator
 
 
 def gradients(model: Pyramid, images: Tensor, labels: Tensor) -> dict[int, Tensor]:
@@ -154,9 +154,7 @@ def measure(
     rule: str, seed: int, step: int, layer: int, *, dtype: torch.dtype, device: torch.device
 ) -> Row:
     """The row of a layer at a step; a training runs once for all its rows."""
-    if dtype != torch.float32:
-        msg = f"the pyramid trains in float32, got {dtype}; leave --dtype out."
-        raise ValueError(msg)
+    single(dtype)
     rows = trace(rule, seed, device)
     if (step, layer) not in rows:
         msg = f"the loss was not finite before step {step}."
@@ -183,7 +181,7 @@ STUDY = Study(
     question="Does the training of a pyramid enter the regime where 20 Newton steps do not "
     "converge and SOFT's backward formula is wrong?",
     axes={
-        "rule": tuple(RULES),
+        "rule": RULES,
         "seed": range(3),
         "step": range(0, LAST + 1, EVERY),
         "layer": LAYERS,

@@ -7,7 +7,6 @@ implicit, the Golub-Pereyra or the unrolled gradient, in the run's dtype.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
@@ -16,22 +15,16 @@ from torch import Tensor
 
 from softlab.core import value
 from softlab.figures import Lines
-from softlab.gradients import departure, range_residual, unrolled
+from softlab.gradients import RULES, by_rule, departure, range_residual, unrolled
 from softlab.inputs import Smooth
 from softlab.journal import Row
 from softlab.operators import GaussianAttention, Soft
-from softlab.pinv import Cholesky, GolubPereyra, ImplicitGradient, NewtonRaphson, Ridge, Solver
+from softlab.pinv import Ridge, Solver
 from softlab.study import Study
 
 F64 = torch.float64
 RANK = 49
 SOFTS = 20
-RULES: dict[str, Callable[[NewtonRaphson], Solver]] = {
-    "implicit": ImplicitGradient,
-    "Golub-Pereyra": GolubPereyra,
-    "unrolled": lambda solver: solver,
-}
-
 SEQUENCES, TOKENS, WIDTH, RATE, LAST = 3, 128, 32, 1e-2, 200
 EVERY = 10
 
@@ -56,15 +49,6 @@ TASKS = {
 }
 
 
-def method(rule: str, steps: int) -> Solver:
-    """The solver of a name: a rule, alone or on a ridge of 0.01, or the exact inverse."""
-    if rule == "exact":
-        return Ridge(Cholesky(), 1e-6)  # no more than float32 needs to factor it
-    plain, ridged, _ = rule.partition(", ridge")
-    solver: Solver = RULES[plain](NewtonRaphson(steps))
-    return Ridge(solver) if ridged else solver
-
-
 def keep(task: str, steps: int, rule: str, seed: int, step: int) -> bool:  # noqa: ARG001
     """Few Newton steps for the two rules that differ most."""
     return steps == SOFTS or rule in ("implicit", "unrolled")
@@ -76,7 +60,7 @@ def trace(
 ) -> dict[int, Row]:
     """Train once; the loss, and how true the gradient was, at every tenth step."""
     rng = torch.Generator().manual_seed(seed)
-    set_up, solver, bandwidth = TASKS[task], method(rule, steps), WIDTH**0.25
+    set_up, solver, bandwidth = TASKS[task], by_rule(rule, steps), WIDTH**0.25
 
     def normal(std: float) -> Tensor:
         draw = torch.randn(WIDTH, WIDTH, generator=rng, dtype=F64) * (std / math.sqrt(WIDTH))

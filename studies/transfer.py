@@ -21,7 +21,7 @@ from softlab.models import Pyramid
 from softlab.models.gains import gains
 from softlab.models.images import Images, fashion_mnist
 from softlab.models.soft import scaled
-from softlab.models.training import Recipe, Run
+from softlab.models.training import Recipe, Run, single
 from softlab.operators import Softmax, Uniform
 from softlab.study import Study
 
@@ -87,9 +87,7 @@ def activations(model: Pyramid, images: Images, side: int, device: torch.device)
 
 def measure(method: str, seed: int, side: int, *, dtype: torch.dtype, device: torch.device) -> Row:
     """The row of one side; a training runs once for all of them."""
-    if dtype != torch.float32:
-        msg = f"the pyramid trains in float32, got {dtype}; leave --dtype out."
-        raise ValueError(msg)
+    single(dtype)
     return trained(method, seed, device)[side]
 
 

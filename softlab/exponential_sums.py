@@ -38,12 +38,7 @@ def fused_sum(x: Tensor, y: Tensor, v: Tensor, *, causal: bool = False) -> Tenso
 
 
 def fused_average(
-    x: Tensor,
-    y: Tensor,
-    v: Tensor,
-    key_mask: Tensor | None = None,
-    *,
-    causal: bool = False,
+    x: Tensor, y: Tensor, v: Tensor, key_mask: Tensor | None = None, *, causal: bool = False
 ) -> Tensor:
     """Softmax average of v with scores ``x y^T``; a boolean mask (B, l) drops keys.
 
@@ -62,12 +57,7 @@ def _of_width(z: Tensor, width: int) -> Tensor:
 
 
 def _attend(
-    x: Tensor,
-    y: Tensor,
-    v: Tensor,
-    key_mask: Tensor | None = None,
-    *,
-    causal: bool,
+    x: Tensor, y: Tensor, v: Tensor, key_mask: Tensor | None = None, *, causal: bool
 ) -> Tensor:
     # The fused kernels want four dimensions and one width. The scale is in the points: their own,
     # rounded apart from the logarithm of the sum, makes gradients of huge scores infinite.

@@ -111,6 +111,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
     assert begun(tmp_path).finish()[-1]["epoch"] == 3  # it goes on from there
 
 
+def test_images_that_do_not_fit_the_network_are_no_divergence(tmp_path):
+    run = begun(tmp_path, Recipe(1, 16, side=40))
+    with pytest.raises(
+        ValueError, match="an image of 40 x 40 pixels is not divided by the strides"
+    ):
+        run.finish()
+
+
 def test_checkpoints_of_others_are_refused(tmp_path):
     begun(tmp_path).finish(epochs=1)
     with pytest.raises(ValueError, match=r"checkpoint.pt is of Recipe\(epochs=3.*Give another fol"):

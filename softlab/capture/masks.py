@@ -34,17 +34,14 @@ def read(mask: Tensor | None, is_causal: bool, lead: torch.Size, n: int, l: int)
     if mask is None:
         return Reading(None, is_causal and n > 1)
     allowed = hiding(mask, lead, n, l)
-    if allowed.shape[-2] == 1 and not is_causal:
-        return Reading(_some(allowed.squeeze(-2)), causal=False)
-    earlier = torch.ones(n, l, dtype=torch.bool, device=mask.device).tril()
     if is_causal:
-        allowed = allowed & earlier
+        allowed = allowed & _earlier(mask, n, l)
     rows = allowed[..., :1, :]
     if bool((allowed == rows).all()):
         return Reading(_some(rows.squeeze(-2)), causal=False)
     if n == l:
         keys = allowed.diagonal(dim1=-2, dim2=-1)
-        as_causal = allowed == earlier & keys.unsqueeze(-2)
+        as_causal = allowed == _earlier(mask, n, l) & keys.unsqueeze(-2)
         if bool((as_causal | ~keys.unsqueeze(-1)).all()):
             return Reading(_some(keys), causal=True)
     msg = (
@@ -78,6 +75,11 @@ def hiding(mask: Tensor, lead: torch.Size, n: int, l: int) -> Tensor:  # noqa: E
     if mask.ndim < 2:
         mask = mask.reshape(1, -1)
     return mask.expand(*mask.shape[:-1], l)
+
+
+def _earlier(mask: Tensor, n: int, l: int) -> Tensor:  # noqa: E741
+    """True where a key is no later than the query, (n, l), on the device of the mask."""
+    return torch.ones(n, l, dtype=torch.bool, device=mask.device).tril()
 
 
 def _some(keys: Tensor) -> Tensor | None:

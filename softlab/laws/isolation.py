@@ -53,8 +53,8 @@ def _amplified(op: Operator, q: Tensor, k: Tensor) -> float:
     if not isinstance(op, Inverting):
         return 1.0
     s = torch.linalg.svdvals(op.core(q, k))
-    kept = s > len(s) * torch.finfo(s.dtype).eps * s[0] if op.pinv.traits.singular else s == s
-    return float(s[0] / s[kept].min())
+    kept = s[s > len(s) * torch.finfo(s.dtype).eps * s[0]] if op.pinv.traits.singular else s
+    return float(s[0] / kept[-1])
 
 
 def _batch(op: Operator, rng: torch.Generator) -> Iterator[Gap]:

@@ -44,10 +44,11 @@ def gains(model: nn.Module, image: Tensor) -> list[Gain]:
     model.eval()
     try:
         for layer in layers:
+            # On the instance alone, whose class keeps its own.
             layer.mixed = partial(kept, layer.mixed)  # type: ignore[method-assign]
         model(image)
     finally:
         for layer in layers:
-            vars(layer).pop("mixed", None)  # the class has its own
+            vars(layer).pop("mixed", None)
         model.train(mode)
     return found

@@ -216,6 +216,8 @@ class Run:
                 with self._autocast():
                     logits = self.parallel(x)
             except ValueError as refusal:  # attention takes no NaN
+                if self.step == 0:  # nothing was learnt yet that could have spoilt it
+                    raise
                 msg = f"the network refuses ({refusal})"
                 raise self._broken(msg) from refusal
             loss = functional.cross_entropy(logits.float(), target)

@@ -14,7 +14,7 @@ from glyphs import glyphs
 from softlab.chapters import classification as told
 from softlab.chapters import stability as steady
 from softlab.chapters import transfer as moved
-from softlab.chapters.intervals import mean, words
+from softlab.chapters.intervals import headline, mean, words
 from softlab.gradients import unrolled
 from softlab.models import Pyramid
 from softlab.models.soft import scaled
@@ -65,6 +65,8 @@ def test_the_interval_of_a_mean_is_students():
     assert mean(-x).sign == -1
     assert words(mean(x[:1])) == "80.0 %"
     assert mean(pd.Series([0.5, 0.5])) == (0.5, 0.5, 0.5)
+    assert headline("By {}.", found, 3)["interval"] == "95 % +74.0 to +92.0; seeds: 3"
+    assert headline("By {}.", mean(x[:1]), 1)["interval"] == "seeds: 1"
 
 
 # --- classification ------------------------------------------------------------------------------

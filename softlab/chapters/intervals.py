@@ -67,11 +67,12 @@ def cell(found: Mean, *, signed: bool = False) -> Cell:
 
 
 def headline(text: str, found: Mean, seeds: int) -> Headline:
-    """A difference of shares in a sentence, in percentage points."""
+    """A difference of shares in a sentence, in percentage points; one seed has no interval."""
+    known = f"95 % {_bounds(found, signed=True)}; " if np.isfinite(found.low) else ""
     return {
         "text": text,
         "value": percent(found.value, signed=True),
-        "interval": f"95 % {_bounds(found, signed=True)}; seeds: {seeds}",
+        "interval": f"{known}seeds: {seeds}",
     }
 
 

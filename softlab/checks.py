@@ -14,7 +14,7 @@ FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def admit(
-    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, *, zeroed: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Check the tensors of one operator call and broadcast their leading dimensions.
 
@@ -23,7 +23,9 @@ def admit(
     broadcastable to (..., l), True where a key takes part, at least one True per matrix.
 
     Returns q, k, v and the mask (or None) with equal leading dimensions. Masked keys and values
-    come back as zeros, so whatever padding held, NaN included, cannot reach the output.
+    come back as zeros, so whatever padding held, NaN included, cannot reach the output. An operator
+    in which masked keys weigh nothing, whatever number they hold, spares the copies by
+    ``zeroed=False``: they are zeros only where what they held would not be admitted.
 
     Raises ``TypeError`` for what is not a floating tensor, a mask that is not boolean, and mixed
     dtypes; ``ValueError`` for shapes, devices, empty axes, NaN or inf, and a fully masked row.
@@ -31,11 +33,11 @@ def admit(
     tensors = {"q": q, "k": k, "v": v}
     for name, x in tensors.items():
         _floating_matrix(name, x)
-    if len({x.dtype for x in tensors.values()}) > 1:
+    if not q.dtype == k.dtype == v.dtype:
         got = ", ".join(f"{name}: {x.dtype}" for name, x in tensors.items())
         msg = f"q, k and v must share one dtype, got {got}. Convert them with .to(dtype)."
         raise TypeError(msg)
-    if len({x.device for x in tensors.values()}) > 1:
+    if not q.device == k.device == v.device:
         got = ", ".join(f"{name}: {x.device}" for name, x in tensors.items())
         msg = f"q, k and v must be on one device, got {got}. Move them with .to(device)."
         raise ValueError(msg)
@@ -52,17 +54,21 @@ def admit(
         )
         raise ValueError(msg)
     tied = k is q
-    lead = _common_lead({name: x.shape[:-2] for name, x in tensors.items()})
-    q, k, v = (x.expand(*lead, *x.shape[-2:]) for x in (q, k, v))
+    lead = common_lead(q=q, k=k, v=v)
+    q, k, v = (x if x.shape[:-2] == lead else x.expand(*lead, *x.shape[-2:]) for x in (q, k, v))
     if key_mask is not None:
         key_mask = admit_mask(key_mask, k)
+        if not zeroed:
+            try:
+                return *admit(q, k, v)[:3], key_mask
+            except ValueError:
+                pass  # perhaps for what is masked
         k, v = (torch.where(key_mask.unsqueeze(-1), x, 0) for x in (k, v))
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if name == "k" and tied:
-            continue  # masking changes no finite entry to another
-        largest = finite(name, x)
+    # Tied keys are looked at once: masking changes no finite entry to another.
+    seen = {"q": q, "v": v} if tied else {"q": q, "k": k, "v": v}
+    for name, largest in magnitudes(seen).items():
         if name != "v":
-            _products_fit(name, x, largest)
+            _products_fit(name, q, largest)
     return q, k, v, key_mask
 
 
@@ -100,20 +106,48 @@ def admit_mask(mask: object, x: Tensor, name: str = "key_mask", token: str = "ke
 
 def finite(name: str, x: Tensor) -> float:
     """Return the largest magnitude in ``x``; raise ``ValueError`` where an entry is not finite."""
-    if x.is_meta:
-        return 0.0
-    # In the order of memory, as heads of a projection lie in another, it takes one pass, no copy.
-    strides = tuple(x.stride())
-    dense = x.detach().permute(sorted(range(x.ndim), key=lambda axis: -strides[axis]))
-    largest = float(torch.stack(torch.aminmax(dense)).abs().max())
-    if math.isfinite(largest):
-        return largest
-    bad = x.numel() - int(torch.isfinite(x).sum())
-    msg = (
-        f"{name} has {bad} entries that are NaN or inf (of {x.numel()}); all must be finite. "
-        "Mask padding with key_mask, or find where they arise."
-    )
-    raise ValueError(msg)
+    return magnitudes({name: x})[name]
+
+
+def magnitudes(tensors: dict[str, Tensor]) -> dict[str, float]:
+    """The largest magnitude in each tensor, all read from the device at once; 0 on meta.
+
+    Raises ``ValueError`` that names the first of them with an entry that is not finite.
+    """
+    if any(x.is_meta for x in tensors.values()):
+        return dict.fromkeys(tensors, 0.0)
+    ends, largest = _ends(*tensors.values()), {}
+    for (name, x), low, high in zip(tensors.items(), ends[::2], ends[1::2], strict=True):
+        if not (math.isfinite(low) and math.isfinite(high)):
+            bad = x.numel() - int(torch.isfinite(x).sum())
+            msg = (
+                f"{name} has {bad} entries that are NaN or inf (of {x.numel()}); all must be "
+                "finite. Mask padding with key_mask, or find where they arise."
+            )
+            raise ValueError(msg)
+        largest[name] = max(-low, high)
+    return largest
+
+
+def all_finite(x: Tensor) -> bool:
+    """Whether no entry is NaN or inf; so on meta."""
+    return x.is_meta or all(map(math.isfinite, _ends(x)))
+
+
+def common_lead(**points: Tensor) -> torch.Size:
+    """The leading dimensions, all but two, that the tensors broadcast to; ``ValueError`` if none.
+
+    In the common case that they agree torch is not asked, which takes as long as a small product.
+    """
+    leads = [x.shape[:-2] for x in points.values()]
+    if all(lead == leads[0] for lead in leads):
+        return leads[0]
+    try:
+        return torch.Size(torch.broadcast_shapes(*leads))
+    except RuntimeError:
+        got = ", ".join(f"{name} {tuple(lead)}" for name, lead in zip(points, leads, strict=True))
+        msg = f"leading dimensions must broadcast together, got {got}. Align batch and heads."
+        raise ValueError(msg) from None
 
 
 def rank_fits(rank: int, available: int, what: str) -> None:
@@ -276,13 +310,19 @@ def _floating_matrix(name: str, x: Any) -> None:
         raise ValueError(msg)
 
 
-def _common_lead(leads: dict[str, torch.Size]) -> torch.Size:
-    try:
-        return torch.Size(torch.broadcast_shapes(*leads.values()))
-    except RuntimeError:
-        got = ", ".join(f"{name} {tuple(lead)}" for name, lead in leads.items())
-        msg = f"leading dimensions must broadcast together, got {got}. Align batch and heads."
-        raise ValueError(msg) from None
+def _ends(*tensors: Tensor) -> list[float]:
+    """Least and greatest entry of each, NaN where one is NaN, in one transfer from the device."""
+    ends = [end for x in tensors for end in torch.aminmax(_as_it_lies(x.detach()))]
+    known: list[float] = torch.stack(ends).tolist()
+    return known
+
+
+def _as_it_lies(x: Tensor) -> Tensor:
+    """Its entries in the order of memory, where heads of a projection lie in another: no copy."""
+    if x.is_contiguous():
+        return x
+    strides = x.stride()
+    return x.permute(sorted(range(x.ndim), key=lambda axis: -strides[axis]))
 
 
 def _products_fit(name: str, x: Tensor, largest: float) -> None:

@@ -40,6 +40,15 @@ def tiled_sum(x: Tensor, y: Tensor, v: Tensor, variance: float) -> Tensor:
     return out
 
 
+def formed(x: Tensor, y: Tensor, variance: float) -> Tensor | None:
+    """The kernel (B, n, l), for sums both ways; None where it is no single tile or has a graph."""
+    graph = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
+    if graph or x.shape[0] * x.shape[1] * y.shape[1] > TILE_ENTRIES:
+        return None
+    ((*_, kernel),) = _tiles(x, y, variance)
+    return kernel
+
+
 class _TiledSum(torch.autograd.Function):
     """With W = (g v^T) * K: dx = (W y - x * (W 1)) / variance, dy alike, dv = K^T g."""
 
@@ -89,7 +98,7 @@ def _tiles(x: Tensor, y: Tensor, variance: float) -> Iterator[tuple[slice, slice
     cut. Either way every slice is contiguous in memory.
     """
     batch, n, l = x.shape[0], x.shape[1], y.shape[1]  # noqa: E741
-    half_x, half_y = (_half_squares(z) / variance for z in (x, y))
+    own_x, own_y = (_exponents(z, variance) for z in (x, y))
     group = max(1, TILE_ENTRIES // (n * l))
     across = max(min(l, 64), min(l, TILE_ENTRIES // min(n, l, 2048)))
     down = max(min(n, 64), min(n, TILE_ENTRIES // across))
@@ -102,13 +111,12 @@ def _tiles(x: Tensor, y: Tensor, variance: float) -> Iterator[tuple[slice, slice
                 cols = slice(j, min(j + across, l))
                 shape = (mats.stop - b, rows.stop - i, cols.stop - j)
                 tile = buffer[: shape[0] * shape[1] * shape[2]].view(shape)
-                negative = half_x[mats, rows].neg().unsqueeze(-1)
-                torch.sub(negative, half_y[mats, cols].unsqueeze(-2), out=tile)
+                torch.add(own_x[mats, rows, None], own_y[mats, None, cols], out=tile)
                 tile.baddbmm_(x[mats, rows], y[mats, cols].mT, alpha=1 / variance)
                 yield mats, rows, cols, tile.exp_()
 
 
-def _half_squares(x: Tensor) -> Tensor:
-    """|x_i|^2 / 2, (..., n), in one pass and without a copy of x."""
+def _exponents(x: Tensor, variance: float) -> Tensor:
+    """-|x_i|^2 / (2 variance), (..., n), in one pass and without a copy of x."""
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1)
-    return norm.square_() / 2
+    return norm.square_().mul_(-0.5 / variance)

@@ -15,6 +15,8 @@ norms keep their digits, and returned as it came.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -24,7 +26,10 @@ from torch.utils.checkpoint import checkpoint
 from softlab import checks
 from softlab.core import Cost, Dims, own_precision, value, widened
 from softlab.exponential_sums import fused_average, fused_sum
-from softlab.gaussian_sums import suits, tiled_sum
+from softlab.gaussian_sums import formed, suits, tiled_sum
+
+Sum = Callable[[Tensor], Tensor]
+"""A kernel matrix as a linear map of columns, (..., l, e) -> (..., n, e)."""
 
 CAREFUL_ENTRIES = 1 << 20
 """Kernel entries held at once where distances are formed by differences."""
@@ -99,6 +104,22 @@ class Gaussian:
         return self._reduce(x, y, v, None, average=False, causal=causal)
 
     @own_precision
+    def both_ways(self, x: Tensor, y: Tensor) -> tuple[Sum, Sum]:
+        """The maps v -> ``apply(x, y, v)`` and w -> ``apply(y, x, w)``.
+
+        A matrix that fits one tile is formed once for them, where no gradient is asked.
+        """
+        flat_x, flat_y, lead, dtype = _flatten(x, y)
+        kernel = None
+        if dtype.itemsize >= 4 and suits(flat_x, flat_y, flat_x):
+            near_x, near_y, rough = _centred(flat_x, flat_y, self.bandwidth)
+            kernel = formed(near_x, near_y, self.bandwidth**2) if rough is None else None
+        if kernel is None:
+            return partial(self.apply, x, y), partial(self.apply, y, x)
+        kernel = kernel.reshape(*lead, *kernel.shape[-2:])
+        return partial(torch.matmul, kernel), partial(torch.matmul, kernel.mT)
+
+    @own_precision
     def average(
         self,
         x: Tensor,
@@ -130,9 +151,8 @@ class Gaussian:
             out = self._causal(x, y, v, average=average)
             return out.reshape(*lead, *out.shape[-2:]).to(dtype)
         mask = _flat_mask(key_mask, lead, y.shape[-2])
-        x_near, y_near, radius2 = _centred(x, y)
-        rough = _rough(radius2, self.bandwidth)
-        if not rough.any():
+        x_near, y_near, rough = _centred(x, y, self.bandwidth)
+        if rough is None:
             out = _by_products(x_near, y_near, v, mask, average=average, bandwidth=self.bandwidth)
         else:
             # Each matrix takes the way that its own points need, whatever its neighbours are.
@@ -152,8 +172,8 @@ class Gaussian:
     def _causal(self, x: Tensor, y: Tensor, v: Tensor, *, average: bool) -> Tensor:
         """Each row takes the way that the points up to its own need, whatever comes later."""
         near = [z - y[:, :1].detach() for z in (x, y)]
-        radius2 = torch.maximum(*(z.detach().square().sum(-1) for z in near)).cummax(-1).values
-        rough = _rough(radius2, self.bandwidth).unsqueeze(-1)
+        radius = torch.maximum(*(_lengths(z) for z in near)).cummax(-1).values
+        rough = _rough(radius, self.bandwidth).unsqueeze(-1)
         # No row that keeps this result sees a point that is blanked, so none can overflow here.
         x_near, y_near = (z.masked_fill(rough, 0) for z in near) if rough.any() else near
         how: dict[str, Any] = {"average": average, "causal": True, "bandwidth": self.bandwidth}
@@ -223,16 +243,17 @@ class Exponential:
         return x * (1 / math.sqrt(x.shape[-1]) if self.scale is None else self.scale)
 
 
-def _flatten(*points: Tensor) -> Any:
+def _flatten(x: Tensor, y: Tensor, *values: Tensor) -> Any:
     """Broadcast and flatten leading dimensions; widen half precision to float32."""
-    if len({z.shape[-1] for z in points[:2]}) > 1:
-        got = " and ".join(str(tuple(z.shape)) for z in points[:2])
+    if x.shape[-1] != y.shape[-1]:
+        got = f"{tuple(x.shape)} and {tuple(y.shape)}"
         msg = f"x and y must have the same width, got {got}. Project both to one width."
         raise ValueError(msg)
-    lead = torch.Size(torch.broadcast_shapes(*(z.shape[:-2] for z in points)))
-    dtype = points[0].dtype
-    flat = [widened(z).expand(*lead, *z.shape[-2:]).reshape(-1, *z.shape[-2:]) for z in points]
-    return *flat, lead, dtype
+    points = (x, y, *values)
+    lead = checks.common_lead(**dict(zip("xyv", points, strict=False)))
+    full = (z if z.shape[:-2] == lead else z.expand(*lead, *z.shape[-2:]) for z in points)
+    flat = (widened(z).reshape(-1, *z.shape[-2:]) for z in full)
+    return *flat, lead, x.dtype
 
 
 def _one_or_other(key_mask: Tensor | None, causal: bool) -> None:
@@ -247,33 +268,39 @@ def _flat_mask(key_mask: Tensor | None, lead: torch.Size, keys: int) -> Tensor |
     return None if key_mask is None else key_mask.expand(*lead, keys).reshape(-1, keys)
 
 
-def _radius2(*points: Tensor) -> Tensor:
-    """The largest squared norm among the points of each matrix, (B,)."""
-    norms = [torch.linalg.vector_norm(z.detach(), dim=-1).amax(-1) for z in points]
-    return torch.stack(norms).amax(0).square()
+def _lengths(z: Tensor) -> Tensor:
+    """The norms of the points, (B, n), without a graph."""
+    norms: Tensor = torch.linalg.vector_norm(z.detach(), dim=-1)
+    return norms
 
 
-def _centred(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _centred(x: Tensor, y: Tensor, bandwidth: float) -> tuple[Tensor, Tensor, Tensor | None]:
     """Shift the points by the mean of y in the matrices where it is a large part of them.
 
     The Gaussian does not see the shift, its rounding errors do. Elsewhere the copy is not worth it.
-    Returns the points and their ``_radius2``.
+    Returns the points and which matrices are ``_rough`` even so, (B,), or None where none is.
     """
-    centre, radius2 = y.detach().mean(-2, keepdim=True), _radius2(x, y)
-    far = 4 * centre.square().sum((-2, -1)) > radius2
-    if x.is_meta or not far.any():
-        return x, y, radius2
-    centre = torch.where(far[:, None, None], centre, 0)
-    x, y = x - centre, y - centre
-    return x, y, _radius2(x, y)
+    centre, radius = y.detach().mean(-2, keepdim=True), _radius(x, y)
+    far = torch.linalg.vector_norm(centre, dim=(-2, -1)) > radius / 2
+    rough = _rough(radius, bandwidth)
+    if x.is_meta or not (far | rough).any():
+        return x, y, None
+    if far.any():
+        centre = torch.where(far[:, None, None], centre, 0)
+        x, y = x - centre, y - centre
+        rough = _rough(_radius(x, y), bandwidth)
+    return x, y, rough if rough.any() else None
 
 
-def _rough(radius2: Tensor, bandwidth: float) -> Tensor:
+def _radius(x: Tensor, y: Tensor) -> Tensor:
+    """The largest norm among the points of each matrix, (B,)."""
+    return torch.maximum(_lengths(x).amax(-1), _lengths(y).amax(-1))
+
+
+def _rough(radius: Tensor, bandwidth: float) -> Tensor:
     """Per matrix: would exponents formed by inner products lose more than half of the digits?"""
-    if radius2.is_meta:
-        return torch.zeros(radius2.shape, dtype=torch.bool)
-    eps = torch.finfo(radius2.dtype).eps
-    return ~(radius2 / bandwidth**2 <= 1 / math.sqrt(eps))
+    limit: float = bandwidth * torch.finfo(radius.dtype).eps ** -0.25
+    return ~(radius <= limit)
 
 
 def _by_products(

@@ -27,7 +27,7 @@ def force(monkeypatch):
             monkeypatch.setattr(kernels, "CAREFUL_ENTRIES", 1)
         rough = way.endswith("differences")
         monkeypatch.setattr(
-            kernels, "_rough", lambda radius2, s: torch.full(radius2.shape, rough, dtype=torch.bool)
+            kernels, "_rough", lambda radius, s: torch.full(radius.shape, rough, dtype=torch.bool)
         )
 
     return send
@@ -169,7 +169,7 @@ def test_a_matrix_that_needs_differences_leaves_its_neighbours_bits_alone(reduce
     sum_of = getattr(Gaussian(1.0), reduce)
     smooth = sum_of(x, y, v)
     spread = torch.tensor([1.0, 1e4, 1.0])[:, None, None]
-    assert kernels._rough(kernels._radius2(x * spread, y * spread), 1.0).tolist() == [
+    assert kernels._rough(kernels._radius(x * spread, y * spread), 1.0).tolist() == [
         False,
         True,
         False,

@@ -18,6 +18,7 @@ and of ``key_mask``, that it names. What it does not name is done for it where t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from softlab.capture.masks import UnableError, read
 from softlab.capture.watch import ATTENTION, Call
-from softlab.core import Operator, causal_form
+from softlab.core import Operator, Traits, causal_form
 from softlab.kernels import Exponential
 
 TORCH = ("attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
@@ -37,6 +38,7 @@ TORCH = ("attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 def answer(operator: Callable[..., Tensor], call: Call) -> Tensor:
     """The output (..., h, n, e); raises ``UnableError`` for what cannot be honoured."""
     takes = arguments_of(operator)
+    traits = operator.traits if isinstance(operator, Operator) else None
     more: dict[str, Any] = {}
     if call.dropout_p > 0:
         if "dropout_p" not in takes:
@@ -64,20 +66,20 @@ def answer(operator: Callable[..., Tensor], call: Call) -> Tensor:
         try:
             found = read(call.mask, call.is_causal, call.q.shape[:-2], n, l)
         except UnableError:
-            kernel = _softmax_kernel(operator, call.q.shape[-1])
+            kernel = _softmax_kernel(operator, traits, call.q.shape[-1])
             if kernel is None:
                 raise
             q, k, v, causal = call.q, call.k, call.v, call.is_causal
             return ATTENTION(q, k, v, call.mask, is_causal=causal, scale=kernel.scale)
         if found.causal or n > 1:
-            operator, more = _causal(operator, takes, more, wanted=found.causal)
+            operator, more = _causal(operator, traits, takes, more, wanted=found.causal)
         if found.key_mask is not None:
             if "key_mask" not in takes:
                 msg = "it masks keys, and the callable takes neither key_mask nor attn_mask."
                 raise UnableError(msg)
             more["key_mask"] = found.key_mask
     out = operator(call.q, call.k, call.v, **more)
-    if "key_mask" in more and not more.get("is_causal") and _couples_queries(operator):
+    if "key_mask" in more and not more.get("is_causal") and _couples_queries(traits):
         out = _without_padding(operator, call, more.pop("key_mask"), out, more)
     wanted = torch.Size((*call.q.shape[:-1], call.v.shape[-1]))
     if not isinstance(out, Tensor) or out.shape != wanted or out.dtype != call.v.dtype:
@@ -89,13 +91,22 @@ def answer(operator: Callable[..., Tensor], call: Call) -> Tensor:
 
 def arguments_of(operator: Callable[..., Tensor]) -> frozenset[str]:
     """Which of torch's arguments, and of ``key_mask``, a callable takes."""
+    own = type(operator).__call__
+    return _read_once(own) if inspect.isfunction(own) else _read(operator)
+
+
+def _read(function: Callable[..., Tensor]) -> frozenset[str]:
     try:
-        parameters = inspect.signature(operator).parameters
+        parameters = inspect.signature(function).parameters
     except ValueError:  # a builtin: torch's own
         return frozenset(TORCH)
     if any(x.kind == x.VAR_KEYWORD for x in parameters.values()):
         return frozenset(TORCH)
     return frozenset({*TORCH, "key_mask"} & set(parameters))
+
+
+_read_once = functools.cache(_read)
+"""For what classes define: to read a signature takes as long as to scale the queries."""
 
 
 def ungrouped(call: Call) -> Call:
@@ -134,11 +145,9 @@ def heads_of(call: Call, heads: list[int]) -> Call:
     return dataclasses.replace(call, q=q, k=some(call.k), v=some(call.v), mask=mask)
 
 
-def _couples_queries(operator: Any) -> bool:
+def _couples_queries(traits: Traits | None) -> bool:
     """Whether one query, or its position, may change what another one gets."""
-    if not isinstance(operator, Operator):
-        return True
-    return not operator.traits.query_equivariant and not operator.traits.causal
+    return traits is None or not (traits.query_equivariant or traits.causal)
 
 
 def _without_padding(
@@ -161,11 +170,15 @@ def _without_padding(
 
 
 def _causal(
-    operator: Any, takes: frozenset[str], more: dict[str, Any], *, wanted: bool
+    operator: Any,
+    traits: Traits | None,
+    takes: frozenset[str],
+    more: dict[str, Any],
+    *,
+    wanted: bool,
 ) -> tuple[Any, dict[str, Any]]:
     """The operator, causal if that is wanted and only then, and its arguments."""
-    is_operator = isinstance(operator, Operator)
-    already = is_operator and operator.traits.causal
+    already = traits is not None and traits.causal
     if wanted and "is_causal" in takes:
         return operator, more | {"is_causal": True}
     if wanted == already:
@@ -173,7 +186,7 @@ def _causal(
     if already:
         msg = "it is not causal, and the operator is. Pass the operator with causal=False."
         raise UnableError(msg)
-    form = causal_form(operator) if is_operator else None
+    form = None if traits is None else causal_form(operator)
     if form is None:
         msg = "it is causal, and the operator has no causal form."
         raise UnableError(msg)
@@ -200,11 +213,11 @@ def _has_own_scale(operator: Any) -> bool:
     return any(getattr(target, name, None) is not None for name in ("scale", "bandwidth"))
 
 
-def _softmax_kernel(operator: Any, d: int) -> Exponential | None:
+def _softmax_kernel(operator: Any, traits: Traits | None, d: int) -> Exponential | None:
     """The kernel of exact softmax attention, for which every mask has a meaning; None of others."""
-    if not isinstance(operator, Operator):
+    if traits is None:
         return None
     of_width: Callable[[int], Any] | None = getattr(operator, "kernel", None)
-    exact = operator.traits.exact and operator.traits.row_stochastic
+    exact = traits.exact and traits.row_stochastic
     kernel = of_width(d) if exact and of_width is not None else None
     return kernel if isinstance(kernel, Exponential) else None

@@ -37,7 +37,7 @@ def read(mask: Tensor | None, is_causal: bool, lead: torch.Size, n: int, l: int)
     if is_causal:
         allowed = allowed & _earlier(mask, n, l)
     rows = allowed[..., :1, :]
-    if bool((allowed == rows).all()):
+    if allowed.shape[-2] == 1 or bool((allowed == rows).all()):
         return Reading(_some(rows.squeeze(-2)), causal=False)
     if n == l:
         keys = allowed.diagonal(dim1=-2, dim2=-1)
@@ -55,11 +55,8 @@ def read(mask: Tensor | None, is_causal: bool, lead: torch.Size, n: int, l: int)
 def hiding(mask: Tensor, lead: torch.Size, n: int, l: int) -> Tensor:  # noqa: E741
     """The mask as booleans, True where a key takes part, its last axes expanded to (n or 1, l)."""
     wanted = (*lead, n, l)
-    try:
-        fits = torch.broadcast_shapes(mask.shape, wanted) == wanted
-    except RuntimeError:
-        fits = False
-    if not fits:
+    sizes = zip(reversed(mask.shape), reversed(wanted), strict=False)
+    if mask.ndim > len(wanted) or any(size not in (1, whole) for size, whole in sizes):
         msg = f"its mask is {tuple(mask.shape)}, which does not broadcast to {wanted}."
         raise UnableError(msg)
     if mask.dtype != torch.bool:

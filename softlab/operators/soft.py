@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -158,22 +159,29 @@ class Soft:
         kernel = self.kernel(q.shape[-1])
         core = kernel.matrix(z, z)
         inverted = applier(self.pinv, core)
+        if k is q:
+            to_queries, to_landmarks = kernel.both_ways(q, z)
+            to_keys = to_queries
+        else:
+            to_queries, to_keys, to_landmarks = (
+                partial(kernel.apply, *points) for points in ((q, z), (k, z), (z, k))
+            )
 
         def gather(columns: Tensor) -> Tensor:
             """A^+ K(z, k) columns, (..., m, columns)."""
-            return inverted(kernel.apply(z, k, columns))
+            return inverted(to_landmarks(columns))
 
         if self.normalization == "none":
-            return kernel.apply(q, z, gather(v)).to(dtype)
+            return to_queries(gather(v)).to(dtype)
         if self.normalization == "published":
             scale = rsqrt(core.sum(-1, keepdim=True))
-            gathered = scale * inverted(scale * kernel.apply(z, k, v))
-            return kernel.apply(q, z, gathered).to(dtype)
+            gathered = scale * inverted(scale * to_landmarks(v))
+            return to_queries(gathered).to(dtype)
         ones = indicator(v, key_mask)
         if self.normalization == "row":
-            both = kernel.apply(q, z, gather(torch.cat((v, ones), -1)))
+            both = to_queries(gather(torch.cat((v, ones), -1)))
             return over(both[..., :-1], both[..., -1:]).to(dtype)
         weights = gather(ones)  # K(x, z) @ weights is the degree of x
-        scaled = v * rsqrt(kernel.apply(k, z, weights))
-        both = kernel.apply(q, z, torch.cat((gather(scaled), weights), -1))
+        scaled = v * rsqrt(to_keys(weights))
+        both = to_queries(torch.cat((gather(scaled), weights), -1))
         return (both[..., :-1] * rsqrt(both[..., -1:])).to(dtype)

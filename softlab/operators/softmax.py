@@ -59,7 +59,7 @@ class Softmax:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        q, k, v, key_mask = checks.admit(q, k, v, key_mask, zeroed=self.causal)
         kernel = Exponential(self.scale)
         if self.causal:
             return of_kept(partial(kernel.average, causal=True), q, k, v, key_mask)

@@ -43,10 +43,12 @@ class ResidualPolynomial:
         if len(self.coefficients) == 2 and x.dtype.itemsize >= 4:
             # (c_0 + c_1) X - c_1 X A X makes one pass less. In half precision it would round A X,
             # and with it the residual; a residual that is summed where the product is keeps it.
-            low, high = (_cast(c, x) for c in self.coefficients)
+            low, high = self.coefficients
             if isinstance(low, Tensor) or isinstance(high, Tensor):
+                low, high = _cast(low, x), _cast(high, x)
                 return added((low + high) * x, x, high * (a @ x), -1.0)
-            return added(x, x, a @ x, -high, low + high)
+            # What matmul does beside the product of a batch takes a third of a small one.
+            return added(x, x, torch.bmm(a, x) if x.ndim == 3 else a @ x, -high, low + high)
         return self.of(x, residual(a, x))
 
     def of(self, x: Tensor, r: Tensor) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -120,17 +121,23 @@ class Applying(Protocol):
 
 def applier(solver: Solver, a: Tensor) -> Callable[[Tensor], Tensor]:
     """The map from B to A^+ B: the solver's own, or a product with its inverse, formed once."""
-    if isinstance(solver, Applying):
-        return solver.applier(a)
+    if _applies(type(solver)):
+        return cast("Applying", solver).applier(a)
     inverse = solver(a)
     return lambda b: inverse @ b
 
 
 def applier_cost(solver: Solver, m: int, columns: Sequence[int], batch: int = 1) -> Cost:
     """Arithmetic of ``applier`` on blocks of so many columns each."""
-    if isinstance(solver, Applying):
-        return solver.applier_cost(m, columns, batch)
+    if _applies(type(solver)):
+        return cast("Applying", solver).applier_cost(m, columns, batch)
     return solver.cost(m, batch) + Cost(2 * batch * m * m * sum(columns))
+
+
+@functools.cache
+def _applies(kind: type) -> bool:
+    """Whether solvers of that class are ``Applying``; asked anew it takes as long as two steps."""
+    return issubclass(kind, Applying)
 
 
 def working(a: Tensor) -> Tensor:
@@ -194,7 +201,7 @@ def admit(a: Tensor, traits: SolverTraits) -> Tensor:
 def deliver(x: Tensor, a: Tensor) -> Tensor:
     """X in the dtype of ``a``; ``ValueError`` where an entry overflowed on the way."""
     x = x.to(a.dtype)
-    if x.is_meta or bool(torch.stack(torch.aminmax(x.detach())).isfinite().all()):
+    if checks.all_finite(x):
         return x
     lost = int((~x.detach().isfinite().all(-1).all(-1)).sum())
     msg = (

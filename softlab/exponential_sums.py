@@ -38,17 +38,27 @@ def fused_sum(x: Tensor, y: Tensor, v: Tensor, *, causal: bool = False) -> Tenso
 
 
 def fused_average(
-    x: Tensor, y: Tensor, v: Tensor, key_mask: Tensor | None = None, *, causal: bool = False
+    x: Tensor,
+    y: Tensor,
+    v: Tensor,
+    key_mask: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    causal: bool = False,
 ) -> Tensor:
-    """Softmax average of v with scores ``x y^T``; a boolean mask (B, l) drops keys.
+    """Softmax average of v with scores ``scale x y^T``; a boolean mask (B, l) drops keys.
 
     Two leading dimensions in the place of B are taken as they lie in memory, which a view of one
     may not be.
     """
     width = max(x.shape[-1], v.shape[-1])
     e = v.shape[-1]
+    if torch.is_grad_enabled() and any(z.requires_grad for z in (x, y, v)):
+        # The backward pass of torch's kernels rounds a score that they scale, and the logarithm of
+        # the sum, apart: gradients of huge scores come out infinite.
+        x, scale = x * scale, 1.0
     x, y, v = (_of_width(z, width) for z in (x, y, v))
-    return _attend(x, y, v, key_mask, causal=causal)[..., :e]
+    return _attend(x, y, v, key_mask, scale=scale, causal=causal)[..., :e]
 
 
 def _of_width(z: Tensor, width: int) -> Tensor:
@@ -57,14 +67,19 @@ def _of_width(z: Tensor, width: int) -> Tensor:
 
 
 def _attend(
-    x: Tensor, y: Tensor, v: Tensor, key_mask: Tensor | None = None, *, causal: bool
+    x: Tensor,
+    y: Tensor,
+    v: Tensor,
+    key_mask: Tensor | None = None,
+    *,
+    scale: float = 1.0,
+    causal: bool,
 ) -> Tensor:
-    # The fused kernels want four dimensions and one width. The scale is in the points: their own,
-    # rounded apart from the logarithm of the sum, makes gradients of huge scores infinite.
+    # The fused kernels want four dimensions and one width.
     mask = None if key_mask is None else key_mask.unsqueeze(-2)
     flat = x.ndim == 3
     if flat:
         x, y, v = (z.unsqueeze(1) for z in (x, y, v))
         mask = None if mask is None else mask.unsqueeze(1)
-    out = scaled_dot_product_attention(x, y, v, attn_mask=mask, scale=1.0, is_causal=causal)
+    out = scaled_dot_product_attention(x, y, v, attn_mask=mask, scale=scale, is_causal=causal)
     return out.squeeze(1) if flat else out

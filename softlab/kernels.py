@@ -206,14 +206,14 @@ class Exponential:
     def matrix(self, x: Tensor, y: Tensor) -> Tensor:
         """Return exp(scale <x_i, y_j>), (..., n, l)."""
         x, y, lead, dtype = _flatten(x, y)
-        out = (self._scaled(x) @ y.mT).exp()
+        out = (self._scale(x.shape[-1]) * x @ y.mT).exp()
         return out.reshape(*lead, *out.shape[-2:]).to(dtype)
 
     @own_precision
     def apply(self, x: Tensor, y: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
         """Return ``matrix(x, y) @ v`` without the matrix."""
         x, y, v, lead, dtype = _flatten(x, y, v)
-        out = fused_sum(self._scaled(x), y, v, causal=causal)
+        out = fused_sum(self._scale(x.shape[-1]) * x, y, v, causal=causal)
         return out.reshape(*lead, *out.shape[-2:]).to(dtype)
 
     @own_precision
@@ -236,11 +236,12 @@ class Exponential:
         else:
             x, y, v, lead, dtype = _flatten(x, y, v)
             mask = _flat_mask(key_mask, lead, y.shape[-2])
-        out = fused_average(self._scaled(x), y, v, mask, causal=causal)
+        scale = self._scale(x.shape[-1])
+        out = fused_average(x, y, v, mask, scale=scale, causal=causal)
         return out.reshape(*lead, *out.shape[-2:]).to(dtype)
 
-    def _scaled(self, x: Tensor) -> Tensor:
-        return x * (1 / math.sqrt(x.shape[-1]) if self.scale is None else self.scale)
+    def _scale(self, d: int) -> float:
+        return 1 / math.sqrt(d) if self.scale is None else self.scale
 
 
 def _flatten(x: Tensor, y: Tensor, *values: Tensor) -> Any:

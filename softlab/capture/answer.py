@@ -29,7 +29,7 @@ from torch import Tensor
 
 from softlab.capture.masks import UnableError, read
 from softlab.capture.watch import ATTENTION, Call
-from softlab.core import Operator, Traits, causal_form
+from softlab.core import Traits, causal_form
 from softlab.kernels import Exponential
 
 TORCH = ("attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
@@ -38,7 +38,8 @@ TORCH = ("attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 def answer(operator: Callable[..., Tensor], call: Call) -> Tensor:
     """The output (..., h, n, e); raises ``UnableError`` for what cannot be honoured."""
     takes = arguments_of(operator)
-    traits = operator.traits if isinstance(operator, Operator) else None
+    claimed = getattr(operator, "traits", None)
+    traits = claimed if isinstance(claimed, Traits) else None
     more: dict[str, Any] = {}
     if call.dropout_p > 0:
         if "dropout_p" not in takes:

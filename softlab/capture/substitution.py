@@ -131,18 +131,19 @@ class _Substituter(Watch):
 
     def attend(self, call: Call, go_on: Callable[[], Tensor]) -> Tensor:
         """Answer the call, or leave it."""
-        self.meet()
+        self.meet(call.module)
         if not self.chosen(call.module):
             _count(self.report.left, call.module)
             return go_on()
         _count(self.report.reached, call.module)
         return self.answered(call, go_on)
 
-    def meet(self) -> None:
+    def meet(self, module: str) -> None:
         """Number the layer that calls, in the outer blocks too, which may never see it."""
         for block in self.blocks:
-            if (module := block.caller()) is not None:
-                block.numbers.setdefault(module, len(block.numbers))
+            name = module if block is self else block.caller()
+            if name is not None:
+                block.numbers.setdefault(name, len(block.numbers))
 
     def answered(self, call: Call, go_on: Callable[[], Tensor]) -> Tensor:
         """The operator's output, for the chosen heads; the others keep what they had."""
@@ -164,7 +165,7 @@ class _Substituter(Watch):
     def weighed(self, arguments: inspect.BoundArguments) -> Any:
         """Output and weights of a multi-head attention: the operator's, and those of its matrix."""
         module = self.caller() or ""
-        self.meet()
+        self.meet(module)
         if not self.chosen(module):
             _count(self.report.left, module)
             return MULTIHEAD(*arguments.args, **arguments.kwargs)

@@ -336,6 +336,9 @@ def test_the_chapter_of_transfer_says_what_the_table_holds():
     assert moved.findings(table)[2] == ""
     table = pd.concat([table, table.assign(method="Soft, symmetric")])
     assert "Softmax attention, which nothing of this concerns" in moved.findings(table)[2]
+    whole = table[table["method"] == "Softmax"].assign(method=moved.WHOLE, drop=0.6)
+    said = moved.findings(pd.concat([table, whole]))[2]
+    assert "and +60.0 points (+60.0 to +60.0) where it learnt from whole images alone" in said
     table = table[~table.duplicated(["method", "seed", "side"])].copy()
     table.loc[table["method"] == "Soft, none", "drop"] *= 0.1
     assert "normalisation loses more" in moved.findings(table)[2]

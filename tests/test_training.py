@@ -1,6 +1,7 @@
 """Training of a pyramid: it learns, resumes exactly, and stops where it should."""
 
 import csv
+import dataclasses
 import gzip
 import math
 import os
@@ -14,7 +15,7 @@ import torch
 from glyphs import CHARACTERS, UNSEEN, glyphs
 
 from softlab.models import Design, Pyramid, training
-from softlab.models.images import Folder, Held, fashion_mnist, idx, shifted
+from softlab.models.images import Folder, Held, fashion_mnist, idx, part, shifted
 from softlab.models.training import PRESETS, LossError, Recipe, Run, decayed, mixed
 
 SMALL = Design(
@@ -187,14 +188,43 @@ def test_shifted_images_are_parts_of_a_padded_one():
     moved = shifted(x, 4, rng)
     assert moved.shape == x.shape
     padded = torch.nn.functional.pad(x, (4,) * 4)
-    for whole, part in zip(padded, moved, strict=True):
+    for whole, window in zip(padded, moved, strict=True):
         windows = whole.unfold(1, 8, 1).unfold(2, 8, 1)[0]
-        assert bool((windows == part[0]).all(-1).all(-1).any())
+        assert bool((windows == window[0]).all(-1).all(-1).any())
     some = glyphs(4).first(3)
     assert len(some) == 3
     assert not torch.equal(some.batch([0, 2], 32, 1)[0], some.batch([0, 2], 32, None)[0])
     still = some.unmoved()
     assert torch.equal(still.batch([0, 2], 32, 1)[0], still.batch([0, 2], 32, None)[0])
+
+
+def test_parts_of_images_have_the_area_that_was_asked():
+    x = torch.arange(32.0 * 32).view(1, 32, 32)
+    shares, ratios = [], []
+    for seed in range(400):
+        cut = part(x, 0.08, seed)
+        high, wide = cut.shape[-2:]
+        rows, columns = torch.arange(high)[:, None], torch.arange(wide)
+        assert torch.equal(cut[0, 0], cut[0, 0, 0, 0] + 32 * rows + columns)
+        shares.append(high * wide / 1024)
+        ratios.append(wide / high)
+    assert 0.07 < min(shares) < 0.1
+    assert max(shares) > 0.95
+    assert sum(shares) / 400 == pytest.approx(0.54, abs=0.04)
+    assert 0.7 < min(ratios) < 0.85 < 1.2 < max(ratios) < 1.45
+    assert part(torch.rand(1, 1, 1), 0.08, 3).shape == (1, 1, 1, 1)
+
+
+def test_only_training_shows_parts():
+    some = dataclasses.replace(glyphs(4).unmoved(), zoom=0.08)
+    shown = some.batch([0, 2], 24, 1)[0]
+    assert shown.shape == (2, 1, 24, 24)
+    assert torch.equal(shown, some.batch([0, 2], 24, 1)[0])
+    assert not torch.equal(shown, some.batch([0, 2], 24, None)[0])
+    assert torch.equal(some.batch([0], 24, None)[0], some.unmoved().batch([0], 24, 1)[0])
+    for zoom in (0.0, 1.5):
+        with pytest.raises(ValueError, match=r"Held\.zoom is"):
+            dataclasses.replace(some, zoom=zoom)
 
 
 def packed(folder, name, array):

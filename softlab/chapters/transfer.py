@@ -18,7 +18,8 @@ from softlab.chapters.numbers import joined, number, short
 from softlab.chapters.rows import finished
 
 NEEDED = {"status", "method", "seed", "side", "accuracy", "drop", "growth"}
-PLAIN, NORMALIZED, CONTROL = "Soft, none", "Soft, symmetric", "Softmax"
+PLAIN, NORMALIZED = "Soft, none", "Soft, symmetric"
+CONTROL, WHOLE = "Softmax", "Softmax, whole images"
 
 
 def scope(table: pd.DataFrame) -> str:
@@ -128,13 +129,16 @@ def _verdict(done: pd.DataFrame) -> str:
             said.append(
                 f"{plain} loses {words(off, signed=True)} more than {normalized}: {verdict}."
             )
-    if CONTROL in set(done["method"]):
-        largest = done[(done["side"] == done["side"].max()) & (done["method"] == CONTROL)]
+    largest = done[done["side"] == done["side"].max()]
+    lost = {str(m): mean(rows["drop"]) for m, rows in largest.groupby("method", sort=False)}
+    if CONTROL in lost:
         said.append(
             f"{CONTROL} attention, which nothing of this concerns, loses "
-            f"{words(mean(largest['drop']), signed=True)} itself: so much comes with the size of "
-            "the objects in pixels, and what is left to lose beside it is little where it is much."
-        )
+            f"{words(lost[CONTROL], signed=True)} itself"
+            + (f", and {words(lost[WHOLE], signed=True)} where it learnt from whole images alone"
+               if WHOLE in lost else "")
+            + ": so much comes with the size of the things in pixels."
+        )  # fmt: skip
     return " ".join(said)
 
 

@@ -17,9 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from softlab import checks
 from softlab.inputs import fashion
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
+LEAST = 0.08
+"""Share of its area that a random part of an image has at least; usual on ImageNet."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
@@ -49,10 +52,11 @@ class Images(Protocol):
 class Held:
     """Images held in memory, bytes (n, c, H, W), and their labels (n,).
 
-    In training they are shifted by up to ``shift`` pixels, 4 as is usual on CIFAR, and mirrored
-    where ``mirror``. Normalised by ``mean`` and ``std``, in units of 255. Sizes other than theirs
-    are resampled bilinearly; an image that is smaller than ``frame`` is first set in a frame of
-    zeros of that side.
+    In training they are shifted by up to ``shift`` pixels, 4 as is usual on CIFAR, mirrored where
+    ``mirror``, and shown in part: a random one of ``zoom``, in (0, 1], to all of the area.
+    Normalised by ``mean`` and ``std``, in units of 255. Sizes other than theirs are resampled
+    bilinearly; an image that is smaller than ``frame`` is first set in a frame of zeros of that
+    side.
     """
 
     pixels: Tensor
@@ -63,8 +67,11 @@ class Held:
     mirror: bool = True
     shift: int = 4
     frame: int = 0
+    zoom: float = 1.0
 
     def __post_init__(self) -> None:
+        checks.positive(self, zoom=self.zoom)
+        checks.share(self, zoom=self.zoom)
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:
             msg = (
                 f"pixels must be bytes (n, c, H, W), got {self.pixels.dtype}, {self.pixels.ndim}-D."
@@ -93,8 +100,8 @@ class Held:
         return dataclasses.replace(self, pixels=self.pixels[:n], labels=self.labels[:n])
 
     def unmoved(self) -> Held:
-        """The same, neither shifted nor mirrored in training: few steps learn more from them."""
-        return dataclasses.replace(self, shift=0, mirror=False)
+        """The same, shown as they are in training: few steps learn more from them."""
+        return dataclasses.replace(self, shift=0, mirror=False, zoom=1.0)
 
     def batch(self, indices: list[int], side: int, seed: int | None) -> tuple[Tensor, Tensor]:
         """Some of them at a size; with a seed, changed at random for training."""
@@ -107,8 +114,15 @@ class Held:
             if self.mirror:
                 flip = torch.rand(len(x), 1, 1, 1, generator=rng) < 0.5
                 x = torch.where(flip, x.flip(-1), x)
+            if self.zoom < 1:
+                x = torch.cat(
+                    [
+                        _resampled(part(y, self.zoom, seed + place), side)
+                        for place, y in enumerate(x)
+                    ]
+                )
         if x.shape[-1] != side or x.shape[-2] != side:
-            x = functional.interpolate(x, (side, side), mode="bilinear", antialias=True)
+            x = _resampled(x, side)
         return (x - self.mean) / self.std, self.labels[indices]
 
 
@@ -116,8 +130,9 @@ class Held:
 class Folder:
     """The layout of ImageFolder: ``root/<class>/<image>``, classes in alphabetical order.
 
-    In training a random part of 8 to 100 % of the image, mirrored every other time; otherwise the
-    central square, seven eighths of it. Read by eight threads as they are needed. Needs pillow.
+    In training a random part of the image, at least ``LEAST`` of its area, mirrored every other
+    time; otherwise the central square, seven eighths of the side. Read by eight threads as they
+    are needed. Needs pillow.
     """
 
     root: Path
@@ -160,7 +175,7 @@ class Folder:
         try:
             with Image.open(self.paths[index]) as image:
                 wide, high = image.size
-                cut = _part(wide, high, seed) if seed is not None else _centre(wide, high)
+                cut = _box(wide, high, seed, LEAST) if seed is not None else _centre(wide, high)
                 small = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC, cut)
         except (OSError, UnidentifiedImageError) as broken:
             msg = f"{self.paths[index]} is no readable image ({broken}). Replace or remove it."
@@ -178,11 +193,23 @@ def shifted(x: Tensor, most: int, rng: torch.Generator) -> Tensor:
     return torch.stack([p[:, i : i + high, j : j + wide] for p, i, j in parts])
 
 
-def _part(wide: int, high: int, seed: int) -> tuple[float, float, float, float]:
-    """A box of 8 to 100 % of the area, its sides in a ratio of 3:4 to 4:3, anywhere inside."""
+def _resampled(x: Tensor, side: int) -> Tensor:
+    return functional.interpolate(x, (side, side), mode="bilinear", antialias=True)
+
+
+def part(image: Tensor, least: float, seed: int) -> Tensor:
+    """A random part of an image (c, H, W), as a batch of one; at least a pixel."""
+    high, wide = image.shape[-2:]
+    left, top, right, low = map(round, _box(wide, high, seed, least))
+    left, top = min(left, wide - 1), min(top, high - 1)
+    return image[None, :, top : max(low, top + 1), left : max(right, left + 1)]
+
+
+def _box(wide: int, high: int, seed: int, least: float) -> tuple[float, float, float, float]:
+    """A box of ``least`` to all of the area, its sides in a ratio of 3:4 to 4:3, anywhere."""
     rng = torch.Generator().manual_seed(seed)
     area, ratio, left, top = torch.rand(4, generator=rng).tolist()
-    size, stretch = (wide * high * (0.08 + 0.92 * area)) ** 0.5, (4 / 3) ** (ratio - 0.5)
+    size, stretch = (wide * high * (least + (1 - least) * area)) ** 0.5, (4 / 3) ** (ratio - 0.5)
     w, h = min(wide, size * stretch), min(high, size / stretch)
     x, y = left * (wide - w), top * (high - h)
     return x, y, x + w, y + h

@@ -145,9 +145,10 @@ def test_list_names_every_part_with_its_claims():
 
 
 def test_fetch_of_an_unknown_name():
-    result = call("fetch", "nosuchmodel")
+    result = call("fetch", "minilm", "fashion-mnst")
     assert result.exit_code == 2
-    assert "nosuchmodel" in result.stderr
+    assert "photographs, fashion-mnist. Did you mean 'fashion-mnist'?" in result.stderr
+    assert "minilm-" not in result.stdout  # none is fetched where one is misspelt
 
 
 @pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["report", "--help"]])

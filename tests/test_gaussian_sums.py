@@ -159,6 +159,30 @@ def test_an_average_far_beyond_the_bandwidth_is_the_nearest_key(force, way):
     assert torch.equal(hidden.argmax(-1), torch.tensor([1, 1, 2, 1]))
 
 
+# --- both ways ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["one tile", "many tiles", "graph", "rough", "off the origin"])
+def test_both_ways_are_the_two_sums(case, monkeypatch):
+    x, y = normal(2, 1, 9, 3), normal(3, 5, 3, seed=1)
+    v, w = normal(2, 3, 5, 2, seed=2), normal(2, 3, 9, 4, seed=3)
+    if case == "many tiles":
+        monkeypatch.setattr(gaussian_sums, "TILE_ENTRIES", 30)
+    if case == "rough":
+        x, y = 1e9 * x, 1e9 * y
+    if case == "off the origin":
+        x, y = x + 1e6, y + 1e6
+    x.requires_grad_(case == "graph")
+    kernel = Gaussian(1.3)
+    forth, back = kernel.both_ways(x, y)
+    for got, wanted in ((forth(v), kernel.apply(x, y, v)), (back(w), kernel.apply(y, x, w))):
+        assert got.shape == wanted.shape
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+        assert got.requires_grad == (case == "graph")
+    once = gaussian_sums.formed(x.flatten(0, 1), y[:2], 1.69)
+    assert (once is None) == (case in ("many tiles", "graph"))
+
+
 # --- mixed batches ---------------------------------------------------------------------------
 
 

@@ -152,7 +152,7 @@ STUDY = Study(
             y="rounding_change",
             group="method",
             panel="model",
-            references=["Softmax(scale=None)"],
+            references=["Softmax"],
             where={"precision": ["bfloat16", "float16", "int8"]},
             guides={"rounding_unit": "rounding unit"},
             xscale="linear",

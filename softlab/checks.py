@@ -54,8 +54,7 @@ def admit(
         )
         raise ValueError(msg)
     tied = k is q
-    lead = common_lead(q=q, k=k, v=v)
-    q, k, v = (x if x.shape[:-2] == lead else x.expand(*lead, *x.shape[-2:]) for x in (q, k, v))
+    q, k, v = aligned(q=q, k=k, v=v)
     if key_mask is not None:
         key_mask = admit_mask(key_mask, k)
         if not zeroed:
@@ -134,20 +133,21 @@ def all_finite(x: Tensor) -> bool:
     return x.is_meta or all(map(math.isfinite, _ends(x)))
 
 
-def common_lead(**points: Tensor) -> torch.Size:
-    """The leading dimensions, all but two, that the tensors broadcast to; ``ValueError`` if none.
+def aligned(**points: Tensor) -> tuple[Tensor, ...]:
+    """The tensors with equal leading dimensions, all but two; ``ValueError`` where there are none.
 
     In the common case that they agree torch is not asked, which takes as long as a small product.
     """
     leads = [x.shape[:-2] for x in points.values()]
     if all(lead == leads[0] for lead in leads):
-        return leads[0]
+        return tuple(points.values())
     try:
-        return torch.Size(torch.broadcast_shapes(*leads))
+        lead = torch.broadcast_shapes(*leads)
     except RuntimeError:
         got = ", ".join(f"{name} {tuple(lead)}" for name, lead in zip(points, leads, strict=True))
         msg = f"leading dimensions must broadcast together, got {got}. Align batch and heads."
         raise ValueError(msg) from None
+    return tuple(x.expand(*lead, *x.shape[-2:]) for x in points.values())
 
 
 def rank_fits(rank: int, available: int, what: str) -> None:

@@ -231,6 +231,11 @@ def widened(x: Tensor) -> Tensor:
     return x.float() if x.dtype.itemsize < 4 else x
 
 
+def graphed(*tensors: Tensor) -> bool:
+    """Whether what is computed from them has a gradient."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
 def own_precision(call: F) -> F:
     """Run a call with autocast off, which would round its products to half precision.
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from softlab.core import graphed
+
 
 def fused_sum(x: Tensor, y: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
     """``exp(x y^T) v`` through fused softmax attention with one sink key.
@@ -53,7 +55,7 @@ def fused_average(
     """
     width = max(x.shape[-1], v.shape[-1])
     e = v.shape[-1]
-    if torch.is_grad_enabled() and any(z.requires_grad for z in (x, y, v)):
+    if graphed(x, y, v):
         # The backward pass of torch's kernels rounds a score that they scale, and the logarithm of
         # the sum, apart: gradients of huge scores come out infinite.
         x, scale = x * scale, 1.0

@@ -40,11 +40,13 @@ def tiled_sum(x: Tensor, y: Tensor, v: Tensor, variance: float) -> Tensor:
     return out
 
 
-def formed(x: Tensor, y: Tensor, variance: float) -> Tensor | None:
-    """The kernel (B, n, l), for sums both ways; None where it is no single tile or has a graph."""
-    graph = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
-    if graph or x.shape[0] * x.shape[1] * y.shape[1] > TILE_ENTRIES:
-        return None
+def one_tile(x: Tensor, y: Tensor) -> bool:
+    """Whether all matrices of a batch are held at once."""
+    return x.shape[0] * x.shape[1] * y.shape[1] <= TILE_ENTRIES
+
+
+def formed(x: Tensor, y: Tensor, variance: float) -> Tensor:
+    """The kernel (B, n, l), which must be ``one_tile``, for sums both ways; it has no graph."""
     ((*_, kernel),) = _tiles(x, y, variance)
     return kernel
 

@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from softlab import checks
-from softlab.core import Cost, Dims, own_precision, value, widened
+from softlab.core import Cost, Dims, graphed, own_precision, value, widened
 from softlab.exponential_sums import fused_average, fused_sum
-from softlab.gaussian_sums import formed, suits, tiled_sum
+from softlab.gaussian_sums import formed, one_tile, suits, tiled_sum
 
 Sum = Callable[[Tensor], Tensor]
 """A kernel matrix as a linear map of columns, (..., l, e) -> (..., n, e)."""
@@ -110,14 +110,20 @@ class Gaussian:
         A matrix that fits one tile is formed once for them, where no gradient is asked.
         """
         flat_x, flat_y, lead, dtype = _flatten(x, y)
-        kernel = None
-        if dtype.itemsize >= 4 and suits(flat_x, flat_y, flat_x):
-            near_x, near_y, rough = _centred(flat_x, flat_y, self.bandwidth)
-            kernel = formed(near_x, near_y, self.bandwidth**2) if rough is None else None
-        if kernel is None:
-            return partial(self.apply, x, y), partial(self.apply, y, x)
-        kernel = kernel.reshape(*lead, *kernel.shape[-2:])
-        return partial(torch.matmul, kernel), partial(torch.matmul, kernel.mT)
+        points = flat_x, flat_y
+        # Asked before the points are looked at, which the sums do again.
+        if (
+            dtype.itemsize >= 4
+            and suits(*points, flat_x)
+            and one_tile(*points)
+            and not graphed(x, y)
+        ):
+            near_x, near_y, rough = _centred(*points, self.bandwidth)
+            if rough is None:
+                kernel = formed(near_x, near_y, self.bandwidth**2)
+                kernel = kernel.reshape(*lead, *kernel.shape[-2:])
+                return partial(torch.matmul, kernel), partial(torch.matmul, kernel.mT)
+        return partial(self.apply, x, y), partial(self.apply, y, x)
 
     @own_precision
     def average(
@@ -250,11 +256,9 @@ def _flatten(x: Tensor, y: Tensor, *values: Tensor) -> Any:
         got = f"{tuple(x.shape)} and {tuple(y.shape)}"
         msg = f"x and y must have the same width, got {got}. Project both to one width."
         raise ValueError(msg)
-    points = (x, y, *values)
-    lead = checks.common_lead(**dict(zip("xyv", points, strict=False)))
-    full = (z if z.shape[:-2] == lead else z.expand(*lead, *z.shape[-2:]) for z in points)
-    flat = (widened(z).reshape(-1, *z.shape[-2:]) for z in full)
-    return *flat, lead, x.dtype
+    points = checks.aligned(**dict(zip("xyv", (x, y, *values), strict=False)))
+    flat = (widened(z).reshape(-1, *z.shape[-2:]) for z in points)
+    return *flat, points[0].shape[:-2], x.dtype
 
 
 def _one_or_other(key_mask: Tensor | None, causal: bool) -> None:

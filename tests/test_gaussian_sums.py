@@ -7,6 +7,7 @@ from naive import naive, naive_average, results
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 
 from softlab import Dims, gaussian_sums, kernels
+from softlab.core import graphed
 from softlab.gaussian_sums import tiled_sum
 from softlab.instruments import peak_memory
 from softlab.kernels import Exponential, Gaussian, kernel_cost
@@ -179,8 +180,8 @@ def test_both_ways_are_the_two_sums(case, monkeypatch):
         assert got.shape == wanted.shape
         torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
         assert got.requires_grad == (case == "graph")
-    once = gaussian_sums.formed(x.flatten(0, 1), y[:2], 1.69)
-    assert (once is None) == (case in ("many tiles", "graph"))
+    once = gaussian_sums.one_tile(x.flatten(0, 1), y[:2]) and not graphed(x, y)
+    assert once == (case not in ("many tiles", "graph"))
 
 
 # --- mixed batches ---------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from softlab.capture.answer import answer, heads_of
 from softlab.capture.implementations import seen_by_softlab
-from softlab.capture.watch import ATTENTION, MULTIHEAD, Call, Watch, named, standing_in
+from softlab.capture.watch import MULTIHEAD, Call, Watch, named, standing_in
 from softlab.checks import hint
 from softlab.core import Dims, Operator
 
@@ -23,9 +23,6 @@ BACKWARD = (torch.autograd.backward, torch.autograd.grad, Tensor.backward)
 """Where torch suspends the mode, and a checkpointed model computes forward again."""
 
 SOFTMAXES = (functional.softmax, torch.softmax, Tensor.softmax)
-
-SEEN = frozenset((ATTENTION, MULTIHEAD, *BACKWARD, *SOFTMAXES))
-"""All that is looked at: of some hundred calls in a model's pass, a few."""
 
 
 class SubstitutionError(ValueError):
@@ -104,8 +101,6 @@ class _Substituter(Watch):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func not in SEEN:
-            return func(*args, **(kwargs or {}))
         if func in SOFTMAXES and args and args[0].ndim > 2 and (name := self.caller()) is not None:
             _count(self.report.unseen, name)
         if func in BACKWARD:

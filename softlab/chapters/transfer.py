@@ -106,9 +106,14 @@ def _growth(done: pd.DataFrame) -> str:
     )
 
 
-def _drops(done: pd.DataFrame) -> str:
+def _lost(done: pd.DataFrame) -> dict[str, Mean]:
+    """The accuracy lost at the largest side, by method."""
     largest = done[done["side"] == done["side"].max()]
-    drops = {str(m): mean(rows["drop"]) for m, rows in largest.groupby("method", sort=False)}
+    return {str(m): mean(rows["drop"]) for m, rows in largest.groupby("method", sort=False)}
+
+
+def _drops(done: pd.DataFrame) -> str:
+    drops = _lost(done)
     ranked = sorted(drops, key=lambda m: drops[m].value)
     each = joined(f"{method} {words(drops[method], signed=True)}" for method in ranked)
     return f"At {_times(done)} the resolution of the training this much accuracy is lost: {each}."
@@ -129,8 +134,7 @@ def _verdict(done: pd.DataFrame) -> str:
             said.append(
                 f"{plain} loses {words(off, signed=True)} more than {normalized}: {verdict}."
             )
-    largest = done[done["side"] == done["side"].max()]
-    lost = {str(m): mean(rows["drop"]) for m, rows in largest.groupby("method", sort=False)}
+    lost = _lost(done)
     if CONTROL in lost:
         said.append(
             f"{CONTROL} attention, which nothing of this concerns, loses "

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from softlab import study_file
-from softlab.checks import hint
+from softlab.checks import aligned, hint
 from softlab.core import Operator, Traits
 from softlab.laws import algebra, geometry, isolation
 from softlab.laws.law import Draws, Law, drawing, largest, normal, said
@@ -81,8 +81,8 @@ class Plain:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        lead = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
-        q, k, v = (x.expand(*lead, *x.shape[-2:]) for x in (q, k, v))
+        q, k, v = aligned(q=q, k=k, v=v)
+        lead = q.shape[:-2]
         mask = None if key_mask is None else key_mask.expand(*lead, k.shape[-2])
         if self.axes:
             least = max(0, self.axes - 2)

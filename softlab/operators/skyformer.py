@@ -150,8 +150,7 @@ def _lifted(
     q: Tensor, k: Tensor, key_mask: Tensor | None, query_mask: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """The points [q; k] (..., n + l, d) and their mask, None where all take part."""
-    lead = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2])
-    q, k = (x.expand(*lead, *x.shape[-2:]) for x in (q, k))
+    q, k = checks.aligned(q=q, k=k)
     points = torch.cat((q, k), -2)
     if key_mask is None and query_mask is None:
         return points, None

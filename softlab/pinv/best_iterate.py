@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, value
+from softlab.core import Cost, graphed, value
 from softlab.pinv.solver import PinvResult, Solver, SolverTraits, admit, deliver
 
 
@@ -47,7 +47,7 @@ class BestIterate:
         """The best iterate of each matrix; raises ``ValueError`` where ``a`` is not finite."""
         wide = admit(a, self.traits)
         result = self.solver.solve(a)
-        if not (torch.is_grad_enabled() and a.requires_grad):
+        if not graphed(a):
             return deliver(result.x, a)
         steps = result.steps[..., None, None]
         best = torch.zeros_like(result.x)

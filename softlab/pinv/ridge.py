@@ -56,8 +56,7 @@ class Ridge:
 
     def __call__(self, a: Tensor) -> Tensor:
         """The inverse of the shifted matrix."""
-        x = self.solver(self.shifted(working(a)))
-        return x if x.dtype == a.dtype else deliver(x, a)
+        return deliver(self.solver(self.shifted(working(a))), a)
 
     def applier(self, a: Tensor) -> Callable[[Tensor], Tensor]:
         """The solver's, of the shifted matrix."""

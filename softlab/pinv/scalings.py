@@ -64,9 +64,8 @@ def _or_one(x: Tensor) -> Tensor:
 
 def _transposed(a: Tensor, factor: float, first: Tensor, second: Tensor) -> Tensor:
     """The guess factor A^T / (first second), forming no squared norm, which could overflow."""
-    one = _or_one(first)
-    other = one if second is first else _or_one(second)
-    return ((widened(a).mT / one) * (factor / other)).to(a.dtype)
+    x = (widened(a).mT / _or_one(first)) * (factor / _or_one(second))
+    return x.to(a.dtype)
 
 
 def _identity(a: Tensor, inverse: Tensor, factor: float = 1.0) -> Tensor:

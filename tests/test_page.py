@@ -6,12 +6,11 @@ import re
 import shutil
 import subprocess
 
-import pandas as pd
 import pytest
 from tables import RANKS, rank_table
 from test_report import META, write
 
-from softlab.chapters.headlines import headline, headlines
+from softlab.chapters.headlines import headlines
 from softlab.chapters.numbers import number
 from softlab.report import report
 
@@ -133,19 +132,6 @@ def test_tables_sort_and_points_tell_their_case_in_a_browser(page, tmp_path):
     assert "case" in answers["said"]
     assert answers["inside"]
     assert answers["formula"]
-
-
-def test_a_headline_is_the_median_with_its_interval():
-    (found,) = headline("It is {}.", pd.Series([*map(float, range(1, 12)), float("inf")]), "cases")
-    assert found == {
-        "text": "It is {}.",
-        "value": "6.00",
-        "interval": "95 % 2.00 to 10.0; cases: 11",
-    }
-    (few,) = headline("It is {}.", pd.Series([1.0, 2.0, 4.0]), "cases", " %")
-    assert few["value"] == "2.00 %"
-    assert few["interval"] == "range 1.00 to 4.00 %; cases: 3"
-    assert list(headline("It is {}.", pd.Series([], dtype=float), "cases")) == []
 
 
 def test_headlines_are_the_tables_numbers_or_what_the_chapter_says_first():

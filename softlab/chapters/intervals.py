@@ -1,23 +1,42 @@
-"""Means over a few seeds, with the interval of Student's t."""
+"""Intervals, each for what varies: means of seeds, medians of units, exponents, shares.
+
+What is nested is no sample: four samples of a head, the seeds of an input and the ranks tried on it
+are reduced to one number a head or input (``by_unit``) before anything is said of how sure it is. A
+designed grid (condition numbers, budgets, methods) is no population: it has a range and no interval
+(``headlines.headline`` with ``grid``). Where a reader looks at many verdicts at once each interval
+has the ``confidence`` at which all of them together hold in 95 % of studies.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import ttest_1samp
+from scipy.stats import binomtest, linregress, quantile_test, t, ttest_1samp
 
 from softlab.chapters import Cell
-from softlab.chapters.headlines import Headline
+from softlab.chapters.numbers import number
+
+if TYPE_CHECKING:
+    from softlab.chapters.headlines import Headline
+
+CONFIDENCE = 0.95
 
 
 class Mean(NamedTuple):
-    """The mean of some numbers and its 95 % interval, infinite for a single number."""
+    """A mean or a slope and its interval, infinite where the numbers allow none."""
 
     value: float
     low: float
     high: float
+
+    @property
+    def known(self) -> bool:
+        """Whether there is an interval."""
+        return bool(np.isfinite(self.low))
 
     @property
     def sign(self) -> int:
@@ -25,15 +44,108 @@ class Mean(NamedTuple):
         return int(self.low > 0) - int(self.high < 0)
 
 
+class Median(NamedTuple):
+    """The median of so many independent units.
+
+    ``low`` to ``high`` is its interval where ``known``; else the range of the units, which are too
+    few for one, or so alike that the interval would have no width in print.
+    """
+
+    value: float
+    low: float
+    high: float
+    units: int
+    known: bool
+
+    def span(self, of: str) -> str:
+        """How sure it is, in words; ``of`` names the units in the plural.
+
+        "95 % 1.00 to 3.00", "range over 4 inputs: 1.00 to 3.00", "the same for all 4 inputs".
+        """
+        low, high = number(self.low), number(self.high)
+        if self.units < 2:
+            return ""
+        if low == high:
+            return f"the same for all {self.units} {of}"
+        return f"{'95 %' if self.known else f'range over {self.units} {of}:'} {low} to {high}"
+
+
+def confidence(verdicts: int) -> float:
+    """That of each of so many intervals for 95 % of all together, whatever ties them (Bonferroni).
+
+    Every number that a reader could have pointed at counts: all operators of a table, not those
+    that turned out to differ.
+    """
+    return 1 - (1 - CONFIDENCE) / max(verdicts, 1)
+
+
 def mean(x: pd.Series) -> Mean:
-    """Of independent numbers with one normal law, as runs with other seeds are taken to be."""
+    """Of independent numbers with one normal law, as runs with other seeds are taken to be.
+
+    Numbers that are equal but for rounding have no spread to judge by, and no interval.
+    """
     values = x.to_numpy(float)
-    if len(values) < 2 or np.ptp(values) <= 1e-12 * np.abs(values).max():  # equal but for rounding
-        spread = 0.0 if len(values) > 1 else np.inf
-        value = float(values.mean()) if len(values) else np.nan
-        return Mean(value, value - spread, value + spread)
-    found = ttest_1samp(values, 0).confidence_interval(0.95)
-    return Mean(float(values.mean()), float(found.low), float(found.high))
+    value = float(values.mean()) if len(values) else np.nan
+    if len(values) < 2 or np.ptp(values) <= 1e-12 * np.abs(values).max():
+        return Mean(value, -np.inf, np.inf)
+    found = ttest_1samp(values, 0).confidence_interval(CONFIDENCE)
+    return Mean(value, float(found.low), float(found.high))
+
+
+def by_unit(values: pd.Series, unit: pd.Series, *, ratios: bool = False) -> pd.Series:
+    """One number a unit: the median of its values, or of ratios their geometric mean."""
+    if ratios:
+        return np.exp(np.log(values.astype(float)).groupby(unit, sort=False).mean())
+    return values.astype(float).groupby(unit, sort=False).median()
+
+
+def median(
+    values: pd.Series, unit: pd.Series | None = None, *, ratios: bool = False, verdicts: int = 1
+) -> Median:
+    """Over independent units: each value is one, or ``unit`` tells to which a value belongs.
+
+    ``ratios`` and ``unit`` as of ``by_unit``. ``verdicts``: how many such intervals are read at
+    once. NaN, no answer, is left out; an infinite value counts as beyond all others.
+    """
+    each = values.astype(float) if unit is None else by_unit(values, unit, ratios=ratios)
+    each = each.dropna()
+    if each.empty:
+        return Median(np.nan, np.nan, np.nan, 0, known=False)
+    low, high = interval(each, confidence(verdicts))
+    known = number(low) != number(high) and not (np.isneginf(low) and np.isposinf(high))
+    if not known:
+        low, high = each.min(), each.max()
+    return Median(float(each.median()), float(low), float(high), len(each), known=known)
+
+
+def interval(x: pd.Series, level: float = CONFIDENCE) -> tuple[float, float]:
+    """That of the median, of at least this confidence whatever the distribution: order statistics.
+
+    For independent numbers. From minus to plus infinity for few, which allow none: fewer than six
+    at 95 %.
+    """
+    found = quantile_test(x.to_numpy(), p=0.5).confidence_interval(level)
+    low, high = float(found.low), float(found.high)
+    return (-np.inf if np.isnan(low) else low), (np.inf if np.isnan(high) else high)
+
+
+def exponent(x: pd.Series, y: pd.Series, *, verdicts: int = 1) -> Mean:
+    """The power of x with which y grows: the slope of log y on log x by least squares.
+
+    With Student's interval, of as many degrees of freedom as there are points beyond two. NaN from
+    fewer than three points and where y is not positive.
+    """
+    if len(x) < 3 or not (y > 0).all():
+        return Mean(np.nan, np.nan, np.nan)
+    fit = linregress(np.log(x.to_numpy(float)), np.log(y.to_numpy(float)))
+    half = float(t.ppf((1 + confidence(verdicts)) / 2, len(x) - 2) * fit.stderr)
+    return Mean(float(fit.slope), float(fit.slope) - half, float(fit.slope) + half)
+
+
+def share(count: int, of: int, *, verdicts: int = 1) -> tuple[float, float]:
+    """The interval of a share of independent units, ``count`` of ``of`` (Clopper and Pearson)."""
+    found = binomtest(count, of).proportion_ci(confidence(verdicts))
+    return float(found.low), float(found.high)
 
 
 def difference(rows: pd.DataFrame, column: str, method: str, other: str) -> Mean:
@@ -57,18 +169,27 @@ def words(found: Mean, *, signed: bool = False) -> str:
     ``signed``: of a difference of shares, in percentage points: "+1.1 points (+0.2 to +2.0)".
     """
     value = f"{percent(found.value, signed=signed)} {'points' if signed else '%'}"
-    return f"{value} ({_bounds(found, signed=signed)})" if np.isfinite(found.low) else value
+    bounds = _bounds(found, partial(percent, signed=signed))
+    return f"{value} ({bounds})" if bounds else value
+
+
+def bracketed(found: Mean, form: Callable[[float], str] = number) -> str:
+    """A number with its interval in brackets, for a sentence: "1.32 (1.10 to 1.54)"."""
+    bounds = _bounds(found, form)
+    return f"{form(found.value)} ({bounds})" if bounds else form(found.value)
 
 
 def cell(found: Mean, *, signed: bool = False) -> Cell:
     """Mean above its interval, in percent."""
     value = percent(found.value, signed=signed)
-    return [value, _bounds(found, signed=signed)] if np.isfinite(found.low) else value
+    bounds = _bounds(found, partial(percent, signed=signed))
+    return [value, bounds] if bounds else value
 
 
 def headline(text: str, found: Mean, seeds: int) -> Headline:
     """A difference of shares in a sentence, in percentage points; one seed has no interval."""
-    known = f"95 % {_bounds(found, signed=True)}; " if np.isfinite(found.low) else ""
+    bounds = _bounds(found, partial(percent, signed=True))
+    known = f"95 % {bounds}; " if bounds else ""
     return {
         "text": text,
         "value": percent(found.value, signed=True),
@@ -76,5 +197,7 @@ def headline(text: str, found: Mean, seeds: int) -> Headline:
     }
 
 
-def _bounds(found: Mean, *, signed: bool) -> str:
-    return " to ".join(percent(x, signed=signed) for x in (found.low, found.high))
+def _bounds(found: Mean, form: Callable[[float], str]) -> str:
+    """Empty where there is no interval, or in print no width."""
+    low, high = form(found.low), form(found.high)
+    return f"{low} to {high}" if found.known and low != high else ""

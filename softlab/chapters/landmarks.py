@@ -16,9 +16,9 @@ import pandas as pd
 
 from softlab.chapters import Cell, Table
 from softlab.chapters.headlines import Headline, headline
+from softlab.chapters.intervals import interval
 from softlab.chapters.numbers import joined, number, short
 from softlab.chapters.profiles import ROUNDING, shares_within
-from softlab.chapters.quartiles import interval
 from softlab.chapters.rows import finished
 
 NEEDED = {

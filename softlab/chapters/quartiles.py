@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import pandas as pd
-from scipy.stats import quantile_test
 
 from softlab.chapters import Cell
 from softlab.chapters.numbers import short
@@ -27,13 +25,3 @@ def cell(point: Mapping[str, float] | None) -> Cell:
     q1, q3 = (short(point[name], 2).removeprefix("0") for name in ("q1", "q3"))
     median = short(point["median"])
     return median if q1 == q3 else [median, f"{q1}–{q3}"]  # noqa: RUF001
-
-
-def interval(x: pd.Series) -> tuple[float, float]:
-    """That of the median, of confidence 95 % at least whatever the distribution: order statistics.
-
-    From minus to plus infinity for fewer than six numbers, which allow none.
-    """
-    found = quantile_test(x.to_numpy(), p=0.5).confidence_interval(0.95)
-    low, high = float(found.low), float(found.high)
-    return (-np.inf if np.isnan(low) else low), (np.inf if np.isnan(high) else high)

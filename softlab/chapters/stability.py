@@ -13,7 +13,7 @@ import pandas as pd
 
 from softlab.chapters import Cell, Table
 from softlab.chapters.headlines import Headline
-from softlab.chapters.intervals import Mean, mean
+from softlab.chapters.intervals import Mean, bracketed, mean
 from softlab.chapters.numbers import joined, number, short
 from softlab.chapters.rows import finished
 
@@ -149,4 +149,4 @@ def _losses(done: pd.DataFrame) -> Iterator[str]:
 
 
 def _change(x: Mean) -> str:
-    return f"{100 * x.value:+.1f} % (95 %: {100 * x.low:+.1f} to {100 * x.high:+.1f})"
+    return bracketed(x, lambda y: f"{100 * y:+.1f} %")

@@ -13,8 +13,8 @@ import pandas as pd
 
 from softlab.chapters import Cell, Table
 from softlab.chapters.headlines import Headline
-from softlab.chapters.intervals import Mean, cell, difference, headline, mean, words
-from softlab.chapters.numbers import joined, number, short
+from softlab.chapters.intervals import Mean, bracketed, cell, difference, headline, mean, words
+from softlab.chapters.numbers import joined, short
 from softlab.chapters.rows import finished
 
 NEEDED = {"status", "method", "seed", "side", "accuracy", "drop", "growth"}
@@ -96,10 +96,7 @@ def exponents(done: pd.DataFrame) -> dict[str, Mean]:
 
 
 def _growth(done: pd.DataFrame) -> str:
-    each = joined(
-        f"{method} {number(x.value)} ({number(x.low)} to {number(x.high)})"
-        for method, x in exponents(done).items()
-    )
+    each = joined(f"{method} {bracketed(x)}" for method, x in exponents(done).items())
     return (
         f"From {done['side'].min()} to {done['side'].max()} pixels the attention's output grows "
         f"with the number of tokens to the powers, 95 % intervals in brackets: {each}."

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from softlab.chapters.intervals import interval
 from softlab.chapters.numbers import number
-from softlab.chapters.quartiles import interval
 from softlab.report.folder import read
 
 ROUNDING = {"float64": 2.0**-26, "float32": 2.0**-12, "float16": 2.0**-5, "bfloat16": 2.0**-4}

@@ -11,9 +11,13 @@ import csv
 import io
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+"""Control characters but tabulator and line feed, and the halves of surrogate pairs."""
 
 Scalar = str | int | float | bool | None
 Row = dict[str, Scalar]
@@ -90,14 +94,69 @@ def replace(path: Path, text: str) -> None:
         raise
 
 
+def kinds(rows: Sequence[Mapping[str, Scalar]]) -> dict[str, str]:
+    """What each column holds, so that a reader of the CSV file gets back what was written.
+
+    Columns in order of first appearance; in each the cell of None, or of no value, is empty, and
+    all others are of one kind: "bool" (True, False), "int", "float" (every digit, nan, inf, and
+    integers that floats hold exactly), "word" (as it is), or "json", where cells are JSON: numbers
+    beside words, integers beside other numbers that no float holds, and columns with a word that is
+    empty, begins as a formula of a spreadsheet would (=, +, -, @), or holds a control character or
+    half a surrogate pair. ``softlab.report.read`` reads them.
+    """
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        for column, x in row.items():
+            found.setdefault(column, set()).add(_kind(x))
+    return {column: _common(kinds - {"none"}) for column, kinds in found.items()}
+
+
 def as_csv(rows: Sequence[Mapping[str, Scalar]]) -> str:
-    """The rows as CSV, columns in order of first appearance, floats with every digit."""
-    columns = dict.fromkeys(column for row in rows for column in row)
+    """The rows as CSV, columns and cells as of ``kinds``; a name that is no plain word is JSON."""
+    kind = kinds(rows)
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([x if _plain(x) else json.dumps(x) for x in kind])
+    for row in rows:
+        cells = {x: "" if row.get(x) is None else row[x] for x in kind}
+        for column in (x for x in row if kind[x] == "json" and row[x] is not None):
+            cells[column] = json.dumps(row[column])
+        writer.writerow(cells.values())
     return text.getvalue()
+
+
+def _kind(x: Scalar) -> str:
+    if x is None:
+        return "none"
+    if isinstance(x, bool):
+        return "bool"
+    if isinstance(x, int):
+        return "int" if _held(x) else "long"
+    if isinstance(x, float):
+        return "float"
+    return "word" if _plain(x) else "json"
+
+
+def _common(kinds: set[str]) -> str:
+    """The kind of a column of these kinds."""
+    if kinds <= {"int", "float"}:
+        return "int" if kinds == {"int"} else "float"
+    if kinds <= {"int", "long"}:
+        return "int"
+    return kinds.pop() if len(kinds) == 1 else "json"
+
+
+def _held(x: int) -> bool:
+    """Whether a float is equal to the integer."""
+    try:
+        return float(x) == x
+    except OverflowError:
+        return False
+
+
+def _plain(word: str) -> bool:
+    """Whether a word survives in a cell of its own, for any reader."""
+    return bool(word) and word[0] not in "=+-@\t\n" and not UNSAFE.search(word)
 
 
 def _parsed(path: Path, digest: str) -> tuple[dict[str, Row], int]:

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -26,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from softlab import provenance
 from softlab.executors import Crew, Task, blocks, measured
 from softlab.executors import rows as elsewhere
-from softlab.journal import FORMAT, Journal, Row, Scalar, as_csv, replace, rows_of
+from softlab.journal import FORMAT, Journal, Row, Scalar, as_csv, kinds, replace, rows_of
 from softlab.locks import TakenError, owned
 from softlab.study_file import load
 
@@ -206,6 +207,8 @@ def flat(case: Mapping[str, Any]) -> Row:
     """
     row: Row = {}
     for name, x in case.items():
+        if isinstance(x, np.generic):
+            x = x.item()
         if dataclasses.is_dataclass(x) and not isinstance(x, type):
             row |= {name: repr(x), f"{name}.type": type(x).__name__}
             row |= flat({f"{name}.{f.name}": getattr(x, f.name) for f in dataclasses.fields(x)})
@@ -296,8 +299,10 @@ def _write(
             "finished": finished.isoformat(timespec="seconds"),
             "wall_seconds": (finished - datetime.fromisoformat(meta["started"])).total_seconds(),
             "rows": len(table),
+            "cases": len(cases),
             "failed": failed,
             "complete": len(table) == len(cases),
+            "columns": kinds(table),
         }
         replace(folder / "table.csv", as_csv(table))
         replace(folder / "meta.json", json.dumps(meta, indent=2) + "\n")

@@ -8,6 +8,8 @@ from dataclasses import asdict, replace
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tables import INPUTS, RANKS, rank_table
 from test_figures import RANK
 
@@ -283,6 +285,151 @@ def test_a_corrupt_run_is_named(tmp_path, file, content, said):
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(ValueError, match=said):
         read(tmp_path / "rank")
+
+
+ODD_WORDS = (
+    *("", "NA", "null", "nan", "None", "True", "007", "7", "1e5", "inf", "-", "=1+1", "@a", "+b"),
+    *(
+        "a\rb",
+        "a\r\nb",
+        "a\nb",
+        "\n",
+        "a\x00b",
+        "caf\udce9.pt",
+        '"',
+        '"quoted"',
+        "a,b",
+        " a ",
+        "\t",
+    ),
+    *("[1, 2]", "{}", "\u8aa4\u5dee", "\ufeffa", "#", "\x1b[0m", "\x85", "\u2028"),
+)
+
+
+def same(found, wanted):
+    """Equal in value and, but for integers among floats, in type; None and NaN are missing."""
+    if wanted is None or wanted != wanted:
+        return bool(pd.isna(found))
+    if isinstance(wanted, float | int) and not isinstance(wanted, bool):
+        return not isinstance(found, str | bool | np.bool_) and found == wanted
+    return isinstance(found, bool | np.bool_ if isinstance(wanted, bool) else str) and (
+        found == wanted
+    )
+
+
+def through_a_file(tmp_path, columns):
+    rows = [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
+    rows = [{"case": i} | row | {"status": "ok"} for i, row in enumerate(rows)]
+    run = tmp_path / "run"
+    journal.replace(run / "table.csv", journal.as_csv(rows))
+    meta = META | {"columns": journal.kinds(rows)}
+    journal.replace(run / "meta.json", json.dumps(meta))
+    return read(run)[0]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [*ODD_WORDS], [*ODD_WORDS, None], [*ODD_WORDS, 7, 7.5, True, None, float("nan"), 2**70],
+        [None, 0.5, 3.0], [None, 1, 2], [True, False], [True, None, False], [True, 1, 0.5],
+        [2**63, 1], [2**64, -1], [2**70, 0.5], [2**53 + 1, 0.5], [2**53 + 1, None], [10**400, 0.5],
+        [1, 2.5, float("inf"), float("-inf"), float("nan")], [0.1, 5e-324, 1 / 3, 1.7e308, -0.0],
+        [None, None], ["None", None, "full"], [7, "007", "7", 7.0], ["a", "a\rb"],
+        [np.float64(0.1), np.float64(2)], ["x" * 1_000_000, "y"],
+    ],
+    ids=lambda values: str(values)[:40],
+)  # fmt: skip
+def test_every_value_of_a_row_comes_back_from_the_file(tmp_path, values):
+    found = through_a_file(tmp_path, {"v": values, "=w": values[::-1]})
+    assert list(found) == ["case", "v", "=w", "status"]
+    for column, wanted in (("v", values), ("=w", values[::-1])):
+        pairs = [*zip(found[column].tolist(), wanted, strict=True)]
+        assert [pair for pair in pairs if not same(*pair)] == []
+
+
+@given(
+    st.lists(
+        st.none() | st.booleans() | st.integers() | st.floats()
+        | st.text(st.characters(exclude_categories=())), min_size=1, max_size=5,
+    )
+)  # fmt: skip
+def test_any_values_come_back_from_the_file(tmp_path_factory, values):
+    found = through_a_file(tmp_path_factory.mktemp("any"), {"v": values})["v"].tolist()
+    assert all(map(same, found, values)), (found, values)
+
+
+def test_columns_are_of_the_type_that_chapters_count_with(tmp_path):
+    columns = {
+        "whole": [1, 2, 3], "some": [1, None, 3], "part": [0.5, 1, 2], "truth": [True, False, True],
+        "word": ["a", "NA", None], "none": [None] * 3, "long": [2**70, 2.5, None],
+    }  # fmt: skip
+    found = through_a_file(tmp_path, columns)
+    assert [str(found[x].dtype) for x in ("whole", "some", "part", "truth", "none", "long")] == [
+        "int64", "float64", "float64", "bool", "float64", "float64"
+    ]  # fmt: skip
+    assert pd.api.types.infer_dtype(found["word"], skipna=True) == "string"
+    assert found["word"].isna().tolist() == [False, False, True]
+    # Other readers find plain words and numbers, and no cell that a spreadsheet would run.
+    columns["formula"] = ["=cmd|' /C calc'!A0", "@SUM(1)", "-1+1"]
+    through_a_file(tmp_path, columns)
+    raw = pd.read_csv(tmp_path / "run/table.csv", dtype=str, na_filter=False)
+    assert raw["word"].tolist() == ["a", "NA", ""]
+    assert raw["part"].tolist() == ["0.5", "1", "2"]
+    assert raw["formula"].tolist() == [json.dumps(x) for x in columns["formula"]]
+    text = (tmp_path / "run/table.csv").read_text()
+    assert not re.search(r"(^|,)\"?[=@]", text, re.M)
+
+
+def test_columns_that_the_meta_file_does_not_know_are_guessed_and_words_stay(tmp_path):
+    table = pd.DataFrame({"status": "ok", "kind": ["NA", "None", ""], "y": [1.0, np.nan, 2.0]})
+    found = read(write(tmp_path, table.assign(n=3)) / "rank")[0]
+    assert found["kind"].fillna("missing").tolist() == ["NA", "None", "missing"]
+    assert (found["y"].dtype, found["n"].dtype) == (float, int)
+    columns = {"status": "word", "kind": "word"}
+    found = read(write(tmp_path / "part", table, columns=columns) / "rank")[0]
+    assert found["kind"].fillna("missing").tolist() == ["NA", "None", "missing"]
+    assert found["y"].dtype == float
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"format": "x"}, "is of format 'x', which is no number"),
+        ({"columns": {"seed": "complex"}}, "of kind 'complex'; the kinds are bool, int"),
+        ({"columns": {"source": "int"}}, "column 'source' is not what meta.json says"),
+        ({"columns": {"source": "bool"}}, "column 'source' is not what meta.json says"),
+        ({"columns": {"source": "json"}}, "column 'source' is not what meta.json says"),
+        ({"chapter": 7}, "there is no chapter 7"),
+        ({"name": None}, "cannot be read"),
+    ],
+)
+def test_a_meta_file_that_does_not_fit_is_named(tmp_path, changes, said):
+    path = write(tmp_path, rank_table(seeds=1)) / "rank/meta.json"
+    path.write_text(json.dumps(META | changes))
+    with pytest.raises(ValueError, match=said) as caught:
+        read(tmp_path / "rank")
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_what_a_meta_file_lacks_is_replaced_and_named(tmp_path):
+    path = write(tmp_path, rank_table(seeds=1)) / "rank/meta.json"
+    path.write_text(json.dumps({"name": "rank", "figures": 3, "versions": "new"}))
+    meta = read(tmp_path / "rank")[1]
+    assert (meta["figures"], meta["versions"], meta["chapter"]) == ([], {}, "operators")
+    assert {"figures", "versions", "question", "axes"} <= set(meta["lacking"])
+    path.write_text(json.dumps(META))
+    assert read(tmp_path / "rank")[1]["lacking"] == []
+
+
+def test_numpy_scalars_on_an_axis_are_the_numbers_that_they_are(tmp_path):
+    axes = {"n": np.array([16, 64]), "x": np.float32([0.1, 0.5]), "flag": [np.bool_(True)]}
+    study = Study("s", "q?", axes, lambda n, x, flag, dtype, device: {"y": 1.0})
+    table = read(run(study, tmp_path).folder)[0]
+    assert (table["n"].dtype, table["x"].dtype, table["flag"].dtype) == (int, float, bool)
+    assert table["n"].tolist() == [16, 16, 64, 64]
+    assert table["x"].tolist() == [float(np.float32(0.1)), 0.5] * 2
 
 
 def test_a_report_reads_what_a_run_writes():

@@ -59,7 +59,7 @@ def known() -> list[str]:
 def named(name: str) -> Chapter:
     """The chapter of that name; ``ValueError`` names the known ones."""
     if name not in known():
-        near = difflib.get_close_matches(name, known(), n=1)
+        near = difflib.get_close_matches(str(name), known(), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         msg = f"there is no chapter {name!r}; the chapters are {', '.join(known())}.{hint}"
         raise ValueError(msg)

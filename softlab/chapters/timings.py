@@ -106,9 +106,11 @@ def timing(rows: pd.DataFrame, column: str = "seconds") -> Timing:
     use = rows[steady(rows, column)]
     base = _base(column)
     known = len(use) and noise(use, column).notna().all()
-    ends = [float(use[f"{base}_{end}"].median()) if known else math.nan for end in ("q1", "q3")]
+    low, high = (
+        float(use[f"{base}_{end}"].median()) if known else math.nan for end in ("q1", "q3")
+    )
     value = float(use[column].median()) if len(use) else math.nan
-    return Timing(value, *ends, len(rows), len(rows) - len(use), int(busy(rows).sum()))
+    return Timing(value, low, high, len(rows), len(rows) - len(use), int(busy(rows).sum()))
 
 
 def ratio(rows: pd.DataFrame, over: pd.DataFrame, column: str = "seconds") -> Timing:

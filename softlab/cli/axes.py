@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from softlab.study import Study
 
 
@@ -49,7 +51,7 @@ def _values(study: Study, axis: str, word: str) -> list[Any]:
     found = [x for x in there if word in {str(x), repr(x), type(x).__name__}]
     if found:
         return found
-    types = {type(x) for x in there}
+    types = {type(x.item() if isinstance(x, np.generic) else x) for x in there}
     for kind, reads in ((bool, _truth), (int, int), (float, float)):
         if kind in types:
             try:

@@ -108,14 +108,16 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
     fits = growth(table)
     if fits.empty:
         return
-    longest = fits[fits["mode"] == "training"].set_index("method")["longest"]
-    names = ("fused softmax", "SOFT (implicit)")
-    if set(names) <= set(longest.dropna().index):
+    names = ["fused softmax", "SOFT (implicit)"]
+    rows = fits[(fits["mode"] == "training") & fits["method"].isin(names)].set_index("method")
+    ends = rows["longest"].reindex(names)
+    if np.isfinite(ends).all():
         yield {
             "text": "In training, 16 GB hold {} times as long a sequence of SOFT as of fused "
             "softmax attention.",
-            "value": number(longest[names[1]] / longest[names[0]]),
-            "interval": "extrapolated; memory does not vary from run to run",
+            "value": number(ends[names[1]] / ends[names[0]]),
+            "interval": f"{'measured up to' if rows['inside'].all() else 'extrapolated from'} "
+            f"{rows['n'].min()} tokens, one measurement a length",
         }
 
 

@@ -15,6 +15,7 @@ from softlab.chapters.intervals import (
     by_unit,
     cell,
     confidence,
+    difference,
     exponent,
     interval,
     mean,
@@ -81,6 +82,19 @@ def test_many_verdicts_widen_each_interval():
     assert median(x, verdicts=7)[1:3] == (1, 10)
     assert median(x, verdicts=8)[1:3] == (0, 11)
     assert not median(x[:6], verdicts=2).known
+
+
+def test_many_means_and_differences_of_seeds_widen_each():
+    """Two degrees of freedom: t is 4.3027 at 95 %, 6.2053 at 97.5 % and 9.9248 at 99 %."""
+    x = pd.Series([0.0, 1.0, 5.0])
+    rows = pd.DataFrame({
+        "seed": [0, 1, 2] * 2, "method": ["a"] * 3 + ["b"] * 3, "x": [3.0, 3, 3, 3, 2, -2],
+    })  # fmt: skip
+    for verdicts, quantile in ((1, 4.3027), (2, 6.2053), (5, 9.9248)):
+        half = quantile * math.sqrt(7 / 3)
+        due = pytest.approx((2, 2 - half, 2 + half), rel=1e-4)
+        assert mean(x, verdicts=verdicts) == due
+        assert difference(rows, "x", "a", "b", verdicts=verdicts) == due
 
 
 def test_an_interval_without_width_is_no_interval():

@@ -79,16 +79,17 @@ def confidence(verdicts: int) -> float:
     return 1 - (1 - CONFIDENCE) / max(verdicts, 1)
 
 
-def mean(x: pd.Series) -> Mean:
+def mean(x: pd.Series, *, verdicts: int = 1) -> Mean:
     """Of independent numbers with one normal law, as runs with other seeds are taken to be.
 
     Numbers that are equal but for rounding have no spread to judge by, and no interval.
+    ``verdicts``: how many such intervals are read at once.
     """
     values = x.to_numpy(float)
     value = float(values.mean()) if len(values) else np.nan
     if len(values) < 2 or np.ptp(values) <= 1e-12 * np.abs(values).max():
         return Mean(value, -np.inf, np.inf)
-    found = ttest_1samp(values, 0).confidence_interval(CONFIDENCE)
+    found = ttest_1samp(values, 0).confidence_interval(confidence(verdicts))
     return Mean(value, float(found.low), float(found.high))
 
 
@@ -148,14 +149,16 @@ def share(count: int, of: int, *, verdicts: int = 1) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def difference(rows: pd.DataFrame, column: str, method: str, other: str) -> Mean:
+def difference(
+    rows: pd.DataFrame, column: str, method: str, other: str, *, verdicts: int = 1
+) -> Mean:
     """A column of one method less that of another, seed by seed: one row a method and seed.
 
-    NaN where they have no seed in common.
+    NaN where they have no seed in common. ``verdicts`` as of ``mean``.
     """
     by = rows.pivot_table(index="seed", columns="method", values=column)
     by = by.reindex(columns=sorted({method, other}))
-    return mean((by[method] - by[other]).dropna())
+    return mean((by[method] - by[other]).dropna(), verdicts=verdicts)
 
 
 def percent(x: float, *, signed: bool = False) -> str:

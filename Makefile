@@ -18,7 +18,7 @@ WEIGHTS := minilm vit photographs smollm2 whisper
 # These train a small pyramid on Fashion-MNIST.
 ON_IMAGES := classification transfer stability segmentation
 
-.PHONY: report report-models report-images test fidelity peers check format bench clean
+.PHONY: report report-models report-images test fidelity peers check format bench mutants clean
 
 report: $(READY)  ## every study, on real activations, and the PDF of them all
 	$(BIN)/softlab run $(STUDIES:%=studies/%.py) --threads 1 --workers $(WORKERS) --out $(OUT)
@@ -63,6 +63,11 @@ bench: $(READY)  ## speed and memory against the forms that softlab replaces
 	$(BIN)/python benchmarks/engine.py --out $(OUT)/benchmarks
 	$(BIN)/python benchmarks/capture.py --out $(OUT)/benchmarks
 	$(BIN)/python benchmarks/pyramid.py --out $(OUT)/benchmarks
+
+MUTANT_SECONDS ?= 1800
+
+mutants: $(READY)  ## do the tests notice changed lines? half an hour unless MUTANT_SECONDS says else
+	$(BIN)/python benchmarks/mutants.py --seconds $(MUTANT_SECONDS) --workers $(WORKERS) --out $(OUT)
 
 clean:
 	rm -rf $(VENV) $(addprefix $(OUT)/,$(STUDIES) $(IN_MODEL) in_model_depth in_model_cost $(ON_IMAGES) classification_cost peers spoiling benchmarks report.pdf report.html)

@@ -1,0 +1,78 @@
+"""The mutation tool finds the changes that matter and tells noticed from missed ones."""
+
+import sys
+
+import pytest
+
+from benchmarks import mutants
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a process is forked per mutant")
+
+SOURCE = '''"""A docstring with 3 and <."""
+
+LIMIT = 0.5
+
+
+def shares(x, y: int = 3) -> float:
+    """Return 1."""
+    kept = x[x > LIMIT]
+    if not len(kept):
+        raise ValueError("less than 2")
+    return kept.median() * y + 1
+'''
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.setattr(mutants, "ROOT", tmp_path)
+    (tmp_path / "softlab" / "chapters").mkdir(parents=True)
+    (tmp_path / "tests").mkdir()
+    path = tmp_path / "softlab" / "chapters" / "subject.py"
+    path.write_text(SOURCE)
+    return path
+
+
+def test_the_changes_of_a_small_file(place):
+    found = {mutant.context() for mutant in mutants.Finder(place).found}
+    line = "return kept.median() * y + 1"
+    assert found == {
+        ("LIMIT = 0.5", "LIMIT = 0.75"),
+        ("def shares(x, y: int = 3) -> float:", "def shares(x, y: int = 4) -> float:"),
+        ("kept = x[x > LIMIT]", "kept = x[x >= LIMIT]"),
+        ("kept = x[x > LIMIT]", "kept = x[x < LIMIT]"),
+        ("if not len(kept):", "if (len(kept)):"),
+        (line, "return kept.mean() * y + 1"),
+        (line, "return kept.max() * y + 1"),
+        (line, "return kept.median() / y + 1"),
+        (line, "return kept.median() * y - 1"),
+        (line, "return kept.median() * y + 2"),
+    }
+
+
+def test_guards_are_the_quickest_tests_of_the_changed_lines(place):
+    lines = {8: {"slow", "quick"}, 11: {"other"}}
+    seconds = {"slow": 20.0, "quick": 1.0, "other": 2.0}
+    found = {mutant.old: mutant for mutant in mutants.Finder(place).found}
+    assert mutants.guards(found[">"], lines, seconds) == ["quick", "slow"]
+    assert mutants.guards(found["*"], lines, seconds) == ["other"]
+    constant = found["0.5"]  # runs at import: whatever enters the module can see it
+    assert mutants.guards(constant, lines, seconds) == ["quick", "other", "slow"]
+
+
+def test_a_chapter_is_guarded_by_files_that_name_it_and_the_package(place):
+    tests = place.parents[2] / "tests"
+    (tests / "test_a.py").write_text("from softlab.chapters import subject")
+    (tests / "test_b.py").write_text("subject = 1")
+    (tests / "test_c.py").write_text("from softlab import chapters")
+    assert mutants.tests_of([place]) == ["tests/test_a.py"]
+
+
+def test_shares_leave_accepted_mutants_out():
+    rows = [{"file": "a", "verdict": word} for word in ("noticed", "hung", "survived", "accepted")]
+    rows += [{"file": "b", "verdict": word} for word in ("untested", "noticed")]
+    assert list(mutants.summary(rows)) == [("a", 3, 2), ("b", 2, 1), ("all", 5, 3)]
+
+
+def test_an_unknown_module_is_named(place):
+    with pytest.raises(ValueError, match="there is no module softlab/nothing"):
+        mutants.files(["nothing"])

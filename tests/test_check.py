@@ -310,16 +310,17 @@ def test_a_subject_that_ends_its_process_or_cannot_be_stopped_is_an_outcome(own)
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["nowhere.py:f"], 1, "there is no file nowhere.py"),
-        (["no.such.module:f"], 1, "no.such.module cannot be imported: ModuleNotFoundError"),
-        (["softlab.operators:Sft()"], 1, "Sft() of softlab.operators cannot be had"),
-        (["softlab.operators"], 1, "names no object"),
-        (["softlab.operators:Soft"], 1, "Soft is a class"),
+        (["nowhere.py:f"], 2, "there is no file nowhere.py"),
+        (["no.such.module:f"], 2, "no.such.module cannot be imported: ModuleNotFoundError"),
+        (["softlab.operators:Sft()"], 2, "Sft() of softlab.operators cannot be had"),
+        (["softlab.operators"], 2, "names no object"),
+        (["softlab.operators:Soft"], 2, "Soft is a class"),
         ([], 2, "name a subject"),
         (["x:y", "--dtype", "int8"], 2, "dtype 'int8' is not one of float64"),
         (["x:y", "--device", "toaster"], 2, "device 'toaster' cannot be used here"),
         (["x:y", "--only", "causl"], 2, "Did you mean 'causal'"),
         (["x:y", "--examples", "0"], 2, "give at least one"),
+        (["softlab.operators:Softmax()", "--only", "Penrose identities"], 2, "no law was asked"),
     ],
 )
 def test_bad_requests(words, code, said, monkeypatch):

@@ -107,7 +107,9 @@ def test_the_command_says_it(tmp_path):
     write(tmp_path / "a", cases(1), timed=TIMED)
     write(tmp_path / "b", cases(1).assign(flops=1.0), timed=TIMED)
     result = call("report", "--compare", tmp_path / "a", tmp_path / "b")
-    assert result.exit_code == 0, result.stderr
+    assert result.exit_code == 1, result.stderr
+    same = call("report", "--compare", tmp_path / "a", tmp_path / "a")
+    assert same.exit_code == 0, same.stderr
     assert "rank: 1 of " in result.stdout
     assert "flops" in result.stdout
     one = call("report", "--compare", tmp_path / "a/rank", tmp_path / "b/rank")

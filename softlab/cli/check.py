@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from softlab.cli.speech import err, fail, out, say
+from softlab.cli.speech import COULD_NOT, FINDING, err, fail, out, say
 
 if TYPE_CHECKING:
     from softlab.laws import Outcome
@@ -47,8 +47,9 @@ def check(
     """Put an operator, a solver or a callable f(q, k, v) under every law that applies.
 
     A law holds, fails with the simplest counterexample and a line of Python that reproduces it, or
-    does not apply and says why. The exit code is 1 if one fails. The subject runs in a process of
-    its own: one that raises, hangs, prints or ends it is an outcome.
+    does not apply and says why. The subject runs in a process of its own: one that raises, hangs,
+    prints or ends it is an outcome. Exit codes: 0 no law is broken, 1 one is, 2 the laws could not
+    be asked, as of a subject that cannot be imported.
     """
     from softlab import laws
     from softlab.laws.confined import Request, examined
@@ -74,8 +75,13 @@ def check(
         print(json.dumps([dataclasses.asdict(one) for one in found], indent=2))  # noqa: T201
     else:
         _table(found)
-    if any(one.verdict == "fails" for one in found):
-        raise typer.Exit(1)
+    by = {one.law: one.verdict for one in found}
+    if by.pop("subject", None) == "fails":
+        raise typer.Exit(COULD_NOT)
+    if not by:
+        fail(f"no law was asked: {', '.join(only or ())} is not of such a subject's laws.")
+    if "fails" in by.values():
+        raise typer.Exit(FINDING)
 
 
 def _near(name: str, names: Iterable[str]) -> str:

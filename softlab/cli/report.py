@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from softlab.cli.speech import fail, out, say
+from softlab.cli.speech import FINDING, fail, out, say
 
 if TYPE_CHECKING:
     from softlab.report.comparison import Comparison
@@ -35,21 +35,21 @@ def report(
     """Set FOLDER/report.pdf and FOLDER/report.html from the tables under FOLDER.
 
     --compare holds the cases that two runs share against each other. Noise is, of a time, the
-    spread of repeated calls; of all else the square root of the rounding unit.
+    spread of repeated calls; of all else the square root of the rounding unit. Exit codes: 0
+    nothing changed or all is set, 1 something changed, 2 it could not be done.
     """
     from softlab.report import report as set_report
     from softlab.report.comparison import compare as compared
 
     try:
         if compare is not None:
-            for found in compared(*compare):
+            comparisons = list(compared(*compare))
+            for found in comparisons:
                 _tell(found)
-            return
+            raise typer.Exit(FINDING if any(found.changes for found in comparisons) else 0)
         path = set_report(folder)
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         fail(str(error))
-    except OSError as error:
-        fail(str(error), code=1)
     say(str(path))
     say(str(path.with_suffix(".html")))
 

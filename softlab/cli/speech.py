@@ -11,8 +11,10 @@ from rich.text import Text
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
-BAD_INPUT = 2
-"""The exit code of a request that cannot be met; a run that something stopped exits with 1."""
+FINDING = 1
+"""The exit code of a request that was met and found something: a law broken, a number changed."""
+COULD_NOT = 2
+"""The exit code of a request that could not be met; 0 is that of one that was, with no finding."""
 
 
 def say(message: str) -> None:
@@ -20,7 +22,7 @@ def say(message: str) -> None:
     out.print(message, markup=False, soft_wrap=True)
 
 
-def fail(message: str, code: int = BAD_INPUT) -> NoReturn:
+def fail(message: str, code: int = COULD_NOT) -> NoReturn:
     """Print an error and leave."""
     err.print(Text("error: ", style="bold red") + Text(message), soft_wrap=True)
     raise typer.Exit(code)

@@ -65,12 +65,8 @@ def substitute(
         result = effect(
             model, lambda: _tensor(model(*args, **kwargs)), op, layers=which, heads=some
         )
-    except SubstitutionError as error:
-        fail(str(error), code=1)
-    except (ValueError, TypeError, OSError) as error:
+    except (SubstitutionError, ValueError, TypeError, OSError, RuntimeError) as error:
         fail(str(error))
-    except RuntimeError as error:
-        fail(str(error), code=1)
     if as_json:
         print(json.dumps(dataclasses.asdict(result), indent=2))  # noqa: T201
     else:

@@ -36,6 +36,7 @@ from typing import Any
 import torch
 
 from softlab import provenance
+from softlab.extras import needed
 from softlab.journal import Row, Scalar
 from softlab.locks import beside
 from softlab.study_file import load
@@ -144,11 +145,8 @@ def dask(address: str, count: int = 1, *, timeout: float = 10) -> Iterator[Crew]
 
     Raises ``ValueError`` where no scheduler answers, and ``ModuleNotFoundError`` without dask.
     """
-    try:
+    with needed("dask"):
         from distributed import Client, LocalCluster
-    except ImportError:
-        msg = "dask is not installed: pip install 'softlab[dask]'"
-        raise ModuleNotFoundError(msg) from None
     with contextlib.ExitStack() as stack:
         if address == "local":
             local = LocalCluster(

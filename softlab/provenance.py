@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from softlab.extras import DISTRIBUTION
+
 PACKAGE = Path(__file__).parent
 # These read tables and make none, so a new colour in a figure leaves the rows valid.
 PRESENTATION = {"chapters", "cli", "figures.py", "looks.py", "report"}
@@ -51,8 +53,11 @@ def _package() -> bytes:
 
 def versions() -> dict[str, str]:
     """Versions of Python, softlab and the libraries that its numbers pass through."""
-    names = ("softlab", "torch", "numpy", "scipy")
-    return {"python": platform.python_version()} | {name: _version(name) for name in names}
+    own = {"python": platform.python_version(), "softlab": _version(DISTRIBUTION)}
+    # torch says +cu130 or +cpu of itself, which the metadata of its distribution may leave out.
+    return (
+        own | {"torch": torch.__version__} | {name: _version(name) for name in ("numpy", "scipy")}
+    )
 
 
 def commit(folder: Path) -> dict[str, str | bool | None]:

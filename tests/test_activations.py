@@ -17,7 +17,7 @@ from softlab.models.vit import ViT
 def need(*names, modules=()):
     """Skip where a wheel has not been fetched or an optional package is absent."""
     for module in modules:
-        pytest.importorskip(module, reason=f"needs {module}: pip install softlab[models]")
+        pytest.importorskip(module, reason=f"needs {module}: pip install -e '.[models]'")
     for name in names:
         try:
             folder(name)
@@ -84,7 +84,7 @@ def test_the_table_of_positions_is_read_as_it_is_and_interpolated_between():
 
 
 def test_onnx_weights_are_named_by_their_product_and_transposed():
-    onnx = pytest.importorskip("onnx", reason="needs onnx: pip install softlab[models]")
+    onnx = pytest.importorskip("onnx", reason="needs onnx: pip install -e '.[models]'")
     w, table = torch.arange(6.0).reshape(2, 3), torch.ones(1, 4, 2)
     give = onnx.numpy_helper.from_array
     path = "/backbone/encoder/layer.3/mlp/fc1/MatMul"

@@ -110,7 +110,7 @@ def test_report_without_typst_names_the_extra(tmp_path, own, monkeypatch):
     monkeypatch.setitem(sys.modules, "typst", None)
     result = call("report", tmp_path)
     assert result.exit_code == 2
-    assert "pip install 'softlab[report]'" in result.stderr
+    assert "typst is not installed. Run: python -m pip install 'typst" in result.stderr
 
 
 def test_report_prints_where_the_pdf_is(tmp_path, own):

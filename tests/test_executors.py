@@ -283,7 +283,7 @@ def test_a_scheduler_that_does_not_answer_is_said_with_the_remedy(address):
 def test_dask_that_is_not_installed_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with (
-        pytest.raises(ModuleNotFoundError, match=r"pip install 'softlab\[dask\]'"),
+        pytest.raises(ModuleNotFoundError, match=r"pip install 'dask-jobqueue.* 'distributed"),
         executors.dask("local"),
     ):
         pass

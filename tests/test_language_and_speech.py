@@ -20,7 +20,7 @@ from softlab.models.smollm2 import SmolLM2
 def need(name, *modules):
     """The folder of a model; skip where it has not been fetched or a reader is absent."""
     for module in modules:
-        pytest.importorskip(module, reason=f"needs {module}: pip install softlab[models]")
+        pytest.importorskip(module, reason=f"needs {module}: pip install -e '.[models]'")
     try:
         return folder(name)
     except FileNotFoundError:

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
+    {"extras"},
     {"core", "checks", "instruments", "journal", "locks", "provenance", "study_file"},
     {"exponential_sums", "gaussian_sums"},
     {"kernels"},

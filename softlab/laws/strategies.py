@@ -3,7 +3,7 @@
 Everything is drawn by construction: no draw is refused, and a tensor has the geometry, the
 spectrum, the rank and the condition that its name says. What is drawn is a short frozen value that
 makes the tensors, so a failing example reads ``Tokens(n=1, l=2)`` and shrinks towards few small
-whole numbers. Needs hypothesis: ``pip install 'softlab[laws]'``::
+whole numbers. Needs hypothesis, the extra ``laws``::
 
     from hypothesis import given
     from softlab.laws.strategies import tokens
@@ -20,12 +20,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 
 from softlab.checks import natural, one_of, positive, positive_int
 from softlab.core import value
+from softlab.extras import needed
 from softlab.matrices import Clusters, Geometric, LowRank, Matrix, Polynomial, Step
+
+with needed("laws"):
+    from hypothesis import strategies as st
 
 F64 = torch.float64
 GEOMETRIES = ("lattice", "normal", "spectral", "clustered", "identical", "apart")

@@ -52,7 +52,7 @@ class Activations:
 
     Raises ``ValueError`` for a layer, head, n or seed that is not there. The call raises
     ``FileNotFoundError`` until ``softlab fetch minilm``, or ``vit`` and ``photographs``, has run,
-    and needs the extra ``softlab[models]``.
+    and needs the extra ``models``.
     """
 
     model: str

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from softlab.extras import needed
+
 # Published parameter names to those of the module below: applied in order, as plain substrings.
 RENAMED = (
     ("embeddings.word_embeddings", "word"),
@@ -118,9 +120,10 @@ def load(folder: Path) -> MiniLM:
 def tokens(folder: Path, text: str, n: int) -> Tensor:
     """The first n token ids (1, n) of ``text``, framed by the start and the end token.
 
-    Raises ``ValueError`` if the text is too short; needs the extra ``softlab[models]``.
+    Raises ``ValueError`` if the text is too short; needs the extra ``models``.
     """
-    from tokenizers import Tokenizer
+    with needed("models"):
+        from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()

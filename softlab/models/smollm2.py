@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from softlab.extras import needed
+
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # Names in the file to those of the module below: applied in order, as plain substrings.
 RENAMED = (
@@ -122,9 +124,10 @@ def rotated(x: Tensor, turn: Tensor) -> Tensor:
 def load(folder: Path) -> SmolLM2:
     """Load the weights from ``folder``, dequantised; raise if any is amiss.
 
-    Needs the extra ``softlab[models]``.
+    Needs the extra ``models``.
     """
-    from gguf import GGUFReader, dequantize
+    with needed("models"):
+        from gguf import GGUFReader, dequantize
 
     state = {}
     for tensor in GGUFReader(folder / FILE).tensors:
@@ -140,8 +143,9 @@ def load(folder: Path) -> SmolLM2:
 
 def tokenizer(folder: Path) -> Any:
     """The file's own byte-level tokenizer, a ``tokenizers.Tokenizer``."""
-    from gguf import GGUFReader
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    with needed("models"):
+        from gguf import GGUFReader
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     fields = GGUFReader(folder / FILE).fields
     words, merges = (fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "merges"))

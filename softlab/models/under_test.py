@@ -71,7 +71,7 @@ def under_test(name: str, tokens: int | None = None) -> UnderTest:
     """The model of that name; ``tokens`` other than its own of ``LENGTHS`` leave out the task.
 
     Raises ``ValueError`` for an unknown name, ``FileNotFoundError`` that says what to run where the
-    weights are not there, ``ModuleNotFoundError`` without the extra ``softlab[models]``.
+    weights are not there, ``ModuleNotFoundError`` without the extra ``models``.
     """
     if name not in NEEDS:
         msg = f"no model is named {name!r}; there are {', '.join(NEEDS)}."

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from softlab.extras import needed
+
 PATCH = 14
 SIDE = 37  # the table of positions is 37 x 37: images of 518 pixels
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as the wheel's own code has
@@ -103,9 +105,10 @@ class Layer(nn.Module):
 def load(folder: Path) -> ViT:
     """Load the encoder from ``folder/vit_s_focus.onnx``; raise if any weight is amiss.
 
-    Needs the extra ``softlab[models]``.
+    Needs the extra ``models``.
     """
-    import onnx
+    with needed("models"):
+        import onnx
 
     model = ViT()
     model.load_state_dict(state_of(onnx.load(str(folder / "vit_s_focus.onnx")).graph))
@@ -119,7 +122,8 @@ def state_of(graph: Any) -> dict[str, Tensor]:
     of the MatMul node that reads it, and it comes back transposed. The two anonymous tables of
     positions are known by their shapes.
     """
-    from onnx import numpy_helper
+    with needed("models"):
+        from onnx import numpy_helper
 
     module = {
         node.input[1]: node.name.strip("/").removesuffix("/MatMul").replace("/", ".")
@@ -147,7 +151,9 @@ def pixels(photograph: Path, size: int) -> Tensor:
     Resampled in float64 by antialiased bicubic interpolation, so that it is the same everywhere.
     """
     import numpy as np
-    from PIL import Image
+
+    with needed("models"):
+        from PIL import Image
 
     with Image.open(photograph) as image:
         x = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].double() / 255

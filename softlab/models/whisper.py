@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from softlab.extras import needed
+
 RATE, SECONDS = 16_000, 30
 WINDOW, HOP, MELS = 400, 160, 80
 TYPES = {0: torch.float32, 1: torch.int8, 2: torch.int16, 3: torch.int32, 4: torch.float16}
@@ -204,8 +206,9 @@ def variables(file: BinaryIO) -> list[tuple[str, Tensor]]:
 
 
 def words(folder: Path, ids: list[int]) -> str:
-    """What tokens say; needs the extra ``softlab[models]``."""
-    from tokenizers import Tokenizer
+    """What tokens say; needs the extra ``models``."""
+    with needed("models"):
+        from tokenizers import Tokenizer
 
     said: str = Tokenizer.from_file(str(folder / "tokenizer.json")).decode(ids)
     return said

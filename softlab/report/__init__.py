@@ -18,6 +18,7 @@ import pandas as pd
 
 from softlab.chapters import fragment, named, runs
 from softlab.chapters.headlines import headlines
+from softlab.extras import needed
 from softlab.figures import Lines, caption, draw, file_name, pages, save
 from softlab.report.folder import FORMAT, read
 from softlab.report.page import html
@@ -41,11 +42,8 @@ def report(folder: Path | str = "reports") -> Path:
     if not found:
         msg = f"no <study>/table.csv under {folder}; run one first: softlab run studies/rank.py"
         raise FileNotFoundError(msg)
-    try:
+    with needed("report"):
         import typst
-    except ImportError:
-        msg = "the PDF is set with typst, which is not installed: pip install 'softlab[report]'"
-        raise ModuleNotFoundError(msg) from None
     files: dict[str, bytes] = {}
     tables = [read(run) for run in found]
     studies = [_study(run, *one, files) for run, one in zip(found, tables, strict=True)]

@@ -8,6 +8,7 @@ import os
 import struct
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,8 +16,20 @@ import torch
 from glyphs import CHARACTERS, UNSEEN, glyphs
 
 from softlab.models import Design, Pyramid, training
-from softlab.models.images import Folder, Held, fashion_mnist, idx, part, shifted
+from softlab.models.images import (
+    MEAN,
+    STD,
+    Folder,
+    Held,
+    by_name,
+    fashion_mnist,
+    idx,
+    part,
+    shifted,
+)
 from softlab.models.training import PRESETS, LossError, Recipe, Run, decayed, mixed
+from softlab.operators import Performer, Softmax, Uniform
+from softlab.pinv import SVD
 
 SMALL = Design(
     (1, 1, 1, 1), (16, 32, 48, 64), (1, 2, 3, 4), (4, 2, 2, 2), (2, 1, 1), 16, (5, 3, 3), 8, 32
@@ -130,6 +143,87 @@ def test_checkpoints_of_others_are_refused(tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes(b"half of i")
     with pytest.raises(ValueError, match=r"checkpoint.pt is no checkpoint of a run \(\w+\)"):
         begun(tmp_path)
+
+
+def pyramid(**how):
+    return Pyramid(LEAST, num_classes=len(CHARACTERS), channels=1, **how)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """Images of a user's own class, which know no fingerprint."""
+
+    held: Held
+
+    classes = property(lambda self: self.held.classes)
+    channels = property(lambda self: self.held.channels)
+
+    def __len__(self):
+        return len(self.held)
+
+    def batch(self, *how):
+        return self.held.batch(*how)
+
+
+ORDER = tuple(reversed(CHARACTERS))
+OTHERS = {
+    "a normalization": ({}, {"normalization": "row"}, {}, "normalization='none'.*'row'"),
+    "an operator": ({"operator": Softmax()}, {"operator": Uniform()}, {}, "was Softmax.* is Unif"),
+    "a knob": (
+        {"operator": Performer(8)},
+        {"operator": Performer(8, scale=0.2)},
+        {},
+        "scale=None.*scale=0.2",
+    ),
+    "a solver": ({}, {"pinv": SVD()}, {}, r"pinv=NewtonRaphson.*pinv=SVD"),
+    "a share of dropped paths": ({}, {"drop_path": 0.3}, {}, "drop.p was 0.0 and is 0.3"),
+    "an order of classes": ({}, {}, {"classes": ORDER}, "training classes was 'A'.* is '0'"),
+    "pixels": ({}, {}, {"pixels": 255 - glyphs(48).pixels}, "training images was 48, fingerprint"),
+    "labels": ({}, {}, {"labels": glyphs(48).labels.flip(0)}, "training images was 48, fing"),
+    "what is shown": ({}, {}, {"mirror": True}, "training images was 48, fingerprint"),
+}
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, Shown], ids=["held", "a user's"])
+@pytest.mark.parametrize(("first", "second", "data", "says"), OTHERS.values(), ids=OTHERS)
+def test_a_run_is_not_taken_up_as_another(tmp_path, wrap, first, second, data, says):
+    if "mirror" in data and wrap is Shown:
+        pytest.skip("what is done to images in training is not seen in those of a user's class")
+    recipe, images, test = Recipe(2, 16), glyphs(48), glyphs(32, UNSEEN, 1)
+    Run(pyramid(**first), recipe, wrap(images), test, tmp_path).finish(epochs=1)
+    other = wrap(dataclasses.replace(images, **data))
+    with pytest.raises(ValueError, match=rf"(?s)is of another run: .*{says}.*another folder"):
+        Run(pyramid(**second), recipe, other, test, tmp_path)
+    with pytest.raises(ValueError, match="another run: test images was 32"):
+        Run(pyramid(**first), recipe, wrap(images), glyphs(30, UNSEEN, 1), tmp_path)
+    again = Run(pyramid(**first), recipe, wrap(images), test, tmp_path)  # itself goes on
+    assert again.step == 3
+
+
+def test_a_checkpoint_that_does_not_say_what_it_is_of_is_refused(tmp_path):
+    run = begun(tmp_path)
+    run.finish(epochs=1)
+    held = torch.load(run.checkpoint, weights_only=True)
+    del held["identity"]
+    torch.save(held, run.checkpoint)
+    with pytest.raises(ValueError, match="is of another run: model was not noted and is Pyramid"):
+        begun(tmp_path)
+
+
+def test_what_a_model_is_made_of_is_told_alike_in_every_process():
+    class Knobs:
+        def __init__(self):
+            self.of, self._cache, self.inner = {"b", "a"}, object(), self
+
+    knobs = Knobs()
+    told = training.described(knobs)
+    assert "0x" not in told
+    assert "of=set('a', 'b')" in told
+    assert training.described(partial(glyphs, 3)) == "tuple(glyphs.glyphs, tuple(3), dict())"
+    long, other = np.zeros(5000), np.zeros(5000)
+    other[2500] = 1
+    assert training.described(long) != training.described(other)
+    assert training.described(torch.zeros(3)) != training.described(torch.zeros(3).double())
 
 
 def test_half_precision_learns(tmp_path):
@@ -291,6 +385,194 @@ def test_a_folder_for_each_class(tmp_path):
         Folder(tmp_path / "nowhere")
 
 
+def pictured(root, classes, mode="RGB", size=(40, 60)):
+    """A folder of noise for each of the classes."""
+    image, rng = pytest.importorskip("PIL.Image"), np.random.default_rng(0)
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for i in range(2):
+            pixels = rng.integers(256, size=(*size, 3), dtype=np.uint8)
+            image.fromarray(pixels).convert(mode).save(root / name / f"{i}.png")
+    return root
+
+
+def test_hidden_files_and_folders_are_no_images(tmp_path):
+    classes = ("ant", "cat", "__other")
+    pictured(tmp_path, (*classes, ".ipynb_checkpoints", "__MACOSX", "@eaDir", ".git"))
+    pictured(tmp_path / "cat", ("black", ".thumbnails", "__MACOSX"))
+    for hidden in ("._0.png", ".hidden.png"):
+        (tmp_path / "ant" / hidden).write_bytes(b"Mac OS X")
+    folder = Folder(tmp_path)
+    assert folder.classes == ("__other", "ant", "cat")
+    assert [path.relative_to(tmp_path).as_posix() for path in folder.paths] == [
+        *("__other/0.png", "__other/1.png", "ant/0.png", "ant/1.png"),
+        *("cat/0.png", "cat/1.png", "cat/black/0.png", "cat/black/1.png"),
+    ]
+    folder.check()
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "dog" / "0.gif").write_bytes(b"GIF")
+    with pytest.raises(ValueError, match=r"dog holds no image \(\.jpg.*Fill or remove it"):
+        Folder(tmp_path)
+
+
+def test_labels_are_known_by_name(tmp_path):
+    """Whatever the order of folders, or which of them a test has."""
+    train = Folder(pictured(tmp_path / "train", ("ant", "caf\u00e9", "cat")))
+    test = Folder(pictured(tmp_path / "val", ("cafe\u0301", "cat")))
+    assert by_name(test, train).tolist() == [1, 2]
+    images = glyphs(32, UNSEEN, 1)
+    turned = dataclasses.replace(
+        images, labels=len(CHARACTERS) - 1 - images.labels, classes=ORDER
+    )  # the same images, of the same characters
+    runs = [
+        Run(pyramid(), Recipe(1, 16), glyphs(48), some, tmp_path / f"{i}")
+        for i, some in enumerate((images, turned))
+    ]
+    assert runs[0].evaluate() == runs[1].evaluate()
+    for classes, says in (
+        (("Ant", "cat"), "training images have not: 'Ant'. Those have 'ant', 'caf"),
+        (("ant", "cat", "owl"), "training images have not: 'owl'"),
+        (("ant", "ant"), "two classes are named 'ant'"),
+    ):
+        other = Held(BYTES, torch.tensor([0, 1]), classes)
+        with pytest.raises(ValueError, match=says):
+            Run(pyramid(), Recipe(1, 2), train, other, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def ramp(mode, most):
+    image = pytest.importorskip("PIL.Image")
+    values = np.linspace(0, most, 64 * 64).reshape(64, 64)
+    return image.fromarray(values.astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]))
+
+
+@pytest.mark.parametrize(
+    ("mode", "most", "suffix", "white"),
+    [
+        ("I;16", 65535, "png", None),
+        ("I;16", 65535, "tif", None),
+        ("I;16", 4095, "png", 4095),
+        ("I;16", 1023, "tif", 1023),
+        ("I;16", 40000, "png", 65535),
+        ("I", 2**20, "tif", 2**20),
+        ("F", 1.0, "tif", 1.0),
+        ("F", 255.0, "tiff", 255),
+    ],
+)
+def test_grey_of_many_bits_keeps_its_levels(tmp_path, mode, most, suffix, white):
+    (tmp_path / "x").mkdir()
+    ramp(mode, most).save(tmp_path / "x" / f"a.{suffix}")
+    x, _ = Folder(tmp_path, white=white).batch([0], 56, None)  # the central seven eighths
+    grey = x[0] * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+    rows = torch.arange(4, 60)[:, None] * 64 + torch.arange(4, 60)
+    due = (rows / (64 * 64 - 1) * (most / (white or 65535))).expand(3, -1, -1)
+    step = 1e-6 if mode == "F" else 1 / (white or 65535)  # of the integers, which are cut
+    assert float((grey - due).abs().max()) < step + 2e-6
+    assert len(grey[0].unique()) > 500
+
+
+@pytest.mark.parametrize(
+    ("mode", "most", "suffix", "white"),
+    [
+        ("I;16", 4095, "png", None),
+        ("I;16", 4095, "tif", None),
+        ("I;16", 16383, "png", None),
+        ("I", 65535, "tif", None),
+        ("F", 1.0, "tif", None),
+        ("I;16", 65535, "png", 4095),
+        ("F", 2.0, "tif", 1.0),
+    ],
+)
+def test_grey_of_unknown_range_is_refused(tmp_path, mode, most, suffix, white):
+    (tmp_path / "x").mkdir()
+    ramp(mode, most).save(tmp_path / "x" / f"a.{suffix}")
+    says = (
+        rf"a\.{suffix} is no readable image .*grey values are 0 to {most:g} in mode {mode}.*white="
+    )
+    with pytest.raises(ValueError, match=says):
+        Folder(tmp_path, white=white).check()
+    black = np.zeros((8, 8), np.uint16)
+    pytest.importorskip("PIL.Image").fromarray(black).save(tmp_path / "x" / f"a.{suffix}")
+    Folder(tmp_path).check()  # black is black in every range
+
+
+def test_other_modes_are_made_rgb_by_a_rule(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    (tmp_path / "x").mkdir()
+    red, half = (200, 30, 10), (200, 30, 10, 128)
+    over = tuple(round((128 * c + 127 * 255) / 255) for c in red)
+    palette = image.new("RGB", (8, 8), red).quantize(4)
+    see_through = image.new("P", (8, 8), 0)
+    see_through.putpalette([200, 30, 10])
+    cases = {
+        "RGB": (image.new("RGB", (8, 8), red), red, {}),
+        "RGBA": (image.new("RGBA", (8, 8), half), over, {}),
+        "LA": (image.new("LA", (8, 8), (40, 0)), (255, 255, 255), {}),
+        "P": (palette, red, {}),
+        "P, transparent": (see_through, (255, 255, 255), {"transparency": 0}),
+        "L, transparent": (image.new("L", (8, 8), 7), (255, 255, 255), {"transparency": 7}),
+        "1": (image.new("1", (8, 8), 1), (255, 255, 255), {}),
+        "L": (image.new("L", (8, 8), 90), (90, 90, 90), {}),
+        "CMYK": (image.new("CMYK", (8, 8), (0, 255, 255, 0)), (255, 0, 0), {}),
+    }
+    for name, (made, due, more) in cases.items():
+        path = tmp_path / "x" / ("a.tif" if name == "CMYK" else "a.png")
+        made.save(path, **more)
+        x, _ = Folder(tmp_path).batch([0], 8, None)
+        path.unlink()
+        grey = x[0] * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+        assert torch.allclose(255 * grey, torch.tensor(due)[:, None, None] * 1.0, atol=1.01), name
+
+
+def test_a_photograph_is_turned_as_it_says(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    (tmp_path / "x").mkdir()
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[:20] = 255  # bright above
+    for turns, orientation in ((0, 1), (1, 6), (2, 3), (3, 8)):
+        exif = image.Exif()
+        exif[0x0112] = orientation
+        turned = image.fromarray(np.ascontiguousarray(np.rot90(pixels, turns)))
+        turned.save(tmp_path / "x" / "a.jpg", exif=exif, quality=95)
+        x, _ = Folder(tmp_path).batch([0], 32, None)
+        assert x[0, :, :14].min() > 1.5 > -1.5 > x[0, :, 18:].max()
+
+
+def test_an_image_that_cannot_be_read_is_named_before_anything_is_learnt(tmp_path):
+    train = Folder(pictured(tmp_path / "train", CHARACTERS))
+    whole = (tmp_path / "train" / "K" / "1.png").read_bytes()
+    for name in ("K/1", "T/0"):
+        (tmp_path / "train" / f"{name}.png").write_bytes(whole[: len(whole) // 2])
+    model = Pyramid(LEAST, num_classes=len(CHARACTERS))
+    for parts in ((train, glyphs(8)), (glyphs(8), train)):
+        with pytest.raises(ValueError, match=r"K/1\.png is no readable image.*So are 1 more"):
+            Run(model, Recipe(1, 4), *parts, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match=r"K/1\.png"):
+        train.check(1, 2)
+    train.check(2, 3)  # every third: neither of the two
+
+
+def test_a_folder_is_known_by_what_its_files_hold(tmp_path):
+    marks = [Folder(pictured(tmp_path / "a", ("ant", "cat"))).fingerprint()]
+    pictured(tmp_path / "b", ("ant", "cat"))
+    assert Folder(tmp_path / "b").fingerprint() == marks[0]  # wherever it lies
+    path = tmp_path / "b" / "cat" / "0.png"
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1  # as long as before
+    path.write_bytes(raw)
+    marks.append(Folder(tmp_path / "b").fingerprint())
+    path.rename(path.with_name("3.png"))
+    marks.append(Folder(tmp_path / "b").fingerprint())
+    path.with_name("3.png").rename(tmp_path / "b" / "ant" / "4.png")
+    marks += [Folder(tmp_path / "b").fingerprint(), Folder(tmp_path / "b", white=9).fingerprint()]
+    large = tmp_path / "b" / "ant" / "4.png"
+    for last in (0, 1):
+        large.write_bytes(bytes(200_000) + bytes([last]))
+        marks.append(Folder(tmp_path / "b").fingerprint())
+    assert len({*marks}) == len(marks)
+
+
 BYTES = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
 BAD = [
     (lambda out: Held(BYTES.float(), torch.zeros(2), ("a",)), "pixels must be bytes"),
@@ -334,3 +616,11 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", [*argv, "--batch", "64"])
     with pytest.raises(SystemExit, match="32 images do not fill a batch of 64"):
         training.main()
+    for more, says in (
+        (["--normalization", "row"], "normalization='none'.*'row'"),
+        (["--variant", "released"], "model.variant was 'paper' and is 'released'"),
+        (["--rate", "0.1"], "rate=0.1"),
+    ):
+        monkeypatch.setattr("sys.argv", [*argv, "--batch", "16", "--device", "cpu", *more])
+        with pytest.raises(SystemExit, match=f"(?s){says}.*Give another folder"):
+            training.main()

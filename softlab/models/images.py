@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import hashlib
 import struct
+import unicodedata
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,7 +23,19 @@ from torch.nn import functional
 from softlab import checks
 from softlab.inputs import fashion
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+SYSTEM = {
+    *("__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "lost+found"),
+    "System Volume Information",
+}
+"""Folders that a system or a tool puts beside those of the classes."""
+UNSURE = 2**14
+"""A 16-bit image whose values are all below this may be of 10, 12 or 14 bits."""
+SAMPLED = 2**15
+"""Bytes at either end of a larger file that count in the fingerprint of a folder."""
 LEAST = 0.08
 """Share of its area that a random part of an image has at least; usual on ImageNet."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
@@ -45,6 +60,24 @@ class Images(Protocol):
 
     def batch(self, indices: list[int], side: int, seed: int | None) -> tuple[Tensor, Tensor]:
         """Some of them at a size; with a seed, changed at random for training."""
+        ...
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """Images that can be looked at before they are used."""
+
+    def check(self, first: int = 0, step: int = 1) -> None:
+        """Raise ``ValueError`` for those, from ``first`` on in steps, that cannot be read."""
+        ...
+
+
+@runtime_checkable
+class Marked(Protocol):
+    """Images that know what they are."""
+
+    def fingerprint(self) -> str:
+        """A text that changes with the images and their labels."""
         ...
 
 
@@ -103,6 +136,15 @@ class Held:
         """The same, shown as they are in training: few steps learn more from them."""
         return dataclasses.replace(self, shift=0, mirror=False, zoom=1.0)
 
+    def fingerprint(self) -> str:
+        """Hexadecimal digits that change with pixels, labels, and how the images are shown."""
+        shown = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name not in ("pixels", "labels")
+        }
+        return digest(self.pixels, self.labels, repr(shown))
+
     def batch(self, indices: list[int], side: int, seed: int | None) -> tuple[Tensor, Tensor]:
         """Some of them at a size; with a seed, changed at random for training."""
         x = self.pixels[indices].float() / 255
@@ -133,6 +175,14 @@ class Folder:
     In training a random part of the image, at least ``LEAST`` of its area, mirrored every other
     time; otherwise the central square, seven eighths of the side. Read by eight threads as they
     are needed. Needs pillow.
+
+    Hidden files and folders, and those of ``SYSTEM``, are left out. An image is turned as its EXIF
+    orientation says and made RGB: transparent parts show white, other modes as pillow converts
+    them, the first frame of several. Grey of more than 8 bits is divided by ``white``, the value
+    of white, positive: by default 65535 for 16 bits that are in use, and needed for others.
+
+    Raises ``ValueError`` for a folder without classes, a class without images, two classes of one
+    name, and, when it is read, an image that is damaged or whose range is not known.
     """
 
     root: Path
@@ -140,21 +190,27 @@ class Folder:
     labels: tuple[int, ...] = field(init=False, repr=False)
     classes: tuple[str, ...] = field(init=False)
     channels: int = 3
+    white: float | None = None
 
     def __post_init__(self) -> None:
-        folders = sorted(p for p in self.root.iterdir() if p.is_dir()) if self.root.is_dir() else []
-        found = [
-            (path, label)
-            for label, folder in enumerate(folders)
-            for path in sorted(folder.rglob("*"))
-            if path.suffix.lower() in SUFFIXES
-        ]
-        if not found:
+        if self.white is not None:
+            checks.positive(self, white=self.white)
+        folders = sorted(p for p in _shown(self.root) if p.is_dir()) if self.root.is_dir() else []
+        # Decomposed letters, as some systems store them, are the same name.
+        names = [unicodedata.normalize("NFC", folder.name) for folder in folders]
+        found = [sorted(_images(folder)) for folder in folders]
+        if not any(found):
             msg = f"{self.root} holds no images: put those of each class in a folder of its own."
             raise ValueError(msg)
-        object.__setattr__(self, "paths", tuple(path for path, _ in found))
-        object.__setattr__(self, "labels", tuple(label for _, label in found))
-        object.__setattr__(self, "classes", tuple(folder.name for folder in folders))
+        for folder, some in zip(folders, found, strict=True):
+            if not some:
+                msg = f"{folder} holds no image ({', '.join(SUFFIXES)}). Fill or remove it."
+                raise ValueError(msg)
+        distinct(names)
+        object.__setattr__(self, "paths", tuple(path for some in found for path in some))
+        labels = tuple(label for label, some in enumerate(found) for _ in some)
+        object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "classes", tuple(names))
 
     def __len__(self) -> int:
         """How many there are."""
@@ -168,20 +224,147 @@ class Folder:
         mean, std = (torch.tensor(c)[:, None, None] for c in (MEAN, STD))
         return (x - mean) / std, torch.tensor([self.labels[i] for i in indices])
 
+    def check(self, first: int = 0, step: int = 1) -> None:
+        """Read every image, or every ``step``-th; ``ValueError`` names those that cannot be."""
+        with ThreadPoolExecutor(8) as pool:
+            broken = [why for why in pool.map(self._broken, range(first, len(self), step)) if why]
+        if broken:
+            more = f" So are {len(broken) - 1} more." if len(broken) > 1 else ""
+            raise ValueError(broken[0] + more)
+
+    def fingerprint(self) -> str:
+        """Hexadecimal digits that change with the names, sizes and contents of the files.
+
+        Of a file larger than twice ``SAMPLED`` bytes the first and the last so many count.
+        """
+        with ThreadPoolExecutor(8) as pool:
+            parts = list(pool.map(_ends, self.paths))
+        names = [path.relative_to(self.root).as_posix() for path in self.paths]
+        return digest(repr((names, self.white)), *parts)
+
+    def _broken(self, index: int) -> str:
+        """Why an image cannot be read; nothing where it can."""
+        try:
+            self._read(index, 8, None)
+        except ValueError as why:
+            return str(why)
+        return ""
+
     def _read(self, index: int, side: int, seed: int | None) -> Tensor:
         import numpy as np
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image, ImageOps
 
         try:
             with Image.open(self.paths[index]) as image:
+                ImageOps.exif_transpose(image, in_place=True)
                 wide, high = image.size
                 cut = _box(wide, high, seed, LEAST) if seed is not None else _centre(wide, high)
-                small = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC, cut)
-        except (OSError, UnidentifiedImageError) as broken:
+                plain = _plain(image, self.white)
+                small = plain.resize((side, side), Image.Resampling.BICUBIC, cut)
+        except Exception as broken:  # pillow raises what its formats' readers raise
             msg = f"{self.paths[index]} is no readable image ({broken}). Replace or remove it."
             raise ValueError(msg) from None
-        x = torch.from_numpy(np.array(small)).permute(2, 0, 1).float() / 255
+        x = torch.from_numpy(np.array(small)).float()
+        # Cubic weights reach beyond the range, where pillow cuts bytes itself.
+        x = x.clamp(0, 1).expand(3, -1, -1) if x.ndim == 2 else x.permute(2, 0, 1) / 255
         return x.flip(-1) if seed is not None and seed % 2 else x
+
+
+def _shown(folder: Path) -> Iterator[Path]:
+    """What a folder holds, but for what is hidden or the system's."""
+    return (p for p in folder.iterdir() if not p.name.startswith(".") and p.name not in SYSTEM)
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    """The images in a folder and in those that it holds."""
+    for path in _shown(folder):
+        if path.is_dir():
+            yield from _images(path)
+        elif path.suffix.lower() in SUFFIXES:
+            yield path
+
+
+def _ends(path: Path) -> bytes:
+    """The size of a file, and its content or both ends of it."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= 2 * SAMPLED:
+            return file.read()
+        first = file.read(SAMPLED)
+        file.seek(-SAMPLED, 2)
+        return b"%d" % size + first + file.read()
+
+
+def _plain(image: Image, white: float | None) -> Image:
+    """In RGB, or, of more than 8 bits, in grey of 0 to 1 (mode F)."""
+    from PIL import Image as Pillow
+
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _deep(image, white)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        paper = Pillow.new("RGBA", image.size, "white")
+        return Pillow.alpha_composite(paper, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _deep(image: Image, white: float | None) -> Image:
+    """Grey of more than 8 bits, from 0 to 1; ``ValueError`` where what is white is not known."""
+    import numpy as np
+    from PIL import Image as Pillow
+
+    values = np.array(image).astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    whole = image.mode.startswith("I;16") or image.format in ("PNG", "PPM")
+    # Files of 10, 12 or 14 bits are written as such of 16, and do not say so.
+    sure = whole and (high == 0 or high >= UNSURE)
+    most = white if white is not None else 65535.0 if sure else None
+    if most is None or not 0 <= low <= high <= most:
+        msg = (
+            f"its grey values are {low:g} to {high:g} in mode {image.mode}, and white is "
+            f"{'not known' if most is None else format(most, 'g')}; give Folder(root, white=...) "
+            "or --white, 4095 for 12 bits, 65535 for 16, or save it with 8 bits"
+        )
+        raise ValueError(msg)
+    return Pillow.fromarray((values / most).astype(np.float32))
+
+
+def digest(*parts: Tensor | bytes | str) -> str:
+    """Thirty-two hexadecimal digits of tensors, bytes and texts."""
+    state = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            kind = f"{part.dtype}{tuple(part.shape)}".encode()
+            raw = kind + part.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
+        else:
+            raw = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        state.update(len(raw).to_bytes(8, "big") + raw)
+    return state.hexdigest()[:32]
+
+
+def distinct(names: list[str] | tuple[str, ...]) -> None:
+    """Raise ``ValueError`` for a name that two classes have."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        msg = f"two classes are named {twice[0]!r}; give each a name of its own."
+        raise ValueError(msg)
+
+
+def by_name(test: Images, train: Images) -> Tensor:
+    """For each label of ``test``, that of the class of the same name in ``train``.
+
+    Raises ``ValueError`` for a class that ``train`` has not.
+    """
+    for images in (train, test):
+        distinct(images.classes)
+    strange = [name for name in test.classes if name not in train.classes]
+    if strange:
+        msg = (
+            f"the test images have classes that the training images have not: "
+            f"{', '.join(map(repr, strange))}. Those have {', '.join(map(repr, train.classes))}. "
+            "Give a class the same name in both."
+        )
+        raise ValueError(msg)
+    return torch.tensor([train.classes.index(name) for name in test.classes])
 
 
 def shifted(x: Tensor, most: int, rng: torch.Generator) -> Tensor:

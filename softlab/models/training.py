@@ -2,7 +2,8 @@
 
 DATA is a folder of Fashion-MNIST's files, or one with ``train`` and ``val`` in ImageFolder's
 layout. RUN receives ``metrics.csv``, a row an epoch, and ``checkpoint.pt``; the same command goes
-on where a run stopped, and ends as if it had not. On several GPUs: ``torchrun --nproc-per-node=8
+on where a run stopped, and ends as if it had not; one of another recipe, model or data is refused.
+On several GPUs: ``torchrun --nproc-per-node=8
 -m softlab.models.training ...``; each takes its share of every batch.
 """
 
@@ -11,14 +12,17 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import functools
+import inspect
 import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
@@ -28,7 +32,15 @@ from torch.nn import functional
 from softlab import checks
 from softlab.core import value
 from softlab.models import soft
-from softlab.models.images import Folder, Images, fashion_mnist
+from softlab.models.images import (
+    Checked,
+    Folder,
+    Images,
+    Marked,
+    by_name,
+    digest,
+    fashion_mnist,
+)
 from softlab.models.pyramid import Design, Pyramid
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -112,6 +124,12 @@ class Run:
 
     ``step`` counts from 0. Everything random at a step is a function of ``recipe.seed`` and the
     step, so that a run that is taken up from a checkpoint is the run that was never interrupted.
+    What the labels of ``test`` mean is known by the names of its classes, in whatever order. Where
+    the folder holds no checkpoint, all images are read once before anything is learnt.
+
+    Raises ``ValueError`` where a batch cannot be filled or shared, for a test class that ``train``
+    has not, for images that cannot be read, and for the checkpoint of another run, with what
+    differs.
     """
 
     def __init__(
@@ -132,6 +150,7 @@ class Run:
             raise ValueError(msg)
         self.model, self.recipe, self.out = model.to(device), recipe, out
         self.train_images, self.test_images = train, test
+        self.label = by_name(test, train)
         self.device, self.progress = torch.device(device), progress
         self.step = 0
         self.rows: list[dict[str, Any]] = []
@@ -148,9 +167,14 @@ class Run:
                 f"a batch of {recipe.batch} is not shared by {self.world} devices; give a multiple."
             )
             raise ValueError(msg)
-        out.mkdir(parents=True, exist_ok=True)
+        self.identity = identity(model, train, test)
         if self.checkpoint.exists():
             self.restore()
+        else:
+            for images in (train, test):
+                if isinstance(images, Checked):
+                    images.check(self.rank, self.world)
+        out.mkdir(parents=True, exist_ok=True)
 
     @property
     def checkpoint(self) -> Path:
@@ -244,6 +268,7 @@ class Run:
             x, labels = self.test_images.batch(some, side or self.recipe.side, None)
             with self._autocast():
                 logits = self.model(x.to(self.device)).float().cpu()
+            labels = self.label[labels]
             loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
             right += int((logits.argmax(-1) == labels).sum())
         return {"loss": loss / len(self.test_images), "accuracy": right / len(self.test_images)}
@@ -254,6 +279,7 @@ class Run:
             return
         held = {
             "recipe": repr(self.recipe),
+            "identity": self.identity,
             "step": self.step,
             "rows": self.rows,
             "model": self.model.state_dict(),
@@ -272,16 +298,17 @@ class Run:
         """Take the run up from its checkpoint; ``ValueError`` for another's or a damaged one."""
         try:
             held = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-            recipe, state = held["recipe"], held["model"]
+            recipe, state, written = held["recipe"], held["model"], held.get("identity", {})
         except Exception as broken:
             msg = f"{self.checkpoint} is no checkpoint of a run ({type(broken).__name__}). Move it."
             raise ValueError(msg) from broken
         if recipe != repr(self.recipe):
             msg = f"{self.checkpoint} is of {recipe}, not of {self.recipe!r}. Give another folder."
             raise ValueError(msg)
-        own = self.model.state_dict()
-        if {k: x.shape for k, x in own.items()} != {k: x.shape for k, x in state.items()}:
-            msg = f"{self.checkpoint} is of another architecture. Give another folder."
+        different = differences(written, self.identity)
+        kind = "run" if shapes(state) == shapes(self.model.state_dict()) else "architecture"
+        if different or kind != "run":
+            msg = f"{self.checkpoint} is of another {kind}: {different}. Give another folder."
             raise ValueError(msg)
         self.model.load_state_dict(state)
         self.optimiser.load_state_dict(held["optimiser"])
@@ -303,6 +330,71 @@ class Run:
     def _autocast(self) -> torch.autocast:
         dtype = PRECISIONS[self.recipe.precision]
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+
+
+def shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """The shape of each tensor, by name."""
+    return {name: x.shape for name, x in state.items()}
+
+
+def identity(model: nn.Module, train: Images, test: Images) -> dict[str, str]:
+    """What a run is beside its recipe, by name: the parts of its model, with knobs, its images."""
+    held = {}
+    for name, module in model.named_modules():
+        at = f"model.{name}" if name else "model"
+        held[at] = type(module).__qualname__
+        for key, own in vars(module).items():
+            if not key.startswith("_") and key != "training":
+                held[f"{at}.{key}"] = described(own)
+    held["frozen"] = described([x for x, p in model.named_parameters() if not p.requires_grad])
+    for name, images in (("training", train), ("test", test)):
+        held[f"{name} classes"] = ", ".join(map(repr, images.classes))
+        held[f"{name} images"] = f"{len(images)}, fingerprint {_fingerprint(images)}"
+    return held
+
+
+def differences(one: Mapping[str, str], other: Mapping[str, str], shown: int = 3) -> str:
+    """The first names whose texts differ, in words; nothing where none do."""
+    names = [x for x in dict.fromkeys((*one, *other)) if one.get(x) != other.get(x)]
+    told = [f"{x} was {one.get(x, 'not noted')} and is {other.get(x, 'none')}" for x in names]
+    more = f"; and {len(names) - shown} more" if len(names) > shown else ""
+    return "; ".join(told[:shown]) + more
+
+
+def described(x: Any, depth: int = 8) -> str:
+    """A value in words that are the same in every process: functions by name, arrays by content."""
+    if isinstance(x, Tensor):
+        return f"tensor {digest(x)}"
+    if isinstance(x, np.ndarray):
+        return f"array {x.dtype} {x.shape} {digest(x.tobytes())}"
+    if isinstance(x, functools.partial):
+        x = (x.func, x.args, x.keywords)
+    if isinstance(x, type) or inspect.isroutine(x):
+        return f"{x.__module__}.{x.__qualname__}"
+    if dataclasses.is_dataclass(x):
+        held: Any = {f.name: getattr(x, f.name) for f in dataclasses.fields(x)}
+    elif isinstance(x, Mapping | list | tuple | set | frozenset):
+        held = x
+    elif type(x).__repr__ is vars(object)["__repr__"]:  # which holds an address
+        held = {key: own for key, own in getattr(x, "__dict__", {}).items() if key[0] != "_"}
+    else:
+        return repr(x)
+    if depth == 0:  # an object that holds itself
+        return type(x).__qualname__
+    if isinstance(held, Mapping):
+        parts = [f"{key}={described(own, depth - 1)}" for key, own in held.items()]
+    else:
+        parts = [described(own, depth - 1) for own in held]
+    parts = sorted(parts) if isinstance(held, set | frozenset) else parts
+    return f"{type(x).__qualname__}({', '.join(parts)})"
+
+
+def _fingerprint(images: Images) -> str:
+    """That of the images; of those that have none, of what some of them show."""
+    if isinstance(images, Marked):
+        return images.fingerprint()
+    some = list(range(0, len(images), max(1, len(images) // 64)))
+    return digest(*images.batch(some, 32, None))
 
 
 PRIMES = (15_485_863, 32_452_843, 49_979_687, 67_867_967)
@@ -383,6 +475,7 @@ def main() -> None:
     for name in ("epochs", "batch", "side", "seed"):
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--rate", type=float)
+    parser.add_argument("--white", type=float, help="grey value of white, of images of over 8 bits")
     parser.add_argument("--precision", choices=PRECISIONS)
     asked = parser.parse_args()
     names = ("epochs", "batch", "side", "seed", "rate", "precision")
@@ -396,7 +489,9 @@ def main() -> None:
             torch.cuda.set_device(device)
     try:
         if (asked.data / "train").is_dir():
-            train, test = (Folder(asked.data / part) for part in ("train", "val"))
+            train, test = (
+                Folder(asked.data / part, white=asked.white) for part in ("train", "val")
+            )
         else:
             train, test = fashion_mnist(asked.data)  # type: ignore[assignment]
         design = MINIATURE if asked.size == "miniature" else getattr(soft, asked.size.upper())

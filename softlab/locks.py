@@ -1,14 +1,14 @@
 """Who may go on: one run a journal, and one timed case a device.
 
 Locks are those of the operating system on open files: a process that dies, however it dies, holds
-none. A file system without locks (some of those of clusters) leaves runs unguarded.
+none. A file system without locks (some of those of clusters) leaves runs unguarded. A system
+without ``fcntl``, Windows, runs no study and says so; all else works there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import platform
@@ -16,6 +16,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
 
 ROOMS = Path(tempfile.gettempdir())
 """Where the locks of devices are: one place for all runs on a machine."""
@@ -33,8 +38,9 @@ def owned(path: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock of the file ``path`` inside the block; the file names its owner.
 
     Raises ``TakenError``, with the owner, where another process holds it and ``wait`` is false;
-    ``OSError`` where no file can be written.
+    ``OSError`` where no file can be written; ``ValueError`` on a system without ``fcntl``.
     """
+    _there()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
         try:
@@ -53,14 +59,27 @@ def owned(path: Path, *, wait: bool = False) -> Iterator[None]:
 def beside(device: str, *, alone: bool) -> Iterator[None]:
     """Hold ``device`` inside the block: with others, or ``alone`` among all of this user's runs.
 
-    Whoever waits to be alone is passed by nobody: all go through one gate.
+    Whoever waits to be alone is passed by nobody: all go through one gate. Raises ``ValueError``
+    on a system without ``fcntl``.
     """
+    _there()
     name = f"softlab-{os.getuid()}-{device.replace(':', '-')}"
     with (ROOMS / f"{name}.room").open("a") as room:
         with (ROOMS / f"{name}.gate").open("a") as gate:
             _wait(gate.fileno(), fcntl.LOCK_EX, device)
             _wait(room.fileno(), fcntl.LOCK_EX if alone else fcntl.LOCK_SH, device)
         yield
+
+
+def _there() -> None:
+    """Raise ``ValueError`` where the system has no locks of this kind."""
+    if fcntl is None:
+        msg = (  # type: ignore[unreachable]
+            "a study locks its folder and its device by fcntl, which this system "
+            f"({platform.system()}) has not. Run studies under Linux, macOS or WSL; operators, "
+            "laws, record, substitute and report work here."
+        )
+        raise ValueError(msg)
 
 
 def _wait(handle: int, kind: int, device: str) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from softlab import study
+
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
@@ -197,3 +199,37 @@ def test_the_torch_side_imports_no_table_tools():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert out.stdout.strip() == "[]"
+
+
+WITHOUT_POSIX = """
+import os, signal, sys
+sys.modules["fcntl"] = None  # as on Windows, which has none of these either
+del os.getuid, signal.SIGALRM, signal.setitimer
+from softlab.cli import app
+app()
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["list"], 0, "rank"),
+        (["check", "softlab.operators:TopK(k=2)", "--only", "views"], 0, "views"),
+        (["report", "{tables}"], 0, "report"),
+        (["run", "studies/rank.py", "--quick", "--out", "{out}"], 2, "Linux, macOS or WSL"),
+    ],
+    ids=lambda x: x[0] if isinstance(x, list) else "",
+)
+def test_without_posix_all_but_studies_works_and_these_say_so(words, code, says, tmp_path):
+    tables, out = tmp_path / "tables", tmp_path / "out"
+    if "{tables}" in words:
+        study.run(study.Study("mine", "Does it?", {"x": [1]}, lambda x, **_: {"y": x}), tables)
+    words = [word.format(tables=tables, out=out) for word in words]
+    ended = subprocess.run(
+        [sys.executable, "-c", WITHOUT_POSIX, *words],
+        capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert ended.returncode == code, ended.stderr
+    assert says in ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not out.exists()

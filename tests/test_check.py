@@ -320,6 +320,8 @@ def test_a_subject_that_ends_its_process_or_cannot_be_stopped_is_an_outcome(own)
         (["x:y", "--device", "toaster"], 2, "device 'toaster' cannot be used here"),
         (["x:y", "--only", "causl"], 2, "Did you mean 'causal'"),
         (["x:y", "--examples", "0"], 2, "give at least one"),
+        (["x:y", "--seconds", "inf"], 2, "at most 86400 seconds"),
+        (["x:y", "--seconds", "nan"], 2, "at most 86400 seconds"),
         (["softlab.operators:Softmax()", "--only", "Penrose identities"], 2, "no law was asked"),
     ],
 )

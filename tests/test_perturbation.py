@@ -52,6 +52,18 @@ class Net(nn.Module):
         return x
 
 
+class Raises(torch.nn.Module):
+    """A model that fails in a way of its own."""
+
+    def forward(self, x):
+        assert x.shape[-1] == 3, "a width of 3"
+        return x
+
+
+def raises_attribute_error():
+    return None.weight
+
+
 def make():
     return Net()
 
@@ -375,6 +387,8 @@ def test_the_command_line_substitutes_in_a_users_model(tmp_path, suffix):
         (f"{__file__}:make", "Softmax()", ["--layers", "7"], 2, "not reached"),
         (f"{__file__}:make", "Softmax()", ["--layers", "attnd"], 2, "no module 'attnd'"),
         (f"{__file__}:make", "Softmax()", ["--heads", "x"], 2, "invalid literal"),
+        (f"{__file__}:Raises", "Softmax()", [], 2, "raised AssertionError: a width of 3"),
+        (f"{__file__}:raises_attribute_error", "Softmax()", [], 2, "raised AttributeError: "),
         ("torch:nn.Identity()", "Softmax()", [], 2, "saw 0 attention calls"),
     ],
 )

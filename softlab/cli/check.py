@@ -21,6 +21,7 @@ EXAMPLES = (
     "--target 'softlab.operators:Softmax()'"
 )
 MARKS = {"holds": "green", "fails": "bold red", "does not apply": "dim"}
+DAY = 86400.0
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
@@ -59,8 +60,11 @@ def check(
         return
     if subject is None:
         fail("name a subject: softlab check package.module:object, or path/file.py:object.")
-    if examples < 1 or not seconds > 0:
-        fail(f"examples is {examples} and seconds {seconds:g}; give at least one, and some time.")
+    if examples < 1 or not 0 < seconds <= DAY:
+        fail(
+            f"examples is {examples} and seconds {seconds:g}; give at least one, and more than 0 "
+            f"and at most {DAY:g} seconds."
+        )
     if dtype not in DTYPES:
         fail(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
     everything: tuple[Any, ...] = (*laws.OPERATOR_LAWS, *laws.SOLVER_LAWS)

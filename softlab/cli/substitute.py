@@ -67,6 +67,8 @@ def substitute(
         )
     except (SubstitutionError, ValueError, TypeError, OSError, RuntimeError) as error:
         fail(str(error))
+    except Exception as error:  # of the user's model, factory or operator, which may raise anything
+        fail(f"{factory} or {operator} raised {type(error).__name__}: {error}")
     if as_json:
         print(json.dumps(dataclasses.asdict(result), indent=2))  # noqa: T201
     else:

@@ -177,7 +177,7 @@ def _intact(place: Path, wheel: Wheel) -> bool:
             and set(sums) == {Path(file).name for file in wheel.files}
             and all(sha256(place / file) == expected for file, expected in sums.items())
         )
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):  # TypeError: valid JSON of another shape
         return False
 
 

@@ -15,7 +15,9 @@ from typing import Any, Protocol, TypeVar, cast, dataclass_transform, runtime_ch
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+S = TypeVar("S")
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -234,6 +236,67 @@ def widened(x: Tensor) -> Tensor:
 def graphed(*tensors: Tensor) -> bool:
     """Whether what is computed from them has a gradient."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+def transformed() -> bool:
+    """Whether a transform of ``torch.func``, or forward-mode differentiation, is at work here.
+
+    Then only torch's own differentiable operations will do: neither knows hand-written backward
+    passes, recomputation or fused attention.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    functional: bool = torch._C._are_functorch_transforms_active()
+    return functional or torch.autograd.forward_ad._current_level >= 0
+
+
+def recomputed(call: Callable[..., S], *tensors: Any) -> S:
+    """``call(*tensors)``; what it needs backwards is computed again there and not remembered."""
+    if not torch.is_grad_enabled() or transformed():
+        return call(*tensors)
+    again = checkpoint(call, *tensors, use_reentrant=False, preserve_rng_state=False)
+    return cast("S", again)
+
+
+def derived(fast: Callable[..., Tensor], plain: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """``fast(*tensors)``, whose gradient torch cannot differentiate, with all its derivatives.
+
+    ``plain(*tensors)``: the same in torch's differentiable operations. A first backward pass is
+    that of ``fast``. Where a graph of it is made, as for second derivatives, and in transforms, all
+    is that of ``plain``: a quick formula would pass for a constant there, and a derivative be wrong
+    without a word.
+    """
+    if transformed():
+        return plain(*tensors)
+    out = fast(*tensors)
+    if not graphed(*tensors) or torch.compiler.is_compiling():
+        return out
+    whole: Tensor = _Derived.apply(out, plain, *tensors)  # type: ignore[no-untyped-call]
+    return whole
+
+
+class _Derived(torch.autograd.Function):
+    """Passes a gradient on to how ``out`` was computed, or around it where a graph is made."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, plain: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        ctx.plain = plain
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        make_graph, tensors = torch.is_grad_enabled(), ctx.saved_tensors
+        many = torch._C._functorch.is_legacy_batchedtensor(grad)  # of a vectorised Jacobian
+        if not make_graph and not many and not transformed():
+            return grad, None, *(None for _ in tensors)
+        wanted = ctx.needs_input_grad[2:]
+        with torch.enable_grad():
+            # Aliases: tensors that are one and the same have a gradient each.
+            own = [x.view_as(x) for x in tensors]
+            asked = [x for x, want in zip(own, wanted, strict=True) if want]
+            found = iter(torch.autograd.grad(ctx.plain(*own), asked, grad, create_graph=make_graph))
+        return None, None, *(next(found) if want else None for want in wanted)
 
 
 def own_precision(call: F) -> F:

@@ -8,10 +8,13 @@ the kernel costs little more than reading the other side.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from softlab.core import derived, recomputed
 
 TILE_ENTRIES = 1 << 20
 """Kernel entries held at once: 4 MB in float32, near the cache of two cores."""
@@ -36,8 +39,24 @@ def tiled_sum(x: Tensor, y: Tensor, v: Tensor, variance: float) -> Tensor:
 
     Exponents come from inner products, with a rounding error of eps * max|x|^2 / variance.
     """
-    out: Tensor = _TiledSum.apply(x, y, v, variance)  # type: ignore[no-untyped-call]
-    return out
+    fast = partial(_TiledSum.apply, variance)
+    return derived(fast, partial(plain_sum, variance=variance), x, y, v)
+
+
+def plain_sum(x: Tensor, y: Tensor, v: Tensor, variance: float) -> Tensor:
+    """The same in torch's differentiable operations, a block of rows at a time."""
+    rows = max(1, TILE_ENTRIES // y.numel())
+
+    def block(x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        return plain_matrix(x, y, variance) @ v
+
+    return torch.cat([recomputed(block, part, y, v) for part in x.split(rows, 1)], 1)
+
+
+def plain_matrix(x: Tensor, y: Tensor, variance: float) -> Tensor:
+    """The kernel (B, n, l) in torch's differentiable operations, by differences, of any order."""
+    square = (x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1)
+    return (square * (-0.5 / variance)).exp()
 
 
 def one_tile(x: Tensor, y: Tensor) -> bool:
@@ -55,7 +74,7 @@ class _TiledSum(torch.autograd.Function):
     """With W = (g v^T) * K: dx = (W y - x * (W 1)) / variance, dy alike, dv = K^T g."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, v: Tensor, variance: float) -> Tensor:
+    def forward(ctx: Any, variance: float, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         ctx.save_for_backward(x, y, v)
         ctx.variance = variance
         out = x.new_empty(*x.shape[:-1], v.shape[-1])
@@ -70,7 +89,7 @@ class _TiledSum(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, v = ctx.saved_tensors
-        wanted = zip((x, y, v), ctx.needs_input_grad, strict=False)
+        wanted = zip((x, y, v), ctx.needs_input_grad[1:], strict=True)
         dx, dy, dv = (torch.zeros_like(z) if want else None for z, want in wanted)
         row_sums, column_sums = (torch.zeros_like(z[..., :1]) for z in (x, y))
         for mats, rows, cols, kernel in _tiles(x, y, ctx.variance):
@@ -90,7 +109,7 @@ class _TiledSum(torch.autograd.Function):
             dx.addcmul_(x, row_sums, value=-1).div_(ctx.variance)
         if dy is not None:
             dy.addcmul_(y, column_sums, value=-1).div_(ctx.variance)
-        return dx, dy, dv, None
+        return None, dx, dy, dv
 
 
 def _tiles(x: Tensor, y: Tensor, variance: float) -> Iterator[tuple[slice, slice, slice, Tensor]]:

@@ -8,8 +8,10 @@ Each kernel is a positive function K(x, y) = exp(<lift(x), lift(y)>) of two poin
 
 With ``causal`` the sums run over the keys up to the query's own position: row i of the matrix ends
 at column i, and there are as many x as y. Leading dimensions broadcast. All three are
-differentiable in every argument. float16 and bfloat16 input is computed in float32, where squared
-norms keep their digits, and returned as it came.
+differentiable in every argument, any number of times, but for a Gaussian average whose points are
+spread so far that it needs differences: torch refuses a second derivative of it. float16 and
+bfloat16 input is computed in float32, where squared norms keep their digits, and returned as it
+came.
 """
 
 from __future__ import annotations
@@ -21,12 +23,20 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from softlab import checks
-from softlab.core import Cost, Dims, graphed, own_precision, value, widened
+from softlab.core import (
+    Cost,
+    Dims,
+    graphed,
+    own_precision,
+    recomputed,
+    transformed,
+    value,
+    widened,
+)
 from softlab.exponential_sums import fused_average, fused_sum
-from softlab.gaussian_sums import formed, one_tile, suits, tiled_sum
+from softlab.gaussian_sums import formed, one_tile, plain_matrix, suits, tiled_sum
 
 Sum = Callable[[Tensor], Tensor]
 """A kernel matrix as a linear map of columns, (..., l, e) -> (..., n, e)."""
@@ -95,7 +105,7 @@ class Gaussian:
     def matrix(self, x: Tensor, y: Tensor) -> Tensor:
         """Return exp(-|x_i - y_j|^2 / (2 bandwidth^2)), (..., n, l)."""
         x, y, lead, dtype = _flatten(x, y)
-        out: Tensor = _GaussianMatrix.apply(x, y, self.bandwidth)  # type: ignore[no-untyped-call]
+        out = _matrix(x, y, self.bandwidth)
         return out.reshape(*lead, *out.shape[-2:]).to(dtype)
 
     @own_precision
@@ -360,7 +370,7 @@ def _by_differences(
         if causal:
             hidden = column > row[:, None]
         if not average:
-            out: Tensor = _GaussianMatrix.apply(z, y, bandwidth)  # type: ignore[no-untyped-call]
+            out = _matrix(z, y, bandwidth)
             return (out if hidden is None else out.masked_fill(hidden, 0)) @ v
         distance = torch.cdist(z, y, compute_mode="donot_use_mm_for_euclid_dist") / bandwidth
         if hidden is not None:
@@ -371,7 +381,14 @@ def _by_differences(
         return exponents.softmax(-1) @ v
 
     each = zip(x.split(rows, 1), torch.arange(x.shape[1], device=x.device).split(rows), strict=True)
-    return torch.cat([checkpoint(block, *some, use_reentrant=False) for some in each], dim=1)
+    return torch.cat([recomputed(block, *some) for some in each], dim=1)
+
+
+def _matrix(x: Tensor, y: Tensor, bandwidth: float) -> Tensor:
+    if transformed():
+        return plain_matrix(x, y, bandwidth**2)
+    out: Tensor = _GaussianMatrix.apply(x, y, bandwidth)  # type: ignore[no-untyped-call]
+    return out
 
 
 class _GaussianMatrix(torch.autograd.Function):

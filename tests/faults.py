@@ -437,12 +437,25 @@ class FrozenExponential(torch.autograd.Function):
         return grad * ctx.kept
 
 
-def frozen(op, q, k, v, mask):
+class OnceExponential(FrozenExponential):
+    """The same with torch's error planted for the second pass, which not every way meets."""
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return grad * ctx.kept
+
+
+def frozen(op, q, k, v, mask, exponential=FrozenExponential):
     scores = q @ k.mT / q.shape[-1] ** 0.5
     if mask is not None:
         scores = scores.masked_fill(~mask.unsqueeze(-2), -torch.inf)
-    weights = FrozenExponential.apply(scores)
+    weights = exponential.apply(scores)
     return weights @ v / weights.sum(-1, keepdim=True)
+
+
+def once(op, q, k, v, mask):
+    return frozen(op, q, k, v, mask, OnceExponential)
 
 
 def unsquared(op, q, k, v, mask):
@@ -552,7 +565,7 @@ OPERATOR_FAULTS = {
     "denormal numbers": [Faulty(Softmax(), of_directions)],
     "seeds": [Unseeded(4)],
     "claimed work": [Faulty(Local(2), silently_dense), ForOneMatrix()],
-    "second derivative": [Faulty(Softmax(), frozen)],
+    "second derivative": [Faulty(Softmax(), frozen), Faulty(Softmax(), once)],
     "gradient at its most": [
         Soft(4, landmarks=DetachedMeans()),
         Faulty(TopK(4), lambda op, q, k, v, mask: op(q, k.detach(), v, mask)),
@@ -791,6 +804,24 @@ def frozen_inverse(x, a):
     return y - y @ (a - a.detach()) @ y
 
 
+class OnceInverse(torch.autograd.Function):
+    """Its backward pass is right, and can be differentiated no further."""
+
+    @staticmethod
+    def forward(ctx, a):
+        ctx.x = torch.linalg.inv(a)
+        return ctx.x.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return -ctx.x.mT @ grad @ ctx.x.mT
+
+
+def once_inverse(x, a):
+    return OnceInverse.apply(a)
+
+
 def of_the_diagonal(x, a):
     return torch.diag_embed(1 / a.diagonal(dim1=-2, dim2=-1))
 
@@ -807,7 +838,7 @@ SOLVER_FAULTS = {
         FaultySolver(Ridge(SVD(), 1e-3), {"regularized": False}),
         NewtonRaphson(3),
     ],
-    "second derivative": [Spoilt(spoil=frozen_inverse)],
+    "second derivative": [Spoilt(spoil=frozen_inverse), Spoilt(spoil=once_inverse)],
     "Penrose identities": [
         NewtonRaphson(24, NormProduct(2.0)),  # the published alpha without its 0.9
         NewtonRaphson(3),

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from softlab import checks
+from softlab.core import recomputed
 from softlab.landmarks.selector import take
 from softlab.operators.sums import Sums
 
@@ -81,7 +81,7 @@ def _apart(meet: Meet, x: Sequence[Tensor], y: Sequence[Tensor], s: int, held: i
         return tuple(meet(z[: len(x)], z[len(x) :]))
 
     split = zip(*(z.split(step) for z in tensors), strict=True)
-    parts = [checkpoint(some, *each, use_reentrant=False) for each in split]
+    parts = [recomputed(some, *each) for each in split]
     return Sums(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 

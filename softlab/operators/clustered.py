@@ -6,10 +6,9 @@ import math
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from softlab import checks
-from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Traits, own_precision, recomputed, value, widened
 from softlab.landmarks import UniformRandom
 from softlab.landmarks.lloyd import means, nearest
 from softlab.operators.bands import HELD_ENTRIES, rows
@@ -125,4 +124,4 @@ class Clustered:
         held = at.shape[-1] * (k.shape[-1] + v.shape[-1]) * len(q)
         step = max(1, max(HELD_ENTRIES, q.numel()) // held)
         parts = zip(q.split(step, 1), owner.split(step, 1), strict=True)
-        return torch.cat([checkpoint(part, x, of, use_reentrant=False) for x, of in parts], 1)
+        return torch.cat([recomputed(part, x, of) for x, of in parts], 1)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from softlab.core import recomputed
 from softlab.operators.causal import HELD_NUMBERS, by_halves
 from softlab.operators.degrees import indicator, over
 from softlab.operators.sums import Sums
@@ -86,9 +86,9 @@ def polynomial_average(
     rows = max(1, HELD_NUMBERS // (q.shape[:-2].numel() * held))
     gathered = v.new_zeros(())
     for block in zip(*(x.split(rows, -2) for x in (k, b, v)), strict=True):
-        gathered = gathered + checkpoint(gather, *block, use_reentrant=False)
+        gathered = gathered + recomputed(gather, *block)
     pairs = zip(q.split(rows, -2), sizes(q).split(rows, -2), strict=True)
-    return torch.cat([checkpoint(spread, *pair, use_reentrant=False) for pair in pairs], -2)
+    return torch.cat([recomputed(spread, *pair) for pair in pairs], -2)
 
 
 def sizes(x: Tensor) -> Tensor:

@@ -7,10 +7,9 @@ import math
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from torch.utils.checkpoint import checkpoint
 
 from softlab import checks
-from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Traits, own_precision, recomputed, value, widened
 from softlab.operators.bands import HELD_ENTRIES, ordinals, rows
 from softlab.operators.softmax import Softmax
 
@@ -128,7 +127,7 @@ class MRA:
         held = width * (k.shape[-1] + v.shape[-1] + 2 * self.block) + 3 * k.shape[1]
         step = max(1, max(HELD_ENTRIES, q.numel()) // (len(q) * held))
         parts = zip(q.split(step, 1), mean_q.split(step, 1), strict=True)
-        out = torch.cat([checkpoint(part, *pair, use_reentrant=False) for pair in parts], 1)
+        out = torch.cat([recomputed(part, *pair) for pair in parts], 1)
         return out.flatten(1, 2)[:, :n].reshape(*lead, n, v.shape[-1]).to(dtype)
 
     def _blocks(self, x: Tensor) -> Tensor:

@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from softlab import checks
-from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Traits, own_precision, recomputed, value, widened
 from softlab.operators.bands import HELD_ENTRIES, rows
 from softlab.operators.softmax import Softmax
 from softlab.operators.sort_lsh import bounds, over_survivors, parts, unsorted
@@ -161,7 +160,7 @@ class Reformer:
                 found = found | (alone[-1] & there[s].unsqueeze(-2))
                 for earlier in rounds:
                     found &= ~_shared(earlier, i, j)
-                done.append(checkpoint(_sums, q, k, v, i, j, found, use_reentrant=False))
+                done.append(recomputed(_sums, q, k, v, i, j, found))
             rounds.append(now._replace(alone=_sorted_back(alone, order_q, real).squeeze(-1)))
             new = Sums(*(_sorted_back(list(x), order_q, real) for x in zip(*done, strict=True)))
             sums = new if sums is None else sums.merged(new)

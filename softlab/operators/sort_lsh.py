@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
 
+from softlab.exponential_sums import fused_average
 from softlab.landmarks.selector import take
 
 
@@ -84,10 +84,8 @@ def block_average(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> Tensor:
 
     Arguments: q (B, n, d), k (B, l, d), v (B, l, e).
     """
-    # One width, or torch's fused kernel does not run.
-    width, e = max(q.shape[-1], v.shape[-1]), v.shape[-1]
     x, y, z = (
-        pad(take(t, at.flatten(1)), (0, width - t.shape[-1])).reshape(-1, 1, at.shape[-1], width)
+        take(t, at.flatten(1)).reshape(-1, at.shape[-1], t.shape[-1])
         for t, at in (
             (q, blocks.queries[:, blocks.of_queries]),
             (k, blocks.keys),
@@ -95,10 +93,9 @@ def block_average(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> Tensor:
         )
     )
     # One softmax over all keys of a block is the merge of its parts by log-sum-exp.
-    logs = blocks.log_weights.to(q.dtype).expand(len(q), -1, -1)
-    bias = logs.flatten(0, 1)[:, None, None, :]
-    met = scaled_dot_product_attention(x, y, z, attn_mask=bias, scale=q.shape[-1] ** -0.5)
-    met = met[..., :e].reshape(len(q), *blocks.of_queries.shape, e)
+    logs = blocks.log_weights.to(q.dtype).expand(len(q), -1, -1).flatten(0, 1)
+    met = fused_average(x, y, z, logs, scale=q.shape[-1] ** -0.5)
+    met = met.reshape(len(q), *blocks.of_queries.shape, v.shape[-1])
     return unsorted(met, blocks.queries, blocks.real)
 
 

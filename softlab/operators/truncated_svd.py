@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, Dims, Operator, Traits, as_matrix, own_precision, value, widened
+from softlab.core import (
+    Cost,
+    Dims,
+    Operator,
+    Traits,
+    as_matrix,
+    derived,
+    own_precision,
+    value,
+    widened,
+)
 from softlab.operators.softmax import Softmax
 
 
@@ -20,7 +31,8 @@ class TruncatedSVD:
     ``rank``: m, 1 to min(n, keys that take part). ``target``: the exact operator, linear in v.
     By Eckart, Young and Mirsky no matrix of rank m is nearer to M in the Frobenius or the spectral
     norm; another may still err less on one particular v. Dense: O(n l) memory and a full SVD. Its
-    gradient exists where singular values m and m + 1 differ, and is NaN where they are equal.
+    gradient exists where singular values m and m + 1 differ, and is NaN where they are equal;
+    derivatives are right up to the fourth.
     """
 
     rank: int
@@ -64,8 +76,41 @@ class TruncatedSVD:
         dtype = v.dtype
         q, k, v = widened(q), widened(k), widened(v)
         exact = as_matrix(self.target, q, k, key_mask)
-        out: Tensor = _BestRank.apply(exact, v, self.rank)  # type: ignore[no-untyped-call]
-        return out.to(dtype)
+        fast, plain = partial(_BestRank.apply, self.rank), partial(plain_best_rank, self.rank)
+        return derived(fast, plain, exact, v).to(dtype)
+
+
+ORDERS = 4
+"""The highest derivative for which ``plain_best_rank`` is exact."""
+
+
+def plain_best_rank(rank: int, exact: Tensor, v: Tensor) -> Tensor:
+    """M_m v in torch's differentiable operations, whatever singular values are equal or zero.
+
+    M_m = P M, P the projector onto the first m eigenvectors of S = M M^T, or the same of M^T where
+    that is smaller. In the basis of the eigenvectors, taken as constants, the space is spanned by
+    [I; X] where S_21 + S_22 X - X S_11 - X S_12 X = 0. X is 0, but its derivatives are not. Each
+    pass of X <- (S_21 + (S_22 - L_2) X - X (S_11 - L_1) - X S_12 X) / (l_1 - l_2), l the
+    eigenvalues as constants, makes one derivative more exact, and divides by no gaps but those
+    between kept and other eigenvalues.
+    """
+    wide = exact.shape[-2] > exact.shape[-1]
+    u, s, _ = torch.linalg.svd((exact.mT if wide else exact).detach(), full_matrices=False)
+    turned = u.mT @ (exact.mT if wide else exact)
+    gram, eye = turned @ turned.mT, torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
+    kept, other = s[..., :rank].square(), s[..., rank:].square()
+    change = gram - eye * s.square().unsqueeze(-1)
+    x = torch.zeros_like(gram[..., rank:, :rank])
+    for _ in range(ORDERS):
+        found = change[..., rank:, :rank] + change[..., rank:, rank:] @ x
+        found = found - x @ (change[..., :rank, :rank] + change[..., :rank, rank:] @ x)
+        x = found / (kept.unsqueeze(-2) - other.unsqueeze(-1))
+    span = torch.cat((eye[:rank, :rank].expand(*x.shape[:-2], rank, rank), x), -2)
+    inner = torch.linalg.inv(span.mT @ span)
+
+    left, right = (turned.mT, u.mT @ v) if wide else (u, turned @ v)
+    out: Tensor = left @ (span @ (inner @ (span.mT @ right)))
+    return out
 
 
 class _BestRank(torch.autograd.Function):
@@ -78,7 +123,7 @@ class _BestRank(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, exact: Tensor, v: Tensor, rank: int) -> Tensor:
+    def forward(ctx: Any, rank: int, exact: Tensor, v: Tensor) -> Tensor:
         u, s, vh = torch.linalg.svd(exact, full_matrices=False)
         ctx.save_for_backward(u, s, vh, v)
         ctx.rank = rank
@@ -106,4 +151,4 @@ class _BestRank(torch.autograd.Function):
         mixed_t = (big * (big * inner.mT + small * inner)) / gap
         lower = torch.where(head[:, None] & ~head, mixed_t, 0).mT
         square = torch.where(head[:, None] & head, inner, 0)
-        return outside + u @ (square + upper + lower) @ vh, dv, None
+        return None, outside + u @ (square + upper + lower) @ vh, dv

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from softlab.core import own_precision, widened
 from softlab.pinv.solver import Solver
@@ -19,7 +18,8 @@ Rule = Callable[[Tensor, Tensor, Tensor], Tensor]
 def by_rule(solver: Solver, rule: Rule, a: Tensor) -> Tensor:
     """``solver(a)`` whose backward pass is ``rule``, evaluated once in the working precision.
 
-    Stores A and X alone. A second derivative would take X for a constant, so torch refuses it.
+    Stores A and X alone. A second derivative is that of ``rule`` with X as what it is, the inverse
+    whose derivative is again ``rule``: right where ``rule`` is, to any order.
     """
     x: Tensor = _ByRule.apply(a, solver, rule)  # type: ignore[no-untyped-call]
     return x
@@ -34,9 +34,8 @@ class _ByRule(torch.autograd.Function):
         return x
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        a, x = ctx.saved_tensors
+        a, x = ctx.saved_tensors  # X is an output, so that it comes back with its gradient
         return _evaluated(ctx.rule, widened(a), widened(x), widened(grad)).to(a.dtype), None, None
 
 

@@ -6,10 +6,9 @@ import itertools
 from collections.abc import Iterator
 
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from softlab import checks
-from softlab.core import Cost, value
+from softlab.core import Cost, recomputed, value
 from softlab.pinv.iteration import Iteration, Map
 from softlab.pinv.solver import PinvResult, SolverTraits, last
 
@@ -56,7 +55,7 @@ class Checkpointed:
     def _parts(self, a: Tensor) -> Iterator[Tensor]:
         x, maps = self.solver.begin(a)
         while part := tuple(itertools.islice(maps, self.every)):
-            x = checkpoint(_through, a, x, part, use_reentrant=False, preserve_rng_state=False)
+            x = recomputed(_through, a, x, part)
         yield x
 
     def solve(self, a: Tensor) -> PinvResult:

@@ -21,8 +21,9 @@ class ImplicitGradient:
     ``solver``: any solver. The rule differentiates A X = I, so it is right only where A has full
     rank and the solver has converged; elsewhere it can have the wrong sign. Check with
     ``solve(a).residual`` on the matrices at hand, or measure with ``softlab.gradients``. Costs two
-    products backwards and stores one matrix. Source: the released SOFT code (July 2022); abstract
-    of arXiv 2207.03341.
+    products backwards and stores one matrix. Derivatives of the rule take X for the inverse of A,
+    and are right where it is. Source: the released SOFT code (July 2022); abstract of arXiv
+    2207.03341.
     """
 
     solver: Solver

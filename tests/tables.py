@@ -49,6 +49,17 @@ def rank_table(seeds=3) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def three(x: float) -> str:
+    """Three significant digits of a number from 0.0001 to 999, without the chapters' own words."""
+    return f"{x:#.3g}".rstrip(".")
+
+
+def below(pattern: str, made) -> dict:
+    """The one of these tables whose caption has the words."""
+    (found,) = (one for one in made if pattern in one["caption"])
+    return found
+
+
 SOLVERS = ("Newton", "Cubic", "Chebyshev")
 CONDITIONS = (1.0, 10.0, 100.0, 1000.0)
 

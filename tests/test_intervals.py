@@ -20,6 +20,7 @@ from softlab.chapters.intervals import (
     interval,
     mean,
     median,
+    percent,
     share,
     words,
 )
@@ -190,12 +191,35 @@ def test_the_mean_of_seeds_covers_and_equal_seeds_have_no_interval():
     assert np.isnan(mean(pd.Series([], dtype=float)).value)
 
 
+def test_a_sign_is_told_where_the_interval_lies_on_one_side_of_zero():
+    two = mean(pd.Series([1.0, 1.1]))  # t of one degree of freedom: 12.706
+    assert two == pytest.approx((1.05, 1.05 - 12.7062 * 0.05, 1.05 + 12.7062 * 0.05), rel=1e-5)
+    assert [Mean(0.0, *ends).sign for ends in ((1, 2), (-2, -1), (-1, 1), (0, 1), (-1, 0))] == [
+        1, -1, 0, 0, 0,
+    ]  # fmt: skip
+    assert [Mean(0.0, low, 1).known for low in (0.5, -math.inf)] == [True, False]
+    large = mean(pd.Series([1e6, 1e6 + 1e-5]))
+    assert large.known  # apart by more than rounding
+    assert not mean(pd.Series([1e6, 1e6 * (1 + 1e-12) - 1e-7])).known
+
+
+def test_differences_are_of_the_seeds_that_both_have():
+    rows = pd.DataFrame({
+        "method": ["a", "a", "a", "b", "b", "b"], "seed": [0, 1, 2, 1, 2, 3],
+        "x": [9.0, 1.0, 4.0, 0.5, 2.0, 7.0],
+    })  # fmt: skip
+    found = difference(rows, "x", "a", "b")
+    assert found == pytest.approx(tuple(mean(pd.Series([0.5, 2.0]))))
+    assert np.isnan(difference(rows, "x", "a", "c").value)
+
+
 def test_a_mean_in_words_has_its_interval_where_it_has_one_with_width():
     assert bracketed(Mean(1.321, 1.1, 1.54)) == "1.32 (1.10 to 1.54)"
     assert bracketed(Mean(1.321, 1.1, 1.54), "{:.1f}".format) == "1.3 (1.1 to 1.5)"
     assert bracketed(Mean(1.0, -math.inf, math.inf)) == "1.00"
     assert bracketed(Mean(1.0, 0.9999, 1.0001)) == "1.00"
     assert words(Mean(0.5, 0.49, 0.52)) == "50.0 % (49.0 to 52.0)"
+    assert (percent(0.5), percent(0.5, signed=True)) == ("50.0", "+50.0")
     assert words(Mean(0.5, 0.4999, 0.5001), signed=True) == "+50.0 points"
     assert cell(Mean(0.5, 0.49, 0.52), signed=True) == ["+50.0", "+49.0 to +52.0"]
     assert cell(Mean(0.5, 0.4999, 0.5001)) == "50.0"

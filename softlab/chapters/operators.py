@@ -14,8 +14,12 @@ import pandas as pd
 
 from softlab.chapters import Cell, Table
 from softlab.chapters.headlines import Headline, headline
+from softlab.chapters.intervals import Median
+from softlab.chapters.intervals import median as over_units
 from softlab.chapters.numbers import joined, median, number, short
 from softlab.chapters.quartiles import cell, summary
+from softlab.chapters.rows import LEFT
+from softlab.chapters.timings import timing
 
 CONTROLS = ("Uniform", "TruncatedSVD")
 
@@ -63,11 +67,13 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
         return
     done = table[table["status"] == "ok"]
     ranked = done[done["op.rank"].notna() & ~done["method"].isin(CONTROLS)]
-    for (target, method), mine in [*ranked.groupby(["target", "method"], sort=False)][:2]:
+    for (target, method), mine in ranked.groupby(["target", "method"], sort=False):
         rank = _telling(mine)
         at = _real(mine[mine["op.rank"] == rank])
-        text = f"{method} of rank {rank} misses {target} attention by a relative error of {{}}."
-        yield from headline(text, at["output_error"], "heads and samples")
+        text = f"{method} of rank {rank} misses {target} attention by a relative error of {{}}"
+        yield from headline(
+            text, at["output_error"], _kind(at), unit=at["source"], nested="samples"
+        )
 
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:
@@ -80,37 +86,47 @@ def _headline(mine: pd.DataFrame, rows: pd.DataFrame, rank: int) -> Iterator[str
     method, target = mine.iloc[0][["method", "target"]]
     at = _real(mine[mine["op.rank"] == rank])
     svd = _real(rows[(rows["method"] == "TruncatedSVD") & (rows["op.rank"] == rank)])
-    kind = "real inputs" if _is_real(at) else "inputs"
-    bound = f", that of the truncated SVD {median(svd, 'output_error')}" if len(svd) else ""
+    found = _over_sources(at, "output_error")
+    bound = f", that of the truncated SVD {_middle(svd, 'output_error')}" if len(svd) else ""
+    span = found.span(_kind(at))
     yield (
-        f"At rank {rank} the median relative output error of {method} against {target} attention "
-        f"over {at['source'].nunique()} {kind} ({len(at)} cases) is {median(at, 'output_error')}; "
-        f"that of the uniform average is {median(at, 'uniform_error')}{bound}."
+        f"At rank {rank} the relative output error of {method} against {target} attention is "
+        f"{number(found.value)}, in the median over {found.units} {_kind(at)}, each the median "
+        f"over its samples ({span + '; ' if span else ''}{len(at)} cases); that of the uniform "
+        f"average is {_middle(at, 'uniform_error')}{bound}."
     )
     if "ratio_to_bound" in at and at["ratio_to_bound"].notna().any():
         yield (
-            f"Its matrix is {median(at, 'ratio_to_bound')} times as far from the target's, in "
+            f"Its matrix is {_middle(at, 'ratio_to_bound')} times as far from the target's, in "
             "Frobenius norm, as the best matrix of that rank."
         )
 
 
 def _trend(mine: pd.DataFrame) -> Iterator[str]:
-    real = _real(mine)
-    over = real.groupby("op.rank")["output_error"].median()
-    if len(over) < 2:
-        return
-    low, high = int(over.index[0]), int(over.index[-1])
-    yield f"From rank {low} to rank {high} the median goes from {number(over.iloc[0])} to " + (
-        f"{number(over.iloc[-1])}."
-    )
+    """What rank does to the median, and where the last step of it does little or harm."""
     medians = mine.groupby(["source", "op.rank"], sort=False)["output_error"].median().unstack()
-    medians = medians.sort_index(axis=1).dropna(subset=[high])
-    stuck = medians.index[medians[high] > 0.9 * medians.drop(columns=high).min(axis=1)]
-    if len(stuck):
-        yield (
-            f"Rank {high} gains less than a tenth over the best smaller rank on {joined(stuck)}: "
-            "there more rank does not help."
+    medians = medians.sort_index(axis=1)
+    low, high = medians.columns[[0, -1]]
+    if low == high:
+        return
+    both = medians.loc[_real(mine)["source"].unique()].dropna(subset=[low, high])
+    if len(both):
+        first, end = (number(both[rank].median()) for rank in (low, high))
+        yield f"From rank {low:g} to rank {high:g} the median goes from {first} to {end}."
+    last = medians.dropna(subset=[high])
+    least = last.drop(columns=high).min(axis=1)
+    gain = last[high] / least
+    for chosen, says in (
+        (gain > 1, f"Rank {high:g} errs more than the best smaller rank on"),
+        ((gain > 0.9) & (gain <= 1), f"Rank {high:g} gains less than a tenth over the best "
+                                     "smaller rank on"),
+    ):  # fmt: skip
+        words = (
+            f"{source} ({number(least[source])} to {number(last.loc[source, high])})"
+            for source in gain.index[chosen]
         )
+        if chosen.any():
+            yield f"{says} {joined(words)}."
 
 
 def _worse_than_trivial(mine: pd.DataFrame) -> Iterator[str]:
@@ -126,7 +142,7 @@ def _worse_than_trivial(mine: pd.DataFrame) -> Iterator[str]:
 def _unconverged(mine: pd.DataFrame) -> Iterator[str]:
     if "core_status" not in mine or mine["core_status"].isna().all():
         return
-    early = mine[mine["core_status"].isin(["OUT_OF_STEPS", "DIVERGED", "NON_FINITE"])]
+    early = mine[mine["core_status"].isin(LEFT)]
     worst = (
         f", relative residual up to {number(early['core_residual'].max())}" if len(early) else ""
     )
@@ -155,9 +171,9 @@ def _cost(mine: pd.DataFrame, rows: pd.DataFrame, rank: int) -> Iterator[str]:
     at = mine[(mine["op.rank"] == rank) & (mine["n"] == n)]
     exact = exact[exact["n"] == n]
     yield (
-        f"At n = {n} and rank {rank} a call takes {median(at, 'seconds', 1e3)} ms and "
+        f"At n = {n} and rank {rank} a call takes {timing(at).words(' ms', 1e3)} and "
         f"{median(at, 'peak_bytes', 1e-6)} MB, the exact operator "
-        f"{median(exact, 'seconds', 1e3)} ms and {median(exact, 'peak_bytes', 1e-6)} MB."
+        f"{timing(exact).words(' ms', 1e3)} and {median(exact, 'peak_bytes', 1e-6)} MB."
     )
 
 
@@ -174,6 +190,19 @@ def _is_real(rows: pd.DataFrame) -> bool:
 def _real(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows on recorded inputs, or all where none is recorded."""
     return rows[rows["real"].astype(bool)] if _is_real(rows) else rows
+
+
+def _kind(rows: pd.DataFrame) -> str:
+    return "recorded inputs" if _is_real(rows) else "inputs"
+
+
+def _over_sources(rows: pd.DataFrame, column: str) -> Median:
+    """The median over the inputs, samples of an input being no inputs of their own."""
+    return over_units(rows[column], rows["source"])
+
+
+def _middle(rows: pd.DataFrame, column: str) -> str:
+    return number(_over_sources(rows, column).value)
 
 
 def _errors(table: pd.DataFrame) -> Iterator[Table]:
@@ -241,8 +270,6 @@ _COSTS = {
 def _cost_cell(rows: pd.DataFrame, column: str, scale: float) -> Cell:
     if rows.empty:
         return ""
-    middle = scale * rows[column].median()
-    if column != "seconds":
-        return short(middle)
-    q1, q3 = (scale * rows[f"seconds_{q}"].median() for q in ("q1", "q3"))
-    return cell({"median": middle, "q1": q1, "q3": q3})
+    if column == "seconds":
+        return timing(rows).cell(scale)
+    return short(scale * rows[column].median())

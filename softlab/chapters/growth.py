@@ -1,7 +1,8 @@
 """Growth of time and memory with the number of tokens, measured beside counted.
 
 Read are ``status`` and the columns of ``studies/growth.py``: ``family``, ``method``, ``n``,
-``work``, ``seconds_q1``, ``peak_bytes``, ``memory`` (peak over the bytes of q), ``exact_seconds``.
+``work``, ``seconds_q1``, ``peak_bytes``, ``memory`` (peak over the bytes of q), ``exact_seconds``,
+and where it is there ``seconds_q3``.
 """
 
 from __future__ import annotations
@@ -13,8 +14,13 @@ import pandas as pd
 
 from softlab.chapters import Cell, Table
 from softlab.chapters.headlines import Headline, headline
+from softlab.chapters.intervals import exponent
 from softlab.chapters.numbers import joined, number, short
 from softlab.chapters.rows import finished
+from softlab.chapters.timings import steady, timing
+
+TIME = "seconds_q1"
+"""The time of a call: the lower quartile of repeats, which other work disturbs least."""
 
 LIMIT = 10
 """An operator is frugal if one call takes at most so many times the bytes of q."""
@@ -23,7 +29,7 @@ SUBQUADRATIC = 1.5
 """Work of a smaller exponent counts as less than quadratic."""
 
 APART = 0.25
-"""A measured exponent differs from the claimed one by more than this and two standard errors."""
+"""A measured exponent differs from the claimed one by more than this, and beyond its interval."""
 
 NEEDED = {
     *("status", "family", "method", "n", "work", "seconds_q1", "peak_bytes", "memory"),
@@ -48,29 +54,31 @@ def exponents(table: pd.DataFrame) -> pd.DataFrame:
     """One row an operator of three lengths or more.
 
     ``claimed``: of the counted work, between the two greatest lengths, 1 for one that does no
-    product; ``measured`` and ``error``: least squares of log seconds on log n over all lengths,
-    with the standard error of the slope; ``last``: of the last doubling alone; ``growth``: of the
-    peak memory, last doubling; ``memory``: over q, and ``seconds``, at the greatest length ``n``;
-    ``from``: the least length from which on it is faster than exact attention where both were
-    timed, NaN for none.
+    product; ``measured`` between ``low`` and ``high``: of the time over all lengths whose timing is
+    steady, with Student's interval, 95 % for all operators together; ``last``: of the last doubling
+    alone; ``growth``: of the peak memory, last doubling; ``memory``: over q, and ``time``, at the
+    greatest length ``n``; ``from``: the least length from which on it is faster than exact
+    attention where both were timed, NaN for none. NaN too where timings are too noisy.
     """
     found = []
-    for (family, method), rows in finished(table, NEEDED).groupby(["family", "method"], sort=False):
-        rows = rows.sort_values("n")
-        if len(rows) < 3:
-            continue
-        n, t = np.log(rows["n"].to_numpy(float)), np.log(rows["seconds_q1"].to_numpy(float))
-        slope, level = np.polyfit(n, t, 1)
-        left = t - slope * n - level
-        error = np.sqrt((left @ left) / (len(n) - 2) / ((n - n.mean()) @ (n - n.mean())))
+    groups = [
+        (*names, rows.sort_values("n"))
+        for names, rows in finished(table, NEEDED).groupby(["family", "method"], sort=False)
+        if len(rows) >= 3
+    ]
+    for family, method, rows in groups:
+        still = rows[steady(rows, TIME)]
+        fit = exponent(still["n"], still[TIME], verdicts=len(groups))
         end, before = rows.iloc[-1], rows.iloc[-2]
         doubling = np.log(end["n"] / before["n"])
         found.append({
             "family": family, "method": method, "n": int(end["n"]),
             "claimed": np.log(end["work"] / before["work"]) / doubling if before["work"] else 1.0,
-            "measured": slope, "error": error, "last": (t[-1] - t[-2]) / (n[-1] - n[-2]),
+            "measured": fit.value, "low": fit.low, "high": fit.high,
+            "last": np.log(end[TIME] / before[TIME]) / doubling
+                    if steady(rows, TIME).iloc[-2:].all() else np.nan,
             "growth": np.log(end["peak_bytes"] / before["peak_bytes"]) / doubling,
-            "memory": end["memory"], "seconds": end["seconds_q1"], "from": _faster_from(rows),
+            "memory": end["memory"], "time": timing(rows[-1:], TIME), "from": _faster_from(rows),
         })  # fmt: skip
     return pd.DataFrame(found)
 
@@ -91,8 +99,9 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
     if fits.empty:
         return
     light = fits[fits["claimed"] < SUBQUADRATIC]
-    text = "Time grows with the tokens to the power {} for operators of less than quadratic work."
-    yield from headline(text, light["measured"], "operators")
+    text = "Time grows with the number of tokens to the power {}"
+    of = "operators of less than quadratic work"
+    yield from headline(text, light["measured"], of, grid=True)
 
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:
@@ -105,16 +114,20 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
         for i, row in enumerate(rows.to_dict("records")):
             body.append([
                 str(family) if i == 0 else "", row["method"], f"{row['claimed']:.2f}",
-                [f"{row['measured']:.2f}", f"± {row['error']:.2f}"], f"{row['last']:.2f}",
-                f"{row['growth']:.2f}", f"{row['n']}", short(1e3 * row["seconds"]),
+                "noisy" if np.isnan(row["measured"]) else
+                [f"{row['measured']:.2f}", f"{row['low']:.2f} to {row['high']:.2f}"],
+                "noisy" if np.isnan(row["last"]) else f"{row['last']:.2f}",
+                f"{row['growth']:.2f}", f"{row['n']}", row["time"].cell(1e3),
                 short(row["memory"]), "never" if np.isnan(row["from"]) else f"{row['from']:.0f}",
             ])  # fmt: skip
     yield {
         "caption": "Exponents in the number of tokens: claimed by the counted work, measured in "
-        "time over all lengths (± one standard error) and over the last doubling, measured in peak "
-        "memory over the last doubling. At the greatest length measured: milliseconds a call and "
-        "peak memory over the bytes of q. Last: the least length from which on a call is faster "
-        "than exact softmax attention, where both were timed.",
+        "time over all lengths (below it Student's interval, 95 % for all operators together) and "
+        "over the last doubling, measured in peak memory over the last doubling. At the greatest "
+        "length measured: milliseconds a call (lower quartile, below it both quartiles) and peak "
+        "memory over the bytes of q. Last: the least length from which on a call is faster than "
+        "exact softmax attention, its upper quartile below the other's lower one, where both were "
+        "timed. Noisy: quartiles too wide.",
         "header": ["family", "operator", "claimed", "time", "last", "memory", "n", "ms",
                    "over q", "faster from"],
         "rows": body,
@@ -124,8 +137,9 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
 
 def _faster_from(rows: pd.DataFrame) -> float:
     """The least length from which on a call takes less time than the exact one; NaN for none."""
-    timed = rows[rows["exact_seconds"].notna()]
-    slower = timed[~(timed["seconds_q1"] < timed["exact_seconds"])]
+    timed = rows[rows["exact_seconds"].notna() & steady(rows, TIME) & steady(rows, "exact_seconds")]
+    slowest = timed.get("seconds_q3", timed[TIME])
+    slower = timed[~(slowest < timed["exact_seconds"])]
     faster = timed[timed["n"] > slower["n"].max()] if len(slower) else timed
     return float(faster["n"].min())
 
@@ -158,23 +172,33 @@ def _memory(light: pd.DataFrame) -> Iterator[str]:
 
 def _growth(fits: pd.DataFrame, light: pd.DataFrame) -> Iterator[str]:
     """How far measured exponents are from those of the counted work."""
+    noisy = fits[fits["measured"].isna()]
+    fits, light = fits.dropna(subset="measured"), light.dropna(subset="measured")
     gap = fits["measured"] - fits["claimed"]
-    sure = gap.abs() > np.maximum(APART, 2 * fits["error"])
-    near = len(fits) - sure.sum()
-    yield (
-        f"The exponent of time agrees with that of the counted work within {APART:g} or two "
-        f"standard errors for {near} of {len(fits)} operators; over all of less than quadratic "
-        f"work its median is {number(light['measured'].median())}, the counted one "
-        f"{number(light['claimed'].median())}."
-    )
-    for rows, side in ((fits[sure & (gap < 0)], "less"), (fits[sure & (gap > 0)], "more")):
+    apart = (fits["low"] > fits["claimed"]) | (fits["high"] < fits["claimed"])
+    apart &= gap.abs() > APART
+    if len(fits):
+        yield (
+            f"The exponent of time agrees with that of the counted work for {(~apart).sum()} of "
+            f"{len(fits)} operators, within {APART:g} or within its interval (Student's, 95 % for "
+            "all operators together)."
+        )
+    if len(light):
+        yield (
+            f"In the median over the {len(light)} of less than quadratic work it is "
+            f"{number(light['measured'].median())}, the counted one "
+            f"{number(light['claimed'].median())}."
+        )
+    for rows, side in ((fits[apart & (gap < 0)], "less"), (fits[apart & (gap > 0)], "more")):
         if len(rows):
             words = (
-                f"{row.method} ({row.measured:.2f}, counted {row.claimed:.2f}, last doubling "
-                f"{row.last:.2f})"
+                f"{row.method} ({row.measured:.2f}, {row.low:.2f} to {row.high:.2f}, counted "
+                f"{row.claimed:.2f})"
                 for row in rows.itertuples()
             )
-            yield f"It is clearly {side} for {joined(words)}."
+            yield f"It is {side} than counted for {joined(words)}."
+    if len(noisy):
+        yield f"Too noisy for an exponent are the timings of {joined(noisy['method'])}."
 
 
 def _crossings(light: pd.DataFrame) -> Iterator[str]:

@@ -18,56 +18,49 @@ from softlab.chapters.intervals import Median
 from softlab.chapters.intervals import median as over_units
 from softlab.chapters.numbers import joined, median, number, short
 from softlab.chapters.quartiles import cell, summary
-from softlab.chapters.rows import LEFT
+from softlab.chapters.rows import LEFT, finished
 from softlab.chapters.timings import timing
 
+NEEDED = {
+    *("status", "method", "target", "source", "op.rank", "output_error", "uniform_error", "skill"),
+}
 CONTROLS = ("Uniform", "TruncatedSVD")
 
 
 def scope(table: pd.DataFrame) -> str:
     """The methods, each with its target, and the inputs with their lengths."""
-    if not {"source", "method", "target", "n", "op.rank"} <= set(table.columns):
+    done = finished(table, NEEDED | {"n"})
+    if done.empty:
         return ""
-    ranked = table[table["op.rank"].notna() & ~table["method"].isin(CONTROLS)]
-    pairs = ranked[["method", "target"]].dropna().drop_duplicates().itertuples(index=False)
-    methods = "; ".join(f"{pair.method} against {pair.target} attention" for pair in pairs)
-    lengths = table.dropna(subset=["source"]).groupby("source", sort=False)["n"].first()
-    inputs = ", ".join(f"{source} (n = {n:g})" for source, n in lengths.items())
+    ranked = _ranked(done).drop_duplicates(["method", "target"])
+    methods = "; ".join(f"{x.method} against {x.target} attention" for x in ranked.itertuples())
+    lengths = done.drop_duplicates("source")
+    inputs = ", ".join(f"{x.source} (n = {x.n:g})" for x in lengths.itertuples())
     return f"Methods: {methods}. Inputs: {inputs}."
 
 
 def findings(table: pd.DataFrame) -> list[str]:
     """One paragraph for each method and target."""
-    needed = {"method", "target", "source", "op.rank", "output_error", "uniform_error", "skill"}
-    if not needed <= set(table.columns):
-        return []
+    done = finished(table, NEEDED)
     paragraphs = []
-    done = table[table["status"] == "ok"]
-    for target in done["target"].unique():
+    for (target, _), mine in _by_method(done):
         rows = done[done["target"] == target]
-        ranked = rows.loc[rows["op.rank"].notna(), "method"].unique()
-        for method in (name for name in ranked if name not in CONTROLS):
-            mine = rows[rows["method"] == method]
-            rank = _telling(mine)
-            sentences = [
-                *_headline(mine, rows, rank),
-                *_trend(mine),
-                *_worse_than_trivial(mine),
-                *_unconverged(mine),
-                *_row_mass(mine),
-                *_cost(mine, rows, rank),
-            ]
-            paragraphs.append(" ".join(sentences))
+        rank = _telling(mine)
+        sentences = [
+            *_headline(mine, rows, rank),
+            *_trend(mine),
+            *_worse_than_trivial(mine),
+            *_unconverged(mine),
+            *_row_mass(mine),
+            *_cost(mine, rows, rank),
+        ]
+        paragraphs.append(" ".join(sentences))
     return paragraphs
 
 
 def headlines(table: pd.DataFrame) -> Iterator[Headline]:
     """The error of each method at the telling rank on real inputs."""
-    if not {"method", "target", "source", "op.rank", "output_error"} <= set(table.columns):
-        return
-    done = table[table["status"] == "ok"]
-    ranked = done[done["op.rank"].notna() & ~done["method"].isin(CONTROLS)]
-    for (target, method), mine in ranked.groupby(["target", "method"], sort=False):
+    for (target, method), mine in _by_method(finished(table, NEEDED)):
         rank = _telling(mine)
         at = _real(mine[mine["op.rank"] == rank])
         text = f"{method} of rank {rank} misses {target} attention by a relative error of {{}}"
@@ -80,6 +73,17 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
     """Errors by input, method and rank, a table a target; then what a call costs."""
     yield from _errors(table)
     yield from _costs(table)
+
+
+def _ranked(done: pd.DataFrame) -> pd.DataFrame:
+    """The rows of methods with a rank, without the controls."""
+    return done[done["op.rank"].notna() & ~done["method"].isin(CONTROLS)]
+
+
+def _by_method(done: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
+    """Each target and method, with its rows."""
+    for (target, method), rows in _ranked(done).groupby(["target", "method"], sort=False):
+        yield (str(target), str(method)), rows
 
 
 def _headline(mine: pd.DataFrame, rows: pd.DataFrame, rank: int) -> Iterator[str]:
@@ -207,18 +211,15 @@ def _middle(rows: pd.DataFrame, column: str) -> str:
 
 def _errors(table: pd.DataFrame) -> Iterator[Table]:
     """One table a target: output error by input and method, a column for each rank."""
-    if not {"target", "source", "method", "op.rank", "output_error"} <= set(table.columns):
-        return
-    done = table[table["status"] == "ok"]
-    for target in done["target"].unique():
-        rows = done[(done["target"] == target) & done["op.rank"].notna()]
+    done = finished(table, NEEDED)
+    for target, every in done.groupby("target", sort=False):
+        rows = every[every["op.rank"].notna()]
         rows = rows.sort_values("method", key=lambda names: names.isin(CONTROLS), kind="stable")
         ranks = sorted(rows["op.rank"].unique())
         points = summary(rows, ["source", "method", "op.rank"], "output_error")
-        sources = done.loc[done["target"] == target, "source"].unique()
-        uniform = done[done["target"] == target].groupby("source")["uniform_error"].median()
+        uniform = every.groupby("source", sort=False)["uniform_error"].median()
         body: list[list[Cell]] = []
-        for source in sources:
+        for source in uniform.index:
             mine = points[points["source"] == source]
             for i, (method, line) in enumerate(mine.groupby("method", sort=False)):
                 head = [str(source), number(uniform[source])] if i == 0 else ["", ""]
@@ -235,11 +236,11 @@ def _errors(table: pd.DataFrame) -> Iterator[Table]:
 
 def _costs(table: pd.DataFrame) -> Iterator[Table]:
     """What a call costs, by length and method, a column for the exact operator and each rank."""
-    needed = {"target", "method", "op.rank", "n", "seconds_q1", "seconds_q3", *_COSTS}
-    if not needed <= set(table.columns):
-        return
-    done = table[(table["status"] == "ok") & table["seconds"].notna()]
+    done = finished(table, NEEDED | {"n", "seconds_q1", "seconds_q3", *_COSTS})
+    done = done[done["seconds"].notna()]
     ranked = done[done["op.rank"].notna()]
+    if ranked.empty:
+        return
     ranks = sorted(ranked["op.rank"].unique())
     body: list[list[Cell]] = []
     for (n, target, method), mine in ranked.groupby(["n", "target", "method"]):
@@ -251,8 +252,8 @@ def _costs(table: pd.DataFrame) -> Iterator[Table]:
             body.append([*head, unit, *(_cost_cell(at, column, scale) for at in points)])
     yield {
         "caption": "What one forward call costs: counted arithmetic (millions of floating point "
-        "operations, thousands of kernel entries), measured time (median and quartiles) and "
-        "measured peak memory.",
+        "operations, thousands of kernel entries), measured time (median and quartiles of repeats; "
+        "noisy where they are too wide) and measured peak memory.",
         "header": ["n", "method", "", "exact", *(f"{rank:g}" for rank in ranks)],
         "rows": body,
         "left": 3,

@@ -10,6 +10,7 @@ that of a run that nobody disturbed, timings aside. Exit code 0 says that both h
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import signal
@@ -22,7 +23,6 @@ import pandas as pd
 
 from softlab.executors import processes
 from softlab.journal import Row, rows_of
-from softlab.provenance import digest
 from softlab.study import Study, defined_in, run
 
 CASES, SECONDS = 40, 0.003
@@ -66,11 +66,13 @@ def main() -> int:
     given = words.parse_args()
     rng = random.Random(given.seed)
     (study,) = defined_in(__file__)
-    state = digest(Path(__file__))
     kills = lost = rounds = unlike = 0
     with tempfile.TemporaryDirectory() as folder:
         run(study, Path(folder) / "whole", threads=1)
         whole = table(Path(folder) / "whole")
+        state = json.loads((Path(folder) / "whole" / STUDY.name / "meta.json").read_text())[
+            "digest"
+        ]
         while kills < given.kills:
             rounds += 1
             out = Path(folder) / f"round{rounds}"

@@ -37,12 +37,15 @@ import torch
 
 from softlab import provenance
 from softlab.extras import needed
-from softlab.journal import Row, Scalar
+from softlab.identity import scalar
+from softlab.journal import RESERVED, Row, Scalar
 from softlab.locks import beside
-from softlab.study_file import load
+from softlab.study_file import at_home, load
 
 TRIES = 2
 """A case whose worker died is tried again, alone, before it is recorded as failed."""
+LONGEST = 1000
+"""Letters of an error's message in a table."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,8 @@ class Task:
     """One case and all that a worker must know to measure it.
 
     ``measure`` is called with the ``case``, ``dtype`` and ``device``; ``alone`` among all cases on
-    the device. ``file`` is the study's file, if it came from one. ``digest`` and ``setting`` are
-    those of the run.
+    the device. ``file`` is the study's file, if it came from one. ``parts``, the code as of
+    ``provenance.Code``, and ``setting`` are those of the run.
     """
 
     measure: Callable[..., Mapping[str, Scalar]]
@@ -79,7 +82,7 @@ class Task:
     device: str
     alone: bool
     file: Path | None
-    digest: str
+    parts: Mapping[str, str]
     setting: Row
 
     def packed(self) -> bytes:
@@ -96,33 +99,84 @@ class Task:
 
 def measured(task: Task) -> Row:
     """The row of the case, measured here: what its function returns, or why it failed."""
+    device = torch.device(task.device)
     with beside(task.device, alone=task.alone):
-        start = time.perf_counter()
+        load = os.getloadavg()[0]
+        start, worked = time.perf_counter(), _worked(device)
         try:
-            row: dict[str, Any] = {"status": "ok", "error": None}
-            row |= task.measure(**task.case, dtype=task.dtype, device=torch.device(task.device))
-            for column, x in row.items():
-                if not isinstance(x, Scalar):
-                    msg = (
-                        f"{column} is a {type(x).__name__}; "
-                        "give a number, a word, True, False, None."
-                    )
-                    raise TypeError(msg)  # noqa: TRY301
-        except Exception as error:
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            reason = f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"
-            row = {"status": "failed", "error": reason}
-        row["case_seconds"] = time.perf_counter() - start
-    if row["status"] == "failed" and torch.device(task.device).type == "cuda":
+            row = _checked(task.measure(**task.case, dtype=task.dtype, device=device))
+            if (left := provenance.arithmetic()) != task.setting["arithmetic"]:
+                raise RuntimeError(_changed(left, str(task.setting["arithmetic"])))  # noqa: TRY301
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # sys.exit too ends its case only
+            row = {"status": "failed", "error": _reason(error)}
+        row["case_seconds"] = seconds = time.perf_counter() - start
+        if task.alone:
+            row["case_cpu_share"] = (_worked(device) - worked) / max(seconds, 1e-9)
+            row["case_load"] = load
+    if row["status"] == "failed" and device.type == "cuda":
         torch.cuda.empty_cache()  # after a want of memory the next case finds what there is
     return row
 
 
+def _worked(device: torch.device) -> float:
+    """Processor seconds of the thread that measures and of processes that it waited for.
+
+    Those of all threads where a device has threads of its own, which the first one waits for.
+    """
+    children = os.times()
+    own = time.thread_time() if device.type == "cpu" else time.process_time()
+    return own + children.children_user + children.children_system
+
+
+def _checked(measured: object) -> Row:
+    """What a measure returned as a row that finished, or why it is none."""
+    if not isinstance(measured, Mapping):
+        msg = (
+            f"the measure returns a {type(measured).__name__}; give a mapping from column to value."
+        )
+        raise TypeError(msg)
+    row: Row = {"status": "ok", "error": None}
+    for column, x in measured.items():
+        if not isinstance(column, str) or not column or column in {*RESERVED} - {"error"}:
+            msg = f"the measure returns a column {column!r}; "
+            if column in RESERVED:
+                msg += f"softlab fills {', '.join(RESERVED)} itself: call it something else."
+            else:
+                msg += "the name of a column must be a word."
+            raise ValueError(msg)
+        try:
+            row[str.__str__(column)] = scalar(x)
+        except (TypeError, ValueError) as error:
+            msg = f"{column} is {error}"
+            raise type(error)(msg) from None
+    return row
+
+
+def _changed(now: str, before: str) -> str:
+    flags = " ".join(sorted(set(now.split()) - set(before.split())))
+    return (
+        f"the measure leaves {flags}, with which other cases would be measured. Restore it, or set "
+        "it at the top level of the study's file."
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """An error in a cell: its kind, its message, and where it was raised."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    try:
+        said = str(error)
+    except Exception:
+        said = "its message cannot be had"
+    if len(said) > LONGEST:
+        said = f"{said[:LONGEST]}... ({len(said) - LONGEST} letters more)"
+    return f"{type(error).__name__}: {said} ({Path(last.filename).name}:{last.lineno})"
+
+
 def processes(count: int) -> Crew:
     """``count`` worker processes on this machine, which die with this one."""
-    if count < 1:
-        msg = f"workers is {count}; give an integer of at least 1."
-        raise ValueError(msg)
+    provenance.sensible("workers", count)
     # Forked from a server without threads: fast, and safe beside torch's own threads.
     known = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in known else "spawn")
@@ -149,6 +203,7 @@ def dask(address: str, count: int = 1, *, timeout: float = 10) -> Iterator[Crew]
         from distributed import Client, LocalCluster
     with contextlib.ExitStack() as stack:
         if address == "local":
+            provenance.sensible("workers", count)
             local = LocalCluster(
                 n_workers=count,
                 threads_per_worker=1,
@@ -329,18 +384,29 @@ def measured_there(file: str | None, packed: bytes) -> Row:
     """The row of a packed ``Task`` whose study is defined in ``file``, measured in a worker."""
     with _ONE_AT_A_TIME:  # a worker of dask may have many threads
         try:
-            if file is not None:
-                load(file)
-            task: Task = pickle.loads(packed)
-            _limit(int(task.setting["threads"] or 1))
-            _same("code", provenance.digest(provenance.source(task.measure)), task.digest)
-            here = provenance.setting(torch.device(task.device), task.dtype)
-            for name, x in task.setting.items():
-                _same(name, here[name], x)
+            with at_home(Path(file) if file else None):
+                task: Task = pickle.loads(packed)
+                _limit(int(task.setting["threads"] or 1))
+                name = load(file).__name__ if file else ""
+                for part, state in _here(tuple(task.parts.items()), task.file, name).items():
+                    _same(part, state, task.parts[part])
+                here = provenance.setting(torch.device(task.device), task.dtype)
+                for part, x in task.setting.items():
+                    _same(part, here[part], x)
+                return measured(task)
         except (ValueError, ImportError, AttributeError) as error:
             reason = f"{type(error).__name__}: the worker cannot measure this case: {error}"
             return {"status": "failed", "error": reason}
-        return measured(task)
+
+
+@functools.lru_cache(maxsize=8)
+def _here(
+    parts: tuple[tuple[str, str], ...],
+    file: Path | None,
+    loaded: str,  # noqa: ARG001  another state of the file is asked about anew
+) -> dict[str, str]:
+    """The states of the parts in this worker."""
+    return provenance.here(dict(parts), file)
 
 
 _ONE_AT_A_TIME = threading.Lock()
@@ -348,7 +414,8 @@ _ONE_AT_A_TIME = threading.Lock()
 
 def _same(name: str, here: object, there: object) -> None:
     if here != there:
-        msg = f"{name} is {here!r} where it runs and {there!r} where its row belongs."
+        msg = f"{name} is {here!r} where it runs and {there!r} where its row belongs. "
+        msg += "Start the workers anew; set flags at the top level of the study's file."
         raise ValueError(msg)
 
 

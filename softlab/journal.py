@@ -8,6 +8,8 @@ finished row to the journal at once, so that whatever stops it (an interrupt, a 
 from __future__ import annotations
 
 import csv
+import errno
+import hashlib
 import io
 import json
 import os
@@ -15,6 +17,7 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 """Control characters but tabulator and line feed, and the halves of surrogate pairs."""
@@ -22,59 +25,92 @@ UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 Scalar = str | int | float | bool | None
 Row = dict[str, Scalar]
 
-FORMAT = 1
-"""Of journals and of ``meta.json``; files that say a higher one are a newer softlab's."""
+FORMAT = 2
+"""Of journals and of ``meta.json``; files that say a higher one are a newer softlab's.
+
+Lines of a journal of format 1 had no sum.
+"""
+SUM = re.compile(rb', "sum": "([0-9a-f]{16})"\}')
+RESERVED = ("status", "error", "case_seconds", "case_cpu_share", "case_load")
+"""Columns that softlab fills itself."""
 
 
 class Journal:
-    """Finished rows by key, in a file of JSON lines.
+    """Finished rows by key, in a file of JSON lines, each with a sum over its bytes.
 
     Arguments: ``path`` of the file, which need not exist; ``digest``, the state of the code that
     measures; ``fresh`` to begin empty. ``rows`` are those of this digest; others stay in the file,
-    for the day when their code is back. A last line that does not parse, as a killed run leaves it,
-    is cut off, counted in ``torn``, and its case runs again.
+    for the day when their code is back. Last lines that are not whole, as a killed run leaves them,
+    are counted in ``torn``, and their cases run again. What is in the file is never cut off: where
+    a file system has no locks, another run may have written it. ``renewed`` says that the file was
+    taken away meanwhile, and that all rows known here were written anew.
 
-    Raises ``ValueError`` for any other line that does not parse, and for one of a newer version.
+    Raises ``ValueError`` for any other line that is not whole, and for one of a newer version.
     """
 
     def __init__(self, path: Path, digest: str, *, fresh: bool = False) -> None:
         self.path = path
         self.digest = digest
         self.rows: dict[str, Row] = {}
-        self.torn = False
+        self.torn = 0
+        self.renewed = False
         path.parent.mkdir(parents=True, exist_ok=True)
         if fresh:
             replace(path, "")
         elif path.exists():
-            self.rows, whole = _parsed(path, digest)
-            self.torn = whole < path.stat().st_size
-            if self.torn:
-                os.truncate(path, whole)
-        self._handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        self._bytes = os.fstat(self._handle).st_size
+            self.rows, self.torn = _parsed(path, digest)
+        self._broken = self.torn > 0
+        self._handle = _opened(path)
 
     def append(self, key: str, row: Row) -> None:
         """Add one row; it is on the disk when this returns. Raises ``OSError`` if it cannot be."""
-        entry = {"key": key, "digest": self.digest, "row": row}
-        left = line = json.dumps(entry).encode() + b"\n"
-        try:
-            while left:
-                left = left[os.write(self._handle, left) :]
-            os.fsync(self._handle)
-        except OSError:
-            os.ftruncate(self._handle, self._bytes)  # what fitted of the line
-            raise
-        self._bytes += len(line)
+        self._add(self._line(key, row))
         self.rows[key] = row
+        if not _same_file(self._handle, self.path):
+            self.close()
+            self._handle = _opened(self.path)
+            self.renewed = True
+            self._add(b"".join(self._line(*known) for known in self.rows.items()))
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._handle)
 
+    def _line(self, key: str, row: Row) -> bytes:
+        return _summed({"format": FORMAT, "key": key, "digest": self.digest, "row": row})
+
+    def _add(self, lines: bytes) -> None:
+        size = os.fstat(self._handle).st_size
+        if self._broken or (size and os.pread(self._handle, 1, size - 1) != b"\n"):
+            lines = b"\n" + _summed({"format": FORMAT, "torn": True}) + lines
+        self._broken = True
+        left = lines
+        while left:
+            left = left[os.write(self._handle, left) :]
+        os.fsync(self._handle)
+        self._broken = False
+
 
 def rows_of(path: Path, digest: str) -> dict[str, Row]:
     """The rows of that digest in a journal that another process may be writing."""
     return _parsed(path, digest)[0]
+
+
+def merged(folder: Path, digest: str) -> dict[str, Row]:
+    """The rows of all journals of a folder, a run's and its shards'.
+
+    Of a case that failed in one and finished in another, the finished; else the row of the journal
+    that was written last.
+    """
+    rows: dict[str, Row] = {}
+    for path in sorted(folder.glob("rows*.jsonl"), key=lambda path: path.stat().st_mtime_ns):
+        rows |= {
+            key: row
+            for key, row in rows_of(path, digest).items()
+            if row.get("status") == "ok"
+            or (row.get("status") == "failed" and rows.get(key, row)["status"] == "failed")
+        }
+    return rows
 
 
 def replace(path: Path, text: str) -> None:
@@ -89,6 +125,7 @@ def replace(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         temporary.chmod(0o644)  # mkstemp makes files that only their owner can read
         temporary.replace(path)
+        settled(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -160,33 +197,100 @@ def _plain(word: str) -> bool:
 
 
 def _parsed(path: Path, digest: str) -> tuple[dict[str, Row], int]:
-    """The rows of the digest, and how many bytes of the file are whole lines."""
+    """The rows of the digest, and how many last lines are not whole."""
     rows: dict[str, Row] = {}
-    whole = 0
+    broken: list[str] = []
     # Lines end at b"\n" alone: json.dumps escapes all other breaks, and a torn line holds any byte.
     lines = path.read_bytes().split(b"\n")
-    last = max((i for i, line in enumerate(lines) if line), default=0)
-    for i, line in enumerate(lines[: last + 1]):
-        if i == len(lines) - 1:
-            break  # without a line break, and so not yet durable
-        if not line:  # a corrupt line may have been deleted by hand
-            whole += 1
+    for i, line in enumerate(lines):
+        if not line:  # at the end, and where a corrupt line was deleted by hand
             continue
         try:
-            entry = json.loads(line)
-            key, row, made = entry["key"], dict(entry["row"]), entry["digest"]
-        except (ValueError, KeyError, TypeError) as error:
-            if i == last:
-                break
+            entry = _entry(line, whole=i < len(lines) - 1)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            broken.append(f"line {i + 1} of {path} is corrupt ({type(error).__name__}: {error})")
+            continue
+        version = entry.get("format", 1)
+        if version > FORMAT:
             msg = (
-                f"line {i + 1} of {path} is corrupt ({type(error).__name__}: {error}). Delete that "
-                "line, and its case alone is measured again; or begin anew with --fresh."
+                f"{path} was written by a newer softlab; upgrade, or give --out another folder. "
+                f"If it was not, line {i + 1} is corrupt: delete it."
             )
-            raise ValueError(msg) from None
-        if entry.get("format", FORMAT) > FORMAT:
-            msg = f"{path} was written by a newer softlab; upgrade, or give --out another folder."
             raise ValueError(msg)
-        whole += len(line) + 1
-        if made == digest:
-            rows[key] = row
-    return rows, whole
+        if "torn" in entry:  # those before it were known to be
+            broken = []
+            continue
+        if broken:
+            msg = f"{broken[0]}. Delete that line, and its case alone is measured again; or begin "
+            msg += "anew with --fresh."
+            raise ValueError(msg)
+        if entry["digest"] == digest:
+            rows[entry["key"]] = entry["row"]
+    return rows, len(broken)
+
+
+def _entry(line: bytes, *, whole: bool) -> dict[str, Any]:
+    """What a line holds; ``ValueError``, ``KeyError`` or ``TypeError`` say that it is not whole.
+
+    ``whole``: whether the line ends, which one of format 1, without a sum, does not show itself.
+    """
+    entry = json.loads(line)
+    version = entry.get("format", 1) if isinstance(entry, dict) else None
+    if isinstance(version, bool) or not isinstance(version, int):
+        raise ValueError("it is no entry, or its format is no number")  # noqa: EM101, TRY004
+    if version > FORMAT:
+        return {"format": version}
+    summed = SUM.fullmatch(line[-SUM_SIZE:])
+    if version > 1 or "sum" in entry or not whole:
+        if not summed or summed[1] != _sum(line[:-SUM_SIZE]):
+            raise ValueError("its sum is not that of its bytes")  # noqa: EM101
+        if "torn" in entry:
+            return {"torn": True}
+    key, row, digest = entry["key"], entry["row"], entry["digest"]
+    if not (isinstance(key, str) and isinstance(digest, str) and isinstance(row, dict)):
+        raise TypeError("key and digest must be words, and row an object")  # noqa: EM101
+    for column, x in row.items():
+        if not isinstance(x, Scalar):
+            msg = f"{column} is a {type(x).__name__}"
+            raise TypeError(msg)
+    return {"key": key, "digest": digest, "row": row}
+
+
+SUM_SIZE = len(', "sum": "0123456789abcdef"}')
+
+
+def _summed(entry: Mapping[str, Any]) -> bytes:
+    """An entry as a line that ends in a sum over the bytes before it."""
+    text = json.dumps(entry).encode()[:-1]
+    return text + b', "sum": "' + _sum(text) + b'"}\n'
+
+
+def _sum(text: bytes) -> bytes:
+    return hashlib.sha256(text).hexdigest()[:16].encode()
+
+
+def _opened(path: Path) -> int:
+    """A handle that appends to the file, whose name is on the disk too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    settled(path.parent)
+    return handle
+
+
+def settled(folder: Path) -> None:
+    """Put the names in a folder on the disk; a file without its name is lost with the power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP, errno.EBADF}:  # no folders there
+            raise
+    finally:
+        os.close(handle)
+
+
+def _same_file(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False

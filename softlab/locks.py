@@ -1,14 +1,15 @@
 """Who may go on: one run a journal, and one timed case a device.
 
 Locks are those of the operating system on open files: a process that dies, however it dies, holds
-none. A file system without locks (some of those of clusters) leaves runs unguarded. A system
-without ``fcntl``, Windows, runs no study and says so; all else works there.
+none. A file system without locks (some of those of clusters) leaves runs unguarded, and says so. A
+system without ``fcntl``, Windows, runs no study and says so; all else works there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import platform
@@ -22,8 +23,9 @@ try:
 except ImportError:
     fcntl = None  # type: ignore[assignment]
 
-ROOMS = Path(tempfile.gettempdir())
-"""Where the locks of devices are: one place for all runs on a machine."""
+USER = os.getuid() if hasattr(os, "getuid") else 0
+ROOMS = Path(tempfile.gettempdir()) / f"softlab-{USER}"
+"""Where the locks of devices are: one place for all runs of a user on a machine."""
 PATIENCE = 10.0
 """Seconds after which a case that waits for its device says so."""
 UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP}
@@ -34,8 +36,10 @@ class TakenError(ValueError):
 
 
 @contextlib.contextmanager
-def owned(path: Path, *, wait: bool = False) -> Iterator[None]:
+def owned(path: Path, *, wait: bool = False) -> Iterator[bool]:
     """Hold the lock of the file ``path`` inside the block; the file names its owner.
+
+    Yields whether it holds, which it does not on a file system without locks.
 
     Raises ``TakenError``, with the owner, where another process holds it and ``wait`` is false;
     ``OSError`` where no file can be written; ``ValueError`` on a system without ``fcntl``.
@@ -44,7 +48,7 @@ def owned(path: Path, *, wait: bool = False) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
         try:
-            _lock(file.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            held = _lock(file.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             file.seek(0)
             msg = f"{file.read().strip() or 'another run'} is writing there"
@@ -52,7 +56,7 @@ def owned(path: Path, *, wait: bool = False) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()
-        yield
+        yield held
 
 
 @contextlib.contextmanager
@@ -63,7 +67,11 @@ def beside(device: str, *, alone: bool) -> Iterator[None]:
     on a system without ``fcntl``.
     """
     _there()
-    name = f"softlab-{os.getuid()}-{device.replace(':', '-')}"
+    name = device.replace(":", "-")
+    ROOMS.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if ROOMS.stat().st_uid != USER:  # who could hold our locks for ever
+        msg = f"{ROOMS} is another user's; set TMPDIR to a folder of your own."
+        raise PermissionError(msg)
     with (ROOMS / f"{name}.room").open("a") as room:
         with (ROOMS / f"{name}.gate").open("a") as gate:
             _wait(gate.fileno(), fcntl.LOCK_EX, device)
@@ -87,7 +95,8 @@ def _wait(handle: int, kind: int, device: str) -> None:
     limit = time.monotonic() + PATIENCE
     while time.monotonic() < limit:
         try:
-            _lock(handle, kind | fcntl.LOCK_NB)
+            if not _lock(handle, kind | fcntl.LOCK_NB):
+                _unguarded()
         except BlockingIOError:
             time.sleep(0.01)
         else:
@@ -97,9 +106,19 @@ def _wait(handle: int, kind: int, device: str) -> None:
     _lock(handle, kind)
 
 
-def _lock(handle: int, kind: int) -> None:
+@functools.cache
+def _unguarded() -> None:
+    """Say once that timed cases of other runs may disturb those of this one."""
+    said = "locks do not work in %s: let no other run of softlab measure times meanwhile"
+    logging.getLogger("softlab").warning(said, ROOMS)
+
+
+def _lock(handle: int, kind: int) -> bool:
+    """Take the lock; false where the file system has none."""
     try:
         fcntl.flock(handle, kind)
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise
+        return False
+    return True

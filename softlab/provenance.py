@@ -5,59 +5,121 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import inspect
+import importlib
+import json
+import os
 import platform
+import re
 import subprocess
 import uuid
-from collections.abc import Callable, Iterator
-from importlib import metadata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
+from softlab import sources
 from softlab.extras import DISTRIBUTION
+from softlab.identity import MAIN, UnstableError, identity
 
-PACKAGE = Path(__file__).parent
-# These read tables and make none, so a new colour in a figure leaves the rows valid.
-PRESENTATION = {"chapters", "cli", "figures.py", "looks.py", "report"}
+ENVIRONMENT = (
+    *("ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_DEBUG_CPU_TYPE", "MKL_ENABLE_INSTRUCTIONS"),
+    *("OPENBLAS_CORETYPE", "DNNL_MAX_CPU_ISA", "ONEDNN_MAX_CPU_ISA", "DNNL_DEFAULT_FPMATH_MODE"),
+    *("ONEDNN_DEFAULT_FPMATH_MODE", "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE"),
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+)
+"""Variables that libraries of linear algebra choose their arithmetic by."""
+MOST = 8
+"""Threads, or worker processes, for each processor of the machine, at most."""
 
 
-def source(function: Callable[..., object]) -> Path | None:
-    """The file that defines ``function``; None for one typed at a prompt."""
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    path = Path(code.co_filename) if code else None
-    return path if path is not None and path.is_file() else None
+class Code(NamedTuple):
+    """The code and the data that decide the numbers of a study.
 
-
-def digest(file: Path | None) -> str:
-    """Sixteen hexadecimal digits that change when the package or ``file`` changes.
-
-    Without a file there is nothing to compare, and every call returns other digits.
+    ``parts``: the state of each by kind and name, as "module helper" or "package pandas"; "measure"
+    is the function itself with what it captured. ``unsure`` says why rows cannot be known again,
+    and is empty where they can.
     """
-    if file is None:
-        return uuid.uuid4().hex[:16]
-    return hashlib.sha256(file.read_bytes() + _package()).hexdigest()[:16]
+
+    parts: dict[str, str]
+    unsure: str
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits that change when any part does."""
+        words = json.dumps(self.parts, sort_keys=True)
+        return hashlib.sha256(words.encode()).hexdigest()[:16]
 
 
-@functools.cache
-def _package() -> bytes:
-    """A digest of the package's own files: of those that this process runs, if it asks in time."""
-    state = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*")):
-        inner = path.relative_to(PACKAGE)
-        if path.is_file() and {*PRESENTATION, "__pycache__"}.isdisjoint(inner.parts):
-            state.update(inner.as_posix().encode())
-            state.update(path.read_bytes())
-    return state.digest()
+def code(
+    measure: Callable[..., object],
+    file: Path | None = None,
+    modules: Iterable[str] = (),
+    inputs: Sequence[Path | str] = (),
+) -> Code:
+    """The code of a measure, its study's ``file``, further ``modules``, and its ``inputs``.
+
+    Raises ``ValueError`` for an input that cannot be read.
+    """
+    parts, unsure, own = {}, "", frozenset[str]()
+    try:
+        digits, own = identity(measure)
+        parts["measure"] = digits[:16]
+    except UnstableError as error:
+        unsure = f"the measure holds {error}"
+    closure = sources.Closure(running=True)
+    if file is not None:
+        closure.file(file.absolute())
+    closure.modules({*own, *modules})
+    if lost := sorted(closure.lost & {*own, *modules}):
+        unsure = unsure or f"the code of {', '.join(lost)} is in no file"
+    if unsure:
+        parts["measure"] = uuid.uuid4().hex[:16]
+    return Code(
+        {"softlab": sources.package()} | closure.parts() | data(inputs, file) | parts, unsure
+    )
+
+
+def data(inputs: Sequence[Path | str], file: Path | None) -> dict[str, str]:
+    """The states of files or folders, named from the folder of the study's ``file`` or from here.
+
+    Raises ``ValueError`` for one that cannot be read.
+    """
+    found = {}
+    for name in map(str, inputs):
+        try:
+            found[f"input {name}"] = sources.content((file.parent if file else Path()) / name)
+        except OSError as error:
+            msg = f"the input {name!r} cannot be read ({error}). Correct Study.inputs."
+            raise ValueError(msg) from None
+    return found
+
+
+def here(parts: Mapping[str, str], file: Path | None) -> dict[str, str]:
+    """The states that the same parts have in this process."""
+    closure = sources.Closure(running=True)
+    if file is not None:
+        closure.file(file.absolute())
+    if any(name.startswith("file ") and name not in closure.files for name in parts):
+        closure.modules(MAIN)
+    closure.modules(name[7:] for name in parts if name.startswith("module "))
+    found = {"softlab": sources.package(), "measure": parts["measure"]} | closure.parts()
+    found |= data([name[6:] for name in parts if name.startswith("input ")], file)
+    return {name: found.get(name, "not there") for name in parts}
 
 
 def versions() -> dict[str, str]:
     """Versions of Python, softlab and the libraries that its numbers pass through."""
-    own = {"python": platform.python_version(), "softlab": _version(DISTRIBUTION)}
-    # torch says +cu130 or +cpu of itself, which the metadata of its distribution may leave out.
-    return (
-        own | {"torch": torch.__version__} | {name: _version(name) for name in ("numpy", "scipy")}
-    )
+    return {
+        "python": platform.python_version(),
+        "softlab": sources.version(DISTRIBUTION),
+    } | libraries()
+
+
+def libraries() -> dict[str, str]:
+    """The versions of the libraries that this process computes with, their builds included."""
+    found = (importlib.import_module(name) for name in ("torch", "numpy", "scipy"))
+    return {module.__name__: str(module.__version__) for module in found}
 
 
 def commit(folder: Path) -> dict[str, str | bool | None]:
@@ -83,34 +145,103 @@ def setting(device: torch.device, dtype: torch.dtype) -> dict[str, str | int | f
         "device_name": device_name(device),
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        "arithmetic": arithmetic(),
+        "python": platform.python_version(),
+        **libraries(),
     }
 
 
+def arithmetic() -> str:
+    """The flags of torch, and the variables of the environment, that numbers depend on."""
+    found = []
+    for name, flag in FLAGS.items():
+        try:
+            found.append(f"{name}={flag()}")
+        except (RuntimeError, AttributeError):  # set both in torch's old way and in its new one
+            found.append(f"{name}=mixed")
+    found += [f"{name}={os.environ[name]}" for name in ENVIRONMENT if name in os.environ]
+    return " ".join(found)
+
+
+_CUDA, _CUDNN = torch.backends.cuda, torch.backends.cudnn
+_MKLDNN: Any = torch.backends.mkldnn
+FLAGS: dict[str, Callable[[], object]] = {
+    "default_dtype": torch.get_default_dtype,
+    "default_device": torch.get_default_device,
+    "matmul_precision": torch.get_float32_matmul_precision,
+    "flush_denormal": lambda: not (torch.full((1,), 1e-40, device="cpu") * 1).item(),
+    "deterministic": torch.are_deterministic_algorithms_enabled,
+    "grad": torch.is_grad_enabled,
+    "inference": torch.is_inference_mode_enabled,
+    "autocast": lambda: torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
+    "cpu": torch.backends.cpu.get_cpu_capability,
+    "mkldnn": lambda: _MKLDNN.enabled,
+    "mkldnn_matmul": lambda: _MKLDNN.matmul.fp32_precision,
+    "cuda_matmul": lambda: _tf32(_CUDA.matmul),
+    "cuda_fp16_sums": lambda: _CUDA.matmul.allow_fp16_reduced_precision_reduction,
+    "cuda_bf16_sums": lambda: _CUDA.matmul.allow_bf16_reduced_precision_reduction,
+    "cuda_fp16_accumulation": lambda: _CUDA.matmul.allow_fp16_accumulation,
+    "cuda_autocast": lambda: torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
+    "cudnn": lambda: _CUDNN.enabled,
+    "cudnn_convolution": lambda: _tf32(getattr(_CUDNN, "conv", _CUDNN)),
+    "cudnn_deterministic": lambda: _CUDNN.deterministic,
+    "cudnn_benchmark": lambda: _CUDNN.benchmark,
+    "flash": _CUDA.flash_sdp_enabled,
+    "efficient": _CUDA.mem_efficient_sdp_enabled,
+    "math": _CUDA.math_sdp_enabled,
+    "cudnn_attention": _CUDA.cudnn_sdp_enabled,
+}
+"""Each by a short name; ``cpu`` is the instruction set that torch's kernels use."""
+
+
+def _tf32(part: Any) -> object:
+    """How products of float32 are rounded, as newer and as older torch say it."""
+    return getattr(part, "fp32_precision", None) or part.allow_tf32
+
+
 def usable(name: str) -> torch.device:
-    """The device of that name; ``ValueError`` if nothing can be stored on it."""
+    """The device of that name; ``ValueError`` if no number can be computed and read there."""
     try:
         device = torch.device(name)
-        device = torch.zeros(1, device=device).device  # cuda becomes cuda:0
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        if device.type == "cpu" and device.index:
+            raise RuntimeError("the processor is one device, cpu")  # noqa: EM101, TRY301
+        device = torch.ones(1, device=device).device  # cuda becomes cuda:0
+        torch.ones(1, device=device).add(1).item()
+    except Exception as error:
+        reason = re.split(r"[.;] |\n", str(error))[0][:120] or type(error).__name__
         msg = f"device {name!r} cannot be used here ({reason}). Use cpu, or a machine that has it."
         raise ValueError(msg) from None
     return device
 
 
+def sensible(name: str, count: int) -> None:
+    """Raise ``ValueError`` for a count of threads or processes that is none, or far too many."""
+    processors = os.cpu_count() or 1
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST * processors:
+        msg = (
+            f"{name} is {count!r}; give an integer of at least 1, and of at most "
+            f"{MOST * processors}: this machine has {processors} processors."
+        )
+        raise ValueError(msg)
+
+
 @contextlib.contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Let torch use ``count`` threads inside the block; None leaves them as they are."""
-    if count is not None and count < 1:
-        msg = f"threads is {count}; give an integer of at least 1."
-        raise ValueError(msg)
+    """Let torch use ``count`` threads inside the block, and NumPy's library no more than torch.
+
+    None leaves those of torch as they are.
+    """
+    from threadpoolctl import threadpool_limits
+
     before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    if count is not None:
+        sensible("threads", count)
+    with threadpool_limits(count or before):
+        torch.set_num_threads(count or before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 @functools.cache
@@ -124,10 +255,3 @@ def device_name(device: torch.device) -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"

@@ -13,10 +13,14 @@ import itertools
 import json
 import platform
 import re
+import signal
+import sys
+import threading
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -24,14 +28,16 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from softlab import provenance
+from softlab import provenance, sources
 from softlab.executors import Crew, Task, blocks, measured
 from softlab.executors import rows as elsewhere
-from softlab.journal import FORMAT, Journal, Row, Scalar, as_csv, kinds, replace, rows_of
+from softlab.identity import Identity, UnstableError, flat, identity, marked, shown
+from softlab.journal import FORMAT, RESERVED, Journal, Row, Scalar, as_csv, kinds, merged, replace
 from softlab.locks import TakenError, owned
-from softlab.study_file import load
+from softlab.study_file import at_home, load
 
 Case = dict[str, Any]
+FAILED: Row = {"status": "failed"}
 
 
 @dataclass(frozen=True)
@@ -45,11 +51,13 @@ class Study:
     ``figures`` are descriptions that ``softlab.figures`` draws, stored beside the table.
     ``chapter`` is the word that names the kind of study, a module of ``softlab.chapters``, which
     knows its columns: how they were measured, what is found in them, and its tables. ``timed``
-    names the columns that measure time, which no case does beside another. ``file`` is the file
-    that the study was loaded from.
+    names the columns that measure time, which no case does beside another. ``inputs`` are files or
+    folders that the measure reads, named from the folder of the study's file: rows are those of
+    their content. ``file`` is the file that the study was loaded from.
 
-    Raises ``ValueError`` for a name that is no folder name, a chapter that is no word, an empty
-    axis, a quick axis that the grid lacks, and a measure or keep whose parameters are not the axes.
+    Raises ``ValueError`` for a name that is no folder name, a chapter that is no word, no axis, an
+    axis that is empty, a word, or has a name that softlab keeps for itself, a quick axis that the
+    grid lacks, and a measure or keep whose parameters are not the axes.
     """
 
     name: str
@@ -62,6 +70,7 @@ class Study:
     figures: Sequence[Any] = ()
     chapter: str = "operators"
     timed: Sequence[str] = ()
+    inputs: Sequence[Path | str] = ()
     file: Path | None = None
 
     def __post_init__(self) -> None:
@@ -73,9 +82,11 @@ class Study:
                 f"{self.name}: chapter is {self.chapter!r}; it names a module of softlab.chapters."
             )
             raise ValueError(msg)
+        if not self.axes:
+            msg = f"{self.name} has no axes; give one at least, as in axes={{'seed': [0]}}."
+            raise ValueError(msg)
         for axis, values in (*self.axes.items(), *self.quick.items()):
-            if axis not in self.axes or len(values) == 0:
-                wrong = "is not one of the axes" if axis not in self.axes else "has no values"
+            if wrong := _wrong(axis, values, self.axes):
                 msg = f"{self.name}: axis {axis!r} {wrong}; the axes are {', '.join(self.axes)}."
                 raise ValueError(msg)
         for function, arguments in ((self.measure, (*self.axes, "dtype", "device")),
@@ -83,18 +94,44 @@ class Study:
             try:
                 if function is not None:
                     inspect.signature(function).bind(**dict.fromkeys(arguments))
-            except TypeError as error:
+            except (TypeError, ValueError) as error:
                 called = getattr(function, "__name__", repr(function))
                 msg = f"{self.name}: {called} must take {', '.join(arguments)}: {error}."
                 raise ValueError(msg) from None
 
     def cases(self, *, quick: bool = False) -> Iterator[Case]:
-        """Yield the cases of the grid, each a mapping from axis to value."""
+        """Yield the cases of the grid, each a mapping from axis to value.
+
+        Raises ``ValueError`` where ``keep`` raises.
+        """
         axes = {**self.axes, **(self.quick if quick else {})}
         for values in itertools.product(*axes.values()):
             case = dict(zip(axes, values, strict=True))
-            if self.keep is None or self.keep(**case):
+            if self._keeps(case):
                 yield case
+
+    def _keeps(self, case: Case) -> bool:
+        try:
+            return self.keep is None or bool(self.keep(**case))
+        except Exception as error:
+            named = ", ".join(f"{axis}={shown(x)}" for axis, x in case.items())
+            msg = f"{self.name}: keep raises {type(error).__name__} at {named}: {error}"
+            raise ValueError(msg) from error
+
+
+def _wrong(axis: str, values: Sequence[Any], axes: Mapping[str, Sequence[Any]]) -> str:
+    """What is wrong with an axis, in words; empty if nothing is."""
+    if axis not in axes:
+        return "is not one of the axes"
+    if not isinstance(axis, str) or not axis.isidentifier():
+        return "has a name that is no name of an argument"
+    if axis in {*RESERVED, "dtype", "device"}:
+        return "has a name that softlab keeps for itself: call it something else"
+    if isinstance(values, str | bytes):
+        return f"is the word {values!r}: give a list of values"
+    if not hasattr(values, "__len__") or not hasattr(values, "__iter__"):
+        return f"is a {type(values).__name__}: give a list of values"
+    return "" if len(values) else "has no values"
 
 
 @dataclass(frozen=True)
@@ -102,7 +139,8 @@ class Outcome:
     """What a run left.
 
     ``rows`` of the table, of ``cases`` that the grid has; how many were ``reused``, and ``failed``.
-    ``notes`` say what was amiss with an earlier run.
+    ``notes`` say what was amiss. ``share`` of the cases fell to this run, of which ``share_failed``
+    failed: all, but for a shard.
     """
 
     folder: Path
@@ -111,6 +149,8 @@ class Outcome:
     failed: int
     cases: int
     notes: tuple[str, ...] = ()
+    share: int = 0
+    share_failed: int = 0
 
 
 def run(
@@ -130,25 +170,32 @@ def run(
 
     Arguments: ``device`` and ``dtype`` go to the measure; ``quick`` takes the short axes;
     ``threads`` sets torch's threads of each process; ``fresh`` discards rows of earlier runs, which
-    are otherwise reused where case, device, dtype, threads, torch and the code are the same;
-    ``progress`` shows a bar on standard error.
+    are otherwise reused where all that decides their numbers is the same: the case by value, the
+    code that the study imports, its inputs by content, the libraries' versions, device, dtype,
+    threads, and torch's flags. ``progress`` shows a bar on standard error.
 
     ``crew`` measures elsewhere: ``executors.processes(4)`` with each its share of the threads, or
     anything that speaks ``concurrent.futures.Executor``. A study with ``timed`` columns has one
-    case in hand at a time, all threads, and its device to itself, whatever else this user runs.
+    case in hand at a time, all threads, and its device to itself, whatever else this user runs;
+    its rows say how much of the time they had a processor (``case_cpu_share``) and the machine's
+    load when they began (``case_load``).
     ``shard = (i, n)`` measures the i-th of n parts of the grid, 1 to n, into a journal of its own;
     every run makes the table of all rows that it finds in its folder.
 
     A case that raises becomes a row with ``status = "failed"`` and the error, and is tried again by
-    the next run; so does one whose worker died twice. Each finished row is durable at once
-    (``rows.jsonl``). Interrupts and ``OSError`` pass through, with a note of what was kept, after
-    the table has been written.
+    the next run of its shard; so does one whose worker died twice. Each finished row is durable at
+    once (``rows.jsonl``). Interrupts (SIGTERM and SIGHUP are such) and errors pass through, with a
+    note of what was kept, after the table has been written.
 
-    Raises ``ValueError`` for a device that is not there, threads below 1, a shard outside 1 to n, a
-    grid without cases, a journal that is corrupt or of a newer version, and a
+    Raises ``ValueError`` for a device that is not there, threads that are none or too many, a shard
+    outside 1 to n, a grid without cases, two equal values on an axis, a value that cannot be known
+    again, an input that cannot be read, a journal that is corrupt or of a newer version, and a
     folder in which another run is writing.
     """
     where = provenance.usable(device)
+    if not str(out).strip():
+        msg = "out is empty; name the folder of the results, '.' for this one."
+        raise ValueError(msg)
     folder = Path(out) / study.name
     part, parts = shard
     if not 1 <= part <= parts:
@@ -156,38 +203,43 @@ def run(
         raise ValueError(msg)
     if threads is None and crew is not None and not study.timed:
         threads = max(1, torch.get_num_threads() // crew.shares)
-    with provenance.threads(threads), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(provenance.threads(threads))
+        stack.enter_context(at_home(study.file))
+        stack.enter_context(_stoppable())
         setting = provenance.setting(where, dtype)
-        cases = {_key(case, setting): case for case in study.cases(quick=quick)}
-        if not cases:
-            msg = f"{study.name}: keep refuses every case of the grid; widen the axes or keep."
-            raise ValueError(msg)
-        meta = _meta(study, setting, quick=quick)
+        grid = _grid(study, quick=quick)
+        cases = _cases(study, grid, setting)
+        code = provenance.code(study.measure, study.file, _modules(grid), study.inputs)
+        meta = _meta(study, setting, code, quick=quick)
         label = f"rows-{part}-of-{parts}" if parts > 1 else "rows"
         rows: dict[str, Row] = {}
-        journal = stack.enter_context(_journal(folder, label, meta["digest"], fresh=fresh))
-        notes = _notes(journal)
+        journal, notes = stack.enter_context(_journal(folder, label, code, fresh=fresh))
         try:
-            found = {} if fresh else _found(folder, meta["digest"])
-            rows = {key: found[key] for key in cases if key in found}
-            meta["reused"] = reused = len(rows)
-            mine = [key for lot in blocks(cases, 4 * parts)[part - 1 :: parts] for key in lot]
-            todo = {key: cases[key] for key in mine if key not in rows}
-            tasks = {key: _task(study, case, meta, setting, dtype) for key, case in todo.items()}
+            known = {} if fresh else merged(folder, code.digest)
+            rows = {key: known[key] for key in cases if key in known}
+            named = {key: {axis: x.held for axis, x in case.items()} for key, case in cases.items()}
+            mine = [key for lot in blocks(named, 4 * parts)[part - 1 :: parts] for key in lot]
+            todo = {key: named[key] for key in mine if rows.get(key, FAILED)["status"] != "ok"}
+            meta["reused"] = reused = sum(row["status"] == "ok" for row in rows.values())
+            tasks = {key: _task(study, case, code, setting, dtype) for key, case in todo.items()}
             made = _made(tasks, todo, crew, alone=bool(study.timed))
             with _bar(shown=progress) as bar, contextlib.closing(made):
                 for key, row in bar.track(made, len(todo), description=study.name):
-                    row = flat(cases[key]) | row
+                    row = _row(cases[key], row)
                     journal.append(key, row)
                     rows[key] = row
             failed = _write(folder, cases, rows, meta)
-        except (KeyboardInterrupt, OSError) as stop:
+        except BaseException as stop:
             kept = f"{len(rows)} of {len(cases)} rows are kept in {folder}"
             stop.add_note(f"{kept}; the same command resumes.")
             with contextlib.suppress(OSError):  # a full disk; the journal holds the rows
                 _write(folder, cases, rows, meta)
             raise
-    return Outcome(folder, len(rows), reused, failed, len(cases), notes)
+        if journal.renewed:
+            notes += (f"{journal.path} was taken away meanwhile, and is written anew.",)
+    lost = sum(rows.get(key, FAILED)["status"] != "ok" for key in mine)
+    return Outcome(folder, len(rows), reused, failed, len(cases), notes, len(mine), lost)
 
 
 def defined_in(file: Path | str) -> list[Study]:
@@ -199,30 +251,100 @@ def defined_in(file: Path | str) -> list[Study]:
     return [dataclasses.replace(study, file=Path(file).absolute()) for study in named.values()]
 
 
-def flat(case: Mapping[str, Any]) -> Row:
-    """The columns that name a case: a dataclass gives its repr, its type, and its fields in turn.
+@dataclass(frozen=True)
+class _Value:
+    """One value of an axis: what is held, its identity, and the columns that name it."""
 
-    ``{"op": Soft(rank=64)}`` becomes ``op = "Soft(rank=64)"``, ``op.type = "Soft"``,
-    ``op.rank = 64``, ``op.pinv = "NewtonRaphson(steps=20)"``, ``op.pinv.steps = 20``, ...
-    """
-    row: Row = {}
-    for name, x in case.items():
-        if isinstance(x, np.generic):
-            x = x.item()
-        if dataclasses.is_dataclass(x) and not isinstance(x, type):
-            row |= {name: repr(x), f"{name}.type": type(x).__name__}
-            row |= flat({f"{name}.{f.name}": getattr(x, f.name) for f in dataclasses.fields(x)})
-        else:
-            row[name] = x if isinstance(x, Scalar) else repr(x)
-    return row
+    held: Any
+    known: Identity
+    columns: Row
 
 
-def _key(case: Case, setting: Row) -> str:
-    return hashlib.sha256(json.dumps([flat(case), setting]).encode()).hexdigest()[:16]
+def _grid(study: Study, *, quick: bool) -> dict[str, list[_Value]]:
+    """The axes with what identifies their values; ``ValueError`` for two that are equal."""
+    grid = {}
+    for axis, values in {**study.axes, **(study.quick if quick else {})}.items():
+        grid[axis] = [_value(study, axis, x) for x in values]
+        known: dict[Any, _Value] = {}
+        for x in grid[axis]:  # a table takes 1, 1.0 and True for one number
+            equal = known.setdefault(x.held if _number(x.held) else x.known.digits, x)
+            if equal is not x:
+                twice = f"{equal.columns[axis]!r} and {x.columns[axis]!r}"
+                msg = (
+                    f"{study.name}: axis {axis!r} has two equal values, {twice}; keep one of them."
+                )
+                raise ValueError(msg)
+        names = Counter(str(x.columns[axis]) for x in grid[axis])
+        for x in grid[axis]:
+            if names[str(x.columns[axis])] > 1 and not isinstance(x.held, Scalar | np.generic):
+                x.columns[axis] = marked(str(x.columns[axis]), x.held)
+    return grid
+
+
+def _value(study: Study, axis: str, x: Any) -> _Value:
+    try:
+        known = identity(x)
+        if isinstance(x, PurePath) and Path(x).is_file():  # what it names decides the numbers
+            digits = known.digits + sources.content(Path(x))
+            known = Identity(hashlib.sha256(digits.encode()).hexdigest(), known.modules)
+        return _Value(x, known, flat({axis: x}))
+    except (UnstableError, ValueError, OSError) as error:
+        try:
+            name = repr(x)[:80]
+        except Exception:
+            name = f"a {type(x).__qualname__}"
+        msg = (
+            f"{study.name}: axis {axis!r} has a value that cannot be known again, {name}: {error}. "
+            "Give a number, a word, a path, a tensor, a function, or a dataclass of such."
+        )
+        raise ValueError(msg) from None
+
+
+def _number(x: Any) -> bool:
+    """Whether a table holds it as a number, of which NaN alone is not equal to itself."""
+    return isinstance(x, bool | int | float | np.number | np.bool_) and x == x
+
+
+def _modules(grid: Mapping[str, Sequence[_Value]]) -> set[str]:
+    """The modules that define what is on the axes."""
+    return {name for values in grid.values() for x in values for name in x.known.modules}
+
+
+def _cases(
+    study: Study, grid: Mapping[str, Sequence[_Value]], setting: Row
+) -> dict[str, dict[str, _Value]]:
+    """The cases by key, which stands for their values and the setting."""
+    cases = {}
+    for values in itertools.product(*grid.values()):
+        case = dict(zip(grid, values, strict=True))
+        if study._keeps({axis: x.held for axis, x in case.items()}):
+            state = json.dumps([{axis: x.known.digits for axis, x in case.items()}, setting])
+            cases[hashlib.sha256(state.encode()).hexdigest()[:16]] = case
+    if not cases:
+        msg = f"{study.name}: keep refuses every case of the grid; widen the axes or keep."
+        raise ValueError(msg)
+    return cases
+
+
+def _columns(case: Mapping[str, _Value]) -> Row:
+    return {name: x for one in case.values() for name, x in one.columns.items()}
+
+
+def _row(case: Mapping[str, _Value], measured: Row) -> Row:
+    """A row: the columns of the case, then what was measured, which may be none of these."""
+    columns = _columns(case)
+    if clash := [name for name in measured if name in columns]:
+        msg = (
+            f"ValueError: the measure returns {', '.join(clash)}, which the case has; call it "
+            "something else"
+        )
+        timing = {name: x for name, x in measured.items() if name.startswith("case_")}
+        return columns | {"status": "failed", "error": msg} | timing
+    return columns | measured
 
 
 def _task(
-    study: Study, case: Case, meta: Mapping[str, Any], setting: Row, dtype: torch.dtype
+    study: Study, case: Case, code: provenance.Code, setting: Row, dtype: torch.dtype
 ) -> Task:
     return Task(
         measure=study.measure,
@@ -231,7 +353,7 @@ def _task(
         device=str(setting["device"]),
         alone=bool(study.timed),
         file=study.file,
-        digest=meta["digest"],
+        parts=code.parts,
         setting=setting,
     )
 
@@ -249,12 +371,14 @@ def _made(
 
 
 @contextlib.contextmanager
-def _journal(folder: Path, label: str, digest: str, *, fresh: bool) -> Iterator[Journal]:
-    """The journal of that label, which nobody else writes meanwhile."""
+def _journal(
+    folder: Path, label: str, code: provenance.Code, *, fresh: bool
+) -> Iterator[tuple[Journal, tuple[str, ...]]]:
+    """The journal of that label, which nobody else writes meanwhile, and what is amiss."""
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(owned(folder / f".{label}.lock"))
-            journal = Journal(folder / f"{label}.jsonl", digest, fresh=fresh)
+            guarded = stack.enter_context(owned(folder / f".{label}.lock"))
+            journal = Journal(folder / f"{label}.jsonl", code.digest, fresh=fresh)
         except TakenError as taken:
             msg = f"{taken}: {folder}. Wait for it, or give --out another folder."
             raise ValueError(msg) from None
@@ -262,34 +386,56 @@ def _journal(folder: Path, label: str, digest: str, *, fresh: bool) -> Iterator[
             error.add_note("Nothing there is touched; give --out a folder that can be written.")
             raise
         stack.callback(journal.close)
-        yield journal
+        yield journal, tuple(_notes(journal, code, guarded=guarded))
 
 
-def _notes(journal: Journal) -> tuple[str, ...]:
-    """What was amiss with an earlier run, in sentences."""
-    if journal.torn:
-        return (f"The last line of {journal.path} was torn; its case is measured again.",)
-    return ()
+def _notes(journal: Journal, code: provenance.Code, *, guarded: bool) -> Iterator[str]:
+    """What is amiss with an earlier run, the folder, or the measure, in sentences."""
+    if journal.torn == 1:
+        yield f"The last line of {journal.path} was torn; its case is measured again."
+    elif journal.torn:
+        yield (
+            f"The last {journal.torn} lines of {journal.path} were torn; their cases are "
+            "measured again."
+        )
+    if not guarded:
+        yield f"Locks do not work in {journal.path.parent}: start no second run there meanwhile."
+    if code.unsure:
+        yield (
+            f"No row can be known again by a later run: {code.unsure}. Define the measure at "
+            "the top level of a file."
+        )
 
 
-def _found(folder: Path, digest: str) -> dict[str, Row]:
-    """The finished rows of all journals in the folder, a run's and its shards'."""
-    found: dict[str, Row] = {}
-    for path in sorted(folder.glob("rows*.jsonl"), reverse=True):  # rows.jsonl last: it prevails
-        found |= {k: row for k, row in rows_of(path, digest).items() if row.get("status") == "ok"}
-    return found
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let a polite end (SIGTERM, SIGHUP) be an interrupt, so that it too leaves a table."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for one in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(one) is signal.SIG_DFL:  # nohup ignores, a caller may have its own
+                before[one] = signal.signal(one, stop)
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def _write(
-    folder: Path, cases: Mapping[str, Case], rows: dict[str, Row], meta: Mapping[str, Any]
+    folder: Path, cases: Mapping[str, object], rows: dict[str, Row], meta: Mapping[str, Any]
 ) -> int:
     """Write table and meta, each old or new but never torn, and return the number of failures.
 
     ``rows`` gains what other shards have found meanwhile.
     """
     with owned(folder / ".table.lock", wait=True):
-        found = _found(folder, meta["digest"])
-        rows |= {key: found[key] for key in cases if key not in rows and key in found}
+        others = merged(folder, meta["digest"])
+        rows |= {key: others[key] for key in cases if key not in rows and key in others}
         if not rows:
             return 0  # an early interrupt leaves the results of the run before
         table = [rows[key] for key in cases if key in rows]  # in the order of the grid
@@ -309,8 +455,7 @@ def _write(
     return failed
 
 
-def _meta(study: Study, setting: Row, *, quick: bool) -> dict[str, Any]:
-    source = provenance.source(study.measure)
+def _meta(study: Study, setting: Row, code: provenance.Code, *, quick: bool) -> dict[str, Any]:
     axes = {**study.axes, **(study.quick if quick else {})}
     return {
         "format": FORMAT,
@@ -324,13 +469,21 @@ def _meta(study: Study, setting: Row, *, quick: bool) -> dict[str, Any]:
         "seeds": list(axes.get("seed", ())),
         "axes": {name: len(values) for name, values in axes.items()},
         "figures": [dataclasses.asdict(figure) for figure in study.figures],
-        **provenance.commit(Path.cwd() if source is None else source.parent),
-        "digest": provenance.digest(source),
+        **provenance.commit(_folder(study)),
+        "digest": code.digest,
+        "code": code.parts,
         **setting,
         "versions": provenance.versions(),
         "platform": platform.platform(),
         "started": datetime.now(UTC).isoformat(),
     }
+
+
+def _folder(study: Study) -> Path:
+    """Where the study is defined; here, if it was typed at a prompt."""
+    module = sys.modules.get(getattr(study.measure, "__module__", None) or "")
+    file = study.file or getattr(module, "__file__", None)
+    return Path(file).parent if file else Path.cwd()
 
 
 def _bar(*, shown: bool) -> Progress:

@@ -34,7 +34,7 @@ def own(tmp_path):
 
 def test_a_users_own_file_runs_with_all_its_studies(tmp_path, own):
     result = call("run", own, "--out", tmp_path, "--dtype", "float64", "--threads", 1)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 1, result.output
     assert "own: 3 rows" in result.stdout
     assert "(0 reused, 1 failed)" in result.stdout
     assert "1 of 3 cases failed; the first: ZeroDivisionError: division by zero" in result.stdout
@@ -81,7 +81,7 @@ def test_cuda_where_there_is_none(tmp_path, own):
     ("stop", "code", "said"),
     [
         (KeyboardInterrupt(), 130, "interrupted."),
-        (OSError(28, "No space left"), 1, "No space left"),
+        (OSError(28, "No space left"), 2, "No space left"),
     ],
 )
 def test_an_interrupt_says_what_was_kept_and_where(tmp_path, own, monkeypatch, stop, code, said):

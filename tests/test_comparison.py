@@ -8,6 +8,7 @@ from tables import rank_table
 from test_cli import call
 from test_report import META, write
 
+from softlab.report import FORMAT
 from softlab.report.comparison import compare
 
 AXES = ["input", "seed", "op"]
@@ -119,7 +120,7 @@ def test_the_command_says_it(tmp_path):
     refused = call("report", "--compare", tmp_path / "a", tmp_path / "c")
     assert refused.exit_code == 2
     assert "no study in common: rank there, other here" in refused.stderr
-    newer = META | {"format": 2}
+    newer = META | {"format": FORMAT + 1}
     (tmp_path / "b/rank/meta.json").write_text(json.dumps(newer))
     refused = call("report", "--compare", tmp_path / "a", tmp_path / "b")
     assert refused.exit_code == 2

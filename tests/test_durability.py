@@ -155,7 +155,7 @@ def test_a_read_only_folder_is_named_with_the_remedy(tmp_path):
         command = ["setpriv", "--bounding-set", "-dac_override", *command]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == 2, done.stderr
     assert "Permission denied" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Nothing there is touched; give --out a folder that can be written." in done.stderr

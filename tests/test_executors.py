@@ -192,8 +192,10 @@ def test_a_worker_of_another_state_refuses(tmp_path, own):
     task = seen[0]
     file = str(task.file)
     assert measured_there(file, packed(task))["status"] == "ok"
-    other = dataclasses.replace(task, digest="another")
-    assert "code is" in measured_there(file, packed(other))["error"]
+    other = dataclasses.replace(task, parts=task.parts | {"file own.py": "another"})
+    assert "file own.py is" in measured_there(file, packed(other))["error"]
+    other = dataclasses.replace(task, setting=task.setting | {"arithmetic": "another"})
+    assert "arithmetic is" in measured_there(file, packed(other))["error"]
     other = dataclasses.replace(task, setting=task.setting | {"device_name": "abacus"})
     assert "device_name is" in measured_there(file, packed(other))["error"]
     assert "device_name is" in measured_there(file, packed(other))["error"]

@@ -14,10 +14,11 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     {"extras"},
-    {"core", "checks", "instruments", "journal", "locks", "provenance", "study_file"},
-    {"exponential_sums", "gaussian_sums"},
-    {"kernels"},
-    {"landmarks", "features", "inputs", "spectra", "estimators", "pinv"},
+    {"core", "checks", "instruments", "journal", "locks"},
+    {"exponential_sums", "gaussian_sums", "identity"},
+    {"kernels", "sources"},
+    {"landmarks", "features", "inputs", "spectra", "estimators", "pinv"}
+    | {"provenance", "study_file"},
     {"operators", "convergence", "gradients", "matrices", "capture", "budget"},
     {"measures", "laws", "models", "executors"},
     {"perturbation"},
@@ -49,10 +50,7 @@ PROTOCOLS = {
 """What a module that knows no concrete method may import of the packages that hold them."""
 ABSTRACT = {
     *("core", "checks", "convergence", "budget", "measures", "laws", "study", "journal"),
-    "provenance",
-    "executors",
-    "locks",
-    "study_file",
+    *("identity", "sources", "provenance", "executors", "locks", "study_file"),
 }
 
 HEAVY = ("pandas", "matplotlib", "scipy", "typst", "rich", "typer", "onnx", "hypothesis")

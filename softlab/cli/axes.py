@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from softlab.identity import UnstableError, identity
 from softlab.study import Study
 
 
@@ -40,9 +41,17 @@ def narrowed(studies: Sequence[Study], settings: Sequence[str]) -> list[Study]:
 
 
 def _with(study: Study, axis: str, words: Sequence[str]) -> Study:
-    chosen = {repr(x): x for word in words for x in _values(study, axis, word)}
+    chosen = {_digits(x): x for word in words for x in _values(study, axis, word)}
     quick = {name: values for name, values in study.quick.items() if name != axis}
     return dataclasses.replace(study, axes={**study.axes, axis: list(chosen.values())}, quick=quick)
+
+
+def _digits(x: Any) -> str:
+    """What tells the value from others, as far as anything does."""
+    try:
+        return identity(x).digits
+    except UnstableError:  # which the run refuses, with the reason
+        return str(id(x))
 
 
 def _values(study: Study, axis: str, word: str) -> list[Any]:

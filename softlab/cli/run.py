@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from softlab.cli.speech import fail, say
+from softlab.cli.speech import COULD_NOT, FINDING, fail, say
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +50,7 @@ def run(
     shard: Annotated[
         str, typer.Option(metavar="I/N", help="The i-th of n parts of the grid, for job arrays.")
     ] = "1/1",
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("reports"),
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="Of the results.")] = "reports",
     fresh: Annotated[bool, typer.Option("--fresh", help="Reuse no finished rows.")] = False,
     threads: Annotated[
         int | None, typer.Option(help="CPU threads of each process; torch's own choice, shared.")
@@ -62,6 +61,9 @@ def run(
     Finished rows survive an interrupt, a full disk and a kill; the same command goes on from there.
     A case that fails is a row that says why, and so is one that kills its worker twice. Shards
     share OUT, at a time or one after the other; each makes the table of all rows that are there.
+
+    The exit code is 0 where all its cases finished, 1 where some failed, 2 where all of a study
+    failed or a request could not be met, 130 after an interrupt.
     """
     from softlab import study as studies
     from softlab.chapters import named
@@ -81,21 +83,33 @@ def run(
                 named(study.chapter)
             except ValueError as error:
                 fail(f"{study.name}: {error}")
-        with _stopping(), _crew(dask, workers) as crew:
+        worst = 0
+        with _crew(dask, workers) as crew:
             for study in found:
                 outcome = studies.run(
                     study, out, device=device, dtype=number_type, quick=quick, threads=threads,
                     fresh=fresh, progress=True, crew=crew, shard=parts,
                 )  # fmt: skip
                 _tell(study, outcome)
-                for paragraph in findings(*read(outcome.folder)):
-                    say(f"\n{paragraph}")
+                if outcome.rows:
+                    for paragraph in findings(*read(outcome.folder)):
+                        say(f"\n{paragraph}")
+                worst = max(worst, _code(outcome))
     except (ValueError, ModuleNotFoundError) as error:
         fail(" ".join([str(error), *getattr(error, "__notes__", [])]))
     except (KeyboardInterrupt, OSError) as stop:
         reason = "interrupted" if isinstance(stop, KeyboardInterrupt) else str(stop)
         notes = " ".join(getattr(stop, "__notes__", []))
-        fail(f"{reason}. {notes}".strip(), code=130 if reason == "interrupted" else 1)
+        fail(f"{reason}. {notes}".strip(), code=130 if reason == "interrupted" else COULD_NOT)
+    if worst:
+        raise typer.Exit(worst)
+
+
+def _code(outcome: Outcome) -> int:
+    """The exit code of a study: of its share of the cases none failed, some, or all."""
+    if not outcome.share_failed:
+        return 0
+    return COULD_NOT if outcome.share_failed == outcome.share else FINDING
 
 
 def _tell(study: Study, outcome: Outcome) -> None:
@@ -103,6 +117,9 @@ def _tell(study: Study, outcome: Outcome) -> None:
     for note in outcome.notes:
         say(f"{study.name}: {note}")
     missing = outcome.cases - outcome.rows
+    if not outcome.rows:
+        say(f"{study.name}: none of the {outcome.cases} cases falls to this shard.")
+        return
     say(
         f"{study.name}: {outcome.rows} rows in {outcome.folder / 'table.csv'} "
         f"({outcome.reused} reused, {outcome.failed} failed"
@@ -123,20 +140,6 @@ def _crew(dask: str | None, workers: int) -> Iterator[Crew | None]:
             yield crew
     else:
         yield executors.processes(workers) if workers else None
-
-
-@contextlib.contextmanager
-def _stopping() -> Iterator[None]:
-    """Let a scheduler's polite end (SIGTERM) be an interrupt, so that it too leaves a table."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _dtype(name: str) -> torch.dtype:

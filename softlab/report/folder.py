@@ -11,7 +11,7 @@ import pandas as pd
 
 from softlab.chapters import named
 
-FORMAT = 1
+FORMAT = 2
 """The newest ``meta.json`` that is understood: the one that ``softlab.journal`` names."""
 
 USUAL: dict[str, Any] = {

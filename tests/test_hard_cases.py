@@ -8,9 +8,10 @@ from twins import twin
 from zoo import OPERATORS
 
 from softlab.core import own_precision
-from softlab.landmarks import GridConv
+from softlab.landmarks import GridConv, KMeans
 from softlab.laws.law import lengths
-from softlab.operators import Soft, Softmax, TruncatedSVD
+from softlab.operators import RPCholesky, Soft, Softmax, TruncatedSVD
+from softlab.pinv import Cholesky, Inverting, NewtonRaphson, Ridge
 
 F64, F32 = torch.float64, torch.float32
 DIFFERENTIABLE = [op for op in OPERATORS if not isinstance(op, TruncatedSVD)]
@@ -195,3 +196,114 @@ def test_landmarks_that_are_no_means_see_a_translation():
     q, k, v = draw(op)
     assert float(op(q, k, v).abs().max()) > 1e-3
     assert float(op(q + 1e4, k + 1e4, v).abs().max()) == 0
+
+
+NORMS = [1e-3, 1e-2, 0.1, 1.0, *(10 ** (i / 8) for i in range(6, 25))]
+"""Mean norms of tokens over six orders, dense where kernels of ordinary heads under-flow."""
+
+
+def well_posed(op, q, k):
+    """Whether the core that the operator inverts, if any, leaves float32 some digits."""
+    if not isinstance(op, Inverting):
+        return True
+    return bool((torch.linalg.cond(op.core(q, k)) < 1e3).all())
+
+
+def by_norm(op, norm, *, tied, n, d, seed=0):
+    """Output and gradients at this mean norm of tokens, in float32 and in float64."""
+    g = torch.Generator().manual_seed(seed)
+    n, l = lengths(op, n, n)  # noqa: E741
+    q, k, v, w = (torch.randn(*s, generator=g) for s in ((n, d), (l, d), (l, 3), (n, 3)))
+    q, k = q * norm / d**0.5, k * norm / d**0.5
+    found = []
+    for dtype in (F32, F64):
+        leaves = [x.to(dtype).requires_grad_() for x in ((q, v) if tied else (q, k, v))]
+        out = op(leaves[0], leaves[0] if tied else leaves[1], leaves[-1])
+        grads = torch.autograd.grad((out * w).sum(), leaves, materialize_grads=True)
+        found.append([out.detach(), *grads])
+    # What rounds a gradient that vanishes: products of this size.
+    size = float(v.detach().norm() * w.norm() * max(norm, 1))
+    return *found, size, well_posed(op, q.double(), (q if tied else k).double())
+
+
+@pytest.mark.parametrize("op", DIFFERENTIABLE, ids=repr)
+def test_a_finite_output_has_a_finite_gradient_over_six_orders_of_token_norms(op):
+    for norm in NORMS:
+        for tied in (True, False):
+            single, double, size, posed = by_norm(op, norm, tied=tied, n=24, d=16)
+            where = f"norm {norm:.3g}, tied {tied}"
+            assert all(bool(x.isfinite().all()) for x in (*single, *double)), where
+            if not posed or float((single[0] - double[0]).norm()) > 1e-4 * float(double[0].norm()):
+                continue  # another choice of keys or landmarks, or a core that amplifies rounding
+            for got, wanted in zip(single[1:], double[1:], strict=True):
+                allowed = 1e-2 * float(wanted.norm()) + 1e-4 * size
+                assert float((got - wanted).norm()) < allowed, where
+
+
+FAINT = [
+    *(Soft(rank=m, normalization=x) for m in (8, 16) for x in ("row", "symmetric")),
+    Soft(rank=9, landmarks=KMeans(), normalization="symmetric"),
+    Soft(rank=9, normalization="row", pinv=Cholesky()),
+    Soft(rank=9, normalization="symmetric", pinv=Ridge(Cholesky(), ridge=0.01)),
+    RPCholesky(rank=16),
+    RPCholesky(rank=30, temperature=1.0),
+]
+
+
+@pytest.mark.parametrize("op", FAINT, ids=repr)
+def test_where_kernels_underflow_their_quotients_are_right(op):
+    """Degrees of 1e-26 and of 1e-40 have quotients of ordinary size, and so have gradients."""
+    for norm in (3, 12, 20, 25, 30, 40, 60, 100, 150, 220):
+        for tied in (True, False):
+            single, double, size, _ = by_norm(op, float(norm), tied=tied, n=128, d=32)
+            if double[0].abs().max() > 1e12:
+                continue  # queries far from all keys: see Soft
+            for i, (got, wanted) in enumerate(zip(single, double, strict=True)):
+                allowed = 1e-3 * float(wanted.norm()) + (1e-6 * size if i else 1e-12)
+                assert float((got - wanted).norm()) < allowed, (norm, tied, i)
+
+
+@pytest.mark.parametrize("op", [FAINT[0], FAINT[1], FAINT[-2]], ids=repr)
+def test_an_underflowing_matrix_leaves_its_neighbours_alone(op):
+    g = torch.Generator().manual_seed(0)
+    q, v = (torch.randn(3, 40, 32, generator=g) for _ in range(2))
+    q = q * torch.tensor([1.0, 9.0, 0.5])[:, None, None]
+    out = op(q, q, v)
+    for i in range(3):
+        torch.testing.assert_close(out[i], op(q[i], q[i], v[i]), rtol=1e-4, atol=1e-5)
+    mask = torch.ones(3, 40, dtype=torch.bool)
+    mask[1, 30:] = False
+    kept = op(q[1], q[1, :30], v[1, :30])
+    torch.testing.assert_close(op(q, q, v, mask)[1], kept, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("d", "scale"), [(8, 8), (16, 15)])
+@pytest.mark.parametrize("normalization", ["row", "symmetric"])
+def test_quotients_of_underflowing_sums_are_those_of_exact_arithmetic(normalization, d, scale):
+    mpmath = pytest.importorskip("mpmath")
+    g = torch.Generator().manual_seed(0)
+    x, v = (torch.randn(12, d, generator=g) for _ in range(2))
+    x = (scale * x).double()
+    op = Soft(3, normalization=normalization, pinv=NewtonRaphson(40))
+
+    def kernel(a, b):
+        def entry(x, y):
+            squares = ((mpmath.mpf(float(p)) - float(q)) ** 2 for p, q in zip(x, y, strict=True))
+            return mpmath.exp(-sum(squares) / (2 * mpmath.sqrt(d)))
+
+        return mpmath.matrix([[entry(x, y) for y in b] for x in a])
+
+    with mpmath.workdps(60):
+        z = op.landmarks(x, 3)
+        across = kernel(x, z)
+        whole = across * kernel(z, z) ** -1 * across.T
+        degree = [sum(whole[i, j] for j in range(12)) for i in range(12)]
+        assert 0 < min(degree) < 1e-60
+        power = -1 if normalization == "row" else mpmath.mpf(-0.5)
+        left = [x**power for x in degree]
+        right = [1] * 12 if normalization == "row" else left
+        entries = [[float(left[i] * whole[i, j] * right[j]) for j in range(12)] for i in range(12)]
+    exact = torch.tensor(entries, dtype=F64) @ v.double()
+    torch.testing.assert_close(op(x, x, v.double()), exact, rtol=1e-10, atol=1e-10)
+    x = x.float()
+    torch.testing.assert_close(op(x, x, v).double(), exact, rtol=1e-4, atol=1e-4)

@@ -12,7 +12,7 @@ from softlab import checks
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.kernels import Gaussian, kernel_cost
 from softlab.operators.causal import of_kept
-from softlab.operators.degrees import NORMALIZATIONS, indicator, rsqrt
+from softlab.operators.degrees import NORMALIZATIONS, indicator, over_root
 
 
 @value
@@ -98,6 +98,7 @@ class GaussianAttention:
         dtype = v.dtype
         q, k, v = widened(q), widened(k), widened(v)  # or the degrees are rounded on the way
         ones = indicator(v, key_mask)
-        scaled = v * rsqrt(kernel.apply(k, k, ones))
+        # A masked key, which adds nothing, may be far from all others: its degree is nobody's.
+        scaled = over_root(v, torch.where(ones > 0, kernel.apply(k, k, ones), 1))
         both = kernel.apply(q, k, torch.cat((scaled, ones), -1))
-        return (both[..., :-1] * rsqrt(both[..., -1:])).to(dtype)
+        return over_root(both[..., :-1], both[..., -1:]).to(dtype)

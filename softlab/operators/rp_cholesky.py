@@ -12,9 +12,13 @@ from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.kernels import Exponential, Gaussian, kernel_cost
 from softlab.landmarks.draws import drawn, uniforms
 from softlab.landmarks.pivoting import Pivots, pivots
-from softlab.operators.degrees import indicator, over
+from softlab.operators.degrees import indicator, least, over, size
 from softlab.operators.softmax import Softmax
 from softlab.pinv import Cholesky, Solver, applier, applier_cost
+
+SPREAD = 40.0
+"""Spread of the keys' exponents from which float32 gives way to float64, in whose range they are
+weighed: gradients multiply and divide by their weights."""
 
 
 @value
@@ -38,8 +42,8 @@ class RPCholesky:
 
     W has negative entries, so rows of M sum to one but are no averages; a query whose sum comes out
     near zero is answered far worse than by the mean of v, and where it is not positive by 0. A key
-    is lost where its exponent |k|^2 / (2 temperature^2 sqrt(d)) is less than the largest by what
-    the dtype's range holds, 87 in float32 and 700 in float64.
+    is lost where its exponent |k|^2 / (2 temperature^2 sqrt(d)) is less than the largest by 470:
+    where they spread by more than 40, float32 gives way to float64, whose range that is.
 
     Masked keys are never drawn nor counted. The released code differs: it clips the output to the
     range of v, which is not linear; with as many keys as pivots it turns exact without a kernel;
@@ -107,9 +111,23 @@ class RPCholesky:
         dtype = v.dtype
         q, k, v = widened(q), widened(k), widened(v)
         k = _centred(k, key_mask)
+        half = self._half(k)
+        out = self._applied(q, k, v, half, key_mask)
+        wide = _spread(half.detach(), key_mask) > SPREAD
+        if out.dtype == torch.float32 and not wide.is_meta and bool(wide.any()):
+            q, k, v = (x[wide].double() for x in (q, k, v))
+            mask = None if key_mask is None else key_mask[wide]
+            exact = self._applied(q, k, v, self._half(k), mask).float()
+            flat, at = out.reshape(-1, *out.shape[-2:]), wide.flatten().nonzero()[:, 0]
+            out = flat.index_copy(0, at, exact).reshape(out.shape)
+        return out.to(dtype)
+
+    def _applied(
+        self, q: Tensor, k: Tensor, v: Tensor, half: Tensor, key_mask: Tensor | None
+    ) -> Tensor:
+        """The output for centred keys, whose exponents are twice ``half``."""
         chosen = self._chosen(k, key_mask)
         # h(x, y) = exp(half_x) Gaussian(x, y) exp(half_y): only differences of halves matter.
-        half = self._half(k)
         most = half.detach()
         if key_mask is not None:
             most = most.masked_fill(~key_mask, -math.inf)
@@ -118,17 +136,18 @@ class RPCholesky:
         gathered = torch.where(chosen.live.unsqueeze(-1), chosen.rows @ (weight * columns), 0)
         gathered = applier(self.pinv, _core(chosen))(gathered)
         # A pivot's scale joins its score, where it cannot overflow; rows of zeros take no part.
-        largest = columns.detach().abs().amax(-2, keepdim=True)
-        size = (gathered.detach().abs() / torch.where(largest > 0, largest, 1)).amax(-1)
-        live = (size > 0) | ~(size > 0).any(-1, keepdim=True)
-        size = torch.where(size > 0, size, 1)
+        sizes = size(gathered).squeeze(-1)
+        live = sizes > least(v.dtype)
+        live = live | ~live.any(-1, keepdim=True)
+        sizes = torch.where(live & (sizes > 0), sizes, 1)
         at = chosen.at
-        score = size.log() - half.gather(-1, at)
+        score = sizes.log() - half.gather(-1, at)
         kept = k.gather(-2, at.unsqueeze(-1).expand(*at.shape, k.shape[-1]))
         q = torch.cat((q / math.sqrt(q.shape[-1]), torch.ones_like(q[..., :1])), -1)
         kept = torch.cat((kept, score.unsqueeze(-1)), -1)
-        both = Exponential(1.0).average(q, kept, gathered / size.unsqueeze(-1), live)
-        return over(both[..., :-1], both[..., -1:]).to(dtype)
+        gathered = torch.where(live.unsqueeze(-1), gathered, 0) / sizes.unsqueeze(-1)
+        both = Exponential(1.0).average(q, kept, gathered, live)
+        return over(both[..., :-1], both[..., -1:])
 
     def _half(self, k: Tensor) -> Tensor:
         """Half the exponent of h(k, k), (..., l)."""
@@ -155,6 +174,15 @@ def _centred(k: Tensor, key_mask: Tensor | None) -> Tensor:
     counted = key_mask.unsqueeze(-1)
     mean = torch.where(counted, k, 0).sum(-2, keepdim=True) / counted.sum(-2, keepdim=True)
     return torch.where(counted, k - mean, 0)
+
+
+def _spread(half: Tensor, key_mask: Tensor | None) -> Tensor:
+    """The largest less the least of (..., l) among those that take part, (...)."""
+    if key_mask is None:
+        return half.amax(-1) - half.amin(-1)
+    dropped = ~key_mask
+    most = half.masked_fill(dropped, -math.inf).amax(-1)
+    return most - half.masked_fill(dropped, math.inf).amin(-1)
 
 
 def _core(chosen: Pivots) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import partial
 
 import torch
@@ -12,7 +13,17 @@ from softlab import checks
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.kernels import Gaussian, kernel_cost
 from softlab.landmarks import SegmentMeans, Selector
-from softlab.operators.degrees import NORMALIZATIONS, indicator, over, rsqrt
+from softlab.operators.degrees import (
+    NORMALIZATIONS,
+    faint,
+    gathered,
+    indicator,
+    least,
+    over,
+    over_root,
+    size,
+    spread,
+)
 from softlab.operators.gaussian_attention import GaussianAttention
 from softlab.pinv import SVD, NewtonRaphson, Solver, applier, applier_cost
 
@@ -32,9 +43,13 @@ class Soft:
     - ``"published"``: K(q, z) D^-1/2 A^+ D^-1/2 K(z, k) with D the row sums of A, the m x m form of
       the released code. Another matrix than ``"symmetric"``, also at full rank.
 
-    A row sum of S can be zero or negative; there D^-1 and D^-1/2 are taken as 0. No n x m matrix is
-    formed. SOFT ties q = k; with q != k the landmarks still come from the keys, so cross-attention
-    is defined and masking a key equals deleting it. float16 and bfloat16 are computed in float32.
+    A row sum of S can be zero or negative; there D^-1 and D^-1/2 are taken as 0, and so is a
+    symmetric row that would overflow, as queries far from all keys can make it. A matrix with sums
+    so small that products of them underflow is computed apart, in float64; the entries of A^+ must
+    be right there beside far larger ones, as those of iterations and of Cholesky are and those of
+    an SVD are not. No n x m matrix is formed. SOFT ties q = k; with q != k the landmarks still come
+    from the keys, so cross-attention is defined and masking a key equals deleting it. float16 and
+    bfloat16 are computed in float32.
 
     Fails quietly, by design of the method, where the core is ill-conditioned and the iteration
     stops early: ask ``op.pinv.solve(op.core(q, k))``. Reference: arXiv 2110.11945, Eq. 6-10,
@@ -113,8 +128,8 @@ class Soft:
         degree = kernel.apply(q, k, ones)
         if self.normalization == "row":
             return over(bare(q, k, v, key_mask), degree).to(dtype)
-        scaled = v * rsqrt(kernel.apply(k, k, ones))
-        return (bare(q, k, scaled, key_mask) * rsqrt(degree)).to(dtype)
+        scaled = over_root(v, kernel.apply(k, k, ones))
+        return over_root(bare(q, k, scaled, key_mask), degree).to(dtype)
 
     def cost(self, dims: Dims) -> Cost:
         """The landmarks, two kernel sums, the core, its inverse, and the inverse's product."""
@@ -174,14 +189,67 @@ class Soft:
         if self.normalization == "none":
             return to_queries(gather(v)).to(dtype)
         if self.normalization == "published":
-            scale = rsqrt(core.sum(-1, keepdim=True))
-            gathered = scale * inverted(scale * to_landmarks(v))
-            return to_queries(gathered).to(dtype)
+            degree = core.sum(-1, keepdim=True)
+            taken = over_root(inverted(over_root(to_landmarks(v), degree)), degree)
+            return to_queries(taken).to(dtype)
         ones = indicator(v, key_mask)
         if self.normalization == "row":
-            both = to_queries(gather(torch.cat((v, ones), -1)))
-            return over(both[..., :-1], both[..., -1:]).to(dtype)
-        weights = gather(ones)  # K(x, z) @ weights is the degree of x
-        scaled = v * rsqrt(to_keys(weights))
-        both = to_queries(torch.cat((gather(scaled), weights), -1))
-        return (both[..., :-1] * rsqrt(both[..., -1:])).to(dtype)
+            both, divide = to_queries(gather(torch.cat((v, ones), -1))), over
+            small = faint(both[..., -1:])
+        else:
+            weights, divide = gather(ones), over_root  # K(x, z) @ weights is the degree of x
+            of_keys = to_keys(weights)
+            small = faint(of_keys, key_mask)
+            scaled = over_root(v, torch.where(small[..., None, None], 1, of_keys))
+            both = to_queries(torch.cat((gather(scaled), weights), -1))
+            small = small | faint(both[..., -1:])
+        # Of a matrix computed anew nothing counts here, its gradients included.
+        out = divide(both[..., :-1], torch.where(small[..., None, None], 1, both[..., -1:]))
+        if not small.is_meta and bool(small.any()):
+            out = self._faint(out, small, z, q, k, v, ones)
+        return out.to(dtype)
+
+    def _faint(
+        self, out: Tensor, at: Tensor, z: Tensor, q: Tensor, k: Tensor, v: Tensor, ones: Tensor
+    ) -> Tensor:
+        """``out`` with the matrices ``at`` computed anew, in which kernel sums underflow.
+
+        Where all tokens are far from all landmarks the sums are tiny and their quotients are not.
+        In float64, whose range the weights of landmarks need.
+        """
+        lead, unit = out.shape[:-2], self.kernel(q.shape[-1]).bandwidth
+        z, q, k, v, ones = (x.expand(*lead, *x.shape[-2:])[at].double() for x in (z, q, k, v, ones))
+        z, q, k = z / unit, q / unit, k / unit
+        columns = ones if self.normalization == "symmetric" else torch.cat((v, ones), -1)
+        sums, of_sums = gathered(z, k, columns, ones.log())
+        floor = least(v.dtype)
+        live = size(sums[..., -1:]) > floor  # a landmark with nothing near it takes no part
+        inverted = applier(self.pinv, Gaussian(1.0).matrix(z, z))
+
+        def solved(sums: Tensor) -> Tensor:
+            return torch.where(live, inverted(torch.where(live, sums, 0)), 0)
+
+        columns = solved(sums)
+        # So small a weight is not known, but where it might matter the degree counts as zero.
+        weight = size(columns).clamp_min(floor)
+        rounding = torch.finfo(v.dtype).eps * columns[..., -1:].detach().abs().amax(-2, True)
+
+        def weighed(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            both, scale = spread(x, z, columns, weight)
+            degree = both[..., -1:]
+            return both[..., :-1], torch.where(degree > rounding, degree, 0), scale
+
+        found, degree, of_degrees = weighed(q)
+        if self.normalization == "row":
+            exact = over(found, degree)
+        else:
+            _, of_key, of_keys = weighed(k)
+            lift = torch.where(of_key > 0, ones.log() - of_keys / 2, -math.inf)
+            sums, of_scaled = gathered(z, k, over_root(v, of_key), lift)
+            columns = solved(sums)
+            both, of_queries = spread(q, z, columns, size(columns))
+            back = of_queries + of_scaled - of_sums - of_degrees / 2
+            kept = (degree > 0) & (back < math.log(torch.finfo(out.dtype).max) / 2)
+            exact = torch.where(kept, back, -math.inf).exp() * over_root(both, degree)
+        flat, rows = out.reshape(-1, *out.shape[-2:]), at.flatten().nonzero()[:, 0]
+        return flat.index_copy(0, rows, exact.to(out.dtype)).reshape(out.shape)

@@ -141,6 +141,8 @@ def measure(
     if solver not in METHODS:
         row["scaling"] = SCALINGS[getattr(solver, "scaling", NormProduct(1.0))]
     row |= convergence.account(solver, a, TOLERANCE[precision])
+    spent = solver.cost(len(a)).work / (2 * len(a) ** 3)
+    row["setup_matmuls"] = spent - solver.steps * solver.traits.products
     steps = BEFORE.get(type(solver))
     if solver in METHODS and steps and precision == "float64":
         seen = convergence.trace(replace(solver, steps=steps), a)  # type: ignore[type-var]

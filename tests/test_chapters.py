@@ -10,7 +10,7 @@ from tables import INPUTS, rank_table, steps_table
 from typer.testing import CliRunner
 
 from softlab import chapters
-from softlab.chapters.numbers import joined, number, short
+from softlab.chapters.numbers import joined, number, short, span
 from softlab.chapters.operators import findings, scope, tables
 from softlab.chapters.quartiles import cell, summary
 from softlab.cli import app
@@ -133,6 +133,12 @@ def test_short_fits_a_column(x, said):
 )
 def test_joined_is_a_list_in_a_sentence(words, said):
     assert joined(words) == said
+
+
+def test_a_span_goes_from_the_least_to_the_greatest():
+    assert span(pd.Series([3.0, 1.0, 2.0])) == "1.00 to 3.00"
+    assert span(pd.Series([3.0001, math.nan, 3.0])) == "3.00"
+    assert span(pd.Series([20.0, 7.0]), "{:g}".format) == "7 to 20"
 
 
 def test_a_cell_is_a_median_over_its_quartiles():

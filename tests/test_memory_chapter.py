@@ -1,5 +1,7 @@
 """Every number of the memory chapter, against polynomials whose roots are known."""
 
+# ruff: noqa: RUF001
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -49,8 +51,8 @@ def test_memory_is_compared_at_the_greatest_length_that_all_have():
         "202 and SOFT (implicit) takes 83.0. fused softmax takes 2.43 times what SOFT (implicit) "
         "does. Over the last step of lengths the peak grows with the exponents 1.89 (materialised "
         "softmax), 0.99 (fused softmax) and 0.97 (SOFT (implicit)). Into 16 GB fit, by the "
-        "polynomial through what was measured, so many tokens: 1.60 × 10⁵ (fused softmax) and "  # noqa: RUF001
-        "4.00 × 10⁵ (SOFT (implicit))."  # noqa: RUF001
+        "polynomial through what was measured, so many tokens: 1.60 × 10⁵ (fused softmax) and "
+        "4.00 × 10⁵ (SOFT (implicit))."
     )
     assert training.startswith(
         "In training with 2000 tokens, in MB: materialised softmax takes 342,"

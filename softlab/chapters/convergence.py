@@ -4,7 +4,8 @@ Read are the columns of ``studies/convergence.py``: of the atlas ``status``, ``m
 ``scaling``, ``precision``, ``spectrum``, ``core``, ``kappa``, ``condition``, ``rank``,
 ``observed_steps``, ``predicted_steps``, ``observed_matmuls``, ``declared_order``,
 ``observed_order``, ``declared_growth``, ``observed_growth``, ``c``, ``c_purified``,
-``eps_kappa``, ``solve_status``, ``tolerance``, and of the published step counts
+``eps_kappa``, ``solve_status``, ``tolerance``, where it is there ``setup_matmuls``, and of the
+published step counts
 ``published_steps``, ``published_residual``, ``published_error``, ``freedom``, ``freedom_share``,
 ``cutoff``; of the study of spoiling ``method``, ``step``, ``error``, ``purified``, ``onset`` and
 growth.
@@ -14,11 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pandas as pd
 
-from softlab.chapters import Table
-from softlab.chapters.headlines import Headline, headline
-from softlab.chapters.numbers import joined, number, short
+from softlab.chapters import Cell, Table
+from softlab.chapters.headlines import Headline
+from softlab.chapters.numbers import joined, number, short, span
 
 ATLAS = {
     "method", "scaling", "precision", "spectrum", "core", "kappa", "condition", "rank",
@@ -34,6 +36,14 @@ SPOILING = {"method", "step", "error", "purified", "onset", "observed_growth", "
 INVERTED = 0.1
 """The residual on the range above which a core does not count as inverted: some singular value is
 then a tenth short."""
+USUAL = 1000.0
+"""The condition number of the sentences, where the table has it."""
+SHARE = 0.6
+"""Of Newton's products: what the polynomials that know their interval are to take at most."""
+NEAR = 0.1
+"""How near an observed order is to the declared one."""
+CONSTANT = (0.01, 1.0)
+"""Between these the constant of the rule of thumb, least error = c eps kappa, is expected."""
 
 
 def scope(table: pd.DataFrame) -> str:
@@ -75,19 +85,31 @@ def findings(table: pd.DataFrame) -> list[str]:
 
 
 def headlines(table: pd.DataFrame) -> Iterator[Headline]:
-    """How well the scalar maps predict the steps; what a closing X A X is worth."""
+    """How well the scalar maps predict the steps; how near the growth is to the declared one."""
     done = table[table["status"] == "ok"]
     if set(table.columns) >= ATLAS:
-        both = done.dropna(subset=["predicted_steps", "observed_steps"])
-        text = "An iteration takes {} times the steps that its scalar map predicts."
-        yield from headline(text, both["observed_steps"] / both["predicted_steps"], "runs")
+        gap, lost = _gaps(done), _lost(done)
+        if len(gap):
+            yield {
+                "text": "Where an iteration reaches its tolerance its scalar map predicts the "
+                "number of steps exactly in {} runs.",
+                "value": f"{(gap == 0).sum()} of {len(gap)}",
+                "interval": f"worst difference {gap.max():g}; {len(lost)} more runs never reach "
+                "what their map says that they reach",
+            }
     elif set(table.columns) >= SPOILING:
-        last = done.sort_values("step").groupby("method", sort=False).tail(1)
-        text = (
-            "After convergence on a matrix of half rank an iteration multiplies its error by {} at "
-            "each step."
-        )
-        yield from headline(text, last["observed_growth"], "methods")
+        risen = _risen(done)
+        if len(risen):
+            factors = risen.groupby("declared_growth").groups.items()
+            each = "; ".join(f"{number(x)} of {joined(names)}" for x, names in factors)
+            yield {
+                "text": "After convergence on a matrix of half rank an iteration multiplies its "
+                "error at each step by the factor that it declares, to a relative {}.",
+                "value": number(
+                    (risen["observed_growth"] / risen["declared_growth"] - 1).abs().max()
+                ),
+                "interval": f"worst of {len(risen)} methods; declared are {each}",
+            }
 
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:
@@ -111,35 +133,64 @@ def _constructed(rows: pd.DataFrame, precision: str = "float64") -> pd.DataFrame
     return rows[kept]
 
 
+def _at_condition(rows: pd.DataFrame) -> tuple[float, pd.DataFrame]:
+    """The condition number of the sentences, and the rows at it."""
+    kappa = USUAL if (rows["kappa"] == USUAL).any() else float(rows["kappa"].max())
+    return kappa, rows[rows["kappa"] == kappa]
+
+
+def _shared(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """The rows on spectra that every value of ``column`` is tried on: others are no comparison."""
+    tried = rows.groupby("spectrum")[column].transform("nunique")
+    return rows[tried == rows[column].nunique()]
+
+
+def _needed(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Products by spectrum, a column for each value of ``column``: infinite where none suffice."""
+    found = rows["observed_matmuls"].fillna(np.inf).groupby([rows["spectrum"], rows[column]]).max()
+    return found.unstack()
+
+
+def _ranges(needed: pd.DataFrame) -> str:
+    """From the least to the greatest number of products of each column, the smallest first."""
+    said = []
+    for name in needed.max().sort_values(kind="stable").index:
+        never = needed.index[np.isinf(needed[name])]
+        arrived = needed[name].drop(never)
+        words = [f"{span(arrived, '{:g}'.format)} ({name})"] if len(arrived) else []
+        if len(never):
+            words.append(f"never on {joined(never)}" + ("" if words else f" ({name})"))
+        said.append(", ".join(words))
+    return "; ".join(said)
+
+
 def _products(own: pd.DataFrame) -> Iterator[str]:
     rows = _constructed(own)
     if rows.empty:
         return
-    kappa = 1000.0 if (rows["kappa"] == 1000).any() else float(rows["kappa"].max())
-    at = rows[rows["kappa"] == kappa]
-    needed = at.pivot_table(index="spectrum", columns="method", values="observed_matmuls")
+    kappa, at = _at_condition(rows)
+    at = _shared(at, "method")
+    needed = _needed(at, "method")
     if "Newton" not in needed:
         return
-    tolerance = number(at["tolerance"].iloc[0])
-    medians = needed.median().sort_values()
     yield (
-        f"At condition number {kappa:g}, to a residual of {tolerance} in float64, the median over "
-        f"{len(needed)} spectra is "
-        + joined(f"{n:g} products for {method}" for method, n in medians.items())
-        + "."
+        f"At condition number {kappa:g} a residual of {number(at['tolerance'].iloc[0])} in float64 "
+        f"takes so many products, from the least to the greatest of {len(needed)} spectra: "
+        f"{_ranges(needed)}."
     )
-    ratio = needed.div(needed["Newton"], axis=0)
-    for method in (name for name in ratio if str(name).startswith(("Chebyshev", "Minimax"))):
-        low, high = ratio[method].min(), ratio[method].max()
-        verdict = (
-            "at most 0.6 everywhere" if high <= 0.6 else f"above 0.6 on {_where(ratio[method])}"
+    dear = None
+    if "setup_matmuls" in at:
+        dear = needed + at.pivot_table(index="spectrum", columns="method", values="setup_matmuls")
+    for method in (name for name in needed if str(name).startswith(("Chebyshev", "Minimax"))):
+        bounds = (
+            f"; with what the bounds and scalings cost {_verdict(dear, method)}"
+            if dear is not None
+            else ", what its bounds cost left out"
         )
-        yield f"{method} takes {number(low)} to {number(high)} of Newton's: {verdict}."
-    chebyshev = [name for name in needed if str(name).startswith("Chebyshev")]
+        yield f"{method} takes of Newton's products {_verdict(needed, method)}{bounds}."
     for minimax in (name for name in needed if str(name).startswith("Minimax")):
-        degree = str(minimax).split()[-1]
-        rival = f"Chebyshev {degree}"
-        if rival in chebyshev:
+        rival = f"Chebyshev {str(minimax).split()[-1]}"
+        if rival in needed:
             over = needed.index[needed[minimax] > needed[rival]]
             more = (
                 f"more than {rival} on {joined(over)}" if len(over) else f"never more than {rival}"
@@ -147,22 +198,26 @@ def _products(own: pd.DataFrame) -> Iterator[str]:
             yield f"{minimax} takes {more}."
 
 
-def _where(ratio: pd.Series) -> str:
-    return joined(ratio.index[ratio > 0.6])
+def _verdict(needed: pd.DataFrame, method: str) -> str:
+    """A method's share of Newton's products, where Newton arrives."""
+    ratio = needed[method] / needed["Newton"].replace(np.inf, np.nan)
+    over = ratio.index[ratio > SHARE]
+    where = f"above {SHARE:g} on {joined(over)}" if len(over) else f"at most {SHARE:g} everywhere"
+    return f"{span(ratio)}, {where}"
 
 
 def _scalings(done: pd.DataFrame) -> Iterator[str]:
-    rows = _constructed(done[done["method"] == "Newton"])
-    if rows.empty or rows["scaling"].nunique() < 2:
+    newton = _constructed(done[done["method"] == "Newton"])
+    if newton.empty or newton["scaling"].nunique() < 2:
         return
-    kappa = 1000.0 if (rows["kappa"] == 1000).any() else float(rows["kappa"].max())
-    at = rows[rows["kappa"] == kappa].groupby("scaling", sort=False)["observed_matmuls"].median()
-    at = at.dropna().sort_values()
-    yield (
-        f"By its scaling Newton's iteration takes, in the median at condition number {kappa:g}, "
-        + joined(f"{n:g} ({scaling})" for scaling, n in at.items())
-        + " products."
-    )
+    kappa, at = _at_condition(newton)
+    needed = _needed(_shared(at, "scaling"), "scaling")
+    if len(needed):
+        yield (
+            "By its scaling Newton's iteration takes so many products, from the least to the "
+            f"greatest of the {len(needed)} spectra of condition number {kappa:g} that every "
+            f"scaling is tried on: {_ranges(needed)}."
+        )
     never = done[(done["method"] == "Newton") & done["observed_steps"].isna() & done["core"].isna()]
     never = never[never["precision"] == "float64"]
     for scaling, lost in never.groupby("scaling", sort=False):
@@ -173,78 +228,87 @@ def _scalings(done: pd.DataFrame) -> Iterator[str]:
         )
 
 
+def _gaps(done: pd.DataFrame) -> pd.Series:
+    """Predicted less observed steps, of the runs that arrive."""
+    return (done["predicted_steps"] - done["observed_steps"]).abs().dropna()
+
+
+def _lost(done: pd.DataFrame) -> pd.DataFrame:
+    """The runs that do not arrive where their map says that they do."""
+    return done[done["predicted_steps"].notna() & done["observed_steps"].isna()]
+
+
 def _predictions(done: pd.DataFrame) -> Iterator[str]:
-    both = done.dropna(subset=["predicted_steps", "observed_steps"])
-    if both.empty:
-        return
-    for precision, rows in both.groupby("precision", sort=False):
-        gap = (rows["predicted_steps"] - rows["observed_steps"]).abs()
-        yield (
-            f"In {precision} the scalar maps predict the observed number of steps exactly in "
-            f"{int((gap == 0).sum())} of {len(rows)} runs; the worst difference is {gap.max():g}."
-        )
-    lost = done[done["predicted_steps"].notna() & done["observed_steps"].isna()]
-    if len(lost):
-        least = lost["eps_kappa"].median()
-        ways = joined(f"{n} in {p}" for p, n in lost["precision"].value_counts().items())
-        yield (
-            f"In {len(lost)} runs ({ways}) rounding keeps them from a tolerance that the map "
-            f"reaches: the median of eps kappa there is {number(least)}."
-        )
+    for precision, rows in done.groupby("precision", sort=False):
+        gap, lost = _gaps(rows), _lost(rows)
+        if len(gap):
+            yield (
+                f"In {precision} the scalar maps predict the observed number of steps exactly in "
+                f"{(gap == 0).sum()} of the {len(gap)} runs that arrive; the worst difference is "
+                f"{gap.max():g}."
+            )
+        if len(lost):
+            yield (
+                f"In {precision} {len(lost)} more runs never reach the tolerance of "
+                f"{number(lost['tolerance'].iloc[0])} that the map says they reach, on "
+                f"{joined(lost['spectrum'].unique())}: eps kappa there is "
+                f"{span(lost['eps_kappa'])}."
+            )
 
 
 def _orders(own: pd.DataFrame) -> Iterator[str]:
     rows = own[own["observed_order"].notna() & (own["precision"] == "float64")]
     if rows.empty:
         return
-    gap = (rows["observed_order"] - rows["declared_order"]).abs()
-    close = gap <= 0.1
+    far = (rows["observed_order"] - rows["declared_order"]).abs() > NEAR
     yield (
-        f"The observed order, where float64 resolves it, is within 0.1 of the declared one in "
-        f"{int(close.sum())} of {len(rows)} runs."
+        f"The observed order, where float64 resolves it, is within {NEAR:g} of the declared one in "
+        f"{(~far).sum()} of {len(rows)} runs."
     )
-    if not close.all():
-        counts = rows.loc[~close, "method"].value_counts().items()
-        yield (
-            f"The others are {joined(f'{n} of {method}' for method, n in counts)}, whose constant "
-            "has not settled in three steps."
+    if far.any():
+        each = joined(
+            f"{len(mine)} of {method}, {span(mine['observed_order'])}"
+            f" for {number(mine['declared_order'].iloc[0])}"
+            for method, mine in rows[far].groupby("method", sort=False)
         )
+        yield f"The others are {each}."
 
 
 def _limits(own: pd.DataFrame) -> Iterator[str]:
     for precision in own["precision"].unique():
         rows = _constructed(own, precision)
-        rows = rows[rows["c"].notna() & (rows["rank"] == rows["rank"].max())]
-        if rows.empty:
+        rows = rows[rows["rank"] == rows["rank"].max()]
+        known = rows[rows["c"].notna()]
+        if known.empty:
             continue
-        outside = rows[~rows["c"].between(0.01, 1)]
-        alone = set(outside["spectrum"]) == {"Spiked"}
-        yield (
-            f"In {precision}, at full rank, the least error is c eps kappa with c from "
-            f"{number(rows['c'].min())} to {number(rows['c'].max())}, median "
-            f"{number(rows['c'].median())}"
-            + (
-                "."
-                if outside.empty
-                else f"; outside 0.01 to 1 it is in {len(outside)} of {len(rows)} runs, on "
-                f"{joined(outside['spectrum'].unique())}"
-                + (
-                    ", where one large value makes kappa and the others the error."
-                    if alone
-                    else "."
-                )
-            )
+        outside = known[~known["c"].between(*CONSTANT)]
+        said = (
+            f"In {precision}, at full rank, the least error of the {len(known)} of {len(rows)} "
+            f"runs that arrive is c eps kappa with c from {number(known['c'].min())} to "
+            f"{number(known['c'].max())}"
         )
-    short_of = _constructed(own)
-    short_of = short_of[short_of["c"].notna() & (short_of["rank"] < short_of["rank"].max())]
-    if len(short_of):
-        worst = short_of.loc[short_of["c"].idxmax()]
+        if len(outside):
+            said += (
+                f"; outside {CONSTANT[0]:g} to {CONSTANT[1]:g} it is in {len(outside)}, on "
+                f"{joined(outside['spectrum'].unique())}"
+            )
+            if set(outside["spectrum"]) == {"Spiked"}:
+                said += ", where one large value makes kappa and the others the error"
+        yield f"{said}."
+    yield from _singular_limits(_constructed(own))
+
+
+def _singular_limits(rows: pd.DataFrame) -> Iterator[str]:
+    """The least error on matrices short of full rank."""
+    rows = rows[rows["c"].notna() & (rows["rank"] < rows["rank"].max())]
+    if len(rows):
+        worst = rows.loc[rows["c"].idxmax()]
         yield (
-            f"On rank-deficient matrices c is {number(short_of['c'].min())} to "
-            f"{number(short_of['c'].max())} in float64: errors in the null space have grown since "
+            f"On rank-deficient matrices c is {number(rows['c'].min())} to "
+            f"{number(rows['c'].max())} in float64: errors in the null space have grown since "
             "the first step, and the floor is where they meet the falling error. Closed by X A X, "
-            f"the least error has c from {number(short_of['c_purified'].min())} to "
-            f"{number(short_of['c_purified'].max())}. The largest c is that of {worst['method']} "
+            f"the least error has c from {number(rows['c_purified'].min())} to "
+            f"{number(rows['c_purified'].max())}. The largest c is that of {worst['method']} "
             f"at condition number {number(worst['kappa'])}."
         )
 
@@ -273,14 +337,13 @@ def _published(own: pd.DataFrame) -> Iterator[str]:
         near = mine[(mine["core"] == "near-duplicates")].sort_values("condition")
         bad = near[near["published_residual"] > INVERTED]
         if len(bad):
-            good = near[near["published_residual"] <= INVERTED]
+            good = near[near["condition"] < bad["condition"].min()]
             last = f" up to {number(good['condition'].max())} they invert," if len(good) else ""
-            first = bad.iloc[0]
             yield (
                 f"On near-duplicate landmarks:{last} from condition number "
-                f"{number(first['condition'])} the residual is "
-                f"{number(first['published_residual'])} or more, and "
-                f"{number(bad['freedom_share'].min())} of the degrees of freedom are left at "
+                f"{number(bad['condition'].min())} the residual is "
+                f"{number(bad['published_residual'].min())} or more, and "
+                f"{number(bad['freedom_share'].iloc[-1])} of the degrees of freedom are left at "
                 f"{number(bad['condition'].max())}."
             )
 
@@ -291,7 +354,7 @@ def _growth(own: pd.DataFrame) -> Iterator[str]:
     if rows.empty:
         return
     parts = [
-        f"{number(mine['observed_growth'].median())} ({method}, declared "
+        f"{span(mine['observed_growth'])} ({method}, declared "
         f"{number(mine['declared_growth'].iloc[0])})"
         for method, mine in rows.groupby("method", sort=False)
     ]
@@ -312,14 +375,19 @@ def _blind(own: pd.DataFrame) -> Iterator[str]:
         )
 
 
+def _risen(done: pd.DataFrame) -> pd.DataFrame:
+    """A row a method whose error grows after its floor; onset and growth stand in each of its."""
+    first = done.drop_duplicates("method").set_index("method")
+    return first[first["observed_growth"].notna()]
+
+
 def _spoiling(done: pd.DataFrame) -> Iterator[str]:
-    last = done.sort_values("step").groupby("method", sort=False).tail(1).set_index("method")
-    last = last.loc[list(dict.fromkeys(done["method"]))]
-    risen = last[last["observed_growth"].notna()]
+    risen = _risen(done)
     if risen.empty:
         return
     yield (
-        "Every plain iteration loses what it has gained: the error leaves its floor for good at "
+        f"{len(risen)} of {done['method'].nunique()} plain iterations lose what they have gained: "
+        "the error leaves its floor for good at "
         + joined(
             f"step {one.onset:g} ({method}, then {number(one.observed_growth)} times a step, "
             f"declared {number(one.declared_growth)})"
@@ -345,30 +413,32 @@ def _products_table(done: pd.DataFrame) -> Iterator[Table]:
     ):
         if mine[column].nunique() < 2:
             continue
-        lines: list[list[str | list[str]]] = []
-        for name, group in mine.groupby(column, sort=False):
-            line: list[str | list[str]] = [str(name)]
-            for kappa in conditions:
-                found = group.loc[group["kappa"] == kappa, "observed_matmuls"]
-                line.append(_spread(found))
-            lines.append(line)
+        shared = _shared(mine, column)
+        lines: list[list[Cell]] = []
+        for name, group in shared.groupby(column, sort=False):
+            found = (group.loc[group["kappa"] == k, "observed_matmuls"] for k in conditions)
+            lines.append([str(name), *map(_spread, found)])
         yield {
             "caption": f"Products to the tolerance in float64 by {column} and condition number: "
-            "median over the constructed spectra, and the range. A dash: it never arrives; in "
-            "brackets, how many of the spectra are not reached.",
+            f"median over the {shared['spectrum'].nunique()} constructed spectra that each is "
+            "tried on, where never counts as more than any number, and the range of those that "
+            "arrive. A dash: it never arrives; in brackets, how many of the spectra are not "
+            "reached.",
             "header": [label, *(f"{kappa:g}" for kappa in conditions)],
             "rows": lines,
             "left": 1,
         }
 
 
-def _spread(found: pd.Series) -> str | list[str]:
+def _spread(found: pd.Series) -> Cell:
     """Median over the range; how many are missing."""
     known = found.dropna()
     lost = f" [{len(found) - len(known)}]" if len(known) < len(found) else ""
     if known.empty:
         return f"–{lost}" if len(found) else ""  # noqa: RUF001
-    return [f"{known.median():g}{lost}", f"{known.min():g}–{known.max():g}"]  # noqa: RUF001
+    median = found.fillna(np.inf).median()
+    middle = f"{median:g}" if np.isfinite(median) else "–"  # noqa: RUF001
+    return [f"{middle}{lost}", f"{known.min():g}–{known.max():g}"]  # noqa: RUF001
 
 
 def _limits_table(done: pd.DataFrame) -> Iterator[Table]:
@@ -377,9 +447,9 @@ def _limits_table(done: pd.DataFrame) -> Iterator[Table]:
     if rows.empty:
         return
     precisions = list(rows["precision"].unique())
-    lines: list[list[str | list[str]]] = []
+    lines: list[list[Cell]] = []
     for spectrum, mine in rows.groupby("spectrum", sort=False):
-        line: list[str | list[str]] = [str(spectrum)]
+        line: list[Cell] = [str(spectrum)]
         for precision in precisions:
             at = mine[mine["precision"] == precision]
             line += [_range(at["c"]), _range(at["c_purified"])]
@@ -394,7 +464,7 @@ def _limits_table(done: pd.DataFrame) -> Iterator[Table]:
     }
 
 
-def _range(values: pd.Series) -> str | list[str]:
+def _range(values: pd.Series) -> Cell:
     if values.empty:
         return "–"  # noqa: RUF001
     low, high = short(values.min(), 2), short(values.max(), 2)
@@ -405,7 +475,7 @@ def _published_tables(done: pd.DataFrame) -> Iterator[Table]:
     rows = done[done["core"].notna() & done["published_steps"].notna()]
     for method, mine in rows.groupby("method", sort=False):
         steps = int(mine["published_steps"].iloc[0])
-        lines: list[list[str | list[str]]] = []
+        lines: list[list[Cell]] = []
         for core, group in mine.groupby("core", sort=False):
             for i, one in enumerate(group.sort_values("condition").itertuples()):
                 needed = "–" if pd.isna(one.observed_steps) else f"{one.observed_steps:g}"  # noqa: RUF001
@@ -434,18 +504,18 @@ def _published_tables(done: pd.DataFrame) -> Iterator[Table]:
 
 
 def _spoiling_table(done: pd.DataFrame) -> Table:
-    lines: list[list[str | list[str]]] = []
+    lines: list[list[Cell]] = []
     for method, mine in done.groupby("method", sort=False):
         best = mine.loc[mine["error"].idxmin()]
-        last = mine.sort_values("step").iloc[-1]
+        first = mine.iloc[0]
         lines.append(
             [
                 str(method),
                 f"{best['step']:g}",
                 short(best["error"]),
-                "–" if pd.isna(last["onset"]) else f"{last['onset']:g}",  # noqa: RUF001
-                short(last["observed_growth"], 4),
-                short(last["declared_growth"], 4),
+                "–" if pd.isna(first["onset"]) else f"{first['onset']:g}",  # noqa: RUF001
+                short(first["observed_growth"], 4),
+                short(first["declared_growth"], 4),
                 short(mine["purified"].min()),
             ]
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pandas as pd
 
@@ -34,6 +34,12 @@ def short(x: float, digits: int = 3) -> str:
 def median(rows: pd.DataFrame, column: str, unit: float = 1.0) -> str:
     """The median of ``column`` over ``rows``, times ``unit``, in words."""
     return number(unit * rows[column].median())
+
+
+def span(x: pd.Series, form: Callable[[float], str] = number) -> str:
+    """From the least to the greatest, or one number where both are the same in print."""
+    low, high = form(x.min()), form(x.max())
+    return low if low == high else f"{low} to {high}"
 
 
 def joined(words: Iterable[object]) -> str:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+import numpy as np
 import pandas as pd
 
 from softlab.chapters import Cell, Table
-from softlab.chapters.headlines import Headline, headline
-from softlab.chapters.numbers import joined, median, number, short
+from softlab.chapters.headlines import Headline
+from softlab.chapters.numbers import joined, number, short, span
 from softlab.chapters.rows import finished
 
 RULE = (0.01, 1.0)
@@ -23,6 +24,9 @@ RULE = (0.01, 1.0)
 
 TRUSTED = 0.1
 """A run came near the pseudo-inverse if its error was at most this."""
+
+CLOSE = 10
+"""An iterate is as good as the floor if its error is at most so many times that."""
 
 NEEDED = {
     *("status", "family", "method", "precision", "kappa", "eps", "eps_kappa", "floor", "c"),
@@ -61,15 +65,18 @@ def findings(table: pd.DataFrame) -> list[str]:
 
 
 def headlines(table: pd.DataFrame) -> Iterator[Headline]:
-    """The constant of the rule for the least error, in each precision."""
+    """What the least error follows in float64 and in bfloat16, as far as every run comes near."""
     done = finished(table, NEEDED)
-    if done.empty:
-        return
-    rows = _near(done[done["family"] == LAW])
     for name in ("float64", "bfloat16"):
-        mine = rows[rows["precision"] == name]
-        text = f"The least error of an iteration in {name} is {{}} eps kappa."
-        yield from headline(text, mine["c"], "runs")
+        rows, beyond = _reached(done[done["precision"] == name])
+        if len(rows):
+            unit, size = _followed(rows)
+            yield {
+                "text": "On log-spaced singular values the least error of an iteration in "
+                f"{name} is {{}} {unit} at {_conditions(rows)}.",
+                "value": span(size),
+                "interval": f"range of {len(rows)} runs" + (f"; {beyond}" if beyond else ""),
+            }
 
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:
@@ -87,19 +94,58 @@ def _near(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["floor"] <= TRUSTED]
 
 
+def _on_law(done: pd.DataFrame) -> pd.DataFrame:
+    """The runs on log-spaced singular values, whose condition number is known."""
+    return done[done["family"] == LAW] if "matrix.condition" in done else done[:0]
+
+
+def _reached(done: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The runs up to where every one comes near, and how many beyond do not.
+
+    To look at those that came near alone would cut every floor off at ``TRUSTED``.
+    """
+    rows = _on_law(done)
+    if rows.empty:
+        return rows, ""
+    far = rows[~(rows["floor"] <= TRUSTED)]
+    if far.empty:
+        return rows, ""
+    below = rows["matrix.condition"] < far["matrix.condition"].min()
+    words = (
+        f"{len(part)} of {(rows['matrix.condition'] == at).sum()} at {number(at)}"
+        for at, part in far.groupby("matrix.condition")
+    )
+    return rows[below], f"an error above {TRUSTED:g} is left by {joined(words)}"
+
+
+def _followed(rows: pd.DataFrame) -> tuple[str, pd.Series]:
+    """The unit in which the floors of all condition numbers are nearest to one number."""
+    sizes = {"eps kappa": rows["c"], "eps": rows["floor"] / rows["eps"]}
+    return min(sizes.items(), key=lambda item: item[1].max() / item[1].min())
+
+
+def _conditions(rows: pd.DataFrame) -> str:
+    at = rows["matrix.condition"]
+    return f"condition number{'s' if at.nunique() > 1 else ''} {span(at)}"
+
+
 def _headline(done: pd.DataFrame) -> Iterator[str]:
     """Where the rule for the floor holds, and where not, on log-spaced singular values."""
-    rows = _near(done[done["family"] == LAW])
-    if rows.empty:
+    rows = _on_law(done)
+    near = _near(rows)
+    if near.empty:
         return
-    share = rows["c"].between(*RULE).groupby(rows["precision"], sort=False).mean()
-    words = (f"{100 * part:.0f} % in {name}" for name, part in share.items())
+    words = (
+        f"{part['c'].between(*RULE).sum()} of {len(part)} in {name} "
+        f"({(rows['precision'] == name).sum() - len(part)} more do not)"
+        for name, part in near.groupby("precision", sort=False)
+    )
     yield (
         f"The rule of thumb, a least error of c eps kappa with c between {RULE[0]:g} and "
-        f"{RULE[1]:g}, holds on log-spaced singular values for {joined(words)} of the runs that "
-        f"came within {TRUSTED:g} of the pseudo-inverse."
+        f"{RULE[1]:g}, holds on log-spaced singular values for so many of the runs that come "
+        f"within {TRUSTED:g} of the pseudo-inverse: {joined(words)}."
     )
-    wide = rows[rows["precision"] != rows["accumulates_in"]]
+    wide = near[near["precision"] != near["accumulates_in"]]
     if len(wide):
         factor = (wide["eps_kappa"] / wide["floor"]).max()
         yield (
@@ -109,54 +155,59 @@ def _headline(done: pd.DataFrame) -> Iterator[str]:
 
 
 def _floors(mine: pd.DataFrame) -> Iterator[str]:
-    """One precision: the range of c and what the floor follows."""
-    rows = _near(mine[mine["family"] == LAW])
+    """One precision: the range of c and what the floor follows, as far as every run comes near."""
+    rows, beyond = _reached(mine)
     if rows.empty:
         return
     name, summed = mine.iloc[0][["precision", "accumulates_in"]]
-    inside = rows["c"].between(*RULE).sum()
     yield (
-        f"In {name}, summed in {summed}, {len(rows)} runs on log-spaced singular values came "
-        f"within {TRUSTED:g} of the pseudo-inverse, at condition numbers up to "
-        f"{number(rows['kappa'].max())}: c = floor / (eps kappa) lies between "
-        f"{number(rows['c'].min())} and {number(rows['c'].max())}, in {inside} of them between "
-        f"{RULE[0]:g} and {RULE[1]:g}."
+        f"In {name}, summed in {summed}, all {len(rows)} runs on log-spaced singular values at "
+        f"{_conditions(rows)} come within {TRUSTED:g} of the pseudo-inverse: c = floor / "
+        f"(eps kappa) lies between {number(rows['c'].min())} and {number(rows['c'].max())}, in "
+        f"{rows['c'].between(*RULE).sum()} of them between {RULE[0]:g} and {RULE[1]:g}."
     )
-    spread = rows["floor"] / rows["eps"]
-    if spread.max() < rows["kappa"].max() / 100:
+    unit, size = _followed(rows)
+    if unit == "eps":
         yield (
-            f"The rule does not hold: the floor does not grow with kappa but stays between "
-            f"{number(spread.min())} and {number(spread.max())} eps (median "
-            f"{number(spread.median())}), the rounding of the result itself, because a wide sum "
-            "leaves the residual I - A X accurate."
+            "The rule does not hold: the floor follows eps rather than eps kappa and stays between "
+            f"{number(size.min())} and {number(size.max())} eps"
+            + (
+                "."
+                if name == summed
+                else ", the rounding of the result itself, because a wide sum leaves the residual "
+                "I - A X accurate."
+            )
         )
-    if "narrow_floor" in rows:
-        narrow = rows[rows["narrow_floor"] <= TRUSTED]
-        c = narrow["narrow_floor"] / narrow["eps_kappa"]
-        if len(c):
+    if beyond:
+        yield f"{beyond[:1].upper()}{beyond[1:]}."
+    if "narrow_floor" in mine:
+        narrow = _on_law(mine).dropna(subset=["narrow_floor"])
+        near = narrow[narrow["narrow_floor"] <= TRUSTED]
+        if len(narrow):
+            c = near["narrow_floor"] / near["eps_kappa"]
             yield (
-                f"With the same products summed in {name} itself, Newton-Raphson's floor does "
-                f"grow: c is between {number(c.min())} and {number(c.max())}, and "
-                f"{len(narrow)} of {rows['narrow_floor'].notna().sum()} of its runs that come "
-                "near with wide sums do so without them."
+                f"With the same products summed in {name} itself {len(near)} of {len(narrow)} runs "
+                "of Newton-Raphson come as near"
+                + (f", with c from {span(c)}." if len(near) else ".")
             )
 
 
 def _outside(done: pd.DataFrame) -> Iterator[str]:
     """Where c leaves the range of the rule, in the precisions that sum in themselves."""
-    plain = _near(done[done["precision"] == done["accumulates_in"]])
+    own = done[done["precision"] == done["accumulates_in"]]
+    plain = _near(own)
     low, high = plain[plain["c"] < RULE[0]], plain[plain["c"] > RULE[1]]
     for rows, side, bound in ((low, "below", RULE[0]), (high, "above", RULE[1])):
         if len(rows):
             where = (
-                f"{family} (kappa from {number(part['kappa'].min())} to "
-                f"{number(part['kappa'].max())}, c from {number(part['c'].min())} to "
-                f"{number(part['c'].max())}, {len(part)} runs)"
+                f"{family} (kappa from {span(part['kappa'])}, c from {span(part['c'])}, "
+                f"{len(part)} runs)"
                 for family, part in rows.groupby("family", sort=False)
             )
             yield (
                 f"Where products are summed in the precision itself, c is {side} {bound:g} in "
-                f"{len(rows)} of {len(plain)} runs: {joined(where)}."
+                f"{len(rows)} of the {len(plain)} runs that come within {TRUSTED:g} "
+                f"({len(own) - len(plain)} more do not): {joined(where)}."
             )
     if len(low):
         yield "Where c is small kappa is an upper bound of the difficulty and no measure of it."
@@ -214,28 +265,28 @@ def _recorded(done: pd.DataFrame) -> Iterator[str]:
 def _wrappers(done: pd.DataFrame) -> Iterator[str]:
     """What Polished, Purified and the watched iterate make of a run."""
     near = _near(done)
-    if "polished_error" in near and "best_error" in near and near["polished_error"].notna().any():
-        for name, mine in near.dropna(subset=["polished_error"]).groupby("precision", sort=False):
-            better = (mine["polished_error"] < mine["floor"]).sum()
-            yield (
-                f"One float64 step after {name} lowers the median error from "
-                f"{median(mine, 'floor')}, the floor, to {median(mine, 'polished_error')}; it is "
-                f"below the floor in {better} of {len(mine)} runs."
-            )
-    if "purified_error" in near and "final_error" in near:
+    if "polished_error" in near:
+        for name, mine in near.groupby("precision", sort=False):
+            factor = (mine["polished_error"] / mine["floor"]).dropna()
+            if len(factor):
+                yield (
+                    f"One float64 step after {name} brings the error below the floor in "
+                    f"{(factor < 1).sum()} of {len(mine)} runs, to {span(factor)} of it."
+                )
+    if {"purified_error", "final_error"} <= set(near.columns) and len(near):
         lost = near[near["failure"] != "none"]
         mended = (lost["purified_error"] <= TRUSTED).sum()
-        ratio = (near["purified_error"] / near["final_error"]).median()
+        before, after = (near[x].fillna(np.inf) for x in ("final_error", "purified_error"))
         yield (
-            f"A closing X A X in the same precision changes the last error by a median factor of "
-            f"{number(ratio)}"
+            "A closing X A X in the same precision lowers the last error in "
+            f"{(after < before).sum()} of {len(near)} runs and raises it in "
+            f"{(after > before).sum()}"
             + (f"; it mends {mended} of the {len(lost)} runs that were lost." if len(lost) else ".")
         )
-    if "best_error" in near:
-        ratio = near["best_error"] / near["floor"]
+    if "best_error" in near and len(near):
         yield (
-            f"The iterate that the watch of solve keeps is within ten times the floor in "
-            f"{(ratio <= 10).sum()} of {len(near)} runs."
+            f"The iterate that the watch of solve keeps is within {CLOSE:g} times the floor in "
+            f"{(near['best_error'] <= CLOSE * near['floor']).sum()} of {len(near)} runs."
         )
 
 
@@ -323,15 +374,10 @@ def _cores(done: pd.DataFrame) -> Iterator[Table]:
     body: list[list[Cell]] = []
     for family, part in rows.groupby("family", sort=False):
         for i, (core, mine) in enumerate(part.groupby("core", sort=False)):
-            cells: list[Cell] = []
-            for name in precisions:
-                at = mine[mine["precision"] == name]
-                bad = (at["failure"] != "none").sum()
-                floor = short(at["floor"].median(), 2)
-                cells.append([floor, f"{bad} of {len(at)} fail"] if bad else floor)
+            cells = [_failing(mine[mine["precision"] == name]) for name in precisions]
             kappa = mine.loc[mine["precision"] == precisions[0], "kappa"]
-            reach = sorted({short(kappa.min(), 2), short(kappa.max(), 2)}, key=float)
-            body.append([str(family) if i == 0 else "", str(core), " to ".join(reach), *cells])
+            reach = span(kappa, lambda x: short(x, 2)) if len(kappa) else ""
+            body.append([str(family) if i == 0 else "", str(core), reach, *cells])
     yield {
         "caption": f"Cores: condition number in {precisions[0]} and median floor over methods and "
         "seeds in each precision; below it how many runs failed.",
@@ -339,3 +385,11 @@ def _cores(done: pd.DataFrame) -> Iterator[Table]:
         "rows": body,
         "left": 3,
     }
+
+
+def _failing(rows: pd.DataFrame) -> Cell:
+    """The median floor of some runs, below it how many fail."""
+    if rows.empty:
+        return ""
+    bad, floor = (rows["failure"] != "none").sum(), short(rows["floor"].median(), 2)
+    return [floor, f"{bad} of {len(rows)} fail"] if bad else floor

@@ -15,11 +15,15 @@ import pandas as pd
 
 from softlab.chapters import Cell, Table
 from softlab.chapters.headlines import Headline, headline
-from softlab.chapters.numbers import joined, median, number, short
+from softlab.chapters.numbers import joined, median, number, short, span
 from softlab.chapters.rows import finished
 
 WRONG = 0.5
 """An error of half the gradient."""
+TURNING = 0.9
+"""A cosine below this is counted as a gradient that begins to turn away."""
+SMALL = (1e-9, 1e-2)
+"""Residuals between rounding and where the iteration leaves something uninverted."""
 SOFTS = 20
 NEEDED = {
     "kind", "source", "ridge", "loss", "precision", "steps", "rule", "residual", "condition",
@@ -68,18 +72,35 @@ def findings(table: pd.DataFrame) -> list[str]:
 
 
 def headlines(table: pd.DataFrame) -> Iterator[Headline]:
-    """The cosine of SOFT's backward formula with the true gradient on real heads."""
+    """The cosine of SOFT's backward formula with the true gradient, on real heads and on grids."""
     done = finished(table, {"status", *NEEDED})
-    if done.empty:
-        return
     mine = done[(done["rule"] == "implicit") & (done["steps"] == SOFTS)]
     mine = mine[mine["precision"] == "float64"]
-    for kind, rows in mine.groupby("kind", sort=False):
-        text = (
-            f"SOFT's backward formula after {SOFTS} steps has a cosine of {{}} with the gradient "
-            f"of what was computed ({kind})."
+    real = mine[mine["kind"] == "recorded"]
+    text = (
+        f"SOFT's backward formula after {SOFTS} steps has a cosine of {{}} with the gradient of "
+        "what was computed"
+    )
+    nested = "samples, losses and ridges"
+    cosine = real["map_cosine"]
+    for line in headline(text, cosine, "recorded heads", unit=real["source"], nested=nested):
+        counts = (
+            f"negative in {(cosine < 0).sum()} and below {TURNING:g} in "
+            f"{(cosine < TURNING).sum()} of {len(cosine)} cases"
         )
-        yield from headline(text, rows["map_cosine"], "matrices and losses")
+        yield {**line, "interval": "; ".join(filter(None, (line["interval"], counts)))}
+    made = mine[mine["kind"] != "recorded"]
+    if len(made):
+        each = joined(
+            f"{(rows['map_cosine'] < 0).sum()} of {len(rows)} ({kind})"
+            for kind, rows in made.groupby("kind", sort=False)
+        )
+        yield {
+            "text": "Over designed grids of matrices SOFT's backward formula after "
+            f"{SOFTS} steps points uphill in {{}} cases.",
+            "value": each,
+            "interval": f"cosines {span(made['map_cosine'])}",
+        }
 
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:
@@ -126,37 +147,44 @@ def _landmarks(rows: pd.DataFrame) -> Iterator[str]:
         points = of_ridge.groupby("matrix.spread")[
             ["map_error", "residual", "condition", "map_cosine"]
         ].median()
-        wrong = points[points["map_error"] > WRONG]
+        wrong = points["map_error"] > WRONG
         shift = f"With a ridge of {ridge:g}" if ridge else "Without a ridge"
-        if wrong.empty:
-            yield f"{shift} it is nowhere wrong by more than half on near-duplicate landmarks."
-            continue
-        first = wrong.iloc[-1]
-        right = points[points.index > wrong.index.max()]
-        says = (
-            f"{shift} SOFT's backward pass, the implicit rule after {SOFTS} steps, is wrong by "
-            f"more than half on landmarks of spread {wrong.index.max():g} bandwidths and below "
-            f"(there: error {number(first['map_error'])}, residual {number(first['residual'])}, "
-            f"condition {number(first['condition'])})"
-        )
-        if len(right):
-            last = right.iloc[0]
-            says += (
-                f"; at spread {right.index[0]:g} the error is {number(last['map_error'])} at "
-                f"residual {number(last['residual'])} and condition {number(last['condition'])}"
+        if not wrong.any():
+            yield (
+                f"{shift} it is in the median of the seeds nowhere wrong by more than half on "
+                "near-duplicate landmarks."
             )
-        turned = points[points["map_cosine"] < 0]
-        says += (
-            f"; it points uphill from spread {turned.index.max():g} down." if len(turned) else "."
+            continue
+        at = points.index[wrong].max()
+        says = (
+            f"{shift} SOFT's backward pass, the implicit rule after {SOFTS} steps, is in the median"
+            f" of the seeds wrong by more than half on landmarks of spread {_down(wrong)} (at "
+            f"{at:g} bandwidths: {_point(points.loc[at])})"
         )
-        yield says
+        right = points[points.index > at]
+        if len(right):
+            says += f"; at {right.index[0]:g} there is {_point(right.iloc[0])}"
+        turned = points["map_cosine"] < 0
+        yield says + (f"; it points uphill at {_down(turned)}." if turned.any() else ".")
+
+
+def _down(chosen: pd.Series) -> str:
+    """The chosen spreads: from the largest down, where all smaller are chosen too."""
+    at = chosen.index[chosen]
+    return f"{at.max():g} and below" if chosen[: at.max()].all() else joined(f"{x:g}" for x in at)
+
+
+def _point(at: pd.Series) -> str:
+    return (
+        f"error {number(at['map_error'])}, residual {number(at['residual'])}, condition "
+        f"{number(at['condition'])}"
+    )
 
 
 def _heads(rows: pd.DataFrame) -> Iterator[str]:
     """Which recorded heads are there."""
     mine = rows[rows["kind"] == "recorded"]
     for (loss, ridge), at in mine.groupby(["loss", "ridge"], sort=False):
-        bad = at[at["map_error"] > WRONG]
         names = [
             f"{source} ({(of['map_error'] > WRONG).sum()} of {len(of)} samples, error up to "
             f"{number(of['map_error'].max())}, least cosine {number(of['map_cosine'].min())})"
@@ -166,11 +194,10 @@ def _heads(rows: pd.DataFrame) -> Iterator[str]:
         what = "a random G" if loss == "random" else "the G of the head's own regression"
         shift = f"a ridge of {ridge:g}" if ridge else "no ridge"
         worst = at.loc[at["map_error"].idxmax()]
-        count = bad["source"].nunique()
-        are = "have" if count != 1 else "has"
         says = (
-            f"With {what} and {shift}, {count} of {at['source'].nunique()} recorded heads {are} an "
-            f"error above half after {SOFTS} steps"
+            f"With {what} and {shift}, {len(names)} of {at['source'].nunique()} recorded heads "
+            f"{'has' if len(names) == 1 else 'have'} in some sample an error above half after "
+            f"{SOFTS} steps"
         )
         says += f": {joined(names)}." if names else (
             f"; the worst is {worst['source']} with {number(worst['map_error'])}."
@@ -194,7 +221,7 @@ def _residuals(rows: pd.DataFrame) -> Iterator[str]:
             f"The cosine is negative in {len(turned)} of {len(rows)} cases, from a residual of "
             f"{number(turned['residual'].min())} on; one eigenvalue alone turns at 0.285."
         )
-    between = rows[rows["residual"].between(1e-9, 1e-2)]
+    between = rows[rows["residual"].between(*SMALL)]
     if between["residual"].nunique() > 3:
         slopes = [
             np.polyfit(np.log(between["residual"]), np.log(between[column]), 1)[0]
@@ -203,27 +230,36 @@ def _residuals(rows: pd.DataFrame) -> Iterator[str]:
         yield (
             f"Between residuals of 10⁻⁹ and 0.01 the error grows as the residual to the power "
             f"{number(slopes[0])} against the pseudo-inverse and {number(slopes[1])} against the "
-            "computed map; theory has 1, and 1 less a logarithm."
+            f"computed map, by one line through {len(between)} cases of "
+            f"{between['source'].nunique()} matrices; theory has 1, and 1 less a logarithm."
         )
 
 
 def _two_truths(rows: pd.DataFrame) -> Iterator[str]:
     """How much farther from the pseudo-inverse's gradient the unrolled one is."""
-    between = rows[rows["residual"].between(1e-9, 1e-2)]
+    between = rows[rows["residual"].between(*SMALL)]
     errors = between.pivot_table(
         index=["source", "ridge", "loss", "seed", "steps"], columns="rule", values="inverse_error"
     )
-    if not {"implicit", "unrolled"} <= set(errors) or errors.empty:
+    if not {"implicit", "unrolled"} <= set(errors):
+        return
+    errors = errors.dropna(subset=["implicit", "unrolled"])
+    if errors.empty:
         return
     ratio = errors["unrolled"] / errors["implicit"]
     yield (
-        "Theory would have the unrolled gradient be the safe one; it is, of what was computed. "
-        f"From the gradient of the pseudo-inverse it is {number(ratio.median())} times as far as "
-        f"the implicit rule (median of {len(ratio)} cases at residuals of 10⁻⁹ to 0.01)."
+        "From the gradient of the pseudo-inverse the unrolled one is farther than the implicit "
+        f"rule in {(ratio > 1).sum()} of {len(ratio)} cases at residuals of 10⁻⁹ to 0.01, "
+        f"{span(ratio)} times as far."
     )
     if "Golub-Pereyra" in errors:
-        factor = (errors["Golub-Pereyra"] / errors["implicit"]).median()
-        yield f"Golub and Pereyra's lies between, at {number(factor)} times."
+        ends = errors[["implicit", "unrolled"]]
+        inside = errors["Golub-Pereyra"].between(ends.min(axis=1), ends.max(axis=1))
+        factor = errors["Golub-Pereyra"] / errors["implicit"]
+        yield (
+            f"Golub and Pereyra's lies between the two in {inside.sum()} cases, {span(factor)} "
+            "times as far as the implicit rule."
+        )
 
 
 def _singular(rows: pd.DataFrame) -> Iterator[str]:

@@ -200,8 +200,7 @@ def _outside(done: pd.DataFrame) -> Iterator[str]:
     for rows, side, bound in ((low, "below", RULE[0]), (high, "above", RULE[1])):
         if len(rows):
             where = (
-                f"{family} (kappa from {span(part['kappa'])}, c from {span(part['c'])}, "
-                f"{len(part)} runs)"
+                f"{family} (kappa {span(part['kappa'])}, c {span(part['c'])}, {len(part)} runs)"
                 for family, part in rows.groupby("family", sort=False)
             )
             yield (
@@ -219,7 +218,7 @@ def _failures(done: pd.DataFrame) -> Iterator[str]:
         return
     for name, mine in done[done["family"] == LAW].groupby("precision", sort=False):
         firsts = _firsts(mine)
-        broken = firsts.dropna().sort_values()
+        broken = firsts.dropna()
         if broken.empty:
             yield (
                 f"In {name} no method fails on log-spaced singular values up to kappa = "

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pandas as pd
 
 from softlab.chapters import Cell, Table
-from softlab.chapters.headlines import Headline, headline
-from softlab.chapters.numbers import joined, median, number, short
+from softlab.chapters.headlines import Headline
+from softlab.chapters.numbers import joined, number, short, span
 from softlab.chapters.rows import finished
 
 NEEDED = {
@@ -21,6 +21,10 @@ NEEDED = {
 TRUE = "unrolled"
 ALIKE = 0.1
 """Losses within a tenth of each other are called alike."""
+LATE = 0.8
+"""From this share of the steps on, losses are those at the end."""
+TURNED = 0.5
+"""A cosine below this is no gradient to follow."""
 
 
 def scope(table: pd.DataFrame) -> str:
@@ -39,8 +43,7 @@ def findings(table: pd.DataFrame) -> list[str]:
     if done.empty or TRUE not in set(done["rule"]):
         return []
     paragraphs = [" ".join(_verdict(done))]
-    for (task, newton), mine in done.groupby(["task", "newton"], sort=False):
-        paragraphs.append(" ".join(_task(str(task), str(newton), mine)))
+    paragraphs += [" ".join(_task(key, mine)) for key, mine in _settings(done)]
     return [text for text in paragraphs if text]
 
 
@@ -49,13 +52,15 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
     done = finished(table, {"status", *NEEDED})
     if done.empty or TRUE not in set(done["rule"]):
         return
-    found = []
-    for _, mine in done.groupby(["task", "newton"], sort=False):
-        ends = _ends(mine)
-        if {"implicit", TRUE} <= set(ends.index):
-            found.append(ends["implicit"] / ends[TRUE])
-    text = "Training with SOFT's backward formula ends at {} times the loss of the true gradient."
-    yield from headline(text, pd.Series(found, dtype=float), "settings")
+    found = _over(done, "implicit")
+    if found:
+        ratios = pd.concat(found.values())
+        yield {
+            "text": "Training with SOFT's backward formula ends at {} times the loss that the true "
+            "gradient ends at with the same seed.",
+            "value": span(ratios),
+            "interval": f"range of {len(ratios)} pairs of trainings in {len(found)} settings",
+        }
 
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:
@@ -73,16 +78,15 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
             [str(task), str(newton)] if (task, newton) != before else "", str(rule),
         ]  # fmt: skip
         losses: list[Cell] = [short(mine.loc[mine["step"] == s, "loss"].median()) for s in marks]
-        by_step = mine.groupby("step")["cosine"].median()
         body.append(
-            [*head, *losses, short(by_step.min(), 2), short(by_step.median(), 2),
+            [*head, *losses, short(mine["cosine"].min(), 2), short(mine["cosine"].median(), 2),
              short(at["residual"].median(), 2), short(at["spread"].median(), 2)]
         )  # fmt: skip
         before = (task, newton)
     yield {
-        "caption": "Loss at some training steps; least and median cosine over the training, of "
-        "medians over the seeds; the worst core's residual and the landmarks' spread, in "
-        "bandwidths, at the end.",
+        "caption": "Loss at some training steps, median over the seeds; least and median cosine "
+        "over all steps and seeds; the worst core's residual and the landmarks' spread, in "
+        "bandwidths, at the end, medians over the seeds.",
         "header": ["task", "rule", *(f"loss, {s}" for s in marks), "least cosine",
                    "median cosine", "residual", "spread"],
         "rows": body,
@@ -90,71 +94,93 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
     }  # fmt: skip
 
 
-def _ends(rows: pd.DataFrame) -> pd.Series:
-    """The loss in the last fifth of the training, where Adam still bounces: a median, by rule."""
-    late = rows[rows["step"] >= 0.8 * rows["step"].max()]
-    return late.groupby("rule", sort=False)["loss"].median()
+def _settings(done: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The rows of each task and number of Newton steps, by name."""
+    for (task, newton), mine in done.groupby(["task", "newton"], sort=False):
+        yield f"{task}, {newton}", mine
+
+
+def _ends(rows: pd.DataFrame) -> pd.DataFrame:
+    """The median loss in the last fifth, where Adam still bounces: by seed, a column a rule."""
+    late = rows[rows["step"] >= LATE * rows["step"].max()]
+    return late.groupby(["seed", "rule"], sort=False)["loss"].median().unstack()
+
+
+def _over(done: pd.DataFrame, rule: str) -> dict[str, pd.Series]:
+    """By setting: a rule's last loss over that of the true gradient with the same seed."""
+    found = {}
+    for key, mine in _settings(done):
+        ends = _ends(mine).reindex(columns=[rule, TRUE])
+        ratios = (ends[rule] / ends[TRUE]).dropna()
+        if len(ratios):
+            found[key] = ratios
+    return found
+
+
+def _apart(ratios: pd.Series) -> tuple[bool, bool]:
+    """Whether some seed's losses are not alike; whether all are not, and on one side."""
+    more, less = ratios > 1 + ALIKE, ratios < 1 - ALIKE
+    return bool((more | less).any()), bool(more.all() or less.all())
 
 
 def _verdict(done: pd.DataFrame) -> Iterator[str]:
     """Whether training cares, over all tasks."""
-    matters, total, turned, exact = [], 0, [], []
-    for (task, newton), mine in done.groupby(["task", "newton"], sort=False):
-        ends = _ends(mine)
-        if not {"implicit", TRUE} <= set(ends.index):
-            continue
-        total += 1
-        if abs(ends["implicit"] / ends[TRUE] - 1) > ALIKE:
-            matters.append(f"{task}, {newton} ({number(ends['implicit'] / ends[TRUE])})")
-        if "exact" in ends and abs(ends["exact"] / ends[TRUE] - 1) > ALIKE:
-            exact.append(f"{task}, {newton} ({number(ends['exact'] / ends[TRUE])})")
-        cosine = mine[mine["rule"] == "implicit"].groupby("step")["cosine"].median().min()
-        if cosine < 0.5:
-            turned.append(f"{task}, {newton} ({number(cosine)})")
-    if not total:
+    found = _over(done, "implicit")
+    if not found:
         return
-    if matters:
-        yield (
-            f"The implicit rule ends with a loss that differs by more than a tenth from that of "
-            f"the true gradient in {len(matters)} of {total} settings (their ratio: "
-            f"{joined(matters)})."
-        )
-    else:
-        yield (
-            f"In none of {total} settings does the implicit rule end with a loss that differs by "
-            "more than a tenth from that of the true gradient: this training does not care."
-        )
+    told = {key: _apart(ratios) for key, ratios in found.items()}
+    every = [f"{key} ({span(found[key])})" for key, (_, all_seeds) in told.items() if all_seeds]
+    some = [
+        f"{key} ({span(found[key])})"
+        for key, (one_seed, all_seeds) in told.items()
+        if one_seed and not all_seeds
+    ]
+    says = (
+        f"The implicit rule ends with a loss more than a tenth off that of the true gradient in "
+        f"{len(every)} of {len(found)} settings"
+    )
+    says += f", in every seed and on one side (their ratio: {joined(every)})" if every else ""
+    yield says + (f"; in some seed in {joined(some)}." if some else ".")
+    if not every and not some:
+        yield "This training does not care."
+    cosines = done[done["rule"] == "implicit"]
+    turned = [
+        f"{key} ({number(mine['cosine'].min())})"
+        for key, mine in _settings(cosines)
+        if mine["cosine"].min() < TURNED
+    ]
     if turned:
-        yield f"Its cosine with the true gradient falls below a half in {joined(turned)}."
-    if exact:
+        yield (
+            "Its cosine with the true gradient falls, in some step and seed, below a half in "
+            f"{joined(turned)}."
+        )
+    exact = _over(done, "exact").items()
+    changed = [f"{key} ({span(ratios)})" for key, ratios in exact if _apart(ratios)[1]]
+    if changed:
         yield (
             "To invert exactly, and differentiate that, changes the loss by more than a tenth in "
-            f"{joined(exact)}."
+            f"every seed, on one side, in {joined(changed)}."
         )
-    yield "Losses are medians over the seeds and the last fifth of the steps."
+    yield "Losses are medians over the last fifth of the steps, and ratios are taken seed by seed."
 
 
-def _task(task: str, newton: str, mine: pd.DataFrame) -> Iterator[str]:
+def _task(key: str, mine: pd.DataFrame) -> Iterator[str]:
     ends = _ends(mine)
     if TRUE not in ends:
         return
-    others = [
-        f"{rule} {number(ends[rule])} ({number(ends[rule] / ends[TRUE])} times)"
-        for rule in ends.index
-        if rule != TRUE
-    ]
-    first = mine[mine["step"] == mine["step"].min()]
+    others = [f"{rule} {span(ends[rule] / ends[TRUE])}" for rule in ends if rule != TRUE]
+    first, last = (mine[mine["step"] == end] for end in (mine["step"].min(), mine["step"].max()))
     yield (
-        f"{task[:1].upper()}{task[1:]}, {newton}: from {median(first, 'loss')} the loss falls to "
-        f"{number(ends[TRUE])} with the true gradient; {joined(others)}."
+        f"{key[:1].upper()}{key[1:]}: with the true gradient the loss is "
+        f"{span(first.loc[first['rule'] == TRUE, 'loss'])} at the start and {span(ends[TRUE])} at "
+        f"the end ({ends[TRUE].count()} seeds); over that end, seed by seed: "
+        f"{joined(others) or 'no others'}."
     )
-    implicit = mine[mine["rule"] == "implicit"]
-    if len(implicit):
-        by_step = implicit.groupby("step")[["cosine", "residual", "spread"]].median()
+    first, last = (at[at["rule"] == "implicit"] for at in (first, last))
+    if len(first):
         yield (
-            f"Under the implicit rule the worst core's residual goes from "
-            f"{number(by_step['residual'].iloc[0])} to {number(by_step['residual'].iloc[-1])}, the "
-            f"spread of the landmarks from {number(by_step['spread'].iloc[0])} to "
-            f"{number(by_step['spread'].iloc[-1])}, and the cosine is "
-            f"{number(by_step['cosine'].min())} at least."
+            f"Under the implicit rule the worst core's residual is {span(first['residual'])} at the"
+            f" start and {span(last['residual'])} at the end, the spread of the landmarks "
+            f"{span(first['spread'])} and {span(last['spread'])}, and the cosine is "
+            f"{number(mine.loc[mine['rule'] == 'implicit', 'cosine'].min())} at least."
         )

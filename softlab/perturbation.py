@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from softlab.capture import Call, record, substitute
+from softlab.capture import Call, substitute
 from softlab.capture.answer import answer
-from softlab.capture.implementations import seen_by_softlab
-from softlab.capture.watch import ATTENTION, MULTIHEAD, Watch, standing_in
+from softlab.capture.recording import Recorder
+from softlab.capture.watch import ATTENTION, MULTIHEAD, Watch, count, standing_in
 from softlab.core import Dims, Operator
 from softlab.instruments import Numbers
 
@@ -130,82 +131,146 @@ def effect(
     layers: Sequence[int | str] | None = None,
     heads: Sequence[int] | None = None,
 ) -> Effect:
-    """Run the model as it is and substituted, and compare.
+    """Run the model as it is and substituted, and compare, call by call of each layer.
 
     Arguments as of ``softlab.capture.substitute``; ``run`` runs the model, under ``no_grad``. Three
-    runs of the model, with all recorded attention in memory. Raises what ``substitute`` raises.
+    runs of the model, with all recorded attention in memory. Raises what ``substitute`` raises,
+    ``TypeError`` where ``run`` gives no tensor, and ``ValueError`` where the substituted model
+    takes another path, with other calls, sizes or outputs, and for a ragged batch. Warns of
+    attention that was not seen, unless ``layers`` are given.
     """
-    with torch.no_grad(), record(model, outputs=True) as calls:
-        clean = run()
-    with (
-        torch.no_grad(),
-        substitute(model, operator, layers=layers, heads=heads) as report,
-        record(model, outputs=True) as moved,
-    ):
-        out = run()
+    clean, before, told = _run(model, run)
+    if told and layers is None:
+        warnings.warn(told, stacklevel=2)
+    with substitute(model, operator, layers=layers, heads=heads) as report:
+        out, after, _ = _run(model, run)
+    _same_path(before, after)
+    if out.shape != clean.shape:
+        msg = f"its output is {tuple(clean.shape)} as it is and {tuple(out.shape)} substituted"
+        raise ValueError(_another_path(msg))
     found = []
-    for before, after in zip(calls, moved, strict=True):
-        both = before.out is not None and after.out is not None
-        accumulated = change(after.out, before.out)["change"] if both else math.nan  # type: ignore[arg-type]
+    for name, call in before.items():
+        moved = after[name].out
+        both = call.out is not None and moved is not None
+        accumulated = change(moved, call.out)["change"] if both else math.nan  # type: ignore[arg-type]
         cheap: Numbers = {}
-        if before.module in report.reached and isinstance(operator, Operator):
-            cheap = errors(operator, before)
-        found.append(Layer(before.module, cheap, float(accumulated)))
-    whole = without_attention(model, run) + sum(attention_flops(sizes(call)) for call in calls)
+        if call.module in report.reached and isinstance(operator, Operator):
+            cheap = errors(operator, call)
+        found.append(Layer(call.module, cheap, float(accumulated)))
+    whole = without_attention(model, run)
+    whole += sum(attention_flops(sizes(call)) for call in before.values())
     spent = 0
     if isinstance(operator, Operator):
-        spent = whole + sum(
-            report.reached[name] * (_flops(operator, dims) - attention_flops(dims))
-            for name, dims in report.dims.items()
-        )
+        taken = [sizes(call, heads) for call in before.values() if call.module in report.reached]
+        spent = whole + sum(operator.cost(dims).work - attention_flops(dims) for dims in taken)
     return Effect(change(out, clean), tuple(found), spent, whole)
 
 
+Known = tuple[str, int]
+"""A call, by the name of its layer and its number among the calls of that layer."""
+
+
+def _run(model: nn.Module, run: Run) -> tuple[Tensor, dict[Known, Call], str]:
+    """The output of a run, its calls in order, and a sentence about those that were not seen."""
+    recorder = Recorder(model, outputs=True)
+    with torch.no_grad(), recorder:
+        out: Any = run()
+    recorder.complete()
+    if not isinstance(out, Tensor):
+        msg = f"run gave a {type(out).__name__}; it must return the tensor to compare."
+        raise TypeError(msg)
+    out = out.clone()  # a model may write its next output there
+    made: dict[str, int] = {}
+    calls = {}
+    for call in recorder.calls:
+        if call.q.is_nested:
+            msg = (
+                f"layer {call.module} has a ragged batch; pad it, with a mask, to measure effects."
+            )
+            raise ValueError(msg)
+        calls[call.module, made.get(call.module, 0)] = call
+        count(made, call.module)
+    told = recorder.suspects()
+    return out, calls, f"{type(model).__name__}:{told}" if told else ""
+
+
+def _same_path(before: Mapping[Known, Call], after: Mapping[Known, Call]) -> None:
+    """Raise ``ValueError`` unless both runs make the same calls, of the same sizes."""
+    for names, absent, when in ((before, after, "as it is"), (after, before, "substituted")):
+        for name in names:
+            if name not in absent:
+                layer = f"call {name[1]} of layer {name[0] or '(the model)'}"
+                msg = f"{layer} is made {when} alone; calls: {len(before)} and {len(after)}"
+                raise ValueError(_another_path(msg))
+    for name, call in before.items():
+        shapes = [[tuple(x.shape) for x in (y.q, y.k, y.v)] for y in (call, after[name])]
+        if shapes[0] != shapes[1]:
+            msg = f"q, k, v of {name[0] or '(the model)'} are {shapes[0]} as it is and {shapes[1]}"
+            raise ValueError(_another_path(f"{msg} substituted"))
+
+
+def _another_path(what: str) -> str:
+    return (
+        f"the substituted model takes another path: {what}. So its layers cannot be compared. Fix "
+        "what decides the path (the number of steps, tokens or experts), or compare outputs alone: "
+        "softlab.capture.substitute and softlab.perturbation.change."
+    )
+
+
 def without_attention(model: nn.Module, run: Run) -> int:
-    """Counted work of one run but for its attention, which gives zeros meanwhile."""
+    """Counted work of one run but for that of its attention."""
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), seen_by_softlab(model), counter, _Skipped(model):
+    watch = _Uncounted(model, counter)
+    with torch.no_grad(), counter, watch:
         run()
-    return int(counter.get_total_flops())
+    return int(counter.get_total_flops()) - watch.inside
 
 
-class _Skipped(Watch):
-    """No attention at all: so that what a counter sees does not hang on the kernel."""
+class _Uncounted(Watch):
+    """What attention a counter saw: it hangs on the kernel, and is not the model's other work.
+
+    The attention itself is computed, for a model's path may hang on it.
+    """
+
+    def __init__(self, model: nn.Module, counter: FlopCounterMode) -> None:
+        super().__init__(model)
+        self.counter, self.inside = counter, 0
+
+    def apart(self, compute: Callable[[], Any]) -> Any:
+        """What it gives, its count noted."""
+        before = self.counter.get_total_flops()
+        out = compute()
+        self.inside += int(self.counter.get_total_flops() - before)
+        return out
 
     def attend(self, call: Call, go_on: Callable[[], Tensor]) -> Tensor:  # noqa: ARG002
-        """Zeros."""
-        return call.v.new_zeros(*call.q.shape[:-1], call.v.shape[-1])
+        """The model's own."""
+        out: Tensor = self.apart(go_on)
+        return out
 
     def weighed(self, arguments: inspect.BoundArguments) -> Any:
-        """Zeros, and weights of zero."""
-        kept: list[Tensor] = []
-
-        def weights(attention: Any, query: Tensor, key: Tensor, *rest: Any, **more: Any) -> Tensor:
-            kept.append(query.new_zeros(*query.shape[:-1], key.shape[-2]))
-            return self.through(attention, query, key, *rest, **more)
-
+        """The projections are run once more, without weights, to be counted."""
         given = dict(arguments.arguments) | {"need_weights": False, "is_causal": False}
-        with standing_in(weights):
-            out, _ = MULTIHEAD(**given)
-        zeros = kept[0]
-        if arguments.arguments.get("average_attn_weights", True):
-            zeros = zeros.mean(-3)
-        return out, zeros if out.ndim == 3 else zeros.squeeze(0)
+        with standing_in(self.through):
+            MULTIHEAD(**given)
+        return self.apart(lambda: MULTIHEAD(*arguments.args, **arguments.kwargs))
 
 
-def sizes(call: Call) -> Dims:
-    """The sizes of a call, one matrix for each query head, also where these share key heads."""
+def sizes(call: Call, heads: Sequence[int] | None = None) -> Dims:
+    """The sizes of a call, one matrix for each query head, also where these share key heads.
+
+    ``heads``: of these alone.
+    """
     lead, keys = call.q.shape[:-2], call.k.shape[-2]
-    return Dims(max(1, lead.numel()), call.q.shape[-2], keys, call.q.shape[-1], call.v.shape[-1])
+    batch = max(1, lead.numel())
+    if heads is not None:
+        batch = batch // lead[-1] * len(heads)
+    return Dims(batch, call.q.shape[-2], keys, call.q.shape[-1], call.v.shape[-1])
 
 
 def attention_flops(dims: Dims) -> int:
     """Those of the model's own attention, 2 n l (d + e) a matrix, all scores formed."""
     return 2 * dims.batch * dims.n * dims.l * (dims.d + dims.e)
-
-
-def _flops(operator: Operator, dims: Dims) -> int:
-    return operator.cost(dims).work
 
 
 def greedy(

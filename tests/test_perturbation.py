@@ -173,6 +173,147 @@ def test_counted_work_of_fused_and_of_weighing_attention(need_weights):
     assert math.isnan(found.layers[0].accumulated) == need_weights
 
 
+class Path(nn.Module):
+    """Layers that are taken or not by what the first ones gave."""
+
+    def __init__(self, how):
+        super().__init__()
+        torch.manual_seed(0)
+        self.how = how
+        self.first, self.one, self.other = (Net(1) for _ in range(3))
+        self.calls = 0
+
+    def forward(self, x):
+        y = self.first(x) - x
+        far = float(y.std(1).mean()) > 0.1
+        if self.how == "as many calls":
+            return (self.one if far else self.other)(x)
+        if self.how == "halting":
+            return self.one(x) if far else x
+        if self.how == "a layer again":
+            return self.one(self.one(x)) if far else self.one(x)
+        if self.how == "fewer tokens":
+            return self.one(x if far else x[:, :5])
+        if self.how == "fewer answers":
+            return self.one(x)[:, : 12 if far else 5]
+        if self.how == "another order":  # the same calls
+            return self.other(self.one(x)) if far else self.one(self.other(x))
+        self.calls += 1  # a run is not the run before
+        return self.one(x[:, : 12 - self.calls])
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("as many calls", r"call 0 of layer one.attend.0 is made as it is alone; calls: 2 and 2"),
+        ("halting", r"call 0 of layer one.attend.0 is made as it is alone; calls: 2 and 1"),
+        ("a layer again", r"call 1 of layer one.attend.0 is made as it is alone; calls: 3 and 2"),
+        ("fewer tokens", r"of one.attend.0 are \[\(1, 2, 12, 8\).* and \[\(1, 2, 5, 8\).*subst"),
+        ("fewer answers", r"its output is \(1, 12, 16\) as it is and \(1, 5, 16\) substituted"),
+        ("a state", r"of one.attend.0 are \[\(1, 2, 11, 8\).* and \[\(1, 2, 10, 8\)"),
+    ],
+)
+def test_runs_that_take_different_paths_are_not_compared(how, says, tmp_path):
+    model, x = Path(how), 2 * draw(1, 12, 16)
+    with pytest.raises(ValueError, match=rf"takes another path: .*{says}.*compare outputs alone"):
+        effect(model, lambda: model(x), Uniform())
+    torch.save(x, tmp_path / "x.pt")
+    result = call(f"{__file__}:paths[{how!r}]", "Uniform()", "--input", tmp_path / "x.pt")
+    assert result.exit_code == 2
+    assert "takes another path" in result.stderr
+    assert "zip" not in result.stderr
+
+
+class _Paths:
+    def __getitem__(self, how):
+        return Path(how)
+
+
+paths = _Paths()
+
+
+def test_calls_are_compared_by_layer_in_whatever_order_they_are_made():
+    model, x = Path("another order"), 2 * draw(1, 12, 16)
+    found = effect(model, lambda: model(x), Uniform(), layers=["first"])
+    assert [layer.name for layer in found.layers] == [
+        f"{name}.attend.0" for name in ("first", "one", "other")
+    ]
+    with torch.no_grad(), record(model, outputs=True) as calls:
+        model(x)
+    model.first = nn.Identity()  # no way is far, as with Uniform
+    with torch.no_grad(), record(model, outputs=True) as turned:
+        model(x)
+    for layer, name in zip(found.layers[1:], ("one", "other"), strict=True):
+        was, now = (
+            next(c.out for c in made if c.module == f"{name}.attend.0") for made in (calls, turned)
+        )
+        assert layer.accumulated == pytest.approx(change(now, was)["change"], rel=1e-5)
+
+
+def test_counted_work_is_of_the_path_that_was_taken_and_of_each_call():
+    """A count without attention would halt at once; the sizes of the last call are not all."""
+    x = 2 * draw(1, 12, 16)
+    model = Path("halting")
+    one = 2 * 12 * 16 * 48 + 2 * 2 * 12 * 12 * 16
+    assert effect(model, lambda: model(x), Softmax()).exact_flops == 2 * one
+    net = Net(1)
+    found = effect(net, lambda: (net(x[:, :5]), net(x))[1], TopK(4), heads=[1])
+    exact = sum(2 * 2 * n * n * 16 for n in (5, 12))
+    own = sum(TopK(4).cost(measures.Dims(1, n, n, 8, 8)).flops for n in (5, 12))
+    assert found.flops - found.exact_flops == own - exact // 2
+    assert found.exact_flops == 2 * 17 * 16 * 48 + exact
+
+
+def test_an_output_that_is_written_over_is_kept():
+    net, held = Net(), torch.zeros(1, 12, 16)
+    x = draw(1, 12, 16)
+    kept = effect(net, lambda: held.copy_(net(x)), Uniform()).output["change"]
+    assert kept == effect(net, lambda: net(x), Uniform()).output["change"] > 0.01
+    with pytest.raises(TypeError, match="run gave a dict; it must return the tensor"):
+        effect(net, lambda: {"out": net(x)}, Uniform())
+
+
+class Partly(Net):
+    """A layer of three is written out."""
+
+    def __init__(self):
+        super().__init__()
+        self.attend[1].forward = lambda q, k, v, **more: (q @ k.mT).softmax(-1) @ v
+
+
+def test_an_effect_says_what_it_did_not_see():
+    model, x = Partly(), draw(1, 12, 16)
+    with pytest.warns(UserWarning, match=r"'attend.1' \(1 time\)") as told:
+        found = effect(model, lambda: model(x), Uniform())
+    assert len(told) == 2  # as it is, and substituted
+    assert [layer.name for layer in found.layers] == ["attend.0", "attend.2"]
+    effect(model, lambda: model(x), Uniform(), layers=["attend.0"])  # the others were not asked for
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_under_autocast_like_is_compared_with_like(wide):
+    """torch's attention rounds float32 to bfloat16 there, and so does what the operator gets."""
+    model, x = Net(), draw(1, 12, 16)
+    if wide:
+        for attend in model.attend:
+            attend.forward = lambda q, k, v, **more: functional.scaled_dot_product_attention(
+                q.float(), k.float(), v.float()
+            ).float()
+
+    def run():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return model(x)
+
+    found = effect(model, run, Softmax())
+    assert found.layers[0].accumulated < 2**-8
+    assert found.output["change"] < 2**-6
+    assert max(layer.errors["output_error"] for layer in found.layers) < 2**-8
+    with record(model) as calls:
+        run()
+    assert {c.q.dtype for c in calls} == {torch.bfloat16}
+    assert found.layers[0].errors["matrix_error"] == errors(Softmax(), calls[0])["matrix_error"]
+
+
 def test_the_greedy_set_is_the_cheapest_where_losses_add():
     alone = {"a": 0.5, "b": 0.1, "c": 0.2, "d": 2.0}
     calls = []

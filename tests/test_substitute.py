@@ -693,61 +693,6 @@ def test_transformers_models_padded_batches_too(name, implementation):
         torch.testing.assert_close(both[1:, :4], alone)
 
 
-def test_a_mask_interface_that_is_missing_is_found(monkeypatch):
-    """The trap: registered for attention alone, padded batches are silently wrong."""
-    model, (inputs, real) = small("bert", "eager"), given("bert")
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    from softlab.capture import implementations
-
-    def half_registered():
-        AttentionInterface.register("softlab", implementations.attention)
-        AttentionMaskInterface._global_mapping.pop("softlab", None)
-
-    monkeypatch.setattr(implementations, "_register", half_registered)
-    out = small("bert", "sdpa")(**inputs).last_hidden_state
-    with substitute(model, Softmax()):
-        got = model(**inputs).last_hidden_state
-    assert not torch.allclose(got[real], out[real], atol=1e-3)
-
-
-def test_two_threads_and_nested_blocks_share_a_transformers_model():
-    model, (inputs, _) = small("bert", "eager"), given("bert")
-    entered, left = threading.Event(), threading.Event()
-
-    def other():
-        with substitute(model, Softmax()):
-            model(**inputs)
-            entered.set()
-            left.wait(60)
-            model(**inputs)
-
-    thread = threading.Thread(target=other)
-    with substitute(model, Softmax()):
-        thread.start()
-        entered.wait(60)
-        model(**inputs)
-    assert model.config._attn_implementation == "softlab"  # the other block still needs it
-    left.set()
-    thread.join()
-    assert model.config._attn_implementation == "eager"
-
-
-def test_what_transformers_leaves_out_in_silence_is_refused():
-    model, (inputs, _) = small("bert", "eager"), given("bert")
-    from softlab.capture import implementations
-
-    for name in implementations.LEFT_OUT:
-        with pytest.raises(ValueError, match=name):
-            implementations.attention(model, *[draw(1, 1, 2, 2)] * 3, None, **{name: 1.0})
-    with (
-        pytest.raises(SubstitutionError, match=r"layer 0 \(encoder\.layer\.0\.attention\.self\)"),
-        substitute(model, Nystromformer(9)),
-    ):
-        model(**inputs)
-    assert model.config._attn_implementation == "eager"
-
-
 def test_timm_models():
     try:
         import timm

@@ -9,10 +9,14 @@ same to the last bit. Decisions, each held by a test:
 - The fused inference path of ``nn.TransformerEncoder`` is left by torch itself under any such mode.
   The output is that of the module's ordinary path to the last bit, and equals the fused one to
   rounding on real tokens; the fused path zeroes padded positions, the ordinary one does not.
+- Layers of transformers are seen where they look up who computes their attention, whether they are
+  set to "eager" or to "sdpa"; a layer that is left computes its own, and no configuration is
+  changed, for that decides the masks of other layers, too. Soft caps, sinks and other
+  implementations are refused where they are to be substituted.
+- Under autocast queries, keys, values and added masks are cast as torch's attention casts them.
 - Attention written out as matrix products and a softmax, or in a scripted graph, cannot be seen.
-  Seeing nothing at all is an error, never an empty list. transformers models that are set to
-  another implementation than "sdpa" are recorded only after they were set to it; ``substitute``
-  sets them for its block.
+  What may be such is counted and warned of, by layer. Seeing nothing at all is an error, never an
+  empty list.
 - A model under ``torch.compile`` is recompiled with a break at each call: record before compiling.
   ``substitute`` refuses it.
 """

@@ -12,7 +12,11 @@ and of ``key_mask``, that it names. What it does not name is done for it where t
   hidden tokens are padding, and the others run as if there were no such tokens: neither landmarks
   nor positions of queries know of them;
 - a causal mask asks for the operator's causal form, whose rows are zero at masked tokens;
-- exact softmax attention takes any other mask, too.
+- exact softmax attention takes any other mask, too, and what masks leave nothing of, as the layer
+  does: rows of masked tokens, samples without a key;
+- a lone query is the last of its keys, as of a model that decodes with a cache: an operator that
+  asks neither where it stands nor for other queries answers it, all others are refused;
+- the samples of a ragged batch, a nested tensor, are answered one by one.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softlab.capture.masks import UnableError, read
+from softlab.capture.masks import Reading, UnableError, hiding, read
 from softlab.capture.watch import ATTENTION, Call
 from softlab.core import Traits, causal_form
 from softlab.kernels import Exponential
@@ -37,9 +41,9 @@ TORCH = ("attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 
 def answer(operator: Callable[..., Tensor], call: Call) -> Tensor:
     """The output (..., h, n, e); raises ``UnableError`` for what cannot be honoured."""
-    takes = arguments_of(operator)
-    claimed = getattr(operator, "traits", None)
-    traits = claimed if isinstance(claimed, Traits) else None
+    if call.q.is_nested:
+        return _ragged(operator, call)
+    takes, traits = arguments_of(operator), traits_of(operator)
     more: dict[str, Any] = {}
     if call.dropout_p > 0:
         if "dropout_p" not in takes:
@@ -58,22 +62,24 @@ def answer(operator: Callable[..., Tensor], call: Call) -> Tensor:
         more["scale"] = call.scale
     elif not _has_own_scale(operator):
         call = at_usual_scale(call)
-    if call.is_causal and "is_causal" not in takes and call.q.shape[-2] < call.k.shape[-2]:
-        call = _cut(call)
     if "attn_mask" in takes:
         more |= _torch_mask(call, takes)
     else:
+        call = call if "is_causal" in takes else _cut(call)
         n, l = call.q.shape[-2], call.k.shape[-2]  # noqa: E741
+        exact = _softmax_kernel(operator, traits, call.q.shape[-1])
         try:
             found = read(call.mask, call.is_causal, call.q.shape[:-2], n, l)
         except UnableError:
-            kernel = _softmax_kernel(operator, traits, call.q.shape[-1])
-            if kernel is None:
+            if exact is None:
                 raise
-            q, k, v, causal = call.q, call.k, call.v, call.is_causal
-            return ATTENTION(q, k, v, call.mask, is_causal=causal, scale=kernel.scale)
-        if found.causal or n > 1:
+            return _as_the_layer(call, exact)
+        if n == 1 < l:
+            operator = _of_last(operator, traits, l)
+        elif found.causal or n > 1:
             operator, more = _causal(operator, traits, takes, more, wanted=found.causal)
+        if exact is not None and _leaves_out(found) and _finite(call):
+            return _as_the_layer(call, exact)
         if found.key_mask is not None:
             if "key_mask" not in takes:
                 msg = "it masks keys, and the callable takes neither key_mask nor attn_mask."
@@ -88,6 +94,18 @@ def answer(operator: Callable[..., Tensor], call: Call) -> Tensor:
         msg = f"it must be given {tuple(wanted)}, {call.v.dtype}, and the operator returned {got}."
         raise UnableError(msg)
     return out
+
+
+def traits_of(operator: Any) -> Traits | None:
+    """What an operator of the catalogue claims; None of any other callable."""
+    claimed = getattr(operator, "traits", None)
+    return claimed if isinstance(claimed, Traits) else None
+
+
+def couples(operator: Any) -> bool:
+    """Whether an operator says that other queries, or positions, may change what a query gets."""
+    traits = traits_of(operator)
+    return traits is not None and not traits.query_equivariant
 
 
 def arguments_of(operator: Callable[..., Tensor]) -> frozenset[str]:
@@ -204,9 +222,83 @@ def _torch_mask(call: Call, takes: frozenset[str]) -> dict[str, Any]:
 
 
 def _cut(call: Call) -> Call:
-    """Without the keys beyond the last query, which torch's causal mask shows to nobody."""
-    n = call.q.shape[-2]
-    return dataclasses.replace(call, k=call.k[..., :n, :], v=call.v[..., :n, :])
+    """Without the keys after the last query that its mask shows to nobody, as of a static cache."""
+    n, l = call.q.shape[-2], call.k.shape[-2]  # noqa: E741
+    if n >= l or (call.mask is None and not call.is_causal):
+        return call
+    mask = call.mask
+    if mask is not None:
+        try:
+            shown = hiding(mask, call.q.shape[:-2], n, l).flatten(0, -2).any(0)
+        except UnableError:
+            return call
+        if n == 1 or bool(shown[n:].any()):
+            return call
+        mask = mask[..., :n] if mask.ndim and mask.shape[-1] == l else mask
+    return dataclasses.replace(call, k=call.k[..., :n, :], v=call.v[..., :n, :], mask=mask)
+
+
+def _of_last(operator: Any, traits: Traits | None, l: int) -> Any:  # noqa: E741
+    """The operator for a lone query, the last of its keys, all of which it may then see."""
+    if traits is None:
+        return operator
+    free = _uncausal(operator) if traits.causal else operator
+    if couples(free) or free.traits.causal:
+        msg = (
+            f"it has one query for {l} keys, as of a model that decodes with a cache, and what the "
+            "operator gives to a query depends on the others or on where it stands. Run the whole "
+            "sequence at once (in transformers: use_cache=False), or take an operator whose traits "
+            "say query_equivariant."
+        )
+        raise UnableError(msg)
+    return free
+
+
+def _uncausal(operator: Any) -> Any:
+    """The operator of which this is the causal form."""
+    names = {field.name for field in dataclasses.fields(operator)}
+    if "causal" in names:
+        return dataclasses.replace(operator, causal=False)
+    if "target" in names:
+        return dataclasses.replace(operator, target=_uncausal(operator.target))
+    return operator
+
+
+def _leaves_out(found: Reading) -> bool:
+    """Whether a mask says more than its reading: rows of hidden tokens, matrices without a key."""
+    keys = found.key_mask
+    return keys is not None and (found.causal or not bool(keys.any(-1).all()))
+
+
+def _as_the_layer(call: Call, kernel: Exponential) -> Tensor:
+    """Exact softmax attention, which takes any mask."""
+    out: Tensor = ATTENTION(
+        call.q, call.k, call.v, call.mask, is_causal=call.is_causal, scale=kernel.scale
+    )
+    return out
+
+
+def _finite(call: Call) -> bool:
+    """Whether torch's attention may be asked: it lets NaN of a hidden key reach its output."""
+    return all(bool(x.isfinite().all()) for x in (call.q, call.k, call.v))
+
+
+def _ragged(operator: Callable[..., Tensor], call: Call) -> Tensor:
+    """The output of a nested tensor, sample by sample, as ragged as its queries."""
+    q: Any = call.q
+    k, v = call.k, call.v
+    if q.layout != torch.jagged or q.lengths() is not None or call.mask is not None:
+        msg = (
+            "its batch is a nested tensor, and of these one of layout torch.jagged, without holes "
+            "and without a mask, is taken. Pad the batch, and mask the padding."
+        )
+        raise UnableError(msg)
+    samples = zip(q.unbind(), k.unbind(), v.unbind(), strict=True)
+    parts = [answer(operator, dataclasses.replace(call, q=a, k=b, v=c)) for a, b, c in samples]
+    out: Tensor = torch.nested.nested_tensor_from_jagged(
+        torch.cat(parts, -2), q.offsets(), jagged_dim=q.ndim - 2
+    )
+    return out
 
 
 def _has_own_scale(operator: Any) -> bool:

@@ -1,87 +1,199 @@
-"""Let a transformers model call torch's attention for the length of a block.
+"""See the attention of transformers models, whose layers look up by name who computes it.
 
-transformers looks up by name, in the model's configuration, which function computes attention and
-which makes its masks. Every name but "sdpa" hides the attention from a watch. An implementation
-"softlab" is registered in both of its interfaces, or padded batches would be silently wrong: it is
-transformers' own "sdpa" but that it refuses what that one leaves out in silence.
+Such a layer asks an ``AttentionInterface`` for the function of the name in its configuration, and
+calls it with queries, keys, values and the mask that was made for that name. For the length of a
+block, those who wait in its thread are asked first. The configuration stays as it is: a mask is
+the one that the model makes for itself, and a layer that is left, or written out, computes what it
+always did.
+
+Two names are read: "eager", which adds its mask and knows no other, and "sdpa", to which a missing
+mask means a causal one in layers that are causal. What runs under another name is left alone.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-NAME = "softlab"
-LEFT_OUT = {"softcap": "caps its scores", "s_aux": "has sinks without values"}
-_lock = threading.Lock()
-_set: dict[int, tuple[int, str | None]] = {}
-"""By configuration: how many blocks have set it, and to what it is to be set back."""
+Result = tuple[Tensor, Tensor | None]
+"""Output (b, n, h, e) and weights (b, h, n, l) of a layer, or None."""
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What a layer asks for, in the words of torch's attention; ``reason``: why it is more."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    attn_mask: Tensor | None = None
+    dropout_p: float = 0.0
+    is_causal: bool = False
+    scale: float | None = None
+    enable_gqa: bool = False
+    reason: str = ""
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of torch's attention."""
+        return {name: own for name, own in vars(self).items() if name != "reason"}
+
+
+Handler = Callable[[Asked, Callable[[], Result]], Result]
+"""Called with what is asked and with what comes after it."""
+
+
+class _Thread(threading.local):
+    """Who waits in a thread, the innermost block's first; whether a layer was seen and now runs."""
+
+    def __init__(self) -> None:
+        self.waiting: tuple[Handler, ...] = ()
+        self.running = False
+
+
+class _Place:
+    """transformers' own look-up, and for how many blocks another stands there."""
+
+    lock = threading.Lock()
+    blocks = 0
+    real: Callable[..., Any]
+
+
+_thread = _Thread()
+
+
+def running() -> bool:
+    """Whether a layer that was seen computes its own attention: whatever it calls is seen too."""
+    return _thread.running
 
 
 @contextmanager
-def seen_by_softlab(model: nn.Module) -> Iterator[None]:
-    """Set the transformers models in ``model`` to "softlab", but those that are set to "sdpa"."""
+def asked_first(handler: Handler) -> Iterator[None]:
+    """Ask ``handler`` in this thread, before those that wait already."""
     # Nothing of transformers can be in a model where nobody has imported it.
-    found = _configurations(model) if "transformers" in sys.modules else []
-    hidden = [config for config in found if config._attn_implementation != "sdpa"]
-    if hidden:
-        _register()
-    with _lock:
-        for config in hidden:
-            blocks, before = _set.get(id(config), (0, config._attn_implementation))
-            _set[id(config)] = blocks + 1, before
-            config._attn_implementation_internal = NAME
+    module = sys.modules.get("transformers.modeling_utils")
+    interface: Any = getattr(module, "AttentionInterface", None)
+    before = _thread.waiting
+    if not hasattr(interface, "get_interface"):
+        yield
+        return
+    with _Place.lock:
+        if _Place.blocks == 0:
+            _Place.real = interface.get_interface
+            interface.get_interface = _looked_up
+        _Place.blocks += 1
+    _thread.waiting = (handler, *before)
     try:
         yield
     finally:
-        with _lock:
-            for config in hidden:
-                blocks, before = _set.pop(id(config))
-                if blocks > 1:
-                    _set[id(config)] = blocks - 1, before
-                else:
-                    config._attn_implementation_internal = before
+        _thread.waiting = before
+        with _Place.lock:
+            _Place.blocks -= 1
+            if _Place.blocks == 0:
+                interface.get_interface = _Place.real
 
 
-def _configurations(model: nn.Module) -> list[Any]:
-    """The configurations that name an implementation, each once, with those inside them."""
-    found: dict[int, Any] = {}
-    waiting = [getattr(module, "config", None) for module in model.modules()]
-    while waiting:
-        config = waiting.pop()
-        if hasattr(config, "_attn_implementation_internal") and id(config) not in found:
-            found[id(config)] = config
-            waiting += [getattr(config, name, None) for name in getattr(config, "sub_configs", {})]
-    return [*found.values()]
+def _looked_up(interface: Any, name: str, default: Callable[..., Result]) -> Any:
+    """What stands in the place of ``AttentionInterface.get_interface``."""
+    own = _Place.real(interface, name, default)
+    if not _thread.waiting or own is None:
+        return own
+    return functools.partial(_attend, name, own, own is default)
 
 
-def _register() -> None:
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-
-
-def attention(
+def _attend(
+    name: str,
+    own: Callable[..., Result],
+    eager: bool,
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
+    *rest: Any,
     **more: Any,
-) -> tuple[Tensor, None]:
-    """What transformers calls "sdpa", refusing a softcap and sinks, which it does not compute."""
+) -> Result:
+    asked = _read(name, own, eager, module, query, key, value, attention_mask, **more)
+
+    def itself() -> Result:
+        before, _thread.running = _thread.running, not asked.reason
+        try:
+            return own(module, query, key, value, attention_mask, *rest, **more)
+        finally:
+            _thread.running = before
+
+    go_on: Callable[[], Result] = itself
+    for handler in reversed(_thread.waiting):
+        go_on = functools.partial(handler, asked, go_on)
+    return go_on()
+
+
+def _read(
+    name: str,
+    own: Callable[..., Result],
+    eager: bool,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
+    **more: Any,
+) -> Asked:
+    """What a layer asks for, as its implementation understands what it is given."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    for name, what in LEFT_OUT.items():
-        if more.get(name) is not None:
-            msg = f"{type(module).__name__} {what} ({name}), which torch's attention does not do."
-            raise ValueError(msg)
-    out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **more)
-    return out, None
+    reason = ""
+    if more.get("softcap") is not None:
+        reason = "caps its scores (softcap), which torch's attention cannot"
+    elif any(x is not None for x in (more.get("s_aux"), getattr(module, "sinks", None))):
+        reason = "has sinks without values (s_aux), which torch's attention has not"
+    elif more.get("cache") is not None:
+        reason = "reads a paged cache, which is not seen"
+    elif not eager and own is not sdpa_attention_forward:
+        reason = f"runs as {name!r}, which is not seen: call set_attn_implementation('sdpa') first"
+    if reason:
+        return Asked(query, key, value, reason=reason)
+    if eager:
+        causal, dropout = False, dropout if module.training else 0.0
+    else:
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        causal = bool(causal) and mask is None and query.shape[2] > 1
+    if mask is not None and (eager or mask.dtype != torch.bool):
+        mask = _added(mask, query.dtype)
+    if position_bias is not None:
+        mask, causal = _biased(position_bias, mask, query, key, causal=causal), False
+    grouped = key.shape[1] != query.shape[1]
+    return Asked(query, key, value, mask, dropout, causal, scaling, grouped)
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask that is added to scores of this dtype, as eager attention adds booleans too."""
+    if mask.is_floating_point() and mask.dtype != dtype:
+        mask = mask.clamp_min(torch.finfo(dtype).min)  # a row of infinities would be NaN
+    return mask.to(dtype)
+
+
+def _biased(
+    bias: Tensor, mask: Tensor | None, query: Tensor, key: Tensor, *, causal: bool
+) -> Tensor:
+    """A learned bias with the mask in it, to be added to the scores."""
+    n, l = query.shape[2], key.shape[2]  # noqa: E741
+    if causal:
+        mask = torch.ones(n, l, dtype=torch.bool, device=key.device).tril()
+    if mask is None:
+        return bias
+    if mask.dtype == torch.bool:
+        return bias.masked_fill(~mask, torch.finfo(bias.dtype).min)
+    return bias + mask

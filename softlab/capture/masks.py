@@ -44,6 +44,13 @@ def read(mask: Tensor | None, is_causal: bool, lead: torch.Size, n: int, l: int)
         as_causal = allowed == _earlier(mask, n, l) & keys.unsqueeze(-2)
         if bool((as_causal | ~keys.unsqueeze(-1)).all()):
             return Reading(_some(keys), causal=True)
+    if n < l and bool((~allowed | _earlier(mask, n, l, l - n)).all()):
+        msg = (
+            f"its {n} queries are the last of {l} keys, as of a model that fills a cache in parts, "
+            "and each sees what was before it, which the operator cannot tell. Run the whole "
+            "sequence at once, without a cache, or pass a callable that takes attn_mask."
+        )
+        raise UnableError(msg)
     msg = (
         f"its mask {tuple(mask.shape)} hides different keys from different queries and is not "
         "causal, and the operator takes a mask of keys alone. Substitute elsewhere, or pass a "
@@ -74,9 +81,9 @@ def hiding(mask: Tensor, lead: torch.Size, n: int, l: int) -> Tensor:  # noqa: E
     return mask.expand(*mask.shape[:-1], l)
 
 
-def _earlier(mask: Tensor, n: int, l: int) -> Tensor:  # noqa: E741
-    """True where a key is no later than the query, (n, l), on the device of the mask."""
-    return torch.ones(n, l, dtype=torch.bool, device=mask.device).tril()
+def _earlier(mask: Tensor, n: int, l: int, before: int = 0) -> Tensor:  # noqa: E741
+    """True where a key is no later than the query, (n, l); so many keys are before the first."""
+    return torch.ones(n, l, dtype=torch.bool, device=mask.device).tril(before)
 
 
 def _some(keys: Tensor) -> Tensor | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
@@ -28,27 +29,49 @@ def record(
     were.
 
     Raises ``TypeError`` if ``model`` is no module, and at the end of the block ``RuntimeError`` if
-    no attention was seen, or not at every order in ``keep``.
+    no attention was seen, or not at every order in ``keep``. Warns of modules that may compute
+    attention unseen.
     """
-    recorder = _Recorder(model, keep, outputs=outputs)
+    recorder = Recorder(model, keep, outputs=outputs)
     with recorder:
         yield recorder.calls
-    if not recorder.seen or (keep is not None and not set(keep) <= set(range(recorder.seen))):
-        wanted = "" if keep is None else f" of which {sorted(keep)} were to be kept,"
-        msg = (
-            f"saw {recorder.seen} attention calls in {type(model).__name__},{wanted} during this "
-            "block. Run the model inside it; make its attention call "
-            "torch.nn.functional.scaled_dot_product_attention (in transformers: "
-            'attn_implementation="sdpa"); record it before compiling or scripting.'
-        )
-        raise RuntimeError(msg)
+    recorder.complete()
+    if told := recorder.suspects():
+        warnings.warn(f"{type(model).__name__}:{told}", stacklevel=3)
 
 
-class _Recorder(Watch):
-    def __init__(self, model: nn.Module, keep: Collection[int] | None, *, outputs: bool) -> None:
+class Recorder(Watch):
+    """Notes the calls of a model, those of ``keep`` alone if it is given."""
+
+    def __init__(
+        self, model: nn.Module, keep: Collection[int] | None = None, *, outputs: bool
+    ) -> None:
         super().__init__(model)
         self.keep, self.outputs = keep, outputs
         self.calls: list[Call] = []
+        scripted: list[str] = []
+        for name, module in model.named_modules():
+            inside = any(name.startswith(f"{outer}.") for outer in scripted)
+            if isinstance(module, torch.jit.ScriptModule) and not inside:
+                scripted.append(name)
+                graph = str(module.inlined_graph)
+                if "softmax" in graph or "attention" in graph:
+                    self.unseen[name], self.reasons[name] = 1, "is scripted, and has a softmax"
+
+    def complete(self) -> None:
+        """Raise ``RuntimeError`` unless what was asked for was seen."""
+        keep = self.keep
+        if self.seen and (keep is None or set(keep) <= set(range(self.seen))):
+            return
+        wanted = "" if keep is None else f" of which {sorted(keep)} were to be kept,"
+        msg = (
+            f"saw {self.seen} attention calls in {type(self.model).__name__},{wanted} during this "
+            "block. Run the model inside it; make its attention call "
+            "torch.nn.functional.scaled_dot_product_attention (in transformers: "
+            'attn_implementation="sdpa", where the model has it); record it before compiling or '
+            f"scripting.{self.suspects()}"
+        )
+        raise RuntimeError(msg)
 
     def attend(self, call: Call, go_on: Callable[[], Tensor]) -> Tensor:
         """Note the call, if it is wanted, and let it be."""

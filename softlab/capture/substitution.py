@@ -11,18 +11,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from softlab.capture.answer import answer, heads_of
-from softlab.capture.implementations import seen_by_softlab
-from softlab.capture.watch import MULTIHEAD, Call, Watch, named, standing_in
+from softlab.capture.answer import answer, couples, heads_of
+from softlab.capture.implementations import Asked, Result
+from softlab.capture.masks import UnableError
+from softlab.capture.watch import MULTIHEAD, Call, Watch, count, named, standing_in
 from softlab.checks import hint
 from softlab.core import Dims, Operator
 
 BACKWARD = (torch.autograd.backward, torch.autograd.grad, Tensor.backward)
 """Where torch suspends the mode, and a checkpointed model computes forward again."""
-
-SOFTMAXES = (functional.softmax, torch.softmax, Tensor.softmax)
 
 
 class SubstitutionError(ValueError):
@@ -34,8 +32,9 @@ class Substitution:
     """What happened in a block of ``substitute``, by layer in the order in which they were reached.
 
     ``reached``: calls that the operator answered; ``left``: calls of the other layers; ``dims``:
-    the sizes of a layer's latest call, of the substituted heads alone; ``unseen``: modules that
-    took a softmax of their own, which may be attention written out, with how often.
+    the sizes of a layer's latest call, of the substituted heads alone, none of a ragged batch;
+    ``unseen``: modules that may compute attention that is not seen, such as a softmax of their own,
+    with how often.
     """
 
     reached: dict[str, int] = field(default_factory=dict)
@@ -79,7 +78,7 @@ def substitute(
         raise TypeError(msg)
     chosen = None if layers is None else _layers(model, layers)
     mode = _Substituter(model, operator, chosen, None if heads is None else _heads(heads))
-    with seen_by_softlab(model), mode:
+    with mode:
         yield mode.report
     _reached(mode)
 
@@ -96,13 +95,11 @@ class _Substituter(Watch):
         self.operator, self.layers, self.heads = operator, layers, heads
         self.numbers: dict[str, int] = {}
         self.blocks: list[_Substituter] = []
-        self.report = Substitution()
+        self.report = Substitution(unseen=self.unseen)
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in SOFTMAXES and args and args[0].ndim > 2 and (name := self.caller()) is not None:
-            _count(self.report.unseen, name)
         if func in BACKWARD:
             with standing_in(self.through):
                 return func(*args, **(kwargs or {}))
@@ -111,7 +108,7 @@ class _Substituter(Watch):
     def __enter__(self) -> Any:
         found = torch.overrides._get_current_function_mode_stack()
         self.blocks = [*(mode for mode in found if isinstance(mode, _Substituter)), self]
-        return super().__enter__()  # type: ignore[no-untyped-call]
+        return super().__enter__()
 
     def chosen(self, module: str) -> set[int | str]:
         """The members of ``layers`` that mean this module; None for all is one that does."""
@@ -128,9 +125,9 @@ class _Substituter(Watch):
         """Answer the call, or leave it."""
         self.meet(call.module)
         if not self.chosen(call.module):
-            _count(self.report.left, call.module)
+            count(self.report.left, call.module)
             return go_on()
-        _count(self.report.reached, call.module)
+        count(self.report.reached, call.module)
         return self.answered(call, go_on)
 
     def meet(self, module: str) -> None:
@@ -144,25 +141,60 @@ class _Substituter(Watch):
         """The operator's output, for the chosen heads; the others keep what they had."""
         try:
             asked = call if self.heads is None else heads_of(call, self.heads)
+            self.grown(asked)
             with torch._C.DisableTorchFunction():  # what it computes is no attention of the model
                 out = answer(self.operator, asked)
         except (ValueError, TypeError) as error:
             raise SubstitutionError(self.refusal(call, error)) from error
-        shape = asked.q.shape
-        keys = asked.k.shape[-2]
-        self.report.dims[call.module] = Dims(
-            max(1, shape[:-2].numel()), shape[-2], keys, shape[-1], asked.v.shape[-1]
-        )
+        if not asked.q.is_nested:
+            shape, keys = asked.q.shape, asked.k.shape[-2]
+            self.report.dims[call.module] = Dims(
+                max(1, shape[:-2].numel()), shape[-2], keys, shape[-1], asked.v.shape[-1]
+            )
         if self.heads is None:
             return out
         return go_on().index_copy(-3, torch.tensor(self.heads, device=out.device), out)
+
+    def grown(self, call: Call) -> None:
+        """Refuse more queries on keys that have grown by them, where an operator couples them."""
+        before = self.report.dims.get(call.module)
+        if call.q.is_nested or before is None or not couples(self.operator):
+            return
+        n, l = call.q.shape[-2], call.k.shape[-2]  # noqa: E741
+        if 1 < n < l and l == before.l + n and call.mask is None and not call.is_causal:
+            msg = (
+                f"its keys have grown from {before.l} to {l} by its {n} queries, as of a model "
+                "that decodes with a cache, and what the operator gives to a query depends on the "
+                "others or on where it stands. Run the whole sequence at once, without a cache."
+            )
+            raise UnableError(msg)
+
+    def unread(self, module: str, asked: Asked, go_on: Callable[[], Result]) -> Result:
+        """Leave a layer of transformers that asks for more than torch's attention, or refuse."""
+        seen, counted = self.seen, self.unseen.get(module, 0)
+        found = go_on()
+        if self.seen > seen:  # torch's attention was called inside it
+            return found
+        self.meet(module)
+        if self.chosen(module):
+            msg = (
+                f"layer {self.numbers[module]} ({module}) cannot be given {self.operator!r}: it "
+                f"{asked.reason}. Substitute elsewhere: layers=[...]."
+            )
+            raise SubstitutionError(msg)
+        count(self.report.left, module)
+        if counted:
+            self.unseen[module] = counted
+        else:
+            self.unseen.pop(module, None)
+        return found
 
     def weighed(self, arguments: inspect.BoundArguments) -> Any:
         """Output and weights of a multi-head attention: the operator's, and those of its matrix."""
         module = self.caller() or ""
         self.meet(module)
         if not self.chosen(module):
-            _count(self.report.left, module)
+            count(self.report.left, module)
             return MULTIHEAD(*arguments.args, **arguments.kwargs)
         given = dict(arguments.arguments) | {"need_weights": False, "is_causal": False}
         kept: list[Tensor] = []
@@ -211,11 +243,16 @@ def _substitutable(model: nn.Module) -> None:
         if isinstance(module, torch.jit.ScriptModule):
             msg = f"{where} is scripted, so its attention cannot be seen. Pass the eager module."
             raise TypeError(msg)
-        if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
-            msg = (
-                f"{where} is compiled, so what runs is not what python sees. Pass the module that "
-                "was given to torch.compile (its _orig_mod), or compile later."
+        in_place = module._compiled_call_impl is not None
+        if in_place or "_orig_mod" in module._modules:
+            remedy = (
+                "It was compiled in place by its compile(), which is not undone: build the model "
+                "anew, and call compile() after the block."
+                if in_place
+                else "Pass the module that was given to torch.compile (its _orig_mod), or compile "
+                "later."
             )
+            msg = f"{where} is compiled, so what runs is not what python sees. {remedy}"
             raise TypeError(msg)
 
 
@@ -245,19 +282,9 @@ def _natural(x: Any) -> bool:
     return isinstance(x, int) and not isinstance(x, bool) and x >= 0
 
 
-def _count(counts: dict[str, int], name: str) -> None:
-    counts[name] = counts.get(name, 0) + 1
-
-
 def _reached(mode: _Substituter) -> None:
     """Say at the end what was asked for and not reached, and what may have run unseen."""
-    report, kind = mode.report, type(mode.model).__name__
-    suspects = ", ".join(repr(name) for name in report.unseen)
-    hidden = (
-        f" These took a softmax of their own, which may be attention written out: {suspects}."
-        if suspects
-        else ""
-    )
+    kind, hidden = type(mode.model).__name__, mode.suspects()
     if not mode.numbers:
         msg = (
             f"saw no attention in {kind} during this block, so nothing was substituted. Run the "
@@ -272,5 +299,5 @@ def _reached(mode: _Substituter) -> None:
             there = ", ".join(f"{i} {name!r}" for name, i in mode.numbers.items())
             msg = f"layers {', '.join(missed)} of {kind} were not reached; it has {there}.{hidden}"
             raise SubstitutionError(msg)
-    elif suspects:
+    elif hidden:
         warnings.warn(f"{kind}:{hidden}", stacklevel=4)

@@ -4,6 +4,10 @@ A ``torch.overrides.TorchFunctionMode`` sees ``torch.nn.functional.scaled_dot_pr
 ``nn.MultiheadAttention`` calls it inside ``multi_head_attention_forward``, where torch has
 suspended the mode: there a stand-in is put where that function looks for the real one, for just
 that long. It asks the handlers of its own thread alone, so that other threads are served as ever.
+The layers of transformers are seen where they look up their attention, ``implementations``.
+
+What may be attention and cannot be seen is counted, layer by layer: a softmax of its own, or an
+exponential and a product, and whatever torch calls attention by another name.
 """
 
 from __future__ import annotations
@@ -13,20 +17,25 @@ import math
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from softlab.capture.implementations import Asked, Result, asked_first, running
 from softlab.inputs import QKV
 
 ATTENTION = functional.scaled_dot_product_attention
 MULTIHEAD = functional.multi_head_attention_forward
 MULTIHEAD_SIGNATURE = inspect.signature(MULTIHEAD)
+SOFTMAXES = {"softmax", "_softmax", "special_softmax"}
+EXPONENTIALS = {"exp", "exp_", "exp2", "exp2_"}
+PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "einsum", "mm"}
 
 Attention = Callable[..., Tensor]
 """What is called as torch's function is."""
@@ -34,7 +43,9 @@ Attention = Callable[..., Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One call of attention: its arguments as they arrived.
+    """One call of attention: its arguments as torch's attention takes them.
+
+    They are as they arrived, but that autocast has made them of one dtype where it is on.
 
     ``q`` (..., h, n, d), ``k`` (..., g, l, d), ``v`` (..., g, l, e), where g = h, or a divisor of h
     if ``enable_gqa``. ``mask`` is None, boolean (True takes part) or added to the scores. ``scale``
@@ -84,11 +95,21 @@ def named(order: int, module: str) -> Callable[..., Call]:
         enable_gqa: bool = False,
     ) -> Call:
         scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-        return Call(
-            order, module, query, key, value, attn_mask, is_causal, scale, dropout_p, enable_gqa
-        )
+        q, k, v = (_cast(x) for x in (query, key, value))
+        mask = None if attn_mask is None else _cast(attn_mask)
+        return Call(order, module, q, k, v, mask, is_causal, scale, dropout_p, enable_gqa)
 
     return call
+
+
+def _cast(x: Tensor) -> Tensor:
+    """What autocast makes of an argument of torch's attention."""
+    device = x.device.type
+    if not x.is_floating_point() or x.dtype == torch.float64:
+        return x
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return x
+    return x.to(torch.get_autocast_dtype(device))
 
 
 class Watch(TorchFunctionMode):
@@ -103,6 +124,18 @@ class Watch(TorchFunctionMode):
         self.model = model
         self.names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
         self.seen = 0
+        self.unseen: dict[str, int] = {}
+        self.reasons: dict[str, str] = {}
+        self._weighing: set[str] = set()
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Any:
+        self._stack.enter_context(asked_first(self.interface))
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.close()
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def attend(self, call: Call, go_on: Callable[[], Tensor]) -> Tensor:
         """What the model gets for its call; ``go_on()`` is what it would get without this watch."""
@@ -116,20 +149,92 @@ class Watch(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is ATTENTION:
+        if running() or torch.compiler.is_compiling():
+            return func(*args, **kwargs)
+        name = getattr(func, "__name__", "").partition(".")[0]  # of torch.ops: with an overload
+        if func is ATTENTION or name == ATTENTION.__name__:
             return self.through(func, *args, **kwargs)
         if func is MULTIHEAD and self.caller() is not None:
             return self.multihead(*args, **kwargs)
+        if name in SOFTMAXES or name in EXPONENTIALS or name in PRODUCTS or "attention" in name:
+            self._suspect(name, args, kwargs)
         return func(*args, **kwargs)
+
+    def _suspect(self, name: str, args: Any, kwargs: dict[str, Any]) -> None:
+        """Count what may be attention that is not seen."""
+        given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        given += [x for x in args[1:2] if isinstance(x, list | tuple) for x in x]  # of einsum
+        if name in PRODUCTS and (not self._weighing or any(_held(x) for x in given)):
+            return
+        module = None if name == MULTIHEAD.__name__ else self.caller()
+        if module is None:
+            return
+        if name in SOFTMAXES and given and given[0].ndim > 2:
+            count(self.unseen, module)
+        elif name in SOFTMAXES or name in EXPONENTIALS:
+            if given and given[0].ndim > 1 and not _held(given[0]):
+                self._weighing.add(module)
+        elif name not in PRODUCTS:
+            self.reasons[module] = f"calls {name}"
+            count(self.unseen, module)
+        elif module in self._weighing:
+            self.reasons.setdefault(module, "takes exponentials, and a product of its own")
+            count(self.unseen, module)
+            self._weighing.discard(module)
 
     def through(self, attention: Attention, *args: Any, **kwargs: Any) -> Tensor:
         """Let ``attend`` answer one call, if it is the model's."""
-        module = self.caller()
+        module = None if running() else self.caller()
         if module is None:
             return attention(*args, **kwargs)
         call = named(self.seen, module)(*args, **kwargs)
         self.seen += 1
         return self.attend(call, lambda: attention(*args, **kwargs))
+
+    def interface(self, asked: Asked, go_on: Callable[[], Result]) -> Result:
+        """Let ``attend`` answer what a layer of transformers asks for, if it is the model's."""
+        module = self.caller()
+        if module is None:
+            return go_on()
+        if asked.reason:
+            return self.unread(module, asked, go_on)
+        call = named(self.seen, module)(**asked.arguments())
+        self.seen += 1
+        kept: list[tuple[Result, Tensor]] = []
+
+        def own() -> Tensor:
+            found = go_on()
+            kept.append((found, found[0].transpose(1, 2)))
+            return kept[-1][1]
+
+        out = self.attend(call, own)
+        for found, seen in kept:
+            if out is seen:
+                return found
+        return out.transpose(1, 2).contiguous(), None
+
+    def unread(self, module: str, asked: Asked, go_on: Callable[[], Result]) -> Result:
+        """Let a layer of transformers be that asks for more than torch's attention."""
+        seen, counted = self.seen, self.unseen.get(module, 0)
+        found = go_on()
+        if self.seen == seen:  # nothing inside it called torch's attention
+            self.reasons[module] = asked.reason
+            self.unseen[module] = counted + 1
+        return found
+
+    def suspects(self) -> str:
+        """A sentence about what was not seen; empty if there is nothing."""
+        plain = [name for name in self.unseen if name not in self.reasons]
+        other = [name for name in self.unseen if name in self.reasons]
+        told = ""
+        if plain:
+            listed = ", ".join(f"{name!r} ({_times(self.unseen[name])})" for name in plain)
+            told += (
+                f" These took a softmax of their own, which may be attention written out: {listed}."
+            )
+        for name in other:
+            told += f" Not seen: {name!r} {self.reasons[name]} ({_times(self.unseen[name])})."
+        return told
 
     def multihead(self, *args: Any, **kwargs: Any) -> Any:
         """Run ``multi_head_attention_forward`` and see the attention inside it."""
@@ -151,6 +256,20 @@ class Watch(TorchFunctionMode):
                 return name
             frame = frame.f_back
         return None
+
+
+def count(counts: dict[str, int], name: str) -> None:
+    """One more of that name."""
+    counts[name] = counts.get(name, 0) + 1
+
+
+def _times(number: int) -> str:
+    return f"{number} time{'s' if number > 1 else ''}"
+
+
+def _held(x: Tensor) -> bool:
+    """Whether it is one of a model's own weights."""
+    return isinstance(x, nn.Parameter)
 
 
 Handler = Callable[..., Tensor]

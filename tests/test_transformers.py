@@ -1,0 +1,162 @@
+"""transformers' own models: what is seen of them, and what of them is left as it was."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from softlab.capture import SubstitutionError, record, substitute
+from softlab.operators import Local, Nystromformer, Performer, Softmax, TopK, Uniform
+from softlab.perturbation import effect
+
+SIZES = {"vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4}
+WIDE = {
+    "vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "intermediate_size": 48,
+}  # fmt: skip
+BLOOM = {"vocab_size": 61, "hidden_size": 32, "n_layer": 2, "n_head": 4}
+FALCON = {k: x for k, x in WIDE.items() if k != "intermediate_size"}
+MPT = {"vocab_size": 61, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64}
+MODELS = {
+    "GPTJ": (SIZES | {"rotary_dim": 4}, False),
+    "CodeGen": (SIZES | {"rotary_dim": 4}, False),
+    "Bloom": (BLOOM, False),
+    "Falcon": (FALCON, False),
+    "Mpt": (MPT, False),
+    "GPT2": (SIZES, True),
+    "Llama": (WIDE | {"num_key_value_heads": 2}, True),
+    "GPTNeoX": (WIDE, True),
+    "Mistral": (WIDE | {"num_key_value_heads": 2, "sliding_window": 4}, True),
+}
+
+
+class WithHead(nn.Module):
+    """A language model and an attention of torch on top."""
+
+    def __init__(self, lm):
+        super().__init__()
+        self.lm, self.head = lm, nn.MultiheadAttention(32, 4, batch_first=True)
+
+    def forward(self, ids, **more):
+        self.hidden = self.lm(input_ids=ids, **more).last_hidden_state
+        return self.head(self.hidden, self.hidden, self.hidden, need_weights=False)[0]
+
+
+def made(name, implementation="eager", kind="Model", **more):
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    config = getattr(transformers, f"{name}Config")(**MODELS.get(name, (WIDE,))[0] | more)
+    torch.manual_seed(0)
+    model = getattr(transformers, name + kind)
+    return model._from_config(config, attn_implementation=implementation).eval()
+
+
+IDS = torch.randint(3, 61, (2, 12), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_beside_the_substituted_layer_keeps_its_mask(name):
+    """transformers issue 30652: eager attention without its causal mask."""
+    model = WithHead(made(name))
+    later = IDS.clone()
+    later[:, 6:] = 7
+    with torch.no_grad():
+        model(IDS)
+        before = model.hidden
+        with substitute(model, Uniform(), layers=["head"]):
+            model(IDS)
+            assert torch.equal(model.hidden, before)
+            model(later)
+            torch.testing.assert_close(model.hidden[:, :6], before[:, :6])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # softmaxes of their own
+            with substitute(model, Softmax()) as report, record(model) as calls:
+                model(IDS)
+        torch.testing.assert_close(model.hidden, before, atol=1e-5, rtol=1e-4)
+    assert len(calls) == len(report.reached) == (3 if MODELS[name][1] else 1)
+
+
+def test_what_transformers_models_ask_beyond_torchs_attention():
+    more = {"num_key_value_heads": 2, "head_dim": 8}
+    gemma = made("Gemma2", **more)
+    with (
+        pytest.raises(SubstitutionError, match=r"layer 0 \(layers\.0\.self_attn\).*softcap"),
+        substitute(gemma, Softmax()),
+    ):
+        gemma(IDS)
+    oss = made("GptOss", num_local_experts=4, num_experts_per_tok=2, **more)
+    with (
+        pytest.raises(SubstitutionError, match=r"layer 0 \(layers\.0\.self_attn\).*s_aux"),
+        substitute(oss, Softmax()),
+    ):
+        oss(IDS)
+    model = WithHead(gemma)
+    with torch.no_grad(), substitute(model, Softmax(), layers=["head"]) as report:
+        model(IDS)
+    assert report.reached == {"head": 1}
+    assert len(report.left) == 2
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_generation_with_a_cache(implementation):
+    """Token by token, and by ``generate``: as the whole sequence, or refused."""
+    model = made("Llama", implementation, "ForCausalLM")
+    mask = torch.ones_like(IDS)
+    mask[1, :4] = 0
+    where = (mask.cumsum(1) - 1).clamp_min(0)
+
+    def by_parts(parts, **more):
+        out, start = [], 0
+        for part in parts:
+            made = model(
+                IDS[:, start : start + part], attention_mask=mask[:, : start + part],
+                position_ids=where[:, start : start + part], use_cache=True, **more,
+            )  # fmt: skip
+            out, start = [*out, made.logits], start + part
+            more["past_key_values"] = made.past_key_values
+        return torch.cat(out, 1)
+
+    for op in (Softmax(), Softmax(causal=True), TopK(k=4), Performer(16)):
+        with torch.no_grad(), substitute(model, op):
+            whole = model(IDS, attention_mask=mask, position_ids=where).logits
+            one_by_one = by_parts([6, *[1] * 6])
+        torch.testing.assert_close(one_by_one[0], whole[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(one_by_one[1, 4:], whole[1, 4:], atol=1e-5, rtol=1e-4)
+    with torch.no_grad(), substitute(model, Softmax()):
+        whole = model(IDS, attention_mask=mask, position_ids=where).logits
+        torch.testing.assert_close(by_parts([6, 4, 2])[0], whole[0], atol=1e-5, rtol=1e-4)
+    more = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "attention_mask": mask}
+    for op in (Softmax(), TopK(k=4)):
+        for cache in ({}, {"cache_implementation": "static"}):
+            with torch.no_grad(), substitute(model, op):
+                cached = model.generate(IDS, use_cache=True, **cache, **more)
+                assert torch.equal(cached, model.generate(IDS, use_cache=False, **more))
+    says = r"layer 0 \(model\.layers\.0\.self_attn\), q \(2, 4, 1, 8\).*use_cache=False"
+    for op in (Local(3), Local(3, causal=True), Local(3, sinks=1)):
+        with torch.no_grad(), substitute(model, op):
+            model.generate(IDS, use_cache=False, **more)
+            for cache in ({}, {"cache_implementation": "static"}):
+                with pytest.raises(SubstitutionError, match=says):
+                    model.generate(IDS, use_cache=True, **cache, **more)
+    for op in (TopK(k=4), Local(3)):
+        with (
+            torch.no_grad(),
+            pytest.raises(SubstitutionError, match=r"4 queries are the last of 10 keys.*cache"),
+            substitute(model, op),
+        ):
+            by_parts([6, 4])
+
+
+@pytest.mark.parametrize("name", ["GPT2", "Mistral"])
+def test_effects_on_models_set_to_eager(name):
+    model = made(name)
+    found = effect(model, lambda: model(IDS).last_hidden_state, Softmax())
+    assert found.output["change"] < 1e-5
+    assert len(found.layers) == 2
+    moved = effect(model, lambda: model(IDS).last_hidden_state, Softmax(scale=0.9))
+    assert moved.output["change"] > 1e-3
+    with (
+        pytest.raises(SubstitutionError, match=r"no causal form|different keys"),
+        substitute(model, Nystromformer(3)),
+    ):
+        model(IDS)

@@ -3,14 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from softlab import landmarks
 from softlab.chapters import landmarks as chapter
-from softlab.chapters.profiles import shares_within
 from softlab.core import Dims, as_matrix
 from softlab.figures import draw, pages
 from softlab.inputs import Clustered, Patches, Recorded, Tied
@@ -116,29 +114,6 @@ def test_the_headline_k_means_helps_where_tokens_are_clustered(table):
     assert float(chapter.ratios(rows, "k-means", "segment means").iloc[0]) < 0.8
 
 
-def test_ratios_of_made_up_errors_are_exact():
-    rows = made(**{"k-means": 2.0, "uniform": 8.0, "segment means": 1.0})
-    assert chapter.ratios(rows, "k-means", "uniform").tolist() == pytest.approx([0.25] * 12)
-    said = chapter.findings(rows)[0]
-    assert (
-        "Softmax: the output error is, in the median over the inputs (with its 95 % interval, and "
-        "on how many it is less), at equally many landmarks with k-means 0.250 times that with "
-        "uniform (0.250 to 0.250; less on 12 of 12) and 2.00 times that with segment means (2.00 "
-        "to 2.00; less on 0 of 12)."
-    ) in said
-
-
-def test_an_interval_of_the_median_needs_six_numbers_and_covers():
-    assert chapter.interval(pd.Series(range(5))) == (-np.inf, np.inf)
-    # Six numbers: the least and the greatest, at confidence 1 - 2 / 2^6.
-    assert chapter.interval(pd.Series([3.0, 1.0, 2.0, 6.0, 5.0, 4.0])) == (1.0, 6.0)
-    rng, hits = np.random.default_rng(0), 0
-    for _ in range(400):
-        low, high = chapter.interval(pd.Series(rng.exponential(size=11)))
-        hits += low <= np.log(2) <= high
-    assert 0.95 <= hits / 400 <= 1
-
-
 def test_a_selector_without_an_answer_is_infinitely_far_and_one_without_images_is_not_counted():
     rows = made(A=1.0, B=1.2, C=3.0)
     rows.loc[(rows["selector"] == "B") & (rows["source"] > "input 5"), "fits"] = False
@@ -150,16 +125,6 @@ def test_a_selector_without_an_answer_is_infinitely_far_and_one_without_images_i
     assert near["C"] == 0
     within = chapter._within(chapter._done(rows[~grid]), 4.0).loc[("softmax", "landmarks")]
     assert within["C"] == 1
-
-
-def test_shares_within_count_problems_and_controls_set_no_mark():
-    errors = pd.DataFrame({"A": [1.0, 4.0, 1e-9], "B": [2.0, None, 9e-7]})
-    control = pd.DataFrame({"mean": [0.5, 40.0, 1.0]})
-    found = shares_within(errors, [1.0, 2.0], control).set_index(["method", "tau"])
-    assert found["share_within"].round(3).to_dict() == {
-        ("A", 1.0): 1, ("A", 2.0): 1, ("B", 1.0): 0.333, ("B", 2.0): 0.667,
-        ("mean", 1.0): 0.333, ("mean", 2.0): 0.333,
-    }  # fmt: skip
 
 
 def test_every_figure_is_drawn_and_tables_have_whole_rows(table):

@@ -16,10 +16,11 @@ import pandas as pd
 
 from softlab.chapters import Cell, Table
 from softlab.chapters.headlines import Headline, headline
-from softlab.chapters.intervals import interval
+from softlab.chapters.intervals import median as over_units
 from softlab.chapters.numbers import joined, number, short
-from softlab.chapters.profiles import ROUNDING, shares_within
+from softlab.chapters.profiles import ROUNDING, known_to, shares_within
 from softlab.chapters.rows import finished
+from softlab.chapters.timings import timing
 
 NEEDED = {
     *("status", "setting", "source", "equal", "allowance", "selector", "seed", "fits", "n"),
@@ -28,6 +29,9 @@ NEEDED = {
 ASKED = ("k-means", "k-means, 1 step")
 RIVALS = ("uniform", "segment means")
 """What k-means is held against: the classical draw, and SOFT's own choice."""
+
+LEFT = 1e-3
+"""Where the best matrix of the rank leaves less of the trace, ratios to it are of rounding."""
 
 TAUS = 2.0 ** (np.arange(17) / 8)
 LANDMARKS, WORK = "landmarks", "work"
@@ -51,18 +55,28 @@ def findings(table: pd.DataFrame) -> list[str]:
     done = _done(table)
     if done.empty:
         return []
-    said = [_helps(rows, setting) for setting, rows in done.groupby("setting", sort=False)]
-    said += [_near(done), _bounds(done), _traces(done), _times(done)]
+    said = [*_helps(done), _near(done), _bounds(done), _traces(done), _times(done)]
     return [text for text in said if text]
 
 
 def headlines(table: pd.DataFrame) -> Iterator[Headline]:
-    """What k-means gains over uniform draws at equal numbers."""
+    """What k-means gains over uniform draws at equal numbers, and at equal work."""
     done = _done(table)
-    done = done[done["equal"] == LANDMARKS] if len(done) else done
-    for setting, rows in [*done.groupby("setting", sort=False)][:2]:
-        text = f"k-means landmarks make {{}} times the output error of uniform draws ({setting})."
-        yield from headline(text, ratios(rows, ASKED[0], RIVALS[0]), "inputs")
+    for setting, rows in done.groupby("setting", sort=False):
+        equal, work = (
+            ratios(rows[rows["equal"] == what], ASKED[0], RIVALS[0]) for what in (LANDMARKS, WORK)
+        )
+        beside = (
+            f"at equal work, choosing them included, {number(work.median())} times (less on "
+            f"{(work < 1).sum()} of {len(work)} inputs)"
+            if len(work)
+            else "their choice not counted as work"
+        )
+        text = (
+            f"Equally many landmarks of k-means make {{}} times the output error of uniform draws "
+            f"({setting}), {beside}"
+        )
+        yield from headline(text, equal, "inputs")
 
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:
@@ -133,49 +147,51 @@ def _taking_part(done: pd.DataFrame, errors: pd.DataFrame) -> pd.DataFrame:
     return tried.reindex(errors.index.get_level_values("source")).set_axis(errors.index)
 
 
-def _compared(rows: pd.DataFrame, asked: str, rival: str) -> str:
-    """0.62 times that with uniform (0.5 to 0.9; less on 10 of 11)."""
-    found = ratios(rows, asked, rival)
-    if found.empty:
-        return ""
-    low, high = interval(found)
-    span = "" if np.isinf(low) or np.isinf(high) else f"{number(low)} to {number(high)}; "
-    return (
-        f"{number(found.median())} times that with {rival} ({span}less on "
-        f"{int((found < 1).sum())} of {len(found)})"
-    )
-
-
-def _helps(rows: pd.DataFrame, setting: object) -> str:
+def _helps(done: pd.DataFrame) -> Iterator[str]:
     """The error with k-means over that with each rival, at equal landmarks and at equal work."""
-    said = []
-    for equal, mine in rows.groupby("equal", sort=False):
-        lead = "equally many landmarks" if equal == LANDMARKS else "equal work"
-        for asked in ASKED:
-            words = [text for rival in RIVALS if (text := _compared(mine, asked, rival))]
-            if words:
-                said.append(f"at {lead} with {asked} {joined(words)}")
-    if not said:
-        return ""
-    name = f"{str(setting)[:1].upper()}{str(setting)[1:]}"
+    found = {
+        (str(setting), str(equal), asked, rival): each
+        for (setting, equal), rows in done.groupby(["setting", "equal"], sort=False)
+        for asked in ASKED
+        for rival in RIVALS
+        if len(each := ratios(rows, asked, rival))
+    }
+    for setting in dict.fromkeys(setting for setting, *_ in found):
+        said = []
+        for equal, asked in dict.fromkeys(key[1:3] for key in found if key[0] == setting):
+            lead = "equally many landmarks" if equal == LANDMARKS else "equal work"
+            mine = {key[3]: x for key, x in found.items() if key[:3] == (setting, equal, asked)}
+            words = (_compared(each, rival, len(found)) for rival, each in mine.items())
+            said.append(f"at {lead} with {asked} {joined(words)}")
+        yield (
+            f"{setting[:1].upper()}{setting[1:]}: the output error is, in the median over the "
+            "inputs (with its interval, 95 % for all such intervals together, and on how many it "
+            f"is less), {'; '.join(said)}."
+        )
+
+
+def _compared(each: pd.Series, rival: str, verdicts: int) -> str:
+    """0.62 times that with uniform (0.5 to 0.9; less on 10 of 11)."""
+    found = over_units(each, verdicts=verdicts)
+    span = f"{number(found.low)} to {number(found.high)}; " if found.known else ""
     return (
-        f"{name}: the output error is, in the median over the inputs (with its 95 % interval, and "
-        f"on how many it is less), {'; '.join(said)}."
+        f"{number(found.value)} times that with {rival} ({span}less on {(each < 1).sum()} of "
+        f"{len(each)})"
     )
 
 
 def _near(done: pd.DataFrame) -> str:
     """Who is most often within a quarter of the least error."""
+    shares = _within(done, 1.25)
     said = []
-    for (setting, equal), shares in _within(done, 1.25).iterrows():
-        best = shares.dropna().sort_values(ascending=False, kind="stable").head(3)
+    for (setting, equal), mine in shares.iterrows():
+        best = mine.dropna().sort_values(ascending=False, kind="stable").head(3)
         names = joined(f"{name} ({100 * x:.0f} %)" for name, x in best.items())
         said.append(f"{setting} at equal {equal}, {names}")
+    sure = known_to(done["source"].nunique(), int(shares.notna().sum().sum()))
     return (
         f"Within a quarter of the least error of all selectors are most often: {'; '.join(said)} "
-        "(in parentheses: on how many of the inputs and allowances that it takes part in)."
-        if said
-        else ""
+        f"(in parentheses: on how many of the inputs and allowances that it takes part in; {sure})."
     )
 
 
@@ -187,10 +203,11 @@ def _bounds(done: pd.DataFrame) -> str:
         keys = ["source", "allowance"]
         errors = mine.groupby([*keys, "selector"])["matrix_error"].median().groupby(keys).min()
         floor = mine.groupby(keys)["best_error"].median().clip(lower=ROUNDING)
-        said.append(f"{number((errors / floor).median())} ({setting})")
+        said.append(f"{_over_sources(errors / floor)} ({setting})")
     return (
-        "With the landmarks that do best, the error of the matrix is this many times that of the "
-        f"best matrix of the rank, in the median over inputs and ranks: {joined(said)}."
+        "With the landmarks that do best, chosen afterwards, the error of the matrix is this many "
+        "times that of the best matrix of the rank, in the median over the inputs, each the "
+        f"geometric mean over the ranks: {joined(said)}."
         if said
         else ""
     )
@@ -201,19 +218,32 @@ def _traces(done: pd.DataFrame) -> str:
     if not {"trace_error", "best_trace_error"} <= set(done.columns):
         return ""
     rows = done[(done["equal"] == LANDMARKS) & done["trace_error"].notna()]
-    rows = rows[rows["best_trace_error"] > 1e-3]
+    rows = rows[rows["best_trace_error"] > LEFT]
     said = []
     for setting, mine in rows.groupby("setting", sort=False):
-        over = (mine["trace_error"] / mine["best_trace_error"]).groupby(mine["selector"]).median()
-        over = over.sort_values(kind="stable")
-        names = (f"{name} {number(x)}" for name, x in over.items())
+        over = {
+            str(name): over_units(
+                x["trace_error"] / x["best_trace_error"], x["source"], ratios=True
+            )
+            for name, x in mine.groupby("selector", sort=False)
+        }
+        names = (
+            f"{name} {number(over[name].value)}" for name in sorted(over, key=over.__getitem__)
+        )
         said.append(f"{setting}: {joined(names)}")
     return (
-        "Trace of the kernel that is left, over the least that any matrix of the rank leaves, in "
-        f"the median over inputs and ranks: {'; '.join(said)}."
+        "Trace of the kernel that is left, over the least that any matrix of the rank leaves where "
+        f"that is above {LEFT:g}, in the median over the inputs, each the geometric mean over "
+        f"samples and ranks: {'; '.join(said)}."
         if said
         else ""
     )
+
+
+def _over_sources(each: pd.Series) -> str:
+    """The median over the inputs of ratios that have one in their index, in words."""
+    source = pd.Series(each.index.get_level_values("source"), each.index)
+    return number(over_units(each, source, ratios=True).value)
 
 
 def _times(done: pd.DataFrame) -> str:
@@ -226,8 +256,11 @@ def _times(done: pd.DataFrame) -> str:
     rows = rows[rows["n"] == rows["n"].max()]
     said: list[str] = []
     for setting, mine in rows.groupby("setting", sort=False):
-        times = mine.groupby("selector")["time"].median().sort_values(kind="stable")
-        names = joined(f"{name} {number(x)}" for name, x in times.items())
+        times = {str(name): timing(x, "time") for name, x in mine.groupby("selector", sort=False)}
+        names = joined(
+            f"{name} {times[name].words()}"
+            for name in sorted(times, key=lambda x: np.nan_to_num(times[x].value, nan=np.inf))
+        )
         if not any(one.endswith(names) for one in said):  # settings of the same cost are timed once
             said.append(f"{setting}: {names}")
     return (
@@ -241,7 +274,8 @@ def _times(done: pd.DataFrame) -> str:
 
 def _selector_table(setting: str, rows: pd.DataFrame) -> Table:
     columns = _allowances(rows)
-    errors = rows.groupby(["selector", "allowance"])["output_error"].median()
+    seeds = rows.groupby(["selector", "allowance", "source"])["output_error"].median()
+    errors = seeds.groupby(["selector", "allowance"]).median()
     trivial = rows["output_error"] >= rows["uniform_error"].clip(upper=1.0)
     hopeless = trivial.groupby(rows["selector"]).mean()
     near = {
@@ -261,7 +295,8 @@ def _selector_table(setting: str, rows: pd.DataFrame) -> Table:
     names = [_words(*column).split(" ")[0] for column in columns]
     taus = [f"×{tau:g}" for _, tau in near]  # noqa: RUF001
     return {
-        "caption": f"{setting[:1].upper()}{setting[1:]}: median output error over inputs and seeds "
+        "caption": f"{setting[:1].upper()}{setting[1:]}: median over the inputs of the output "
+        "error, itself a median over seeds, "
         "by landmarks, and by share of the work; the share of inputs and allowances on which the "
         "error is within 1, 1.25 and 2 times the least of all selectors, first at equally many "
         "landmarks, then at equal work, where that was tried; and the share of cells without "

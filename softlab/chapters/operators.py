@@ -43,11 +43,11 @@ def findings(table: pd.DataFrame) -> list[str]:
     """One paragraph for each method and target."""
     done = finished(table, NEEDED)
     paragraphs = []
-    for (target, _), mine in _by_method(done):
+    for (target, method), mine in _by_method(done):
         rows = done[done["target"] == target]
         rank = _telling(mine)
         sentences = [
-            *_headline(mine, rows, rank),
+            *_headline(f"{method} against {target} attention", mine, rows, rank),
             *_trend(mine),
             *_worse_than_trivial(mine),
             *_unconverged(mine),
@@ -86,17 +86,16 @@ def _by_method(done: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFra
         yield (str(target), str(method)), rows
 
 
-def _headline(mine: pd.DataFrame, rows: pd.DataFrame, rank: int) -> Iterator[str]:
-    method, target = mine.iloc[0][["method", "target"]]
+def _headline(what: str, mine: pd.DataFrame, rows: pd.DataFrame, rank: int) -> Iterator[str]:
     at = _real(mine[mine["op.rank"] == rank])
     svd = _real(rows[(rows["method"] == "TruncatedSVD") & (rows["op.rank"] == rank)])
     found = _over_sources(at, "output_error")
     bound = f", that of the truncated SVD {_middle(svd, 'output_error')}" if len(svd) else ""
     span = found.span(_kind(at))
     yield (
-        f"At rank {rank} the relative output error of {method} against {target} attention is "
-        f"{number(found.value)}, in the median over {found.units} {_kind(at)}, each the median "
-        f"over its samples ({span + '; ' if span else ''}{len(at)} cases); that of the uniform "
+        f"At rank {rank} the relative output error of {what} is {number(found.value)}, in the "
+        f"median over {found.units} {_kind(at)}, each the median over its samples "
+        f"({span + '; ' if span else ''}{len(at)} cases); that of the uniform "
         f"average is {_middle(at, 'uniform_error')}{bound}."
     )
     if "ratio_to_bound" in at and at["ratio_to_bound"].notna().any():

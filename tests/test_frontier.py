@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -84,16 +83,6 @@ def test_the_heaviest_keys_are_the_operators():
     reference = measures.Reference(Softmax(), q, k, v)
     called = measures.output_error(TopK(8), q, k, v, reference)
     assert measures.best_of_keys(8, reference) == pytest.approx(called, rel=1e-9)
-
-
-def test_a_front_holds_what_no_point_dominates_and_nothing_else():
-    draws = np.random.default_rng(0).integers(1, 12, size=(60, 2)).astype(float)
-    points = pd.DataFrame(draws, columns=["share", "output_error"])
-    kept = {tuple(point) for point in chapter.front(points, "share")[list(points)].to_numpy()}
-    every = {tuple(point) for point in draws}
-    for x, y in every:
-        dominated = any(a <= x and b <= y and (a, b) != (x, y) for a, b in every)
-        assert ((x, y) in kept) == (not dominated)
 
 
 def test_a_profile_counts_inputs_and_what_has_no_setting_is_infinitely_far():

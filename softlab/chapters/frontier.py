@@ -17,8 +17,9 @@ import pandas as pd
 from softlab.chapters import Cell, Table
 from softlab.chapters.headlines import Headline, headline
 from softlab.chapters.numbers import joined, number, short
-from softlab.chapters.profiles import ROUNDING, shares_within
+from softlab.chapters.profiles import ROUNDING, known_to, shares_within
 from softlab.chapters.rows import finished
+from softlab.chapters.timings import steady
 
 NEEDED = {
     *("status", "family", "method", "target", "source", "real", "n", "seed", "budget", "fits"),
@@ -37,19 +38,17 @@ UNIFORM, BEST = "uniform average", "best of all"
 def scope(table: pd.DataFrame) -> str:
     """The methods by target, and the inputs with their lengths."""
     rows = _methods(_done(table))
-    if rows.empty:
+    words = [f"{target}: {joined(mine['method'].unique())}" for target, mine in _by_target(rows)]
+    if not words:
         return ""
-    words = (f"{target}: {joined(mine['method'].unique())}" for target, mine in _by_target(rows))
-    lengths = rows.groupby("source", sort=False)["n"].first()
-    inputs = ", ".join(f"{source} (n = {n:g})" for source, n in lengths.items())
+    lengths = rows.drop_duplicates("source")
+    inputs = ", ".join(f"{x.source} (n = {x.n:g})" for x in lengths.itertuples())
     return f"Methods for {'; for '.join(words)}. Inputs: {inputs}."
 
 
 def findings(table: pd.DataFrame) -> list[str]:
     """For each target: winners, fronts, profile, cells without skill, time and memory, oracles."""
     done = _done(table)
-    if _methods(done).empty:
-        return []
     profiles = _profiles(done)
     paragraphs = []
     for target, rows in _by_target(done):
@@ -57,37 +56,36 @@ def findings(table: pd.DataFrame) -> list[str]:
         mine = profiles[profiles["target"] == target]
         for part in (_winners, _on_fronts, _without_skill, _against_exact, _oracles):
             paragraphs.append(" ".join(part(target, points)))
-        paragraphs.insert(-3, " ".join(_within_twice(mine)))
+        paragraphs.insert(-3, " ".join(_within_twice(mine, points["source"].nunique())))
     return [text for text in paragraphs if text]
 
 
 def headlines(table: pd.DataFrame) -> Iterator[Headline]:
     """The least error within the middle budget, and what the saved work saves in time."""
     done = _done(table)
-    if _methods(done).empty:
-        return
     for target, rows in [*_by_target(done)][:1]:  # softmax, where the grid has it
         points = _points(rows)
         budget = _telling(points)
         text = (
             f"Within {_part(budget)} of the work of exact {target} attention the least error of "
-            "any method is {}."
+            f"{len(_swept(points))} methods, another on each input, is {{}}"
         )
-        yield from headline(text, _best(points, budget)["output_error"], "inputs")
-        cells = _methods(points)
-        cells = cells[cells["budget"] <= 0.25].drop_duplicates(["n", "method", "budget"])
-        text = (
-            f"A method with at most a quarter of the work of exact {target} attention takes {{}} "
-            "times its time."
-        )
-        yield from headline(text, cells["time"], "settings")
+        best = _best(points, budget)
+        yield from headline(text, best["output_error"], "inputs")
+        cells = _settings(points)
+        cells = cells[cells["n"] == cells["n"].max()]
+        if len(cells):
+            yield {
+                "text": f"At n = {cells['n'].max():g}, of {len(cells)} settings with at most a "
+                f"quarter of the work of exact {target} attention {{}} take less time.",
+                "value": str((cells["time"] < 1).sum()),
+                "interval": "a count of the study's methods and budgets, which are no sample",
+            }
 
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:
     """Winners by budget; the methods' profiles and skill; who is on which front; pooled errors."""
     done = _done(table)
-    if _methods(done).empty:
-        return
     profiles = _profiles(done)
     for target, rows in _by_target(done):
         points = _points(rows)
@@ -130,9 +128,19 @@ def profile(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _done(table: pd.DataFrame) -> pd.DataFrame:
-    """The finished rows with an answer; none of a table without the columns."""
+    """The finished rows with an answer; none of a table without the columns.
+
+    ``time`` is NaN where it is too noisy to compare: its own repeats, or the exact operator's.
+    """
     done = finished(table, NEEDED)
-    return done[done["fits"].eq(True) & done["output_error"].notna()]
+    done = done[done["fits"].eq(True) & done["output_error"].notna()]
+    still = steady(done, "time")
+    if "time_q1" not in done and "seconds" in done:  # a ratio of two timings, each with its noise
+        still &= steady(done, "seconds")
+        exact = done[(done["family"] == "exact") & ~still]
+        bad = pd.MultiIndex.from_frame(exact[["target", "n"]])
+        still &= ~pd.MultiIndex.from_frame(done[["target", "n"]]).isin(bad)
+    return done.assign(time=done["time"].where(still), noisy=done["time"].notna() & ~still)
 
 
 def _methods(done: pd.DataFrame) -> pd.DataFrame:
@@ -141,14 +149,19 @@ def _methods(done: pd.DataFrame) -> pd.DataFrame:
 
 
 def _by_target(done: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    for target in done["target"].unique():
-        yield str(target), done[done["target"] == target]
+    """Each target for which a method has a knob, with all rows of it."""
+    for target, rows in done.groupby("target", sort=False):
+        if _swept(rows):
+            yield str(target), rows
 
 
 def _points(rows: pd.DataFrame) -> pd.DataFrame:
     """Medians over the seeds: one row an input, method and budget."""
     keys = ["target", "source", "family", "method", "budget"]
-    columns = ["real", "n", "share", "time", "memory", "output_error", "skill", "uniform_error"]
+    columns = [
+        *("real", "n", "share", "time", "noisy", "memory"),
+        *("output_error", "skill", "uniform_error"),
+    ]
     return rows.groupby(keys, sort=False)[columns].median().reset_index()
 
 
@@ -200,6 +213,8 @@ def _profiles(done: pd.DataFrame) -> pd.DataFrame:
     """``share_within`` by target, seed, budget, method and tau: the share of inputs within tau."""
     found = []
     for (target, seed), rows in done.groupby(["target", "seed"], sort=False):
+        if not _swept(rows):
+            continue
         trivial = rows.groupby("source")["uniform_error"].first()
         for budget in _budgets(rows):
             within = _methods(rows)
@@ -289,16 +304,21 @@ def _winners(target: str, points: pd.DataFrame) -> Iterator[str]:
     )
 
 
-def _within_twice(profiles: pd.DataFrame) -> Iterator[str]:
+def _within_twice(profiles: pd.DataFrame, inputs: int) -> Iterator[str]:
     """The profile read at two: who is seldom far from the best."""
-    for budget in _middle(profiles["budget"].unique()):
+    budgets = _middle(profiles["budget"].unique())
+    for budget in budgets:
         shares = _within(profiles, budget, 2.0).sort_values(ascending=False, kind="stable")
         first = shares.drop(UNIFORM).head(3)
         yield (
-            f"Within {_part(budget)} of the work, the error is at most twice the least on "
+            f"Within {_part(budget)} of the work, the error is at most twice the least of all "
+            "methods with a knob on "
             f"{joined(f'{100 * x:.0f} % of inputs for {name}' for name, x in first.items())}; "
             f"the uniform average does as well on {100 * shares[UNIFORM]:.0f} %."
         )
+    if budgets:
+        read = len(budgets) * profiles["method"].nunique()
+        yield f"Of such a share so much is known: {known_to(inputs, read)}."
 
 
 def _on_fronts(target: str, points: pd.DataFrame) -> Iterator[str]:
@@ -308,10 +328,24 @@ def _on_fronts(target: str, points: pd.DataFrame) -> Iterator[str]:
         found = found[found["family"] != "exact"]
         counts = found.groupby("method")["source"].nunique().sort_values(ascending=False)
         names = joined(f"{name} ({count})" for name, count in counts.items())
+        if points[cost].notna().any():
+            yield (
+                f"On the fronts of {target} attention in {word} stand, beside the exact operator, "
+                f"{names or 'none'} (in parentheses: on how many of {points['source'].nunique()} "
+                "inputs)."
+            )
+    yield from _left_out(points)
+
+
+def _left_out(points: pd.DataFrame) -> Iterator[str]:
+    """How many timings are in no comparison."""
+    timed = points[points["time"].notna() | (points["noisy"] > 0)]
+    timed = timed.drop_duplicates(["n", "method", "budget"])
+    noisy = int((timed["noisy"] > 0).sum())
+    if noisy:
         yield (
-            f"On the fronts of {target} attention in {word} stand, beside the exact operator, "
-            f"{names or 'none'} (in parentheses: on how many of {points['source'].nunique()} "
-            "inputs)."
+            f"Timings of {noisy} of {len(timed)} settings are too noisy to compare, or those of "
+            "the exact operator beside them, and left out."
         )
 
 
@@ -332,19 +366,21 @@ def _without_skill(target: str, points: pd.DataFrame) -> Iterator[str]:
         yield f"With skill in every cell: {joined(sound)}."
 
 
-def _against_exact(target: str, points: pd.DataFrame) -> Iterator[str]:
-    """How much of the saved work is saved time and memory."""
+def _settings(points: pd.DataFrame) -> pd.DataFrame:
+    """One row a length, method and budget of at most a quarter of the work, where it was timed."""
     cells = _methods(points)
     cells = cells[(cells["budget"] <= 0.25) & cells["time"].notna()]
-    cells = cells.drop_duplicates(["n", "method", "budget"])
-    for n, rows in cells.groupby("n"):
+    keys = ["n", "method", "budget"]
+    return cells.groupby(keys, sort=False)[["time", "memory"]].median().reset_index()
+
+
+def _against_exact(target: str, points: pd.DataFrame) -> Iterator[str]:
+    """How much of the saved work is saved time and memory."""
+    for n, rows in _settings(points).groupby("n"):
         fast, light = (rows["time"] < 1).sum(), (rows["memory"] < 1).sum()
-        pick = rows.loc[rows["time"].idxmin()]
         yield (
             f"At n = {n:g}, of {len(rows)} settings with at most a quarter of the work of exact "
-            f"{target} attention, {fast} take less time and {light} less memory; the fastest, "
-            f"{pick['method']}, takes {number(pick['time'])} of the time at "
-            f"{number(pick['share'])} of the work."
+            f"{target} attention, {fast} take less time and {light} less memory."
         )
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
+from softlab.core import norm
 from softlab.pinv import Nystrom
 
 PARTS = ("landmarks", "normaliser", "solve", "precision")
@@ -55,7 +56,7 @@ class Budget:
 
         Sizes obey the triangle inequality alone: two large parts can leave a small error.
         """
-        size, scale = torch.linalg.matrix_norm(part), torch.linalg.matrix_norm(self.exact)
+        size, scale = norm(part, (-2, -1)), norm(self.exact, (-2, -1))
         return torch.where(size > 0, size / scale, 0)
 
     def after(self, cause: str) -> Tensor:
@@ -71,7 +72,7 @@ class Budget:
         (|after|_F^2 - |before|_F^2) / |error|_F^2, 0 where there is no error. The shares of
         ``PARTS`` sum to 1. A negative one is of a cause that makes up for those before it.
         """
-        size = torch.linalg.matrix_norm(self.error)[..., None, None]
+        size = norm(self.error, (-2, -1))[..., None, None]
         size = torch.where(size > 0, size, 1)  # divided by twice: a square could overflow or vanish
         part, after = self.parts[cause] / size, self.after(cause) / size
         return (part * (2 * after - part)).sum((-2, -1))

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks, spectra
-from softlab.core import own_precision
+from softlab.core import norm, own_precision
 from softlab.pinv import Iteration, ResidualPolynomial, Solver, Status
 
 F64 = torch.float64
@@ -138,7 +138,7 @@ def trace(
                     _largest(onto - right),
                     _largest(onto_rows - left),
                     _relative(x - x.mT, x),
-                    _finite(torch.linalg.matrix_norm(x)),
+                    _finite(norm(x)),
                     _relative(x - inverse, inverse),
                     _relative(closed - inverse, inverse),
                     float(step * solver.traits.products),
@@ -458,7 +458,7 @@ def _condition(s: Tensor) -> float:
 
 def _relative(x: Tensor, y: Tensor) -> float:
     """|x|_F / |y|_F, 0 for 0 / 0."""
-    top, size = torch.linalg.matrix_norm(x), torch.linalg.matrix_norm(y)
+    top, size = norm(x), norm(y)
     return _finite(top / size) if bool(top != 0) or bool(size != 0) else 0.0
 
 

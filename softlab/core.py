@@ -299,6 +299,20 @@ class _Derived(torch.autograd.Function):
         return None, None, *(next(found) if want else None for want in wanted)
 
 
+def norm(x: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
+    """The root of the sum of squares over ``dim``, all where None; scaled, as LAPACK's norms are.
+
+    No square overflows or vanishes: the norm is right wherever it is a number of the dtype.
+    """
+    dim = tuple(range(x.ndim)) if dim is None else dim
+    largest = x.abs().amax(dim, keepdim=True)
+    # A power of two, which rounds nothing; half of it, since 2^1024 is no number.
+    half = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1)
+    half = torch.where((largest > 0) & largest.isfinite(), half, 1)
+    scaled: Tensor = torch.linalg.vector_norm(x / half, dim=dim, keepdim=True) * half
+    return scaled.squeeze(dim)
+
+
 def own_precision(call: F) -> F:
     """Run a call with autocast off, which would round its products to half precision.
 

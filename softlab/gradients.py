@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
+from softlab.core import norm
 from softlab.pinv import (
     Checkpointed,
     Cholesky,
@@ -167,7 +168,7 @@ def bias(solver: Solver, a: Tensor, g: Tensor, *, symmetric: bool = False) -> Bi
 
 def departure(found: Tensor, true: Tensor) -> Departure:
     """Relative error and cosine of one gradient against another, both (..., m, m)."""
-    size, own, missed = (torch.linalg.matrix_norm(x) for x in (true, found, found - true))
+    size, own, missed = (norm(x, (-2, -1)) for x in (true, found, found - true))
     # Each is divided by its own norm first: the product of two small norms would vanish.
     unit, own_unit = (x / _or_one(n)[..., None, None] for x, n in ((true, size), (found, own)))
     cosine = (unit * own_unit).sum((-2, -1))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from softlab import spectra
 from softlab.budget import split
-from softlab.core import Dims, Operator, as_matrix
+from softlab.core import Dims, Operator, as_matrix, norm
 from softlab.instruments import Numbers, peak_memory, seconds
 from softlab.pinv import Inverting, Nystrom, Status
 
@@ -274,7 +274,7 @@ def _sample(inp: Any, seed: int, dtype: torch.dtype, device: torch.device) -> Sa
 
 def relative(difference: Tensor, exact: Tensor) -> float:
     """|difference|_F / |exact|_F; infinite where an exact answer of zero is missed."""
-    error, size = float(difference.norm()), float(exact.norm())
+    error, size = float(norm(difference)), float(norm(exact))
     if size == 0:
         return 0.0 if error == 0 else math.inf
     return error / size

@@ -23,7 +23,7 @@ from softlab.capture import Call, substitute
 from softlab.capture.answer import answer
 from softlab.capture.recording import Recorder
 from softlab.capture.watch import ATTENTION, MULTIHEAD, Watch, count, standing_in
-from softlab.core import Dims, Operator
+from softlab.core import Dims, Operator, norm
 from softlab.instruments import Numbers
 
 Run = Callable[[], Tensor]
@@ -40,9 +40,14 @@ def change(out: Tensor, clean: Tensor) -> Numbers:
     if not finite:
         return {"change": math.inf, "cosine": math.nan, "finite": False}
     out, clean = out.detach().double(), clean.detach().double()
-    size = float(clean.norm())
-    moved = float((out - clean).norm())
-    cosine = nn.functional.cosine_similarity(out, clean, dim=-1)
+    size = float(norm(clean))
+    moved = float(norm(out - clean))
+    # Each over its own norm: torch's cosine takes norms below 1e-8 for zero.
+    unit, own_unit = (
+        x / norm(x, -1).unsqueeze(-1).clamp_min(torch.finfo(torch.double).tiny)
+        for x in (out, clean)
+    )
+    cosine = (unit * own_unit).sum(-1)
     found = (0.0 if moved == 0 else math.inf) if size == 0 else moved / size
     return {"change": found, "cosine": float(cosine.mean()), "finite": True}
 
@@ -91,7 +96,7 @@ def own(call: Call) -> Tensor:
 def _relative(out: Tensor, exact: Tensor) -> Tensor:
     """|out - exact|_F / |exact|_F for each matrix; infinite where ``out`` is not finite."""
     out, exact = out.double(), exact.double()
-    found: Tensor = torch.linalg.matrix_norm(out - exact) / torch.linalg.matrix_norm(exact)
+    found = norm(out - exact, (-2, -1)) / norm(exact, (-2, -1))
     return found.nan_to_num(math.inf, math.inf)
 
 

@@ -75,7 +75,7 @@ def eigenvalues(a: Tensor) -> Tensor:
 def symmetric_eigenvalues(a: Tensor) -> Tensor:
     """Eigenvalues (..., m) of the symmetric part (A + A^T) / 2, float64, falling; ``a`` square."""
     a = _square(a)
-    found: Tensor = torch.linalg.eigvalsh((a + a.mT) / 2)
+    found: Tensor = torch.linalg.eigvalsh(a / 2 + a.mT / 2)
     return found.flip(-1)
 
 
@@ -288,7 +288,7 @@ def spectral_gap(a: Tensor) -> Tensor:
 def symmetry_defect(a: Tensor) -> Tensor:
     """|A - A^T|_F / |A|_F, (...), from 0 to 2; ``a`` square, 0 for the zero matrix."""
     a = _unit_sized(_square(a))
-    size: Tensor = torch.linalg.matrix_norm(a)
+    size = torch.linalg.matrix_norm(a)
     defect: Tensor = torch.linalg.matrix_norm(a - a.mT) / size.clamp_min(TINY)
     return defect
 
@@ -434,13 +434,14 @@ def _largest(a: Tensor) -> float:
     from scipy.sparse.linalg import ArpackError, svds
     from threadpoolctl import threadpool_limits
 
+    unit = float(a.abs().max()) or 1.0  # ARPACK squares what it is given
     # Ones would be an unlucky start: differences of row-stochastic matrices map them to zero.
     start = torch.randn(min(a.shape), dtype=a.dtype, generator=torch.Generator().manual_seed(0))
-    dense = a.cpu().numpy()
+    dense = (a / unit).cpu().numpy()
     try:
         # OpenBLAS's idle threads spin on after the call and would slow whatever is timed next.
         with threadpool_limits(1, user_api="blas"):
             found = svds(dense, k=1, v0=start.numpy(), tol=1e-6, return_singular_vectors=False)
     except ArpackError:  # the zero matrix, or no convergence
         return float(torch.linalg.matrix_norm(a, 2))
-    return float(found[0])
+    return float(found[0]) * unit

@@ -240,6 +240,59 @@ def test_spectral_norm_agrees_with_arpack_on_an_operator():
     assert spectral_norm(a).value == pytest.approx(truth, rel=1e-9)
 
 
+SCALES = [1e-310, 1e-300, 1e-200, 1e-162, 1e-155, 1e150, 1e155, 1e200, 1e300]
+
+
+def ends(found):
+    return found.value, found.low, found.high
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_no_square_overflows_or_vanishes_on_the_way(scale):
+    """What is made of A at any scale is what is made of A, times the scale or as it is."""
+    g = torch.Generator().manual_seed(0)
+    a = torch.randn(40, 30, generator=g, dtype=F64)
+    square = a @ a.mT
+    plain, symmetric = LinearMap.of_matrix(a), LinearMap.of_matrix(square)
+    scaled, of_square = LinearMap.of_matrix(scale * a), LinearMap.of_matrix(scale * square)
+    norms = [spectral_norm(x, steps=12) for x in (plain, scaled)]
+    assert norms[1].value == pytest.approx(scale * norms[0].value, rel=1e-9)
+    assert norms[1].high == pytest.approx(scale * norms[0].high, rel=1e-9)
+    assert norms[1].value <= float(torch.linalg.matrix_norm(a, 2)) * scale * (1 + 1e-9)
+    assert norms[1].high >= float(torch.linalg.matrix_norm(a, 2)) * scale
+    for probes in (10, 30):
+        kept = frobenius_norm(plain, probes=probes), frobenius_norm(scaled, probes=probes)
+        wanted = [scale * x for x in ends(kept[0])]
+        assert ends(kept[1]) == pytest.approx(wanted, rel=1e-9)
+    ranks = [effective_rank(x, steps=8, probes=3) for x in (plain, scaled)]
+    assert ends(ranks[1]) == pytest.approx(ends(ranks[0]), rel=1e-6)
+    for trace in TRACES:
+        found = [trace(x, probes=12) for x in (symmetric, of_square)]
+        assert ends(found[1]) == pytest.approx([scale * x for x in ends(found[0])], rel=1e-6)
+    sums = [
+        eigenvalues(x, steps=8, probes=3).sum(lambda s: s).value for x in (symmetric, of_square)
+    ]
+    assert sums[1] == pytest.approx(scale * sums[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e170, 1e300])
+def test_relative_errors_know_no_scale(scale):
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(20, 4, generator=g, dtype=F64) for _ in range(3))
+    op = Nystromformer(rank=3)
+    found, wanted = (output_error(op, q, k, v * x, rows=10) for x in (scale, 1.0))
+    assert ends(found) == pytest.approx(ends(wanted), rel=1e-9)
+
+
+def test_exact_rows_of_another_input_are_refused():
+    q, k, v = (torch.randn(20, 4) for _ in range(3))
+    exact = ExactRows(Softmax(), q, k, v, rows=10)
+    assert output_error(Local(2), q.clone(), k, v, exact).value > 0
+    for other in ((q + 1, k, v), (q, k[:19], v[:19]), (q, k, 2 * v)):
+        with pytest.raises(ValueError, match="another input"):
+            output_error(Local(2), *other, exact)
+
+
 @pytest.mark.parametrize("of", ["zero", "repeated", "one value"])
 def test_exhausted_spaces_end_early_and_exactly(of):
     values = {

@@ -14,6 +14,7 @@ from softlab.estimators.estimate import (
     certain,
     check_confidence,
     check_count,
+    magnitude,
     normal,
     of_mean,
     student,
@@ -45,8 +46,10 @@ class Density:
         """The sum of f over all values; Student's interval over the probes."""
         check_confidence(confidence)
         found = self.sums(f)
+        unit = magnitude(found)
+        found = found / unit
         error = float(found.std()) / math.sqrt(len(found))
-        return of_mean(float(found.mean()), error, len(found) - 1, confidence)
+        return of_mean(float(found.mean()), error, len(found) - 1, confidence).times(unit)
 
     def below(self, x: Tensor) -> Tensor:
         """The share of values that are at most x (...,)."""

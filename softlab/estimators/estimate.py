@@ -28,6 +28,19 @@ class Estimate:
             math.sqrt(self.value), math.sqrt(self.low), math.sqrt(self.high), self.confidence
         )
 
+    def times(self, factor: float) -> Estimate:
+        """The estimate of ``factor``, which is positive, times the number."""
+        return Estimate(self.value * factor, self.low * factor, self.high * factor, self.confidence)
+
+
+def magnitude(x: Tensor) -> float:
+    """The power of two at or below the largest magnitude in x, 1 where that is 0.
+
+    What is made of squares is made of x over it, so that none overflows or vanishes.
+    """
+    largest = float(x.abs().max())
+    return math.ldexp(0.5, math.frexp(largest)[1]) if largest > 0 else 1.0
+
 
 def certain(value: float, confidence: float) -> Estimate:
     """A value that no draw decides."""

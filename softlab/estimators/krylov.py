@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from softlab.core import norm
 from softlab.estimators.linear_map import LinearMap
 
 
@@ -23,14 +24,14 @@ def tridiagonal(a: LinearMap, start: Tensor, steps: int) -> Tensor:
     steps = min(steps, a.shape[0])
     basis = start.new_zeros(steps, len(start))
     t = start.new_zeros(steps, steps)
-    v, size = start / start.norm(), 0.0
+    v, size = start / norm(start), 0.0
     for j in range(steps):
         basis[j] = v
         w = a @ v
-        size = max(size, float(w.norm()))
+        size = max(size, float(norm(w)))
         t[j, j] = v @ w
         w = _cleared(w, basis[: j + 1])
-        beta = float(w.norm())
+        beta = float(norm(w))
         if beta <= _negligible(a) * size:
             return t[: j + 1, : j + 1]
         if j + 1 < steps:
@@ -61,21 +62,21 @@ def bidiagonal(a: LinearMap, start: Tensor, steps: int) -> Iterator[Bidiagonal]:
     adjoint, steps = a.T, min(steps, *a.shape)
     right, left = (start.new_zeros(steps, size) for size in (len(start), a.shape[0]))
     b = start.new_zeros(steps, steps)
-    v, size, beta = start / start.norm(), 0.0, 0.0
+    v, size, beta = start / norm(start), 0.0, 0.0
     for j in range(steps):
         right[j] = v
         if j:
             b[j - 1, j] = beta
         u = a @ v
-        size = max(size, float(u.norm()))
+        size = max(size, float(norm(u)))
         u = _cleared(u, left[:j])
-        alpha = float(u.norm())
+        alpha = float(norm(u))
         beta = 0.0
         if alpha > _negligible(a) * size:  # else A v lies in the span of the left vectors
             b[j, j] = alpha
             left[j] = u / alpha
             w = _cleared(adjoint @ left[j], right[: j + 1])
-            beta = float(w.norm())
+            beta = float(norm(w))
         if beta <= _negligible(a) * size:
             beta = 0.0
         yield Bidiagonal(right[: j + 1], left[: j + 1], b[: j + 1, : j + 1], beta)

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
+from softlab.core import norm
 from softlab.estimators.estimate import (
     Estimate,
     certain,
     check_confidence,
     check_count,
+    magnitude,
     normal,
     of_squares,
 )
@@ -69,7 +71,7 @@ def spectral_norm(
         if found.rest * abs(float(left[-1, 0])) <= tolerance * value:
             break
     u, v = left[:, 0] @ found.left, right[0] @ found.right
-    residual = float(torch.maximum((a @ v - value * u).norm(), (a.T @ u - value * v).norm()))
+    residual = float(torch.maximum(norm(a @ v - value * u), norm(a.T @ u - value * v)))
     high = value
     if found.rest > 0 and count < short:
         x = (math.log(1.648 * math.sqrt(short) / (1 - confidence)) / (2 * count - 1)) ** 2
@@ -93,6 +95,8 @@ def frobenius_norm(
     check_count("probes", probes, 2, a.shape[1], "columns")
     if probes == a.shape[1]:
         eye = torch.eye(probes, dtype=torch.float64, device=a.device)
-        return certain(float((a @ eye).norm()), confidence)
+        return certain(float(norm(a @ eye)), confidence)
     found = a @ normal(seed, a.shape[1], probes, a.device)
-    return of_squares((found.mT @ found).cpu(), min(a.shape), confidence).root()
+    unit = magnitude(found)
+    found = found / unit
+    return of_squares((found.mT @ found).cpu(), min(a.shape), confidence).root().times(unit)

@@ -20,6 +20,7 @@ from softlab.estimators.estimate import (
     certain,
     check_confidence,
     check_count,
+    magnitude,
     normal,
     of_ratio,
     stream,
@@ -97,6 +98,12 @@ def output_error(
     if exact.target != op.target:
         msg = f"these are rows of {exact.target!r}, and {op!r} aims at {op.target!r}."
         raise ValueError(msg)
+    if not all(_same(*pair) for pair in zip((exact.q, exact.k, exact.v), (q, k, v), strict=True)):
+        msg = (
+            "these are exact rows of another input than q, k and v. Draw ExactRows of this one, "
+            "or leave exact out."
+        )
+        raise ValueError(msg)
     with torch.no_grad():
         out = op(q, k, v)
         if not bool(out.isfinite().all()):
@@ -159,11 +166,24 @@ def probed_error(
     # Rounded as the operator takes it, so that both are given one probe.
     drawn = drawn.to(q.dtype).double()
     true = target @ drawn
-    sums = [x.square().sum(0).cpu() for x in (approximate @ drawn - true, true)]
-    return of_ratio(sums[0], sums[1], confidence, share=float(probes == len(k))).root()
+    return _ratio(approximate @ drawn - true, true, 0, float(probes == len(k)), confidence)
+
+
+def _same(x: Tensor, y: Tensor) -> bool:
+    alike = x.shape == y.shape and x.dtype == y.dtype and x.device == y.device
+    return x is y or (alike and torch.equal(x, y))
 
 
 def _relative(difference: Tensor, true: Tensor, exact: ExactRows, confidence: float) -> Estimate:
     """The root of the ratio of the sums of squares, row by row."""
-    sums = [x.square().sum(-1).cpu() for x in (difference, true)]
-    return of_ratio(sums[0], sums[1], confidence, share=exact.share).root()
+    return _ratio(difference, true, -1, exact.share, confidence)
+
+
+def _ratio(difference: Tensor, true: Tensor, dim: int, share: float, confidence: float) -> Estimate:
+    """|difference|_F / |true|_F from sums of squares over ``dim``, each in a unit of its own."""
+    units = [magnitude(x) for x in (difference, true)]
+    top, bottom = (
+        (x / unit).square().sum(dim).cpu()
+        for x, unit in zip((difference, true), units, strict=True)
+    )
+    return of_ratio(top, bottom, confidence, share=share).root().times(units[0] / units[1])

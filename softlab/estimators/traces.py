@@ -17,6 +17,7 @@ from softlab.estimators.estimate import (
     certain,
     check_confidence,
     check_count,
+    magnitude,
     normal,
     of_mean,
     stream,
@@ -84,7 +85,8 @@ def x_trace(a: LinearMap, *, probes: int = 32, confidence: float = 0.95, seed: i
     n, m = a.shape[0], probes // 2
     omega = normal(seed, n, m, a.device)
     y = a @ omega
-    q, r = torch.linalg.qr(y)
+    unit = magnitude(y)
+    q, r = torch.linalg.qr(y / unit)
     left, sizes, _ = torch.linalg.svd(r)
     rank = int((sizes > 10 * m * torch.finfo(a.dtype).eps * sizes[0]).sum())
     if rank == 0:
@@ -92,13 +94,13 @@ def x_trace(a: LinearMap, *, probes: int = 32, confidence: float = 0.95, seed: i
     if rank < m:
         q = q @ left[:, :rank]
         return certain(float((q * (a @ q)).sum()), confidence)
-    z = a @ q
+    z = (a @ q) / unit
     seen = _Seen(r, q.mT @ z, (q.mT @ omega).mT, (z.mT @ omega).mT, omega.square().sum(0))
     found = _left_out(seen, n)
     others = torch.tensor([[j for j in range(m) if j != i] for i in range(m)], device=a.device)
     without = _left_out(seen.of(others), n).mean(-1)
     error = math.sqrt((m - 1) * float(without.var(correction=0)))
-    return of_mean(float(found.mean()), error, m - 1, confidence)
+    return of_mean(float(found.mean()), error, m - 1, confidence).times(unit)
 
 
 class _Seen(NamedTuple):
@@ -165,5 +167,7 @@ def _forms(a: LinearMap, x: Tensor) -> Tensor:
 
 
 def _mean(samples: Tensor, confidence: float) -> Estimate:
-    m = len(samples)
-    return of_mean(float(samples.mean()), float(samples.std()) / m**0.5, m - 1, confidence)
+    m, unit = len(samples), magnitude(samples)
+    samples = samples / unit
+    found = of_mean(float(samples.mean()), float(samples.std()) / m**0.5, m - 1, confidence)
+    return found.times(unit)

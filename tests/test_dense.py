@@ -1,7 +1,6 @@
 """Canvases, the head on a pyramid's scales, and the intersection over union; the study of them."""
 
 import dataclasses
-from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +8,6 @@ import pytest
 import torch
 from glyphs import glyphs
 
-from softlab.chapters import segmentation as told
 from softlab.models import Design, Pyramid
 from softlab.models.canvases import THRESHOLD, Canvases
 from softlab.models.dense import Dense, confusion, intersection_over_union
@@ -162,23 +160,3 @@ def test_a_training_serves_the_rows_of_its_sides(small, tmp_path):
         model.head.bias[0] = float("nan")
     with pytest.raises(STUDY.LossError, match="the loss is nan at step 0"):
         STUDY.learn(model, Canvases(glyphs(9), 48, 6), "cpu")
-
-
-def test_the_chapter_says_what_the_table_holds():
-    rows = [
-        {"status": "ok", "method": method, "seed": seed, "side": side, "blank": 0.06,
-         "miou": level + slope * (seed - 1) - 0.1 * (side == 96), "things": level, "right": 0.9,
-         "lost": 0.1 * (0.99 + 0.01 * seed) * (side == 96)}
-        for method, level, slope in (("Soft", 0.47, 0.021), ("Softmax", 0.52, 0.02))
-        for seed, side in product(range(3), (48, 96))
-    ]  # fmt: skip
-    table = pd.DataFrame(rows)
-    small, large, lost = told.findings(table)
-    assert "of 48 pixels: Softmax 52.0 % (47.0 to 57.0) and Soft 47.0 % (41.8 to 52.2)" in small
-    assert "All ground would reach 6.0 %" in small
-    assert "Soft -5.0 points (-5.2 to -4.8); told apart from it: Soft." in large
-    assert "From 48 to 96 pixels this much of it is lost: Soft +10.0 points (+9.8 to +10.2)" in lost
-    (line,) = told.headlines(table)
-    assert line["value"] == "-5.0"
-    (made,) = told.tables(table)
-    assert {len(row) for row in made["rows"]} == {len(made["header"])}

@@ -11,9 +11,7 @@ import pytest
 import torch
 from glyphs import glyphs
 
-from softlab.chapters import classification as told
 from softlab.chapters import stability as steady
-from softlab.chapters import transfer as moved
 from softlab.chapters.intervals import headline, mean, words
 from softlab.gradients import unrolled
 from softlab.models import Pyramid
@@ -119,60 +117,6 @@ def test_what_a_step_costs():
         CLASSIFICATION.measure_cost("Soft", 24, dtype=torch.float64, device=CPU)
 
 
-def accuracies(**by_method):
-    """A table of three seeds, each method's mean and what it has beside a common course."""
-    rows = []
-    for method, (level, noise) in by_method.items():
-        for seed, own in enumerate((0, noise, -noise)):
-            rows.append({
-                "status": "ok", "method": method, "m": 9, "sampling": "pool", "seed": seed,
-                "epoch": 3, "accuracy": level + 0.02 * seed + own,
-            })  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def test_differences_are_taken_seed_by_seed():
-    """Seeds differ by 2 %, methods by 1 % on each: told apart all the same; noise hides it."""
-    table = accuracies(Softmax=(0.80, 0), Soft=(0.81, 1e-4), Performer=(0.79, 0.01))
-    text = " ".join(told.findings(table))
-    assert "beyond doubt: Soft by +1.0 points. Not told apart from it: Performer" in text
-    assert "of the paper's 3 orders" in text.lower()
-    assert "confirms 1 (Soft over Softmax) and reverses 0" in text
-    table = accuracies(Softmax=(0.82, 0), Soft=(0.81, 1e-4))
-    assert "confirms 0 and reverses 1 (Soft over Softmax)" in " ".join(told.findings(table))
-    (first,) = told.headlines(table)
-    assert first["value"] == "-1.0"
-
-
-def test_the_null_control_bounds_what_attention_adds():
-    text = " ".join(told.findings(accuracies(Softmax=(0.82, 0), Uniform=(0.79, 1e-4))))
-    assert "reaches 81.0 %" in text
-    assert "Softmax, is +3.0 points" in text
-
-
-def test_the_chapter_of_ablations_and_costs():
-    table = accuracies(Softmax=(0.82, 0), Soft=(0.82, 1e-4))
-    more = accuracies(Soft=(0.80, 2e-4)).assign(m=12)
-    conv = accuracies(Soft=(0.83, 1e-3)).assign(sampling="conv")
-    both = pd.concat([table, more, conv])
-    text = " ".join(told.findings(both))
-    assert "of 1 pairs told apart are 9 and 12" in text
-    assert (
-        "as many, reach 85.0 % (80.2 to 89.8): +1.0 points (+0.8 to +1.2) from pooled ones." in text
-    )
-    plain, ablations = told.tables(both)
-    assert [row[0] for row in plain["rows"]] == ["Softmax", "Soft"]
-    assert [row[:2] for row in ablations["rows"]] == [["pool", "9"], ["pool", "12"], ["conv", "9"]]
-    costs = pd.DataFrame({
-        "status": "ok", "method": ["Softmax", "Soft"], "n": 576, "seconds": [0.2, 0.1],
-        "seconds_q1": [0.19, 0.09], "seconds_q3": [0.21, 0.11], "megabytes": [8.0, 2.0],
-        "multiply_adds": 1e6, "parameters": 5, "gain": [1.0, 500.0],
-    })  # fmt: skip
-    (said,) = told.findings(costs)
-    assert said.endswith("in time and memory over that: Soft 0.500 and 0.250.")
-    assert [line["value"] for line in told.headlines(costs)] == ["0.500"]
-
-
 # --- stability -----------------------------------------------------------------------------------
 
 
@@ -255,31 +199,6 @@ def test_a_training_that_breaks_keeps_its_rows(monkeypatch):
     STABILITY.trace.cache_clear()
 
 
-def test_the_chapter_of_stability_says_what_the_table_holds():
-    rows = [
-        {"status": "ok", "rule": rule, "seed": seed, "step": step, "layer": layer,
-         "loss": 1.0 + 0.1 * seed + (rule == "implicit"), "worst_condition": 10.0**step,
-         "worst_residual": 1.0, "unconverged": 0.25 if rule == "implicit" else 0.0,
-         "cosine": -0.1 if rule == "implicit" and layer == 2 else 1.0,
-         "gradient_error": 0.8 if rule == "implicit" else 1e-3}
-        for rule, seed, step, layer in product(("implicit", "unrolled"), range(3), (1, 4), (1, 2))
-    ]  # fmt: skip
-    table = pd.DataFrame(rows)
-    cores, gradients, losses = steady.findings(table)
-    assert "layer 1 10.0 and 1.00 × 10⁴" in cores  # noqa: RUF001
-    assert "not converged in 25 % and 25 %" in cores
-    assert "implicit is off by 0.800 in the median and 0.800 at most" in gradients
-    assert (
-        "a half in 12 of 12 places (a step, layer and seed each), with the wrong sign in 6."
-        in gradients
-    )
-    assert "implicit +91.4 % (+70.7 % to +112.1 %). Beyond the interval differ impl" in losses
-    (line,) = steady.headlines(table)
-    assert (line["value"], "25 %" in line["text"]) == ("0.800", True)
-    (made,) = steady.tables(table)
-    assert {len(row) for row in made["rows"]} == {len(made["header"])}
-
-
 # --- transfer ------------------------------------------------------------------------------------
 
 
@@ -307,37 +226,3 @@ def test_a_training_serves_the_rows_of_its_sides(tmp_path):
     assert table["drop"][::2].tolist() == [0, 0]
     assert table["growth"][::2].tolist() == [1, 1]
     assert table["n"].tolist() == [256, 576] * 2
-
-
-def test_the_chapter_of_transfer_says_what_the_table_holds():
-    rows = [
-        {"status": "ok", "method": method, "seed": seed, "side": side,
-         "accuracy": 0.8 + 0.01 * seed - lost * (side > 16),
-         "drop": lost * (0.99 + 0.01 * seed) * (side > 16),
-         "growth": (side / 16) ** (2 * power * (0.99 + 0.01 * seed))}
-        for method, lost, power in (("Soft, none", 0.3, 1.0), ("Soft, symmetric", 0.1, 0.0))
-        for seed, side in product(range(3), (16, 48))
-    ]  # fmt: skip
-    table = pd.DataFrame(rows)
-    grows, lost, verdict = moved.findings(table)
-    assert "Soft, none 1.00 (0.975 to 1.02) and Soft, symmetric 0." in grows
-    assert "At 3 times the resolution" in lost
-    assert "Soft, symmetric +10.0 points (+9.8 to +10.2) and Soft, none +30.0 points" in lost
-    assert (
-        "loses +20.0 points (+19.5 to +20.5) more than Soft, symmetric: normalisation keeps"
-        in verdict
-    )
-    (line,) = moved.headlines(table)
-    assert line["value"] == "+20.0"
-    (made,) = moved.tables(table)
-    assert {len(row) for row in made["rows"]} == {len(made["header"])}
-    table.loc[table["method"] == "Soft, symmetric", "method"] = "Softmax"
-    assert moved.findings(table)[2] == ""
-    table = pd.concat([table, table.assign(method="Soft, symmetric")])
-    assert "Softmax attention, which nothing of this concerns" in moved.findings(table)[2]
-    whole = table[table["method"] == "Softmax"].assign(method=moved.WHOLE, drop=0.6)
-    said = moved.findings(pd.concat([table, whole]))[2]
-    assert "and +60.0 points where it learnt from whole images alone" in said
-    table = table[~table.duplicated(["method", "seed", "side"])].copy()
-    table.loc[table["method"] == "Soft, none", "drop"] *= 0.1
-    assert "normalisation loses more" in moved.findings(table)[2]

@@ -14,9 +14,19 @@ import pandas as pd
 
 from softlab.chapters import Cell, Table
 from softlab.chapters.headlines import Headline
-from softlab.chapters.intervals import Mean, cell, difference, headline, mean, words
+from softlab.chapters.intervals import (
+    CONFIDENCE,
+    Mean,
+    cell,
+    difference,
+    headline,
+    in_common,
+    mean,
+    words,
+)
 from softlab.chapters.numbers import joined, number, short
 from softlab.chapters.rows import finished
+from softlab.chapters.timings import ratio, timing
 
 TRAINED = {"status", "method", "m", "sampling", "seed", "epoch", "accuracy"}
 COSTED = {
@@ -50,27 +60,27 @@ def findings(table: pd.DataFrame) -> list[str]:
 
 
 def headlines(table: pd.DataFrame) -> Iterator[Headline]:
-    """How far SOFT is from softmax attention; the greatest saving of a step."""
+    """How far SOFT is from softmax attention; what a step takes at the greatest size."""
     usual = _usual(_ended(table))
     if {SOFT, SOFTMAX} <= set(usual["method"]):
         text = (
-            "In a small pyramid SOFT's accuracy differs from softmax attention's by {} percentage "
-            "points."
+            "In a small pyramid on one data set SOFT's accuracy differs from softmax attention's by"
+            " {} percentage points."
         )
         off = difference(usual, "accuracy", SOFT, SOFTMAX)
-        yield headline(text, off, usual["seed"].nunique())
+        yield headline(text, off, in_common(usual, SOFT, SOFTMAX))
     costs = finished(table, COSTED)
     if {SOFT, SOFTMAX} <= set(costs["method"]):
         n = costs["n"].max()
-        at = costs[costs["n"] == n].set_index("method")
-        least = at.loc[SOFT, "seconds_q1"] / at.loc[SOFTMAX, "seconds_q3"]
-        most = at.loc[SOFT, "seconds_q3"] / at.loc[SOFTMAX, "seconds_q1"]
-        yield {
-            "text": f"With {n} tokens in its first stage a training step of the pyramid with SOFT "
-            "takes {} times as long as with softmax attention.",
-            "value": number(at.loc[SOFT, "seconds"] / at.loc[SOFTMAX, "seconds"]),
-            "interval": f"ratios of quartiles {number(least)} to {number(most)}",
-        }
+        soft, softmax = (costs[(costs["n"] == n) & (costs["method"] == m)] for m in (SOFT, SOFTMAX))
+        times = ratio(soft, softmax)
+        if times.known:
+            yield {
+                "text": f"With {n} tokens in its first stage a training step of the pyramid with "
+                "SOFT takes {} times as long as with softmax attention.",
+                "value": number(times.value),
+                "interval": f"ratios of quartiles {number(times.low)} to {number(times.high)}",
+            }
 
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:
@@ -79,17 +89,18 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
     usual = _usual(done)
     if len(usual):
         body: list[list[Cell]] = []
-        for method, rows in usual.groupby("method", sort=False):
-            off = difference(usual, "accuracy", str(method), SOFTMAX)
+        means, off = _means(usual), _from_softmax(usual)
+        for method in means:
             body.append([
-                str(method), cell(mean(rows["accuracy"])),
-                "" if method == SOFTMAX else cell(off, signed=True),
-                f"{PAPER[str(method)]}" if method in PAPER else "",
+                method, cell(means[method]),
+                cell(off[method], signed=True) if method in off else "",
+                f"{PAPER[method]}" if method in PAPER else "",
             ])  # fmt: skip
         yield {
             "caption": "Accuracy on test images after the last epoch in percent, and its "
-            "difference from that of softmax attention with the same seed: means over the seeds "
-            "with 95 % intervals. Last: the paper's accuracies on ImageNet.",
+            "difference from that of softmax attention with the same seed: means over the seeds, "
+            "and intervals of which all of a column hold together in 95 % of studies. Last: the "
+            "paper's accuracies on ImageNet.",
             "header": ["attention", "accuracy", "less softmax", "paper, ImageNet"],
             "rows": body,
             "left": 1,
@@ -98,11 +109,13 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
     if len(variants) > 1:
         yield {
             "caption": "SOFT's ablations: accuracy in percent by the number of landmarks m and "
-            "their sampling, and the difference from the first row, by seed.",
+            "their sampling, and the difference from the first row, by seed; all intervals of a "
+            "column hold together in 95 % of studies.",
             "header": ["sampling", "m", "accuracy", "less the first"],
             "rows": [
-                [str(sampling), str(m), cell(mean(rows["accuracy"])),
-                 "" if i == 0 else cell(_paired(rows, variants[0][1]), signed=True)]
+                [str(sampling), str(m), cell(mean(rows["accuracy"], verdicts=len(variants))),
+                 "" if i == 0 else
+                 cell(_paired(rows, variants[0][1], len(variants) - 1), signed=True)]
                 for i, ((sampling, m), rows) in enumerate(variants)
             ],
             "left": 2,
@@ -110,14 +123,13 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
     costs = finished(table, COSTED)
     if len(costs):
         yield {
-            "caption": "A step of training: median time and its quartiles in milliseconds, peak "
+            "caption": "A step of training: median time and its quartiles in milliseconds (noisy: "
+            "quartiles too wide for a number), peak "
             "memory in MB, and the multiply-adds of one image's forward pass in millions. Last: "
             "the size of the first attention's output over that of its values before training.",
             "header": ["tokens", "attention", "ms", "MB", "M multiply-adds", "parameters", "gain"],
             "rows": [
-                [f"{n}" if i == 0 else "", str(x.method),
-                 [short(1e3 * x.seconds),
-                  f"{short(1e3 * x.seconds_q1)}–{short(1e3 * x.seconds_q3)}"],  # noqa: RUF001
+                [f"{n}" if i == 0 else "", str(x.method), timing(rows[i : i + 1]).cell(1e3),
                  short(x.megabytes), short(x.multiply_adds / 1e6), f"{int(x.parameters)}",
                  short(x.gain)]
                 for n, rows in costs.groupby("n")
@@ -130,44 +142,57 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
 def agreement(usual: pd.DataFrame) -> tuple[list[str], list[str], int]:
     """The paper's pairs "better > worse" that hold here, those that are reversed, and all pairs.
 
-    Held or reversed is what the interval of the difference says; the rest is undecided.
+    Held or reversed is what the intervals of all differences together say; the rest is undecided.
     """
     known = [name for name in PAPER if name in set(usual["method"])]
-    held: list[str] = []
-    turned: list[str] = []
-    pairs = 0
-    for one, other in itertools.combinations(known, 2):
-        better, worse = (one, other) if PAPER[one] > PAPER[other] else (other, one)
-        sign = difference(usual, "accuracy", better, worse).sign
-        pairs += 1
-        if sign:
-            (held if sign > 0 else turned).append(f"{better} over {worse}")
-    return held, turned, pairs
+    pairs = list(itertools.combinations(sorted(known, key=lambda name: -PAPER[name]), 2))
+    signs = {
+        f"{a} over {b}": difference(usual, "accuracy", a, b, verdicts=len(pairs)).sign
+        for a, b in pairs
+    }
+    held, turned = ([name for name, sign in signs.items() if sign == due] for due in (1, -1))
+    return held, turned, len(pairs)
+
+
+def _means(usual: pd.DataFrame) -> dict[str, Mean]:
+    """The accuracy by method, with intervals that hold together."""
+    by = dict(list(usual.groupby("method", sort=False)["accuracy"]))
+    return {str(method): mean(found, verdicts=len(by)) for method, found in by.items()}
+
+
+def _from_softmax(usual: pd.DataFrame) -> dict[str, Mean]:
+    """The difference from softmax attention by seed of each other method, which hold together."""
+    others = [str(method) for method in usual["method"].unique() if method != SOFTMAX]
+    if len(others) == usual["method"].nunique():
+        return {}
+    return {
+        name: difference(usual, "accuracy", name, SOFTMAX, verdicts=len(others)) for name in others
+    }
 
 
 def _accuracies(table: pd.DataFrame) -> Iterator[str]:
     usual = _usual(_ended(table))
     if usual.empty:
         return
-    by = {str(m): mean(rows["accuracy"]) for m, rows in usual.groupby("method", sort=False)}
+    by, off = _means(usual), _from_softmax(usual)
     ranked = sorted(by, key=lambda m: -by[m].value)
     seeds = usual["seed"].nunique()
-    kind = f"means of {seeds} seeds with 95 % intervals" if seeds > 1 else "one seed"
+    together = f", with intervals that hold together in {100 * CONFIDENCE:g} % of studies"
+    kind = f"means of {seeds} seeds{together}" if seeds > 1 else "one seed"
     each = joined(f"{name} {words(by[name])}" for name in ranked)
     yield f"Accuracy on test images after the last epoch, {kind}: {each}."
-    if SOFTMAX in by:
-        others = [name for name in ranked if name != SOFTMAX]
-        off = {name: difference(usual, "accuracy", name, SOFTMAX) for name in others}
-        told = [f"{name} by {words(x, signed=True)}" for name, x in off.items() if x.sign]
-        rest = [name for name, x in off.items() if not x.sign]
-        text = f"With the same seeds, different from softmax attention beyond doubt: {joined(told)}"
+    if off:
+        told = [f"{n} by {words(off[n], signed=True)}" for n in ranked if n in off and off[n].sign]
+        rest = [name for name in ranked if name in off and not off[name].sign]
+        text = f"With the same seeds these differ from softmax attention{together}: {joined(told)}"
         yield (
             (f"{text}." if told else "None differs from softmax attention beyond the interval.")
             + (f" Not told apart from it: {joined(rest)}." if told and rest else "")
         )
     if CONTROL in by and len(by) > 1:
         best = next(name for name in ranked if name != CONTROL)
-        gap = difference(usual, "accuracy", best, CONTROL)
+        # The best of several is chosen by the same numbers: as many verdicts as there were rivals.
+        gap = difference(usual, "accuracy", best, CONTROL, verdicts=len(by) - 1)
         yield (
             f"The null control, in which every token receives the mean of all, reaches "
             f"{words(by[CONTROL])}; the best attention, {best}, is {words(gap, signed=True)} away. "
@@ -186,21 +211,24 @@ def _ablations(table: pd.DataFrame) -> Iterator[str]:
     variants = _variants(_ended(table))
     pooled = [(m, rows) for (sampling, m), rows in variants if sampling == "pool"]
     pooled.sort(key=lambda pair: pair[0])
+    count = len(variants)
     if len(pooled) > 1:
-        each = joined(f"{words(mean(rows['accuracy']))} with m = {m}" for m, rows in pooled)
+        each = joined(f"{words(mean(rows['accuracy'], verdicts=count))} with m = {m}"
+                      for m, rows in pooled)  # fmt: skip
         pairs = list(itertools.combinations(pooled, 2))
-        apart = [f"{a[0]} and {b[0]}" for a, b in pairs if _paired(a[1], b[1]).sign]
+        apart = [f"{a[0]} and {b[0]}" for a, b in pairs if _paired(a[1], b[1], len(pairs)).sign]
         told = f"told apart are {joined(apart)}" if apart else "no two are told apart"
         yield f"SOFT by its number of landmarks: {each}; of {len(pairs)} pairs {told}."
     found = dict(variants)
-    for (sampling, m), rows in variants:
-        if sampling == "conv" and ("pool", m) in found:
-            off = _paired(rows, found["pool", m])
-            yield (
-                f"Landmarks by the released convolution, as many, reach "
-                f"{words(mean(rows['accuracy']))}: {words(off, signed=True)} from pooled ones"
-                f"{'' if off.sign else ', which is no difference that these seeds can see'}."
-            )
+    convolved = [m for sampling, m in found if sampling == "conv" and ("pool", m) in found]
+    for m in convolved:
+        rows = found["conv", m]
+        off = _paired(rows, found["pool", m], len(convolved))
+        yield (
+            f"Landmarks by the released convolution, as many, reach "
+            f"{words(mean(rows['accuracy'], verdicts=count))}: {words(off, signed=True)} from "
+            f"pooled ones{'' if off.sign else ', which is no difference that these seeds can see'}."
+        )
 
 
 def _costs(table: pd.DataFrame) -> Iterator[str]:
@@ -208,18 +236,19 @@ def _costs(table: pd.DataFrame) -> Iterator[str]:
     if SOFTMAX not in set(costs["method"]):
         return
     for n, rows in costs.groupby("n"):
-        at = rows.set_index("method")
-        exact = at.loc[SOFTMAX]
-        each = joined(
-            f"{name} {number(x.seconds / exact.seconds)} and "
-            f"{number(x.megabytes / exact.megabytes)}"
-            for name, x in at.iterrows()
-            if name != SOFTMAX
+        exact = rows[rows["method"] == SOFTMAX]
+        if exact.empty:  # it failed at this size
+            continue
+        each = "; ".join(
+            f"{method} {ratio(mine, exact).words()} and "
+            f"{number(mine['megabytes'].iloc[0] / exact['megabytes'].iloc[0])}"
+            for method, mine in rows.groupby("method", sort=False)
+            if method != SOFTMAX
         )
         yield (
-            f"With {n} tokens in the first stage a step takes {number(1e3 * exact.seconds)} ms and "
-            f"{number(exact.megabytes)} MB with softmax attention; in time and memory over that: "
-            f"{each}."
+            f"With {n} tokens in the first stage a step takes {timing(exact).words(' ms', 1e3)} and"
+            f" {number(exact['megabytes'].iloc[0])} MB with softmax attention; in time and memory "
+            f"over that: {each}."
         )
     ends = [costs[costs["n"] == n].set_index("method")["gain"] for n in sorted({*costs["n"]})]
     grown = joined(
@@ -240,9 +269,9 @@ def _list(names: list[str]) -> str:
     return f" ({joined(names)})" if names else ""
 
 
-def _paired(rows: pd.DataFrame, other: pd.DataFrame) -> Mean:
+def _paired(rows: pd.DataFrame, other: pd.DataFrame, verdicts: int) -> Mean:
     both = rows.set_index("seed")["accuracy"] - other.set_index("seed")["accuracy"]
-    return mean(both.dropna())
+    return mean(both.dropna(), verdicts=verdicts)
 
 
 def _variants(done: pd.DataFrame) -> list[tuple[tuple[str, int], pd.DataFrame]]:

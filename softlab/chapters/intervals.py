@@ -161,6 +161,12 @@ def difference(
     return mean((by[method] - by[other]).dropna(), verdicts=verdicts)
 
 
+def in_common(rows: pd.DataFrame, method: str, other: str) -> int:
+    """How many seeds two methods have in common, which is of how many their difference is."""
+    seeds = (set(rows.loc[rows["method"] == name, "seed"]) for name in (method, other))
+    return len(set.intersection(*seeds))
+
+
 def percent(x: float, *, signed: bool = False) -> str:
     """A share in percent with one digit after the point."""
     return f"{100 * x:+.1f}" if signed else f"{100 * x:.1f}"

@@ -30,7 +30,7 @@ def scope(table: pd.DataFrame) -> str:
     if done.empty:
         return ""
     named = (f"{package} {version}" for package, version in _pairs(done))
-    return f"Packages: {joined(named)}; {done['layer'].nunique()} layers."
+    return f"Packages: {joined(named)}; {_layers(done)} layers."
 
 
 def findings(table: pd.DataFrame) -> list[str]:
@@ -40,12 +40,12 @@ def findings(table: pd.DataFrame) -> list[str]:
     if done.empty:
         return []
     said = [
-        f"Of {done['layer'].nunique()} layers {broken['layer'].nunique()} break a law that they "
-        f"claim, most often {_most(broken)}."
+        f"Of {_layers(done)} layers {_layers(broken)} break a law that they claim, most often "
+        f"{_most(broken)}."
         if len(broken)
-        else f"Of {done['layer'].nunique()} layers none breaks a law that it claims."
+        else f"Of {_layers(done)} layers none breaks a law that it claims."
     ]
-    for (package, version, layer), rows in finished(table, NEEDED).groupby(LAYER, sort=False):
+    for (package, version, layer), rows in done.groupby(LAYER, sort=False):
         kept, broken = (rows[rows["verdict"] == verdict] for verdict in (HOLDS, FAILS))
         claimed = broken["claimed"].astype(bool)
         text = f"{package} {version}, {layer}, keeps {len(kept)} of {len(kept) + len(broken)} laws"
@@ -77,6 +77,11 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
             "rows": body,
             "left": 2,
         }
+
+
+def _layers(rows: pd.DataFrame) -> int:
+    """How many: two packages may each have one of the same name."""
+    return len(rows[LAYER].drop_duplicates())
 
 
 def _most(broken: pd.DataFrame) -> str:

@@ -6,14 +6,23 @@ Read are the columns of ``studies/transfer.py``: ``status``, ``method``, ``seed`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pandas as pd
 
 from softlab.chapters import Cell, Table
 from softlab.chapters.headlines import Headline
-from softlab.chapters.intervals import Mean, bracketed, cell, difference, headline, mean, words
+from softlab.chapters.intervals import (
+    Mean,
+    bracketed,
+    cell,
+    difference,
+    headline,
+    in_common,
+    mean,
+    words,
+)
 from softlab.chapters.numbers import joined, short
 from softlab.chapters.rows import finished
 
@@ -47,10 +56,13 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
     if done["side"].nunique() < 2 or not {PLAIN, NORMALIZED} <= set(done["method"]):
         return
     text = (
-        f"At {_times(done)} the resolution of its training SOFT without normalisation loses "
-        "{} percentage points of accuracy more than with the symmetric one."
+        f"In a small pyramid on one data set, at {_times(done)} the resolution of its training, "
+        "SOFT without normalisation loses {} percentage points of accuracy more than with the "
+        "symmetric one."
     )
-    yield headline(text, _saved(done, PLAIN, NORMALIZED), done["seed"].nunique())
+    large = _largest(done)
+    found = difference(large, "drop", PLAIN, NORMALIZED)
+    yield headline(text, found, in_common(large, PLAIN, NORMALIZED))
 
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:
@@ -60,18 +72,21 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
         return
     first, *others = sorted(done["side"].unique())
     body: list[list[Cell]] = []
+    verdicts = done["method"].nunique()
     for method, rows in done.groupby("method", sort=False):
         by = dict(list(rows.groupby("side")))
         if first not in by:
             continue
         body.append([
-            str(method), cell(mean(by[first]["accuracy"])),
-            *(cell(mean(by[side]["drop"]), signed=True) if side in by else "" for side in others),
+            str(method), cell(mean(by[first]["accuracy"], verdicts=verdicts)),
+            *(cell(mean(by[side]["drop"], verdicts=verdicts), signed=True) if side in by else ""
+              for side in others),
             *(short(by[side]["growth"].mean()) if side in by else "" for side in others),
         ])  # fmt: skip
     yield {
         "caption": f"Accuracy at {first} pixels and what is lost of it at other sides, in percent: "
-        "means over the seeds with 95 % intervals. Last: growth of the activations, means.",
+        "means over the seeds, and intervals of which all of a column hold together in 95 % of "
+        "studies. Last: growth of the activations, means.",
         "header": ["attention", f"at {first}", *(f"lost at {side}" for side in others),
                    *(f"growth, {side}" for side in others)],
         "rows": body,
@@ -79,34 +94,37 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
     }  # fmt: skip
 
 
-def _saved(done: pd.DataFrame, plain: str, normalized: str) -> Mean:
-    """What one form loses at the largest side less what another does."""
-    return difference(done[done["side"] == done["side"].max()], "drop", plain, normalized)
+def _largest(done: pd.DataFrame) -> pd.DataFrame:
+    return done[done["side"] == done["side"].max()]
 
 
 def exponents(done: pd.DataFrame) -> dict[str, Mean]:
-    """The exponent of the growth in the number of tokens, side squared, by method."""
-    ends = done[done["side"].isin([done["side"].min(), done["side"].max()])]
+    """The exponent of the growth in the number of tokens, side squared, by method.
+
+    With intervals that hold together.
+    """
     steps = 2 * np.log(done["side"].max() / done["side"].min())
-    found = {}
-    for method, rows in ends.groupby("method", sort=False):
-        largest = rows[rows["side"] == done["side"].max()]
-        found[str(method)] = mean(np.log(largest["growth"]) / steps)
-    return found
+    return _by_method(done, lambda rows: np.log(rows["growth"]) / steps)
+
+
+def _by_method(done: pd.DataFrame, of: Callable[[pd.DataFrame], pd.Series]) -> dict[str, Mean]:
+    """A mean over the seeds at the largest side for each method, with intervals together."""
+    parts = dict(list(_largest(done).groupby("method", sort=False)))
+    return {str(method): mean(of(rows), verdicts=len(parts)) for method, rows in parts.items()}
 
 
 def _growth(done: pd.DataFrame) -> str:
     each = joined(f"{method} {bracketed(x)}" for method, x in exponents(done).items())
     return (
         f"From {done['side'].min()} to {done['side'].max()} pixels the attention's output grows "
-        f"with the number of tokens to the powers, 95 % intervals in brackets: {each}."
+        "with the number of tokens to the powers, in brackets intervals that hold together in 95 % "
+        f"of studies: {each}."
     )
 
 
 def _lost(done: pd.DataFrame) -> dict[str, Mean]:
     """The accuracy lost at the largest side, by method."""
-    largest = done[done["side"] == done["side"].max()]
-    return {str(m): mean(rows["drop"]) for m, rows in largest.groupby("method", sort=False)}
+    return _by_method(done, lambda rows: rows["drop"])
 
 
 def _drops(done: pd.DataFrame) -> str:
@@ -120,17 +138,17 @@ def _verdict(done: pd.DataFrame) -> str:
     if not {PLAIN, NORMALIZED} <= set(done["method"]):
         return ""
     said = []
-    for plain, normalized in ((PLAIN, NORMALIZED), (f"{PLAIN}, m grows", f"{NORMALIZED}, m grows")):
-        if {plain, normalized} <= set(done["method"]):
-            off = _saved(done, plain, normalized)
-            verdict = {
-                1: "normalisation keeps what is lost without it",
-                -1: "normalisation loses more",
-                0: "these seeds do not tell the two apart",
-            }[off.sign]
-            said.append(
-                f"{plain} loses {words(off, signed=True)} more than {normalized}: {verdict}."
-            )
+    methods = set(done["method"])
+    forms = ((PLAIN, NORMALIZED), (f"{PLAIN}, m grows", f"{NORMALIZED}, m grows"))
+    pairs = [pair for pair in forms if set(pair) <= methods]
+    for plain, normalized in pairs:
+        off = difference(_largest(done), "drop", plain, normalized, verdicts=len(pairs))
+        verdict = {
+            1: "normalisation keeps what is lost without it",
+            -1: "normalisation loses more",
+            0: "these seeds do not tell the two apart",
+        }[off.sign]
+        said.append(f"{plain} loses {words(off, signed=True)} more than {normalized}: {verdict}.")
     lost = _lost(done)
     if CONTROL in lost:
         said.append(

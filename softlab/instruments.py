@@ -57,6 +57,30 @@ def seconds(
     return {"seconds": median, "seconds_q1": q1, "seconds_q3": q3, "repeats": len(taken)}
 
 
+def in_turn(
+    call: Callable[[], object],
+    rival: Callable[[], object],
+    device: torch.device,
+    *,
+    repeats: int = 5,
+    within: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+) -> Numbers:
+    """Median and quartiles of the time of ``call`` over that of ``rival``, called in turn.
+
+    What slows the machine down for a while slows both, where two medians would each meet another
+    load. ``repeats``: pairs of calls, 2 or more, after one of each to warm up. ``within``: makes
+    the context that ``call`` alone runs in and that is not timed. The clock is that of ``seconds``.
+    """
+    clock = _event_clock(device) if device.type == "cuda" else _wall_clock
+    ratios: list[float] = []
+    for _ in range(max(2, repeats) + 1):
+        before = clock(rival)
+        with within():
+            ratios.append(clock(call) / before)
+    q1, median, q3 = statistics.quantiles(ratios[1:], n=4, method="inclusive")
+    return {"time": median, "time_q1": q1, "time_q3": q3}
+
+
 def _wall_clock(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()

@@ -6,7 +6,8 @@ import itertools
 import pytest
 import torch
 
-from softlab.instruments import PRODUCTS, SUMS, accumulation, peak_memory, seconds
+from softlab import instruments
+from softlab.instruments import PRODUCTS, SUMS, accumulation, in_turn, peak_memory, seconds
 
 HALF = [torch.bfloat16, torch.float16]
 
@@ -129,3 +130,25 @@ def test_a_longer_kernel_takes_longer_on_cuda():
     four = seconds(lambda: a @ a @ a @ a @ a, a.device)["seconds"]
     assert 3 < four / one < 5
     assert peak_memory(lambda: a @ a, a.device) == a.nbytes
+
+
+def test_a_ratio_of_times_is_of_calls_in_turn(monkeypatch):
+    """A machine that is ten times slower for a while slows both; the first pair warms up."""
+    load = iter([1, 1, 1, 1, 10, 10, 10, 10, 1, 1])
+    times = {"call": iter([99, 2, 3, 5, 2.5]), "rival": iter([1, 2, 2, 2, 2])}
+    inside, seen = [], []
+
+    @contextlib.contextmanager
+    def within():
+        inside.append(True)
+        yield
+        inside.pop()
+
+    def clock(name):
+        seen.append((name, bool(inside)))
+        return next(times[name]) * next(load)
+
+    monkeypatch.setattr(instruments, "_wall_clock", clock)
+    found = in_turn("call", "rival", torch.device("cpu"), repeats=4, within=within)
+    assert found == {"time": 1.375, "time_q1": 1.1875, "time_q3": 1.75}  # of 1, 1.25, 1.5 and 2.5
+    assert seen == [("rival", False), ("call", True)] * 5

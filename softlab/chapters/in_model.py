@@ -3,8 +3,8 @@
 Read are ``status`` and, where they are there, the columns of the three studies of
 ``studies/in_model.py``: ``model``, ``method``, ``knob``, ``part``, ``family``, ``op``, ``layers``,
 ``depth``, ``matrix_error``, ``output_error``, ``lack_of_skill``, ``work``, ``change``, ``task``,
-``task_loss`` and ``within``; ``layer``, ``own`` and ``accumulated``; ``tokens``, ``time``,
-``memory``, ``attention_share``.
+``task_loss`` and ``within``; ``layer``, ``own`` and ``accumulated``; ``tokens``, ``time`` with
+quartiles, ``memory``, ``attention_share``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from softlab.chapters import Cell, Table
-from softlab.chapters.numbers import joined, number, short
+from softlab.chapters.numbers import joined, number, short, span
+from softlab.chapters.timings import steady, timing
 
 PREDICTORS = {
     "matrix_error": "matrix error",
@@ -27,7 +28,9 @@ DRAWS = 300
 """Bootstrap draws of an interval."""
 EVERY, PLACE = "all", "one place"
 LEAST = 3
-"""A correlation is of at least so many different points, and of one more operator."""
+"""A correlation is of at least so many points, in a draw of so many methods, and of one operator
+more."""
+TIME = "time"
 BINS = 3
 """Bins a decade."""
 
@@ -72,14 +75,14 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
     One row a model, or the mean over ``"all"`` models, a group of rows, and a predictor. Groups:
     ``"one place"``, the mean over the parts of the model of the correlation among operators at that
     part, which compares like with like; ``"all"`` rows together; each family's rows. ``rho`` with
-    the 95 % percentile interval ``low`` to ``high`` of a bootstrap that draws operators, each with
-    all its rows, since the rows of one are not independent; ``rows`` and ``operators`` are their
-    numbers. Groups of fewer than four operators are left out.
+    the 95 % percentile interval ``low`` to ``high`` of a bootstrap that draws methods, each with
+    all its knobs and rows, since those of one are not independent; NaN of fewer than four methods.
+    ``rows`` and ``operators`` are their numbers. Groups of fewer than four operators are left out.
     """
     done = _changes(table)
     columns = [column for column in PREDICTORS if column in done]
     found = []
-    for group in [PLACE, EVERY, *done["family"].unique()] if len(done) else []:
+    for group in [PLACE, EVERY, *done["family"].unique()] if columns else []:
         rows = done if group in {PLACE, EVERY} else done[done["family"] == group]
         rows = rows.dropna(subset=[*columns, "change"])
         strata = rows["model"] + (" " + rows["part"] if group == PLACE else "")
@@ -89,7 +92,8 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
                 drawn = _drawn(of, columns, strata[of.index].to_numpy())
                 for i, column in enumerate(columns):
                     usable = drawn[1:, i][np.isfinite(drawn[1:, i])]
-                    low, high = np.quantile(usable, [0.025, 0.975]) if len(usable) else [np.nan] * 2
+                    known = len(usable) and of["method"].nunique() > LEAST
+                    low, high = np.quantile(usable, [0.025, 0.975]) if known else [np.nan] * 2
                     found.append({
                         "model": model, "family": group, "predictor": column,
                         "rho": drawn[0, i], "low": low, "high": high, "rows": len(of),
@@ -101,12 +105,14 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
 def _drawn(rows: pd.DataFrame, columns: list[str], strata: np.ndarray) -> np.ndarray:
     """Mean over the strata of each predictor's correlation: of the rows, then of each draw.
 
-    (1 + draws, predictors), NaN where no stratum has enough points. A draw is a weight for each
-    operator, how often it was drawn; a row's rank is then the weight below it and half its own.
+    (1 + draws, predictors), NaN where no stratum has enough points, of the draws methods. A draw is
+    a weight for each method, how often it was drawn; a row's rank is then the weight below it and
+    half its own.
     """
-    names, of_row = np.unique(rows["op"].to_numpy(str), return_inverse=True)
+    names, of_row = np.unique(rows["method"].to_numpy(str), return_inverse=True)
     chosen = np.random.default_rng(0).multinomial(len(names), [1 / len(names)] * len(names), DRAWS)
-    weights = np.concatenate([np.ones((1, len(names))), chosen])[:, of_row]
+    times = np.concatenate([np.ones((1, len(names))), chosen])
+    weights = times[:, of_row]
     values = rows[[*columns, "change"]].to_numpy(float)
     each = []
     for stratum in dict.fromkeys(strata):
@@ -116,7 +122,10 @@ def _drawn(rows: pd.DataFrame, columns: list[str], strata: np.ndarray) -> np.nda
         ranks = [_ranks(x, w) for x in values[mine].T]
         centred = [r - (share * r).sum(1, keepdims=True) for r in ranks]
         spread = [np.sqrt((share * c * c).sum(1)) for c in centred]
-        usable = ((w > 0).sum(1) >= LEAST) & (np.min(spread, axis=0) > 0)
+        # The knobs of a method are other points, and in a draw no other methods.
+        count = (times[:, np.unique(of_row[mine])] > 0).sum(1)
+        count[0] = mine.sum()
+        usable = (count >= LEAST) & (np.min(spread, axis=0) > 0)
         with np.errstate(invalid="ignore", divide="ignore"):
             found = [
                 (share * c * centred[-1]).sum(1) / (s * spread[-1])
@@ -124,9 +133,9 @@ def _drawn(rows: pd.DataFrame, columns: list[str], strata: np.ndarray) -> np.nda
             ]
         each.append(np.where(usable, found, np.nan))
     whole = np.array(each)
-    count = np.isfinite(whole).sum(0)
+    known = np.isfinite(whole).sum(0)
     sums = np.nansum(whole, axis=0)
-    means: np.ndarray = np.where(count > 0, sums / np.maximum(count, 1), np.nan).T
+    means: np.ndarray = np.where(known > 0, sums / np.maximum(known, 1), np.nan).T
     return means
 
 
@@ -142,7 +151,7 @@ def _ranks(x: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 def _changes(table: pd.DataFrame) -> pd.DataFrame:
     """The finished rows of substitutions that were made; none of another study's table."""
-    needed = {"status", "model", "family", "op", "part", "change", "layers"}
+    needed = {"status", "model", "method", "family", "op", "part", "change", "layers"}
     if not needed <= set(table.columns):
         return table[:0].reindex(columns=[*table.columns, *sorted(needed - set(table.columns))])
     done = table[(table["status"] == "ok") & (table["layers"] > 0)]
@@ -157,12 +166,13 @@ def _prediction(table: pd.DataFrame) -> str:
     place, together = (pooled[pooled["family"] == group] for group in (PLACE, EVERY))
     words = [
         f"Rank correlation with the relative change of the model's output, among "
-        f"{place['operators'].max()} operators at one place, mean over models and places with its "
-        f"95 % interval: {joined(map(_said, place.to_dict('records')))}; over all places "
+        f"{place['operators'].max()} operators at one place, mean over the places of "
+        f"{_count(found)} models, with the 95 % interval of other methods in the same models: "
+        f"{joined(map(_said, place.to_dict('records')))}; over all places "
         f"together ({together['rows'].max()} substitutions): "
         f"{joined(map(_said, together.to_dict('records')))}."
     ]
-    matrix = place[place["predictor"] == "matrix_error"]
+    matrix = place[(place["predictor"] == "matrix_error") & place["low"].notna()]
     if len(matrix):
         low, high = matrix.iloc[0]["low"], matrix.iloc[0]["high"]
         verb = "predicts" if low > 0.5 else "orders, loosely," if low > 0 else "does not order"
@@ -171,12 +181,20 @@ def _prediction(table: pd.DataFrame) -> str:
     by_model = found[(found["family"] == PLACE) & (found["model"] != EVERY)].dropna(subset="rho")
     if len(by_model):
         least = by_model.loc[by_model["rho"].idxmin()]
-        words.append(f"Least at one place: {_said(least)} in {least['model']}.")
+        words.append(
+            f"Least of {len(by_model)} at one place of one model: {PREDICTORS[least['predictor']]} "
+            f"{least['rho']:.2f} in {least['model']}."
+        )
     return " ".join(words)
 
 
+def _count(found: pd.DataFrame) -> int:
+    return len(set(found["model"]) - {EVERY})
+
+
 def _said(x: Any) -> str:
-    return f"{PREDICTORS[x['predictor']]} {x['rho']:.2f} ({x['low']:.2f} to {x['high']:.2f})"
+    bounds = f" ({x['low']:.2f} to {x['high']:.2f})" if pd.notna(x["low"]) else ""
+    return f"{PREDICTORS[x['predictor']]} {x['rho']:.2f}{bounds}"
 
 
 def _whole(table: pd.DataFrame) -> pd.DataFrame:
@@ -253,23 +271,25 @@ def _correlation_table(table: pd.DataFrame) -> Iterator[Table]:
         for i, (family, of) in enumerate(rows.groupby("family", sort=False)):
             by = of.set_index("predictor")
             cells: list[Cell] = [
-                [f"{by.loc[p, 'rho']:.2f}", f"{by.loc[p, 'low']:.2f} to {by.loc[p, 'high']:.2f}"]
-                if p in by.index
-                else ""
-                for p in PREDICTORS
+                _correlation(by.loc[p]) if p in by.index else "" for p in PREDICTORS
             ]
             body.append(
                 [str(model) if i == 0 else "", str(family), f"{of['rows'].iloc[0]}", *cells]
             )
     yield {
         "caption": "Rank correlation (Spearman) of each cheap number with the relative change of "
-        "the output; below it the 95 % interval of a bootstrap over operators. One place: among "
-        "operators in the same layers, mean over the parts; all: over operators, knobs and parts; "
-        "then by family. Model all: the mean over the models.",
+        "the output; below it the 95 % interval of a bootstrap over methods, where there are four "
+        "or more. One place: among operators in the same layers, mean over the parts; all: over "
+        "operators, knobs and parts; then by family. Model all: the mean over the models.",
         "header": ["model", "among", "rows", *PREDICTORS.values()],
         "rows": body,
         "left": 2,
     }
+
+
+def _correlation(x: Any) -> Cell:
+    value = f"{x['rho']:.2f}"
+    return [value, f"{x['low']:.2f} to {x['high']:.2f}"] if pd.notna(x["low"]) else value
 
 
 def _gathering(table: pd.DataFrame) -> str:
@@ -282,13 +302,11 @@ def _gathering(table: pd.DataFrame) -> str:
         last = rows[rows["layer"] == rows["layer"].max()]
         ratio = (last["accumulated"] / last["own"]).replace(np.inf, np.nan).dropna()
         if len(ratio):
-            said.append(
-                f"{model} {number(ratio.median())} ({number(ratio.min())} to {number(ratio.max())})"
-            )
+            said.append(f"{model} {span(ratio)} ({len(ratio)})")
     return (
         "At the last layer, with the operator in all of them, the attention's output has moved by "
-        "so many times the operator's own error there (median and range over the operators): "
-        f"{joined(said)}."
+        "so many times the operator's own error there, from the least to the greatest of the "
+        f"operators (in brackets how many): {joined(said)}."
         if said
         else ""
     )
@@ -307,12 +325,19 @@ def _saving(table: pd.DataFrame) -> str:
         return ""
     longest = done[done["tokens"] == done.groupby("model")["tokens"].transform("max")]
     share = longest.groupby("model", sort=False)["attention_share"].first()
-    faster = longest[(longest["method"] != "exact") & (longest["time"] < 1)]
+    others, own = longest[longest["method"] != "exact"], longest[longest["method"] == "exact"]
+    sure = others[steady(others, TIME)]
+    faster = sure[sure.get(f"{TIME}_q3", sure[TIME]) < 1]
     shares = joined(f"{model} {100 * x:.0f} %" for model, x in share.items())
-    names = joined(f"{x.op} in {x.model} ({x.time:.2f})" for x in faster.itertuples())
+    names = joined(
+        f"{x['op']} in {x['model']} {timing(faster.loc[[i]], TIME).words()}"
+        for i, x in faster.iterrows()
+    )
+    noisy = f" Too noisy to compare: {len(others) - len(sure)}." if len(sure) < len(others) else ""
+    itself = f" Exact attention substituted for itself takes {span(own[TIME])}." if len(own) else ""
     return (
         f"At the greatest length attention's scores and sums are of the counted work: {shares}. "
-        f"Faster than the model as it is, then: {names or 'none'}."
+        f"Faster than the model as it is, then, quartiles too: {names or 'none'}.{noisy}{itself}"
     )
 
 
@@ -323,11 +348,13 @@ def _cost_table(table: pd.DataFrame) -> Iterator[Table]:
     body: list[list[Cell]] = []
     for (model, tokens), rows in done.groupby(["model", "tokens"], sort=False):
         for i, x in enumerate(rows.to_dict("records")):
-            head = [str(model), f"{tokens}"] if i == 0 else ["", ""]
-            body.append([*head, str(x["op"]), *(f"{x[c]:.2f}" for c in ("work", "time", "memory"))])
+            head: list[Cell] = [str(model), f"{tokens}"] if i == 0 else ["", ""]
+            time = timing(rows[i : i + 1], TIME).cell()
+            body.append([*head, str(x["op"]), f"{x['work']:.2f}", time, f"{x['memory']:.2f}"])
     yield {
         "caption": "A run of the whole model with the operator in all layers, over the model as it "
-        "is: counted work, time (first quartile of 3 runs and more) and peak memory.",
+        "is: counted work, time (median and quartiles of runs in turn; noisy: quartiles too wide "
+        "for a number) and peak memory.",
         "header": ["model", "tokens", "operator", "work", "time", "memory"],
         "rows": body,
         "left": 3,

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from softlab.chapters import Cell, Table
-from softlab.chapters.numbers import joined, number, short
+from softlab.chapters.numbers import joined, number, short, span
 from softlab.chapters.rows import finished
 
 NEEDED = {
@@ -46,7 +46,7 @@ def findings(table: pd.DataFrame) -> list[str]:
             for x in broken.itertuples()
         )
         fine = rows[rows["rounding_change"] <= BROKEN]["rounding_change"]
-        level = f" The others move by {number(fine.median())} in the median." if len(fine) else ""
+        level = f" The other {len(fine)} pairs move it by {span(fine)}." if len(fine) else ""
         said.append(
             f"{precision}: rounding alone moves the output by more than {BROKEN:g} for "
             f"{joined(names) or 'none'}.{level}"

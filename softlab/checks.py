@@ -165,7 +165,8 @@ def query_at_every_key(q: Tensor, k: Tensor) -> None:
     if q.shape[-2] != k.shape[-2]:
         msg = (
             f"a causal form needs a query at every key, got {q.shape[-2]} queries and "
-            f"{k.shape[-2]} keys. Pass the whole sequence, or use causal=False."
+            f"{k.shape[-2]} keys. Pass the whole sequence. With causal=False each query sees all "
+            "keys, which is right for the last tokens only where positions do not matter."
         )
         raise ValueError(msg)
 

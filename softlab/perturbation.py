@@ -189,9 +189,7 @@ def _run(model: nn.Module, run: Run) -> tuple[Tensor, dict[Known, Call], str]:
     calls = {}
     for call in recorder.calls:
         if call.q.is_nested:
-            msg = (
-                f"layer {call.module} has a ragged batch; pad it, with a mask, to measure effects."
-            )
+            msg = f"layer {call.module!r} has a ragged batch, whose effect is not measured: pad it."
             raise ValueError(msg)
         calls[call.module, made.get(call.module, 0)] = call
         count(made, call.module)

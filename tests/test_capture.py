@@ -1,13 +1,16 @@
 """Recording sees every attention call of a model and changes nothing."""
 
 import math
+import re
+import warnings
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from softlab.capture import record
+from softlab.capture import record, substitute
+from softlab.operators import Nystromformer, Softmax, TopK
 
 SDPA, MHA = functional.scaled_dot_product_attention, functional.multi_head_attention_forward
 
@@ -192,6 +195,181 @@ def test_seeing_nothing_is_an_error():
     assert calls == []
     with pytest.raises(TypeError, match="got str"), record("a model"):
         pass
+
+
+class Layer(nn.Module):
+    """Projections, and an attention of some way of writing."""
+
+    def __init__(self, attend):
+        super().__init__()
+        self.qkv, self.attend = nn.Linear(8, 24, dtype=torch.float64), attend
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        return x + self.attend(q, k, v).transpose(1, 2).flatten(2)
+
+
+def flexed(q, k, v):
+    from torch.nn.attention.flex_attention import flex_attention
+
+    with torch.no_grad():
+        return flex_attention(q.float(), k.float(), v.float()).double()
+
+
+def by_exp(q, k, v):
+    weights = torch.exp(q @ k.mT / 2 - (q @ k.mT / 2).amax(-1, keepdim=True))
+    return torch.einsum("bhnl,bhld->bhnd", weights / weights.sum(-1, keepdim=True), v)
+
+
+def matrix_by_matrix(q, k, v):
+    heads = zip(*(x.flatten(0, 1) for x in (q, k, v)), strict=True)
+    parts = [functional.softmax(a @ b.T / 2, -1) @ c for a, b, c in heads]
+    return torch.stack(parts).view_as(q)
+
+
+def below(q, k, v):
+    """What torch's function calls, called by hand."""
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]
+
+
+class Weigh(nn.Module):
+    """Attention whose softmax is a module of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.softmax = nn.Softmax(-1)
+
+    def forward(self, q, k, v):
+        return self.softmax(q @ k.mT / 2) @ v
+
+
+HIDDEN = {
+    "softmax": (lambda q, k, v: (q @ k.mT / 2).softmax(-1) @ v, r"of their own.*'0' \(2 times\)"),
+    "softmax of a module": (Weigh(), r"of their own.*'0.attend.softmax' \(2 times\)"),
+    "one matrix after another": (matrix_by_matrix, r"Not seen: '0' takes exponentials.*8 times"),
+    "exponentials": (by_exp, r"Not seen: '0' takes exponentials, and a product of its own \(2 tim"),
+    "in place": (
+        lambda q, k, v: (w := (q @ k.mT / 2).exp_()) @ v / w.sum(-1, keepdim=True),
+        r"Not seen: '0' takes exponentials",
+    ),
+    "aten's softmax": (
+        lambda q, k, v: torch.ops.aten._softmax(q @ k.mT / 2, -1, False) @ v,
+        r"of their own.*'0' \(2 times\)",
+    ),
+    "a kernel": (below, r"Not seen: '0' calls _scaled_dot_product_flash_attention_for_cpu \(2 ti"),
+    "flex attention": (flexed, r"Not seen: '0' calls flex_attention \(2 times\)"),
+}
+
+
+@pytest.mark.parametrize(("attend", "says"), HIDDEN.values(), ids=HIDDEN)
+def test_what_was_not_seen_is_said_by_layer_with_how_often(attend, says):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # flex_attention's own
+        model, x = nn.Sequential(Layer(attend), Layer(SDPA)), draw(2, 10, 8)
+        own = model(x)
+        with record(model) as calls:
+            out = model(model(x) - model(x) + x)
+    torch.testing.assert_close(out, own)
+    assert {call.module for call in calls} == {"1"}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with record(model):
+            model(model(x))
+        ours = [str(one.message) for one in told if str(one.message).startswith("Sequential:")]
+        with substitute(model, Softmax()) as report:
+            model(model(x))
+    assert len(ours) == 1
+    assert re.search(says, ours[0])
+    assert [*report.unseen.values()] == [8 if "8 times" in says else 2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        refused = pytest.raises(RuntimeError, match=f"(?s)saw 0 attention calls.*{says}")
+        with refused, record(model):
+            model[0](model[0](x))
+
+
+class Classifier(nn.Module):
+    """Ends in probabilities, has rates and gates, and attention that torch computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.out = Layer(SDPA), nn.Linear(8, 3, dtype=torch.float64)
+        self.rate = nn.Parameter(torch.zeros(8, 8, dtype=torch.float64))
+
+    def forward(self, x):
+        y = self.layer(x) @ self.rate.exp()
+        y = y * (-y).exp().sigmoid()
+        noise = (0.1 * self.out(y)).exp()
+        return self.out(y.mean(1)).softmax(-1), noise
+
+
+def test_what_is_no_attention_is_not_suspected():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = Classifier()
+        with record(model) as calls:
+            model(draw(2, 10, 8))
+    assert len(calls) == 1
+
+
+def test_attention_called_by_its_operator_is_seen():
+    aten = torch.ops.aten.scaled_dot_product_attention
+    model, x = nn.Sequential(*map(Layer, (aten, aten.default, SDPA))), draw(2, 10, 8)
+    with record(model, outputs=True) as calls:
+        model(x)
+    assert [call.module for call in calls] == ["0", "1", "2"]
+    for call in calls:
+        torch.testing.assert_close(naive(call), call.out)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::torch.jit.TracerWarning")
+def test_a_scripted_layer_that_may_attend_is_said():
+    scripted = torch.jit.trace(Layer(SDPA), draw(2, 10, 8))
+    plain = torch.jit.trace(nn.Linear(8, 8, dtype=torch.float64), draw(2, 10, 8))
+    model, x = nn.Sequential(Layer(SDPA), plain, scripted), draw(2, 10, 8)
+    warned = pytest.warns(UserWarning, match="Not seen: '2' is scripted")
+    with warned as told, record(model) as calls:
+        model(x)
+    assert len(told) == 1
+    assert [call.module for call in calls] == ["0"]
+
+
+TURN = (torch.arange(10)[:, None] * 0.1).cos()
+MIXED = {
+    "as they come": lambda q, k, v: (q, k, v),
+    "positions in float32": lambda q, k, v: (q.float() * TURN, k.float() * TURN, v),
+    "keys of a float16 cache": lambda q, k, v: (q.float(), k.half(), v.half()),
+    "values in float32": lambda q, k, v: (q, k, v.float()),
+    "all in float32": lambda q, k, v: (q.float(), k.float(), v.float()),
+}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("how", MIXED.values(), ids=MIXED)
+def test_under_autocast_a_call_is_what_torchs_attention_casts_it_to(how, dtype, masked):
+    bias = torch.linspace(-1, 1, 100).view(10, 10) if masked else None
+    model = Layer(lambda *x: SDPA(*how(*x), bias).float()).float()
+    x = draw(2, 10, 8).float()
+    with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
+        own = model(x)
+        with record(model, outputs=True) as calls:
+            assert torch.equal(model(x), own)
+        for op in (Softmax(), Nystromformer(10), TopK(k=10), lambda q, k, v, **_: SDPA(q, k, v)):
+            if masked and not isinstance(op, Softmax):
+                continue
+            with substitute(model, op):
+                out = model(x)
+            assert float((out - own).norm() / own.norm()) < 2**-7
+    (call,) = calls
+    assert {y.dtype for y in (call.q, call.k, call.v, call.out)} == {dtype}
+    assert call.mask is None or call.mask.dtype == dtype
+    torch.testing.assert_close(naive(call).float(), call.out.float(), atol=2**-6, rtol=2**-6)
+    Nystromformer(3)(*call.case(0, 0))  # one head is of one dtype
+    outside = draw(1, 1, 5, 4)
+    with record(plain := Plain()) as calls, torch.autocast("cpu", dtype=dtype):
+        plain(outside, outside, outside)
+    assert calls[0].q.dtype == torch.float64  # as autocast, which leaves it
 
 
 def test_keep_limits_what_is_stored_and_must_be_met():

@@ -28,6 +28,7 @@ from softlab.operators import (
     TopK,
     Uniform,
 )
+from softlab.perturbation import effect
 
 SDPA, MHA = functional.scaled_dot_product_attention, functional.multi_head_attention_forward
 LOWEST = torch.finfo(torch.float64).min
@@ -356,8 +357,8 @@ def test_compiled_and_scripted_models_are_refused():
     in_place.compile()
     scripted = torch.jit.trace(inner, torch.zeros(1, 3))
     for model, says in (
-        (torch.compile(inner), "the model is compiled"),
-        (nn.Sequential(in_place), "submodule '0' is compiled"),
+        (torch.compile(inner), "the model is compiled.*_orig_mod"),
+        (nn.Sequential(in_place), r"submodule '0' is compiled.*by its compile\(\).*model anew"),
         (nn.Sequential(scripted), "submodule '0' is scripted"),
     ):
         with pytest.raises(TypeError, match=says), substitute(model, Softmax()):
@@ -415,6 +416,118 @@ def test_layers_that_were_not_reached_are_reported():
             half(x)
     with pytest.raises(RuntimeError, match="saw no attention"), substitute(net, Uniform()):
         Net()(x)  # another model
+
+
+class Ragged(nn.Module):
+    """Self-attention of a batch whose samples are of different lengths."""
+
+    def __init__(self, heads=2, **arguments):
+        super().__init__()
+        torch.manual_seed(0)
+        self.heads, self.arguments = heads, arguments
+        self.query, self.value, self.mix = (nn.Linear(8, 8).double() for _ in range(3))
+
+    def forward(self, x):
+        q, v = (
+            project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for project in (self.query, self.value)
+        )
+        out = functional.scaled_dot_product_attention(q, q, v, **self.arguments)
+        return x + self.mix(out.transpose(1, 2).flatten(-2))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("arguments", [{}, {"is_causal": True}, {"scale": 0.3}], ids=str)
+@pytest.mark.parametrize("operator", [Softmax(), TopK(k=3), Local(1), Performer(8), torch_like])
+def test_a_ragged_batch_is_its_samples(operator, arguments):
+    model = Ragged(**arguments)
+    parts = [draw(n, 8, seed=n).requires_grad_() for n in (5, 7, 3)]
+    batch = torch.nested.as_nested_tensor(parts, layout=torch.jagged)
+    with substitute(model, operator) as report:
+        out = model(batch)
+        alone = [model(part[None])[0] for part in parts]
+    assert report.reached == {"": 4}
+    assert out.is_nested
+    for got, due in zip(out.unbind(), alone, strict=True):
+        torch.testing.assert_close(got, due)
+    if isinstance(operator, Softmax) and not model.arguments.get("is_causal"):
+        for got, due in zip(out.unbind(), model(batch).unbind(), strict=True):
+            torch.testing.assert_close(got, due)
+    grads = torch.autograd.grad(sum(x.square().sum() for x in out.unbind()), parts)
+    due = torch.autograd.grad(sum(x.square().sum() for x in alone), parts)
+    for one, other in zip(grads, due, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_ragged_batches_that_cannot_be_taken_apart_are_refused():
+    strided = torch.nested.as_nested_tensor([draw(2, n, 4) for n in (5, 7)])
+    model = Plain()
+    refused = pytest.raises(
+        SubstitutionError, match=r"layer 0 \(Plain\).*torch\.jagged.*Pad the batch"
+    )
+    with refused, substitute(model, Softmax()):
+        model(strided, strided, strided)
+    model = Ragged()
+    batch = torch.nested.as_nested_tensor([draw(n, 8) for n in (5, 2)], layout=torch.jagged)
+    refused = pytest.raises(SubstitutionError, match=r"layer 0 \(Ragged\).*rank 3 is asked of 2")
+    with refused, substitute(model, Nystromformer(3)):
+        model(batch)
+    with pytest.raises(ValueError, match="has a ragged batch, whose effect is not measured"):
+        effect(model, lambda: model(batch), Softmax())
+    with pytest.raises(SubstitutionError, match="heads"), substitute(model, Uniform(), heads=[5]):
+        model(batch)
+    with substitute(model, Uniform(), heads=[1]):
+        some = model(batch)
+    with substitute(model, Uniform(), heads=[1]):
+        assert torch.equal(model(draw(2, 8)[None])[0], some.unbind()[1])
+
+
+EMPTY = torch.ones(2, 1, 1, 6, dtype=torch.bool)
+EMPTY[1] = False
+NOTHING = {
+    "a sample": EMPTY,
+    "a sample, added": added(EMPTY),
+    "a sample, by the lowest number": added(EMPTY, LOWEST),
+    "a head": torch.arange(4)[None, :, None, None].expand(1, 4, 1, 6) < 3,
+    "a sample of a causal batch": EMPTY & CAUSAL,
+    "everything": EMPTY & False,
+    "rows": CAUSAL & (torch.arange(6) > 2),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_what_a_mask_leaves_nothing_of_is_as_the_layer_has_it_or_refused(name):
+    model, (q, k, v) = Plain(attn_mask=NOTHING[name]), asked("nothing")[1]
+    for operator in (Softmax(), torch_like):
+        with substitute(model, operator):
+            torch.testing.assert_close(model(q, k, v), model_alone(model, q, k, v))
+    if name != "rows":
+        refused = pytest.raises(
+            SubstitutionError, match=r"layer 0 \(Plain\).*leaves no (key|token) in .*keep one"
+        )
+        with refused, substitute(model, TopK(k=2)):
+            model(q, k, v)
+
+
+def model_alone(model, *given):
+    """What the model itself computes, also inside a block."""
+    with torch._C.DisableTorchFunction():
+        return model(*given)
+
+
+def test_exact_softmax_leaves_nan_of_hidden_keys_where_it_is():
+    """In torch's own attention it reaches every output."""
+    q, k, v = asked("nothing")[1]
+    clean = v.clone()
+    v = v.clone()
+    v[1, :, 4:] = math.nan
+    for mask in (RIGHT[:, None, None], RIGHT[:, None, None] & CAUSAL):
+        model = Plain(attn_mask=mask)
+        with substitute(model, Softmax()):
+            out = model(q, k, v)
+        real = RIGHT[:, None, :, None].expand_as(out)
+        torch.testing.assert_close(out[real], model(q, k, clean)[real])
 
 
 def test_gradients_are_those_of_the_operator_and_exact_ones_are_the_models():

@@ -228,7 +228,8 @@ class _Substituter(Watch):
     def refusal(self, call: Call, reason: Exception) -> str:
         """Which layer was refused what, and why."""
         layer = f"layer {self.numbers[call.module]} ({call.module or type(self.model).__name__})"
-        shapes = f"q {tuple(call.q.shape)}, k {tuple(call.k.shape)}"
+        ragged = call.q.is_nested
+        shapes = "ragged" if ragged else f"q {tuple(call.q.shape)}, k {tuple(call.k.shape)}"
         return f"{layer}, {shapes}, cannot be given {self.operator!r}: {reason}"
 
 

@@ -36,6 +36,8 @@ MULTIHEAD_SIGNATURE = inspect.signature(MULTIHEAD)
 SOFTMAXES = {"softmax", "_softmax", "special_softmax"}
 EXPONENTIALS = {"exp", "exp_", "exp2", "exp2_"}
 PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "einsum", "mm"}
+SUSPECT = SOFTMAXES | EXPONENTIALS | PRODUCTS
+"""Names of torch's functions, as a mode sees them, of which written-out attention is made."""
 
 Attention = Callable[..., Tensor]
 """What is called as torch's function is."""
@@ -94,7 +96,7 @@ def named(order: int, module: str) -> Callable[..., Call]:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Call:
-        scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+        scale = 1 / math.sqrt(query.size(-1)) if scale is None else scale
         q, k, v = (_cast(x) for x in (query, key, value))
         mask = None if attn_mask is None else _cast(attn_mask)
         return Call(order, module, q, k, v, mask, is_causal, scale, dropout_p, enable_gqa)
@@ -149,14 +151,15 @@ class Watch(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if running() or torch.compiler.is_compiling():
+        if running():
             return func(*args, **kwargs)
         name = getattr(func, "__name__", "").partition(".")[0]  # of torch.ops: with an overload
         if func is ATTENTION or name == ATTENTION.__name__:
             return self.through(func, *args, **kwargs)
         if func is MULTIHEAD and self.caller() is not None:
             return self.multihead(*args, **kwargs)
-        if name in SOFTMAXES or name in EXPONENTIALS or name in PRODUCTS or "attention" in name:
+        telling = name in SUSPECT or "attention" in name
+        if telling and not torch.compiler.is_compiling():
             self._suspect(name, args, kwargs)
         return func(*args, **kwargs)
 

@@ -82,7 +82,7 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
     done = _changes(table)
     columns = [column for column in PREDICTORS if column in done]
     found = []
-    for group in [PLACE, EVERY, *done["family"].unique()] if columns else []:
+    for group in [PLACE, EVERY, *done["family"].unique()] if columns and len(done) else []:
         rows = done if group in {PLACE, EVERY} else done[done["family"] == group]
         rows = rows.dropna(subset=[*columns, "change"])
         strata = rows["model"] + (" " + rows["part"] if group == PLACE else "")

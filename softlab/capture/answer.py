@@ -149,6 +149,9 @@ def at_usual_scale(call: Call) -> Call:
 
 def heads_of(call: Call, heads: list[int]) -> Call:
     """The call of these heads alone."""
+    if call.q.is_nested:
+        msg = "some heads alone are asked of a ragged batch. Substitute all, or pad the batch."
+        raise UnableError(msg)
     call = ungrouped(call) if call.enable_gqa else call
     count = call.q.shape[-3] if call.q.ndim > 2 else 0
     if max(heads) >= count:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.mathtext import MathTextParser
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from softlab.chapters.quartiles import summary
+from softlab.chapters.words import FACES, LONGEST, brief, cut, drawn
 from softlab.looks import METHODS, Look
 from softlab.looks import looks as chosen
 
@@ -29,7 +33,7 @@ from softlab.looks import looks as chosen
 WIDTH, BELOW, TITLE, ENTRIES = 6.3, 0.42, 0.3, 0.18
 
 STYLE: Any = {
-    "font.family": "STIXGeneral",
+    "font.family": list(FACES),
     "mathtext.fontset": "stix",
     "font.size": 9,
     "axes.titlesize": 8.5,
@@ -55,7 +59,12 @@ STYLE: Any = {
 
 GUIDES = ("-", (0, (6, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 
-Word = str | float | bool
+Word = str | float | bool | None
+
+GROUP, PANEL, WHY = " group", " panel", " why"
+"""Columns of the words for a row's group and panel in legend and title, and why it is not drawn."""
+LABEL, FILE, NAMED = 60, 200, 5
+"""Letters of a word in a legend or a title, bytes of a file's name, and groups of a note."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +75,8 @@ class Lines:
     given), and the rows that agree in page, panel, group and ``by`` are summarised by their median;
     the shaded band runs from the first to the third quartile. ``panel`` splits a figure into
     panels, and ``page`` into one figure a value: errors against different targets are not
-    comparable and never share one. Without them there is one panel, one figure. ``expected`` is a
+    comparable and never share one. Without them there is one panel, one figure. None on an axis of
+    the study is a value like others, "scale = None". ``expected`` is a
     second ``y``, drawn thin, dashed and without markers in the colour of its group: what was
     predicted beside what was observed.
 
@@ -146,9 +156,10 @@ class Mark:
 
 
 class Drawing(Figure):
-    """A figure that knows its points."""
+    """A figure that knows its points, and in sentences what of the table it does not show."""
 
     marks: tuple[Mark, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def pages(table: pd.DataFrame, lines: Lines) -> list[Word]:
@@ -157,45 +168,45 @@ def pages(table: pd.DataFrame, lines: Lines) -> list[Word]:
     Raises ``ValueError`` for a column that the table lacks, and where no row is left.
     """
     rows = _rows(table, lines)
-    return list(rows[lines.page].dropna().unique()) if lines.page else [""]
+    if not lines.page:
+        return [""]
+    missing = rows[lines.page].isna()
+    found: list[Word] = list(rows.loc[~missing, lines.page].unique())
+    return [*found, None] if missing.any() and _of_case(table, lines.page) else found
 
 
 def draw(table: pd.DataFrame, lines: Lines, page: Word = "") -> Drawing:
-    """Draw one page of ``lines``; rows that failed are left out, unusable points are counted.
+    """Draw one page of ``lines``; what it cannot show of the table is counted in ``left_out``.
 
-    Unusable is what is no number (missing, a word, True), not finite, or not positive on a
-    logarithmic axis.
+    Not shown are rows that failed, rows without a page, panel or group (None on an axis of the
+    study is one), and those whose x, y or place along the line is no number (missing, a word,
+    True), not finite, or not positive on a logarithmic axis.
 
     Raises ``ValueError`` for a column that the table lacks, a page without rows, and more groups
     than can be told apart.
     """
     rows = _rows(table, lines)
-    of_page = rows[rows[lines.page] == page] if lines.page else rows
-    if of_page.empty:
+    of_page = _is(rows[lines.page], page) if lines.page else pd.Series(data=True, index=rows.index)
+    if not of_page.any():
         msg = f"the table has no finished row with {lines.page} = {page!r}; nothing to draw."
         raise ValueError(msg)
+    rows = rows.assign(
+        **{GROUP: _labels(table, rows, lines.group), PANEL: _labels(table, rows, lines.panel)}
+    )
     many = len(_groups(rows, lines)) > len(METHODS)
-    named = {} if lines.legend == "panel" else _looks(of_page if many else rows, lines)
-    looks = {group: look for group, look in named.items() if group in set(of_page[lines.group])}
-    rows = of_page
-    for column in {lines.x, lines.y, lines.expected, *lines.guides} - {""}:
-        rows = rows.assign(**{column: _numbers(rows[column])})
-    panels = list(rows[lines.panel].dropna().unique()) if lines.panel else [""]
-    across = min(3, len(panels))
-    down = math.ceil(len(panels) / across)
-    each = 1.75 if down < 3 else 1.07  # of three rows, two figures fit a page; more fill one
-    if down > 3:
-        each = max(1.07, min(1.75, 7.6 / down))
-    if down == 1 and (across == 1 or len(looks) > 5):
-        each = 2.4
-    if lines.legend == "panel":
-        each = 2.0
-    labels = [*(_word(lines.group, group) for group in looks), *lines.references]
+    named = {} if lines.legend == "panel" else _looks(rows[of_page] if many else rows, lines)
+    unpaged = int(rows[lines.page].isna().sum()) if lines.page and page is not None else 0
+    rows = rows[of_page]
+    looks = {group: look for group, look in named.items() if group in set(rows[GROUP])}
+    rows = rows.assign(**{WHY: _why_not(rows, lines)})
+    numeric = {lines.x, lines.y, lines.expected, *lines.guides} - {""}
+    rows = rows.assign(**{column: _numbers(rows[column]) for column in numeric})
+    panels = list(rows[PANEL].dropna().unique())
+    labels = [*looks, *lines.references]
     labels += [*filter(None, [lines.exact]), *lines.guides.values()]
     labels += [lines.expected_label] if lines.expected else []
     columns = _legend_columns(labels)
-    above = (TITLE if lines.panel else 0.1) + ENTRIES * math.ceil(len(labels) / columns)
-    height = above + BELOW + down * each
+    across, down, height, above = _frame(lines, len(panels), len(looks), len(labels) / columns)
     with rc_context(STYLE):
         figure = Drawing(figsize=(WIDTH, height))
         # Fixed margins line figures up down a page, and are set in a tenth of a layout's time.
@@ -205,49 +216,40 @@ def draw(table: pd.DataFrame, lines: Lines, page: Word = "") -> Drawing:
         )  # fmt: skip
         grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
         points: list[tuple[Axes, str, pd.DataFrame]] = []
+        entries: dict[str, Any] = {}
         for i, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
-            mine = rows[rows[lines.panel] == panel] if lines.panel else rows
+            mine = rows[rows[PANEL] == panel]
             own = _looks(mine, lines) if lines.legend == "panel" else looks
-            of_panel = _panel(axes, mine, lines, own)
-            points += [(axes, _word(lines.panel, panel), curve) for curve in of_panel]
+            curves, found = _panel(axes, mine, lines, own)
+            points += [(axes, panel, curve) for curve in curves]
             if lines.legend == "panel":
-                _key(axes, [_word(lines.group, group) for group in own])
-            axes.set_title(_word(lines.panel, panel), parse_math=False)
+                _legend(axes, found, list(own), fontsize=6.5, loc="best", handlelength=2.2,
+                        labelspacing=0.25, borderaxespad=0.2)  # fmt: skip
+                found = {label: x for label, x in found.items() if label not in own}
+            entries |= found
+            axes.set_title(drawn(panel), parse_math=False)
             axes.tick_params(labelbottom=i + across >= len(panels))
         for axes in grid.flat[len(panels) :]:
             axes.remove()
         _scale(grid[0, 0], rows, lines, looks or _groups(rows, lines))
         figure.marks = tuple(mark for one in points for mark in _marks(figure, *one))
         middle = (BELOW + height - above) / 2 / height
-        figure.supxlabel(lines.xlabel, fontsize=9, y=0.06 / height, va="bottom")
-        figure.supylabel(lines.ylabel, fontsize=9, x=0.06 / WIDTH, y=middle, ha="left")
-        entries: dict[str, Any] = {}
-        for axes in figure.axes:
-            entries |= {
-                label: handle
-                for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-            }
+        (xlabel, x_math), (ylabel, y_math) = _authored(lines.xlabel), _authored(lines.ylabel)
+        figure.supxlabel(xlabel, fontsize=9, y=0.06 / height, va="bottom", parse_math=x_math)
+        figure.supylabel(ylabel, fontsize=9, x=0.06 / WIDTH, y=middle, ha="left", parse_math=y_math)
         if lines.expected:
             entries[lines.expected_label] = Line2D([], [], color="black", **EXPECTED)
-        if not set(entries) & set(labels):
-            return figure
-        legend = figure.legend(
-            [entries[label] for label in labels if label in entries],
-            [label for label in labels if label in entries],
-            loc="upper center",
-            ncols=columns,
-            bbox_to_anchor=(0.5, 1),
-            borderaxespad=0.2,
-        )
         authored = {*lines.guides.values(), lines.expected_label}
-        for text in legend.get_texts():
-            text.set_parse_math(text.get_text() in authored)
+        _legend(figure, entries, labels, authored, loc="upper center", ncols=columns,
+                bbox_to_anchor=(0.5, 1), borderaxespad=0.2)  # fmt: skip
+    failed = int((table["status"] != "ok").sum())
+    figure.left_out = tuple(_left_out(rows, lines, unpaged, failed))
     return figure
 
 
 def caption(lines: Lines, page: Word = "") -> str:
     """What stands below the page: ``lines.caption``, or what is drawn and how."""
-    split = _word(lines.page, page)
+    split = _word(lines.page, page) if lines.page else ""
     if lines.caption:
         return lines.caption.replace("{page}", split)
     legend = ["medians and quartiles"]
@@ -264,7 +266,8 @@ def caption(lines: Lines, page: Word = "") -> str:
 def file_name(lines: Lines, page: Word = "") -> str:
     """A name for the page's file, without ending: the figure's name, or y and x, then the page."""
     words = f"{lines.name or f'{lines.y} {lines.x}'} {page}".replace(".", "_")
-    return re.sub(r"[^\w-]+", "-", words).strip("-")
+    name = re.sub(r"[^\w-]+", "-", words).strip("-")
+    return name.encode()[:FILE].decode(errors="ignore")
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -292,7 +295,8 @@ def _rows(table: pd.DataFrame, lines: Lines) -> pd.DataFrame:
         values = (
             wanted if isinstance(wanted, Sequence) and not isinstance(wanted, str) else [wanted]
         )
-        rows = rows[pd.concat([rows[column] == value for value in values], axis=1).any(axis=1)]
+        kept = [_is(rows[column], value) for value in values]
+        rows = rows[pd.concat(kept, axis=1).any(axis=1)]
     if rows.empty:
         said = ", ".join(f"{column} = {wanted!r}" for column, wanted in lines.where.items())
         msg = f"the table has no finished row with {said}; nothing to draw."
@@ -300,10 +304,61 @@ def _rows(table: pd.DataFrame, lines: Lines) -> pd.DataFrame:
     return rows
 
 
+def _is(column: pd.Series, value: Word) -> pd.Series:
+    """Which rows have the value, of which None is one."""
+    same: pd.Series = column.isna() if value is None else column == value
+    return same
+
+
+def _of_case(table: pd.DataFrame, column: str) -> bool:
+    """Whether the column is an axis of the study or a field of one: a row begins with its case."""
+    names = list(table.columns)
+    return column.partition(".")[0] in names[: names.index("status")]
+
+
+def _labels(table: pd.DataFrame, rows: pd.DataFrame, column: str) -> pd.Series:
+    """Words for the values of a column, no two alike; NaN for a row that is in no group of it."""
+    if not column:
+        return pd.Series("", rows.index)
+    missing = rows[column].isna()
+    values = [None if gone else x for x, gone in zip(rows[column], missing, strict=True)]
+    keys = [(isinstance(x, bool | np.bool_), x) for x in values]  # True is not 1
+    words = {key: _word(column, key[1]) for key in keys}
+    often = Counter(words.values())
+    words |= {key: f"{_last(column)} = {key[1]}" for key, x in words.items() if often[x] > 1}
+    brief = cut(words.values(), LABEL)
+    found = pd.Series([brief[words[key]] for key in keys], rows.index, dtype=object)
+    return found if _of_case(table, column) else found.mask(missing, np.nan)
+
+
+def _word(column: str, value: Word) -> str:
+    """A value as a title: words as they are, others with the last part of the column's name."""
+    if isinstance(value, str) and value:
+        return value
+    if value is None or isinstance(value, bool | np.bool_ | str):
+        return f"{_last(column)} = {value!r}"
+    try:
+        return f"{_last(column)} = {value:g}"
+    except OverflowError:  # an integer that no float holds
+        return f"{_last(column)} = {value}"
+
+
+def _last(column: str) -> str:
+    return column.rpartition(".")[2]
+
+
 def _numbers(column: pd.Series) -> pd.Series:
     """The column in floats; NaN for words and truth values."""
-    truth = column.map(lambda x: isinstance(x, bool | np.bool_))
-    return pd.to_numeric(column.mask(truth, None), errors="coerce").astype(float)
+    return column.map(_number).astype(float)
+
+
+def _number(x: Any) -> float:
+    try:
+        return math.nan if isinstance(x, bool | np.bool_) else float(x)
+    except (TypeError, ValueError):
+        return math.nan
+    except OverflowError:
+        return math.inf
 
 
 def _usable(numbers: pd.Series, scale: str) -> pd.Series:
@@ -311,12 +366,70 @@ def _usable(numbers: pd.Series, scale: str) -> pd.Series:
     return numbers.between(lowest, math.inf, inclusive="neither")
 
 
-def _word(column: str, value: Word) -> str:
-    """A value as a title: words as they are, numbers with the last part of the column's name."""
-    if isinstance(value, str):
-        return value
-    said = str(value) if isinstance(value, bool | np.bool_) else f"{value:g}"
-    return f"{column.rpartition('.')[2]} = {said}"
+def _flaw(column: pd.Series, scale: str) -> pd.Series:
+    """Why an axis cannot show each of the values; an empty word where it can."""
+    numbers = _numbers(column)
+    said = np.select(
+        [column.isna(), numbers.isna(), np.isinf(numbers), ~_usable(numbers, scale)],
+        ["missing", "no number", "not finite", "not positive"],
+        "",
+    )
+    return pd.Series(said, column.index)
+
+
+def _why_not(rows: pd.DataFrame, lines: Lines) -> pd.Series:
+    """Why each row of a page is not drawn, in words; an empty word where it is.
+
+    A line and a reference run along ``by``, a reference of which no row has one is flat, and the
+    exact operator has a place on the x axis alone.
+    """
+    by = lines.by or lines.x
+    nowhere = rows[by].isna()
+    panels = [rows[PANEL], rows[GROUP]]
+    flat = rows[GROUP].isin(lines.references) & nowhere.groupby(panels, dropna=False).transform(
+        "all"
+    )
+    placed = ~flat & (rows[GROUP] != lines.exact)
+    y, x = _flaw(rows[lines.y], lines.yscale), _flaw(rows[lines.x], lines.xscale)
+    said = np.select(
+        [rows[PANEL].isna(), rows[GROUP].isna(), y != "", ~flat & (x != ""), placed & nowhere],
+        [f"no {lines.panel}", f"no {lines.group}", f"{lines.y} is " + y, f"{lines.x} is " + x,
+         f"no {by}"],
+        "",
+    )  # fmt: skip
+    return pd.Series(said, rows.index)
+
+
+def _left_out(rows: pd.DataFrame, lines: Lines, unpaged: int, failed: int) -> Iterable[str]:
+    """What a page does not show, in sentences: how many rows, of which groups, and why."""
+    lost = rows[rows[WHY] != ""]
+    if len(lost):
+        reasons = []
+        for reason, mine in lost.groupby(WHY, sort=False):
+            groups = list(mine[GROUP].dropna().unique())
+            more = f" and {len(groups) - NAMED} more" if len(groups) > NAMED else ""
+            whose = f": {', '.join(groups[:NAMED])}{more}" if lines.group and groups else ""
+            reasons.append(f"{reason} ({len(mine)}{whose})")
+        yield f"{len(lost)} of {len(rows)} rows are not drawn: {'; '.join(reasons)}."
+    if unpaged:
+        yield f"{unpaged} rows have no {lines.page} and are on no page."
+    if failed:
+        yield f"{failed} cases failed."
+    for label in (lines.xlabel, lines.ylabel, lines.expected_label, *lines.guides.values()):
+        if "$" in label and not _authored(label)[1]:
+            yield f"The label {label!r} is no mathematics that can be set, and stands as written."
+
+
+@cache
+def _authored(label: str) -> tuple[str, bool]:
+    """A label as it is set, and whether what stands between its dollar signs is mathematics."""
+    label = drawn(label)
+    try:
+        with rc_context(STYLE):
+            MathTextParser("path").parse(label)
+    except ValueError:
+        return label, False
+    return label, True
 
 
 def _legend_columns(labels: list[str]) -> int:
@@ -325,14 +438,14 @@ def _legend_columns(labels: list[str]) -> int:
     return max(1, min(5, len(labels), int(WIDTH / (0.5 + 0.06 * longest))))
 
 
-def _groups(rows: pd.DataFrame, lines: Lines) -> list[Word]:
+def _groups(rows: pd.DataFrame, lines: Lines) -> list[str]:
     """The groups that are drawn as lines."""
     # A group without a place on the axis, as an untimed control against seconds, is no line.
-    placed = rows.loc[_numbers(rows[lines.x]).notna(), lines.group].dropna().unique()
+    placed = rows.loc[_numbers(rows[lines.x]).notna(), GROUP].dropna().unique()
     return [group for group in placed if group not in {*lines.references, lines.exact}]
 
 
-def _looks(rows: pd.DataFrame, lines: Lines) -> dict[Word, Look]:
+def _looks(rows: pd.DataFrame, lines: Lines) -> dict[str, Look]:
     """A look for each group; ``ValueError`` for more than can be told apart."""
     groups = _groups(rows, lines)
     if len(groups) > len(METHODS):
@@ -341,16 +454,40 @@ def _looks(rows: pd.DataFrame, lines: Lines) -> dict[Word, Look]:
             "apart; choose some with where, or split them by panel or page and where."
         )
         raise ValueError(msg)
-    return dict(zip(groups, chosen([_word("", group) for group in groups]), strict=True))
+    return dict(zip(groups, chosen(groups), strict=True))
 
 
-def _key(axes: Axes, labels: list[str]) -> None:
-    """The panel's own legend, of its groups alone."""
-    found = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    shown = [label for label in labels if label in found]
-    if shown:
-        axes.legend([found[label] for label in shown], shown, fontsize=6.5, loc="best",
-                    handlelength=2.2, labelspacing=0.25, borderaxespad=0.2)  # fmt: skip
+def _frame(lines: Lines, panels: int, looks: int, entries: float) -> tuple[int, int, float, float]:
+    """Panels across and down, and in inches the height of the figure and of what is above them."""
+    across = min(3, panels)
+    down = math.ceil(panels / across)
+    each = 1.75 if down < 3 else 1.07  # of three rows, two figures fit a page; more fill one
+    if down > 3:
+        each = max(1.07, min(1.75, 7.6 / down))
+    if down == 1 and (across == 1 or looks > 5):
+        each = 2.4
+    if lines.legend == "panel":
+        each = 2.0
+    above = (TITLE if lines.panel else 0.1) + ENTRIES * math.ceil(entries)
+    return across, down, above + BELOW + down * each, above
+
+
+def _legend(
+    where: Axes | Figure,
+    entries: Mapping[str, Any],
+    labels: Sequence[str],
+    authored: Iterable[str] = (),
+    **how: Any,
+) -> None:
+    """A legend of those of the labels that have an entry, in their order; none without."""
+    shown = [label for label in labels if label in entries]
+    if not shown:
+        return
+    # matplotlib would leave out a label that is empty or begins with "_", so it is told no label.
+    legend = where.legend([entries[label] for label in shown], ["."] * len(shown), **how)
+    for text, label in zip(legend.get_texts(), shown, strict=True):
+        word, mathematics = _authored(label) if label in {*authored} else (drawn(label), False)
+        text.set(text=word, parse_math=mathematics)
 
 
 def _curve(rows: pd.DataFrame, lines: Lines, y: str) -> pd.DataFrame:
@@ -382,81 +519,94 @@ def _common(rows: pd.DataFrame, by: str) -> pd.DataFrame:
     axes = [x for x in ahead if "." not in x and x != by]
     groups = rows.groupby(by, sort=False)
     found = pd.DataFrame({"cases": groups.size()})
-    same = groups[axes].nunique() == 1 if axes else pd.DataFrame(index=found.index)
-    first = groups[axes].first() if axes else pd.DataFrame(index=found.index)
+    first = rows.drop_duplicates(by).set_index(by)[axes]
+    first = first.astype(object).mask(first.isna(), None).map(lambda x: brief(str(x), LONGEST))
+    same = groups[axes].nunique(dropna=False) == 1 if axes else first
     found["case"] = [
-        {axis: str(first.at[at, axis]) for axis in axes if same.at[at, axis]} for at in found.index
+        {axis: first.at[at, axis] for axis in axes if same.at[at, axis]} for at in found.index
     ]
     return found.reset_index()
 
 
 def _panel(
-    axes: Axes, rows: pd.DataFrame, lines: Lines, looks: dict[Word, Look]
-) -> list[pd.DataFrame]:
-    """Draw the panel; return the points of each curve, with what each is made of."""
-    drawn: list[pd.DataFrame] = []
+    axes: Axes, rows: pd.DataFrame, lines: Lines, looks: Mapping[str, Look]
+) -> tuple[list[pd.DataFrame], dict[str, Any]]:
+    """Draw the panel; the points of each curve with what each is made of, and what has a label."""
+    curves: list[pd.DataFrame] = []
+    entries: dict[str, Any] = {}
     axes.set(xscale=lines.xscale, yscale=lines.yscale)
     by = lines.by or lines.x
     on_axis = _usable(rows[lines.x], lines.xscale) & rows[by].notna()
-    of_line = rows[lines.group].isin(list(looks))
-    usable = _usable(rows[lines.y], lines.yscale) & (on_axis | ~of_line)
-    if not usable.all():
-        why = (
-            "not positive or not finite" if "log" in {lines.xscale, lines.yscale} else "not finite"
-        )
-        lost = f"{(~usable).sum()} of {len(rows)} not drawn: {why}"
-        axes.text(0.5, 0.02, lost, transform=axes.transAxes, ha="center", fontsize=6.5)
+    named = rows[GROUP].isin([*looks, *lines.references])
+    named |= rows[WHY].str.startswith(f"{lines.y} is ")
+    if lost := int((named & (rows[WHY] != "")).sum()):
+        log = "log" in {lines.xscale, lines.yscale}
+        said = f"{lost} of {len(rows)} not drawn: {'not positive or ' if log else ''}not finite"
+        axes.text(0.5, 0.02, said, transform=axes.transAxes, ha="center", fontsize=6.5)
+    kept = rows[rows[WHY] == ""]
     for (guide, label), style in zip(
         lines.guides.items(), GUIDES * len(lines.guides), strict=False
     ):
         points = rows[on_axis & _usable(rows[guide], lines.yscale)]
         points = points.groupby(lines.x)[guide].median()
-        axes.plot(
+        (entries[label],) = axes.plot(
             points.index, points, label=label, color="0.6", linestyle=style, lw=0.8, zorder=1.5
         )
     for group, (marker, filled, line, colour) in looks.items():
-        of_group = rows[lines.group] == group
-        points = _curve(rows[usable & of_group], lines, lines.y)
+        of_group = kept[kept[GROUP] == group]
+        points = _curve(of_group, lines, lines.y)
         if len(points):
             axes.fill_between(
                 points["x"], points["q1"], points["q3"], color=colour, alpha=0.18, lw=0
             )
-            axes.plot(
-                points["x"], points["median"], label=_word(lines.group, group), color=colour,
+            (entries[group],) = axes.plot(
+                points["x"], points["median"], label=group, color=colour,
                 linestyle=line, marker=marker, markersize=3.8, lw=1.1,
                 markerfacecolor=colour if filled else "white",
                 markeredgecolor="white" if filled else colour,
                 markeredgewidth=0.4 if filled else 0.8,
             )  # fmt: skip
-            known = points.merge(_common(rows[usable & of_group], by), on=by)
-            drawn.append(known.assign(group=_word(lines.group, group)))
+            known = points.merge(_common(of_group, by), on=by)
+            curves.append(known.assign(group=group))
         if lines.expected:
-            mine = rows[of_group & on_axis & _usable(rows[lines.expected], lines.yscale)]
+            mine = rows[
+                (rows[GROUP] == group) & on_axis & _usable(rows[lines.expected], lines.yscale)
+            ]
             points = _curve(mine, lines, lines.expected)
             axes.plot(points["x"], points["median"], color=colour, **EXPECTED)
-    curves = itertools.cycle(GUIDES)
+    entries |= _references(axes, kept, lines)
+    return curves, entries
+
+
+def _references(axes: Axes, kept: pd.DataFrame, lines: Lines) -> dict[str, Any]:
+    """Draw what methods are held against; return what has a label."""
+    entries: dict[str, Any] = {}
+    by = lines.by or lines.x
+    styles = itertools.cycle(GUIDES)
     for reference in lines.references:
-        mine = rows[usable & (rows[lines.group] == reference)]
+        mine = kept[kept[GROUP] == reference]
         if mine.empty:
             continue
         if mine[by].isna().all():
             flat = mine[lines.y].median()
-            axes.axhline(flat, label=reference, color="black", linestyle=":", lw=1)
+            entries[reference] = axes.axhline(
+                flat, label=reference, color="black", linestyle=":", lw=1
+            )
         else:
             points = _curve(mine, lines, lines.y)
-            axes.plot(
+            (entries[reference],) = axes.plot(
                 points["x"], points["median"], label=reference, color="black", lw=0.8,
-                linestyle=next(curves),
+                linestyle=next(styles),
             )  # fmt: skip
-    cost = rows.loc[usable & (rows[lines.group] == lines.exact), lines.x].median()
+    cost = kept.loc[kept[GROUP] == lines.exact, lines.x].median()
     if math.isfinite(cost):
-        axes.axvline(cost, label=lines.exact, color="0.45", lw=0.8)
-    return drawn
+        entries[lines.exact] = axes.axvline(cost, label=lines.exact, color="0.45", lw=0.8)
+    return entries
 
 
-def _scale(axes: Axes, rows: pd.DataFrame, lines: Lines, looks: Iterable[Word]) -> None:
+def _scale(axes: Axes, rows: pd.DataFrame, lines: Lines, looks: Iterable[str]) -> None:
     """Limits that show the methods, and ticks in plain numbers where an axis spans little."""
-    mine = rows[rows[lines.group].isin(list(looks))]
+    mine = rows[rows[GROUP].isin(list(looks))]
     if lines.yscale == "log":
         shown = [mine[column] for column in (lines.y, lines.expected) if column]
         # A bound far below may leave the frame.

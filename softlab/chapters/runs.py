@@ -8,12 +8,13 @@ from typing import Any
 import pandas as pd
 
 from softlab.chapters import Table
+from softlab.chapters.timings import busy
 
 
 def grid(table: pd.DataFrame, meta: Mapping[str, Any]) -> str:
     """How many cases there are, and of how many values of each axis."""
     axes = ", ".join(f"{count} of {name}" for name, count in meta["axes"].items())
-    return f"The study has {len(table)} cases (values of its axes: {axes})."
+    return f"The study has {_cases(table, meta)} cases (values of its axes: {axes})."
 
 
 def notes(table: pd.DataFrame, meta: Mapping[str, Any]) -> Iterator[str]:
@@ -21,7 +22,10 @@ def notes(table: pd.DataFrame, meta: Mapping[str, Any]) -> Iterator[str]:
     if meta["quick"]:
         yield "This is the quick grid, a trial run; its numbers are few."
     if not meta["complete"]:
-        yield "The run was interrupted; the table holds the cases that had finished."
+        yield (
+            "The run was interrupted, or other shards of it are to come; the table holds the "
+            "cases that had finished."
+        )
     if meta["dirty"]:
         yield "The code had changes that no commit holds."
     failed = table[table["status"] != "ok"]
@@ -29,14 +33,34 @@ def notes(table: pd.DataFrame, meta: Mapping[str, Any]) -> Iterator[str]:
         yield f"{len(failed)} of {len(table)} cases failed and are in no number or figure."
     if meta.get("timed"):
         yield f"Timings are those of {meta['device_name']}; another machine orders methods anew."
+        if disturbed := int(busy(table).sum()):
+            yield f"{disturbed} of {len(table)} cases were measured while the machine was busy."
+    if meta.get("lacking"):
+        yield f"Its meta.json says nothing usable of {', '.join(meta['lacking'])}."
 
 
-def completeness(table: pd.DataFrame) -> str:
-    """How many cases failed, and why the first did."""
+def completeness(table: pd.DataFrame, meta: Mapping[str, Any]) -> str:
+    """How many of the cases were measured, how many of these failed, and why the first did."""
     failed = table[table["status"] != "ok"]
-    if failed.empty:
-        return f"All {len(table)} cases finished."
-    return f"{len(failed)} of {len(table)} cases failed; the first: {failed.iloc[0]['error']}."
+    said = [] if meta["complete"] else [unfinished(table, meta)]
+    if len(failed):
+        why = failed.get("error", pd.Series(index=failed.index)).iloc[0]
+        reason = "no reason recorded" if pd.isna(why) else why
+        said.append(f"{len(failed)} of {len(table)} cases failed; the first: {reason}.")
+    return " ".join(said) or f"All {len(table)} cases finished."
+
+
+def unfinished(table: pd.DataFrame, meta: Mapping[str, Any]) -> str:
+    """How many cases of a run that is not complete were measured."""
+    cases = _cases(table, meta)
+    of = f"{len(table)} of {cases} cases are" if cases > len(table) else f"{len(table)} cases are"
+    return f"{of} measured; the run was interrupted, or other shards of it are to come."
+
+
+def _cases(table: pd.DataFrame, meta: Mapping[str, Any]) -> int:
+    """The cases of the grid; those of the table where a run of earlier softlab did not say."""
+    cases = meta.get("cases")
+    return cases if isinstance(cases, int) else len(table)
 
 
 def failures(table: pd.DataFrame) -> Iterator[Table]:
@@ -44,7 +68,8 @@ def failures(table: pd.DataFrame) -> Iterator[Table]:
     failed = table[table["status"] != "ok"]
     if failed.empty:
         return
-    counts = failed["error"].fillna("no reason recorded").value_counts()
+    reasons = failed.get("error", pd.Series(index=failed.index)).astype(object)
+    counts = reasons.where(reasons.notna(), "no reason recorded").value_counts()
     yield {
         "caption": f"The {len(failed)} cases that failed, by reason.",
         "header": ["reason", "cases"],
@@ -88,7 +113,8 @@ def _facts(meta: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _own(table: pd.DataFrame, meta: Mapping[str, Any]) -> dict[str, str]:
-    seconds = f"{table['case_seconds'].sum():.0f}" if "case_seconds" in table else ""
+    spent = pd.to_numeric(table.get("case_seconds", pd.Series(dtype=float)), errors="coerce")
+    seconds = f"{spent.sum():.0f}" if "case_seconds" in table else ""
     return {
         "seeds": ", ".join(map(str, meta["seeds"])) or "none",
         "rows": str(len(table)),

@@ -36,22 +36,25 @@ def report(
 
     --compare holds the cases that two runs share against each other. Noise is, of a time, the
     spread of repeated calls; of all else the square root of the rounding unit. Exit codes: 0
-    nothing changed or all is set, 1 something changed, 2 it could not be done.
+    nothing changed or all is set, 1 something changed, 2 it, or a part of it, could not be done.
     """
     from softlab.report import report as set_report
     from softlab.report.comparison import compare as compared
 
+    untold: list[str] = []
     try:
         if compare is not None:
             comparisons = list(compared(*compare))
             for found in comparisons:
                 _tell(found)
             raise typer.Exit(FINDING if any(found.changes for found in comparisons) else 0)
-        path = set_report(folder)
+        path = set_report(folder, tell=untold.append)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         fail(str(error))
     say(str(path))
     say(str(path.with_suffix(".html")))
+    if untold:
+        fail("\n".join(untold))
 
 
 def _tell(found: Comparison) -> None:

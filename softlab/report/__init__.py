@@ -2,14 +2,15 @@
 what was found, figures, tables; a glossary and the environment.
 
 What is particular to a kind of study stands in ``softlab.chapters``. Reads run folders alone and
-imports no torch. Equal tables give equal bytes.
+imports no torch. Equal tables give equal bytes. What one study cannot say costs no other its place.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -18,24 +19,29 @@ import pandas as pd
 
 from softlab.chapters import fragment, named, runs
 from softlab.chapters.headlines import headlines
+from softlab.chapters.words import LONGEST, brief, every, legible, safe, spelled
 from softlab.extras import needed
 from softlab.figures import Lines, caption, draw, file_name, pages, save
 from softlab.report.folder import FORMAT, read
-from softlab.report.page import html
+from softlab.report.page import NUMBERED, html
 
 HERE = Path(__file__).parent
 
 __all__ = ["FORMAT", "findings", "read", "report"]
 
+Tell = Callable[[str], None]
 
-def report(folder: Path | str = "reports") -> Path:
+
+def report(folder: Path | str = "reports", tell: Tell = lambda _: None) -> Path:
     """Set ``folder/report.pdf`` from every ``folder/<study>/table.csv``; return its path.
 
     ``folder/report.html`` says the same on one page, with tables that sort and points that tell
     their case. Beside each table stand its figures (``figures/*.svg``) and ``findings.txt``.
+    ``tell`` is given a sentence for each table that cannot be read and for what a chapter cannot
+    say, which the report says too, in place of it.
 
-    Raises ``FileNotFoundError`` if there is no table, ``ValueError`` for a table or meta file that
-    cannot be read or is of a newer version, ``ModuleNotFoundError`` without typst.
+    Raises ``FileNotFoundError`` if there is no table, ``ValueError`` where none can be read,
+    ``ModuleNotFoundError`` without typst.
     """
     folder = Path(folder)
     found = sorted(path.parent for path in folder.glob("*/table.csv"))
@@ -44,51 +50,120 @@ def report(folder: Path | str = "reports") -> Path:
         raise FileNotFoundError(msg)
     with needed("report"):
         import typst
+    tables, refused = _read(found)
+    for sentence in refused:
+        tell(sentence)
     files: dict[str, bytes] = {}
-    tables = [read(run) for run in found]
-    studies = [_study(run, *one, files) for run, one in zip(found, tables, strict=True)]
+    studies = [_study(*one, files, tell) for one in tables]
+    _tell_apart(studies)
     data = {
         "title": studies[0]["title"] if len(studies) == 1 else "Approximations of attention",
-        "origin": ", ".join(run.name for run in found),
+        "origin": ", ".join(study["name"] for study in studies),
+        "refused": refused,
         "studies": studies,
-        "environment": runs.environments(tables),
+        "environment": runs.environments([one[1:] for one in tables]),
     }
-    files["data.json"] = json.dumps(_without_marks(data)).encode()
-    files["main.typ"] = (HERE / "report.typ").read_bytes()
-    files["glossary.typ"] = (HERE / "glossary.typ").read_bytes()
-    path = folder / "report.pdf"
     compiled: Any = typst.compile  # its stubs leave out input as a mapping of files
+    _mend(files, compiled, typst.TypstError, tell)
+    files["glossary.typ"] = (HERE / "glossary.typ").read_bytes()
+    page = html(every(data, lambda word: safe(brief(word))), files, compiled)
+    (folder / "report.html").write_text(page, encoding="utf-8")
+    plain = every(_without_marks(data), brief)
+    printed = every(plain, spelled)
+    files["data.json"] = json.dumps(printed | {"spelled": printed != plain}).encode()
+    files["main.typ"] = (HERE / "report.typ").read_bytes()
+    path = folder / "report.pdf"
     path.write_bytes(compiled(files, ignore_system_fonts=True))
-    (folder / "report.html").write_text(html(data, files, compiled), encoding="utf-8")
     return path
 
 
 def findings(table: pd.DataFrame, meta: Mapping[str, Any]) -> list[str]:
     """Paragraphs: how complete the table is, then what its chapter finds in it."""
-    return [runs.completeness(table), *named(meta["chapter"]).findings(table)]
+    return [runs.completeness(table, meta), *named(meta["chapter"]).findings(table)]
+
+
+def _read(
+    found: list[Path],
+) -> tuple[list[tuple[Path, pd.DataFrame, dict[str, Any]]], list[str]]:
+    """The runs that can be read, and why the others cannot; ``ValueError`` where none can."""
+    tables, refused = [], []
+    for run in found:
+        try:
+            table, meta = read(run)
+        except ValueError as error:
+            refused.append(str(error))
+        else:
+            tables.append((run, table, meta | {"name": run.name}))
+    if not tables:
+        raise ValueError(" ".join(refused))
+    return tables, refused
+
+
+def _tell_apart(studies: list[dict[str, Any]]) -> None:
+    """Studies of one title also say their folder."""
+    titles = [study["title"] for study in studies]
+    for study in studies:
+        if titles.count(study["title"]) > 1:
+            study["title"] += f" ({study['name']})"
+
+
+def _mend(files: dict[str, bytes], compiled: Any, wrong: type[Exception], tell: Tell) -> None:
+    """A sentence in place of each chapter's text that is no Typst."""
+    for name, text in files.items():
+        if name.endswith(".typ"):
+            try:
+                compiled({"main.typ": NUMBERED + text}, ignore_system_fonts=True)
+            except wrong as error:
+                said = f"The text of {name} cannot be set: {error}"
+                files[name] = f"#{json.dumps(spelled(said))}".encode()
+                tell(said)
 
 
 def _study(
-    run: Path, table: pd.DataFrame, meta: Mapping[str, Any], files: dict[str, bytes]
+    run: Path, table: pd.DataFrame, meta: Mapping[str, Any], files: dict[str, bytes], tell: Tell
 ) -> dict[str, Any]:
     chapter = named(meta["chapter"])
-    found = findings(table, meta)
-    (run / "findings.txt").write_text("\n\n".join(found) + "\n", encoding="utf-8")
+    spoken, long = legible(table)
+    problems: list[str] = []
+
+    def said(what: str, call: Callable[[], Any], otherwise: Any) -> Any:
+        try:
+            return call()
+        except Exception as error:  # a chapter may be anybody's, a table too
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            why = f"{type(error).__name__}: {error} ({Path(at.filename).name}:{at.lineno})"
+            problems.append(f"The chapter {meta['chapter']} cannot say its {what}: {why}.")
+            tell(f"{run.name}: {problems[-1]}")
+            return otherwise
+
+    own = said("findings", lambda: list(chapter.findings(spoken)), [])
+    found = [runs.completeness(spoken, meta), *own]
+    (run / "findings.txt").write_text("\n\n".join(map(safe, found)) + "\n", encoding="utf-8")
     method = f"chapters/{meta['chapter']}.typ"
     first = method not in files
     files[method] = fragment(meta["chapter"])
+    scope = said("scope", lambda: chapter.scope(spoken), "")
+    first_page = said("headlines", lambda: headlines(spoken, meta, own), [])
+    if not meta["complete"]:
+        part = {"text": runs.unfinished(table, meta), "value": "", "interval": ""}
+        first_page = [part, *first_page]
+    tables = said("tables", lambda: list(chapter.tables(spoken)), [])
+    figures = list(_figures(run, table, meta, files))
+    notes = [*runs.notes(table, meta), *problems]
+    if long:
+        notes.append(f"{long} words of more than {LONGEST} letters are cut; table.csv has them.")
     return {
         "name": run.name,
         "title": meta["title"],
         "question": meta["question"],
-        "scope": f"{runs.grid(table, meta)} {chapter.scope(table)}".strip(),
+        "scope": f"{runs.grid(table, meta)} {scope}".strip(),
         "chapter": meta["chapter"],
         "method": method if first else None,
-        "headlines": headlines(table, meta, found[1:]),
+        "headlines": first_page,
         "findings": found,
-        "notes": list(runs.notes(table, meta)),
-        "figures": list(_figures(run, table, meta, files)),
-        "tables": [*chapter.tables(table), *runs.failures(table)],
+        "notes": notes,
+        "figures": figures,
+        "tables": [*tables, *runs.failures(spoken)],
     }
 
 
@@ -109,26 +184,35 @@ def _figures(
     known = {field.name for field in fields(Lines)}
     taken: set[str] = set()
     for description in meta["figures"]:
-        lines = Lines(**{name: x for name, x in description.items() if name in known})
         try:
+            lines = Lines(**{name: x for name, x in description.items() if name in known})
             rows = _made(table, meta["chapter"], lines)
-            drawn = [(page, draw(rows, lines, page)) for page in pages(rows, lines)]
-        except ValueError as error:
-            said = f"{lines.y} against {lines.x}: {error}"
-            yield {"file": None, "caption": said, "marks": []}
+            drawn = []
+            for page in pages(rows, lines):
+                figure, name = draw(rows, lines, page), _unique(file_name(lines, page), taken)
+                save(figure, run / "figures" / f"{name}.svg")
+                drawn.append((page, figure, name))
+        except Exception as error:  # descriptions and tables may be anybody's
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            yield {"file": None, "caption": f"{_named(description)}: {kind}{error}", "marks": []}
             continue
-        for page, figure in drawn:
-            name = _unique(file_name(lines, page), taken)
-            path = run / "figures" / f"{name}.svg"
-            save(figure, path)
-            files[f"{run.name}/{path.name}"] = path.read_bytes()
+        for page, figure, name in drawn:
+            file = f"figures/{len(files)}.svg"
+            files[file] = (run / "figures" / f"{name}.svg").read_bytes()
             yield {
-                "file": f"{run.name}/{path.name}",
-                "caption": caption(lines, page),
+                "file": file,
+                "caption": " ".join((caption(lines, page), *figure.left_out)),
                 "x": lines.xlabel,
                 "y": lines.ylabel,
                 "marks": [asdict(mark) for mark in figure.marks],
             }
+
+
+def _named(description: Any) -> str:
+    """What a figure was to show, as far as it is said."""
+    if not isinstance(description, dict):
+        return f"a figure described as {description!r}"
+    return f"{description.get('y')} against {description.get('x')}"
 
 
 def _made(table: pd.DataFrame, chapter: str, lines: Lines) -> pd.DataFrame:

@@ -16,6 +16,8 @@ from typing import Any
 
 HERE = Path(__file__).parent
 Compile = Callable[..., bytes]
+NUMBERED = b'#set math.equation(numbering: "(1)")\n'
+"""What a Typst fragment needs before it, to be set alone."""
 
 
 def html(data: Mapping[str, Any], files: Mapping[str, bytes], compiled: Compile) -> str:
@@ -36,6 +38,7 @@ def html(data: Mapping[str, Any], files: Mapping[str, bytes], compiled: Compile)
         *('<section id="findings">', "<h2>Findings</h2>"),
         "<p>Each sentence is computed from a table: its number, the interval of that number, and "
         "the study.</p>",
+        *(f"<p><b>Not in this report:</b> {escape(said)}</p>" for said in data["refused"]),
         *(line for study in data["studies"] for line in _headlines(study)),
         *("</section>", '<section id="asked">', "<h2>What was asked</h2>"),
         *(
@@ -59,9 +62,7 @@ def html(data: Mapping[str, Any], files: Mapping[str, bytes], compiled: Compile)
 
 def _set(fragment: bytes, compiled: Compile) -> tuple[str, str]:
     """A Typst fragment as HTML: the style of its mathematics, and its body."""
-    whole = compiled(
-        {"main.typ": b'#set math.equation(numbering: "(1)")\n' + fragment}, format="html"
-    ).decode()
+    whole = compiled({"main.typ": NUMBERED + fragment}, format="html").decode()
     style = "".join(re.findall(r"<style>(.*?)</style>", whole, re.DOTALL))
     (body,) = re.findall(r"<body>(.*)</body>", whole, re.DOTALL)
     return style, body

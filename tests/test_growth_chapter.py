@@ -16,7 +16,7 @@ OPS = {
     "B": ("low", 1.0, 1.3, 0.01, 6e-7, 11.0, 1.2),  # 0.3 apart, beyond its interval
     "C": ("low", 1.4, 1.0, 0.6, 9e-7, 2.0, 1.09),  # 0.4 apart, within
     "D": ("features", 1.0, 0.6, 0.02, 5e-4, 10.0, 1.0),  # 0.4 less, beyond its interval
-    "E": ("features", 1.55, 1.5, 0.0, 1e-8, 3.0, 1.0),  # 1.55 is not less than quadratic
+    "E": ("features", 1.55, 1.5, 0.005, 1e-8, 3.0, 1.0),  # 1.55 is not less than quadratic
     "F": ("features", None, 1.1, 0.02, 7e-8, 5.0, 0.5),  # no product at all
 }
 BEND = np.array([1.0, -1.0, -1.0, 1.0])  # of log t, at right angles to log n and to the level

@@ -3,11 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
-from softlab.chapters.length import exponents, findings, scope, slope, tables
+from softlab.chapters.intervals import exponent
+from softlab.chapters.length import findings, scope, tables
 from softlab.operators import Local, Nystromformer, Soft, Uniform
 from softlab.study import run
 from softlab.study_file import load
@@ -36,7 +36,7 @@ def test_sampled_errors_agree_with_exact_ones(table):
 def test_the_knob_is_fixed_so_the_error_of_landmarks_grows(table):
     smooth = table[(table["input"] == "smooth") & (table["method"] == "Soft(rank=64)")]
     assert smooth["error"].is_monotonic_increasing
-    assert slope(smooth["n"], smooth["error"])[0] > 0.5
+    assert exponent(smooth["n"], smooth["error"]).value > 0.5
 
 
 def test_the_chapter_reads_the_study(table):
@@ -46,18 +46,6 @@ def test_the_chapter_reads_the_study(table):
     assert "of 36 intervals hold the exact error" in said
     (made,) = tables(table)
     assert {len(row) for row in made["rows"]} == {len(made["header"])}
-
-
-def test_exponents_of_powers_are_exact(table):
-    n = pd.Series([4096, 8192, 16384])
-    one = table[(table["method"] == "Local(window=64)") & (table["input"] == "smooth")]
-    made = one.assign(n=n.values, seconds_q1=1e-6 * n.values, peak_bytes=9.0 * n.values**2)
-    (row,) = exponents(made.assign(error=n.values**0.25)).to_dict("records")
-    assert [row[x][0] for x in ("error", "time", "memory")] == pytest.approx([0.25, 1, 2])
-    assert row["time"][1] < 1e-9
-    assert np.isnan(slope(n[:2], n[:2])[0])
-    said = " ".join(findings(made))
-    assert "time grows with the exponents Local(window=64) 1.00." in said
 
 
 def test_the_grid_ends_at_a_million_tokens_with_the_headline():

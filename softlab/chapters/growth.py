@@ -14,7 +14,7 @@ import pandas as pd
 
 from softlab.chapters import Cell, Table
 from softlab.chapters.headlines import Headline, headline
-from softlab.chapters.intervals import exponent
+from softlab.chapters.intervals import Mean, exponent, stacked
 from softlab.chapters.numbers import joined, number, short
 from softlab.chapters.rows import finished
 from softlab.chapters.timings import steady, timing
@@ -115,7 +115,7 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
             body.append([
                 str(family) if i == 0 else "", row["method"], f"{row['claimed']:.2f}",
                 "noisy" if np.isnan(row["measured"]) else
-                [f"{row['measured']:.2f}", f"{row['low']:.2f} to {row['high']:.2f}"],
+                stacked(Mean(row["measured"], row["low"], row["high"]), "{:.2f}".format),
                 "noisy" if np.isnan(row["last"]) else f"{row['last']:.2f}",
                 f"{row['growth']:.2f}", f"{row['n']}", row["time"].cell(1e3),
                 short(row["memory"]), "never" if np.isnan(row["from"]) else f"{row['from']:.0f}",

@@ -188,11 +188,15 @@ def bracketed(found: Mean, form: Callable[[float], str] = number) -> str:
     return f"{form(found.value)} ({bounds})" if bounds else form(found.value)
 
 
+def stacked(found: Mean, form: Callable[[float], str]) -> Cell:
+    """For a table: a number above its interval."""
+    bounds = _bounds(found, form)
+    return [form(found.value), bounds] if bounds else form(found.value)
+
+
 def cell(found: Mean, *, signed: bool = False) -> Cell:
     """Mean above its interval, in percent."""
-    value = percent(found.value, signed=signed)
-    bounds = _bounds(found, partial(percent, signed=signed))
-    return [value, bounds] if bounds else value
+    return stacked(found, partial(percent, signed=signed))
 
 
 def headline(text: str, found: Mean, seeds: int) -> Headline:

@@ -14,12 +14,16 @@ import pandas as pd
 
 from softlab.chapters import Cell, Table
 from softlab.chapters.headlines import Headline
+from softlab.chapters.intervals import Mean, bracketed, exponent, stacked
 from softlab.chapters.numbers import joined, number, short
 from softlab.chapters.rows import finished
+from softlab.chapters.timings import steady
 
 FROM = 4096
 """Exponents of time and memory are fitted from so many tokens on."""
 
+SURE = "In brackets: Student's intervals, 95 % for all of a kind together."
+UNIFORM = "Uniform"
 NEEDED = {
     "status", "input", "n", "method", "target", "rows", "error", "low", "high", "error_seconds",
     "exact_error", "seconds_q1", "peak_bytes", "target_seconds",
@@ -38,31 +42,35 @@ def scope(table: pd.DataFrame) -> str:
     )
 
 
-def slope(n: pd.Series, y: pd.Series) -> tuple[float, float]:
-    """The least-squares exponent of y in n and its standard error; NaN from fewer than 3 points."""
-    if len(n) < 3 or not (y > 0).all():
-        return np.nan, np.nan
-    x, y = np.log(n.to_numpy(float)), np.log(y.to_numpy(float))
-    found, level = np.polyfit(x, y, 1)
-    left = y - found * x - level
-    return float(found), float(np.sqrt((left @ left) / (len(x) - 2) / ((x - x.mean()) ** 2).sum()))
-
-
 def exponents(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a method and input: ``error``, ``time`` and ``memory``, each a ``slope``."""
+    """One row a method and input of three lengths or more: ``error``, ``time`` and ``memory``.
+
+    Each is an exponent in the number of tokens with Student's interval, 95 % for all exponents of
+    its kind together. ``last``: the row of the greatest length.
+    """
+    done = finished(table, NEEDED)
+    groups = [
+        (*names, rows)
+        for names, rows in done.groupby(["target", "method", "input"], sort=False)
+        if len(rows) >= 3
+    ]
+    timed = [_timed(rows) for *_, rows in groups]
+    fitted = sum(len(rows) >= 3 for rows in timed)
     found = []
-    for (target, method, given), rows in finished(table, NEEDED).groupby(
-        ["target", "method", "input"], sort=False
-    ):
-        long = rows[(rows["n"] >= FROM) & rows["seconds_q1"].notna()]
+    for (target, method, given, rows), long in zip(groups, timed, strict=True):
         found.append({
-            "target": target, "method": method, "input": given, "lengths": len(rows),
+            "target": target, "method": method, "input": given,
             "last": rows.loc[rows["n"].idxmax()],
-            "error": slope(rows["n"], rows["error"]),
-            "time": slope(long["n"], long["seconds_q1"]),
-            "memory": slope(long["n"], long["peak_bytes"]),
+            "error": exponent(rows["n"], rows["error"], verdicts=len(groups)),
+            "time": exponent(long["n"], long["seconds_q1"], verdicts=fitted),
+            "memory": exponent(long["n"], long["peak_bytes"], verdicts=fitted),
         })  # fmt: skip
     return pd.DataFrame(found)
+
+
+def _timed(rows: pd.DataFrame) -> pd.DataFrame:
+    """The long calls whose timing may be compared."""
+    return rows[(rows["n"] >= FROM) & steady(rows, "seconds_q1")]
 
 
 def findings(table: pd.DataFrame) -> list[str]:
@@ -74,19 +82,20 @@ def findings(table: pd.DataFrame) -> list[str]:
 
 
 def headlines(table: pd.DataFrame) -> Iterator[Headline]:
-    """The best error at the greatest length, with the interval of its sampled rows."""
+    """The error at the greatest length of each target's first method, with its interval.
+
+    No winner: methods differ in work, whatever their knobs, and in their targets.
+    """
     done = finished(table, NEEDED)
-    done = done[done["method"] != "Uniform"]
-    if done.empty:
-        return
-    at = done[done["n"] == done["n"].max()]
-    best = at.loc[at["error"].idxmin()]
-    yield {
-        "text": f"At {best['n']} tokens {best['method']} errs least, by {{}} on {best['input']} "
-        "input.",
-        "value": number(best["error"]),
-        "interval": f"95 % {number(best['low'])} to {number(best['high'])}; rows: {best['rows']}",
-    }
+    done = done[done["method"] != UNIFORM]
+    for _, rows in done[done["n"] == done["n"].max()].groupby("target", sort=False):
+        row = rows.iloc[0]
+        yield {
+            "text": f"At {row['n']} tokens {row['method']} errs by {{}} on {row['input']} input, "
+            f"by {row['rows']} of its rows.",
+            "value": number(row["error"]),
+            "interval": f"95 % {number(row['low'])} to {number(row['high'])}",
+        }
 
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:
@@ -94,7 +103,6 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
     fits = exponents(table)
     if fits.empty:
         return
-    fits = fits[fits["lengths"] >= 3]
     body: list[list[Cell]] = []
     for (target, method), rows in fits.groupby(["target", "method"], sort=False):
         for i, row in enumerate(rows.to_dict("records")):
@@ -104,41 +112,48 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
                 _fit(row["time"]), _fit(row["memory"]), f"{last['n']}",
                 [short(last["error"]), f"{short(last['low'])} to {short(last['high'])}"],
             ])  # fmt: skip
-    if body:
-        yield {
-            "caption": "Exponents in the number of tokens, of the error over all lengths and of "
-            f"time and peak memory from {FROM} on (± one standard error); at the greatest length "
-            "the sampled relative output error with its 95 % interval.",
-            "header": ["operator (target)", "input", "error", "time", "memory", "n", "error at n"],
-            "rows": body,
-            "left": 2,
-        }
+    yield {
+        "caption": "Exponents in the number of tokens, of the error over all lengths and of time "
+        f"and peak memory from {FROM} on (below them Student's interval, 95 % for all exponents of "
+        "a column together); at the greatest length the sampled relative output error with its "
+        "95 % interval.",
+        "header": ["operator (target)", "input", "error", "time", "memory", "n", "error at n"],
+        "rows": body,
+        "left": 2,
+    }
 
 
-def _fit(found: tuple[float, float]) -> Cell:
-    return "" if np.isnan(found[0]) else [f"{found[0]:.2f}", f"± {found[1]:.2f}"]
+def _fit(found: Mean) -> Cell:
+    return "" if np.isnan(found.value) else stacked(found, "{:.2f}".format)
 
 
 def _largest(done: pd.DataFrame) -> str:
-    """Every method's error at the greatest length, and what it took to know it."""
+    """Every error at the greatest length, target by target, and what it took to know it."""
     n = done["n"].max()
-    at = done[(done["n"] == n) & (done["method"] != "Uniform")]
+    at = done[(done["n"] == n) & (done["method"] != UNIFORM)]
+    if at.empty:
+        return ""
     if "smooth" in set(at["input"]):  # of a short grid all inputs reach the greatest length
         at = at[at["input"] == "smooth"]
-    words = (
-        f"{x.method} {number(x.error)} ({number(x.low)} to {number(x.high)})"
-        for x in at.itertuples()
-    )
+    said = []
+    for target, rows in at.groupby("target", sort=False):
+        words = (
+            f"{x.method} {number(x.error)} ({number(x.low)} to {number(x.high)})"
+            for x in rows.itertuples()
+        )
+        said.append(f"against {target}, {joined(words)}")
     slowest = at.loc[at["error_seconds"].idxmax()]
     whole = [at["target_seconds"].min(), at["target_seconds"].max()]
     unit, size = ("hours", 3600) if whole[0] > 3600 else ("seconds", 1)
     return (
         f"At n = {n} the sampled relative output errors on {joined(at['input'].unique())} input, "
-        f"with their 95 % intervals, are: {joined(words)}. The {at['rows'].max()} exact rows of a "
-        f"target, which all its operators share, take at most "
+        f"with their 95 % intervals, are: {'; '.join(said)}. Errors against different targets are "
+        "not comparable, nor those of methods of different work. The "
+        f"{at['rows'].max()} exact rows of a target, which all its operators share, took at most "
         f"{number((at['target_seconds'] * at['rows']).max() / n)} seconds, and an estimate beside "
-        f"them at most {number(slowest['error_seconds'])} ({slowest['method']}). The whole target "
-        f"would take {number(whole[0] / size)} to {number(whole[1] / size)} {unit}."
+        f"them at most {number(slowest['error_seconds'])} ({slowest['method']}), each timed once. "
+        f"The whole target would take {number(whole[0] / size)} to {number(whole[1] / size)} "
+        f"{unit}."
     )
 
 
@@ -158,26 +173,31 @@ def _agreement(done: pd.DataFrame) -> str:
 
 
 def _growth(table: pd.DataFrame) -> str:
-    """Exponents of time and memory, and whose error grows most and least."""
+    """Exponents of time and memory, and how the error grows, with intervals."""
     fits = exponents(table)
-    fits = fits[(fits["lengths"] >= 3) & (fits["method"] != "Uniform")]
     if fits.empty:
         return ""
-    timed = fits[[not np.isnan(x[0]) for x in fits["time"]]]
+    fits = fits[fits["method"] != UNIFORM]
     said = []
     for what in ("time", "memory"):
-        words = (f"{x['method']} {x[what][0]:.2f}" for _, x in timed.iterrows())
-        if len(timed):
+        words = [
+            f"{x['method']} {_power(x[what])}"
+            for _, x in fits.iterrows()
+            if not np.isnan(x[what].value)
+        ]
+        if words:
             said.append(f"From n = {FROM} on {what} grows with the exponents {joined(words)}.")
-    order = fits.assign(slope=[x[0] for x in fits["error"]]).dropna(subset="slope")
-    if len(order):
-        for word, at in (
-            ("fastest", order["slope"].idxmax()),
-            ("slowest", order["slope"].idxmin()),
-        ):
-            row = order.loc[at]
+    order = fits.assign(slope=[x.value for x in fits["error"]]).dropna(subset="slope")
+    for word, rank in (("greatest", order["slope"].idxmax), ("least", order["slope"].idxmin)):
+        if len(order):
+            row = order.loc[rank()]
             said.append(
-                f"At a fixed knob the error grows {word} for {row['method']} on {row['input']} "
-                f"input, as n^{row['slope']:.2f}."
+                f"The {word} of {len(order)} exponents of the error, at a fixed knob, is that of "
+                f"{row['method']} on {row['input']} input: n to the {_power(row['error'])}."
             )
-    return " ".join(said)
+    return " ".join([*said, SURE] if said else said)
+
+
+def _power(found: Mean) -> str:
+    """An exponent with its interval: "0.57 (0.31 to 0.83)"; empty where there is none."""
+    return "" if np.isnan(found.value) else bracketed(found, "{:.2f}".format)

@@ -254,6 +254,13 @@ def test_a_headline_says_over_how_many_of_what_it_is_a_median():
                        nested="ranks", ratios=True)  # fmt: skip
     assert said["text"].endswith("(each the geometric mean over its ranks).")
     assert (said["value"], said["interval"]) == ("3.00", "range over 2 inputs: 2.00 to 4.00")
+    (bare,) = headline("It errs by {}", ERRORS[:8], "heads", unit=HEADS[:8])
+    assert (
+        bare["text"]
+        == "It errs by {}, in the median over 2 heads (each the median over its cases)."
+    )
+    (alone,) = headline("It errs by {}", ERRORS[::4], "heads", unit=HEADS[::4], nested="samples")
+    assert alone["text"] == "It errs by {}, in the median over 7 heads."
     (one,) = headline("It errs by {}", pd.Series([1.0]), "heads")
     assert (one["text"], one["interval"]) == ("It errs by {} (heads: 1).", "")
 

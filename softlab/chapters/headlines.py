@@ -39,7 +39,7 @@ def headline(
     of: str,
     *,
     unit: pd.Series | None = None,
-    nested: str = "",
+    nested: str = "cases",
     ratios: bool = False,
     grid: bool = False,
     holds: bool = True,
@@ -48,11 +48,12 @@ def headline(
 
     Appended is what it is a median of: ", in the median over 6 heads (each the median over its
     samples)". ``of`` names the units in the plural; ``unit`` tells to which one a value belongs and
-    ``nested`` what varies within it, in the plural; ``ratios`` are reduced by their geometric mean.
-    ``grid``: the units are a designed grid (condition numbers, spreads, methods) and no population,
-    so that the sentence says from where to where the values go, and no median. ``holds``: whether
-    the study's own test of the sentence passes, as ``steady`` over its conditions; where it does
-    not the sentence is not said. Nothing where there is no value.
+    ``nested`` what varies within it, in the plural, which is said where a unit has more than one
+    value; ``ratios`` are reduced by their geometric mean. ``grid``: the units are a designed grid
+    (condition numbers, spreads, methods) and no population, so that the sentence says from where to
+    where the values go, and no median. ``holds``: whether the study's own test of the sentence
+    passes, as ``steady`` over its conditions; where it does not the sentence is not said. Nothing
+    where there is no value.
     """
     values = values.dropna()
     each = values if unit is None else by_unit(values, unit, ratios=ratios).dropna()
@@ -60,7 +61,7 @@ def headline(
         return
     text = text.rstrip(".")
     reduced = "geometric mean" if ratios else "median"
-    of_each = f" (each the {reduced} over its {nested})" if nested else ""
+    of_each = f" (each the {reduced} over its {nested})" if len(values) > len(each) else ""
     found = median(each)
     if len(each) == 1:
         over, value, span = f" ({of}: 1)", number(found.value), ""

@@ -424,6 +424,17 @@ def test_an_exception_inside_passes_through_and_leaves_torch_clean(need_weights)
     assert len(calls) == 1
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_inside_a_transform_a_recording_is_refused():
+    model, x = Block(Plain()), draw(3, 2, 5, 4)
+    for transform in (torch.func.vmap(model), torch.func.grad(lambda *qkv: model(*qkv).sum())):
+        refused = pytest.raises(
+            RuntimeError, match=r"layer attention .*torch\.func .*outside of it"
+        )
+        with refused, record(model):
+            transform(x, x, x)
+
+
 def test_the_checks_above_can_fail():
     """A recorder that forgets the mask, or takes keys for queries, is caught by ``naive``."""
     q, k = draw(1, 1, 5, 4), draw(1, 1, 5, 4, seed=1)

@@ -44,24 +44,7 @@ def answer(operator: Callable[..., Tensor], call: Call) -> Tensor:
     if call.q.is_nested:
         return _ragged(operator, call)
     takes, traits = arguments_of(operator), traits_of(operator)
-    more: dict[str, Any] = {}
-    if call.dropout_p > 0:
-        if "dropout_p" not in takes:
-            msg = (
-                f"it drops weights at random (dropout_p = {call.dropout_p}), and the operator does "
-                "not. Put the model into eval mode, or set its attention dropout to 0."
-            )
-            raise UnableError(msg)
-        more["dropout_p"] = call.dropout_p
-    if call.enable_gqa:
-        if "enable_gqa" in takes:
-            more["enable_gqa"] = True
-        else:
-            call = ungrouped(call)
-    if "scale" in takes:
-        more["scale"] = call.scale
-    elif not _has_own_scale(operator):
-        call = at_usual_scale(call)
+    call, more = _prepared(operator, call, takes)
     if "attn_mask" in takes:
         more |= _torch_mask(call, takes)
     else:
@@ -94,6 +77,29 @@ def answer(operator: Callable[..., Tensor], call: Call) -> Tensor:
         msg = f"it must be given {tuple(wanted)}, {call.v.dtype}, and the operator returned {got}."
         raise UnableError(msg)
     return out
+
+
+def _prepared(operator: Any, call: Call, takes: frozenset[str]) -> tuple[Call, dict[str, Any]]:
+    """The call with all done for the operator that it does not take itself, and what it takes."""
+    more: dict[str, Any] = {}
+    if call.dropout_p > 0:
+        if "dropout_p" not in takes:
+            msg = (
+                f"it drops weights at random (dropout_p = {call.dropout_p}), and the operator does "
+                "not. Put the model into eval mode, or set its attention dropout to 0."
+            )
+            raise UnableError(msg)
+        more["dropout_p"] = call.dropout_p
+    if call.enable_gqa:
+        if "enable_gqa" in takes:
+            more["enable_gqa"] = True
+        else:
+            call = ungrouped(call)
+    if "scale" in takes:
+        more["scale"] = call.scale
+    elif not _has_own_scale(operator):
+        call = at_usual_scale(call)
+    return call, more
 
 
 def traits_of(operator: Any) -> Traits | None:
@@ -259,7 +265,8 @@ def _of_last(operator: Any, traits: Traits | None, l: int) -> Any:  # noqa: E741
 
 def _uncausal(operator: Any) -> Any:
     """The operator of which this is the causal form."""
-    names = {field.name for field in dataclasses.fields(operator)}
+    known = dataclasses.is_dataclass(operator)
+    names = {field.name for field in dataclasses.fields(operator)} if known else set()
     if "causal" in names:
         return dataclasses.replace(operator, causal=False)
     if "target" in names:

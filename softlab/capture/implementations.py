@@ -171,11 +171,21 @@ def _read(
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         causal = bool(causal) and mask is None and query.shape[2] > 1
     if mask is not None and (eager or mask.dtype != torch.bool):
-        mask = _added(mask, query.dtype)
+        mask = _added(mask, taken(query))
     if position_bias is not None:
         mask, causal = _biased(position_bias, mask, query, key, causal=causal), False
     grouped = key.shape[1] != query.shape[1]
     return Asked(query, key, value, mask, dropout, causal, scaling, grouped)
+
+
+def taken(x: Tensor) -> torch.dtype:
+    """The dtype in which torch's attention takes an argument: autocast's, where that is on."""
+    device = x.device.type
+    if not x.is_floating_point() or x.dtype == torch.float64:
+        return x.dtype
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return x.dtype
+    return torch.get_autocast_dtype(device)
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:

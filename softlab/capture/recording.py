@@ -29,8 +29,8 @@ def record(
     were.
 
     Raises ``TypeError`` if ``model`` is no module, and at the end of the block ``RuntimeError`` if
-    no attention was seen, or not at every order in ``keep``. Warns of modules that may compute
-    attention unseen.
+    no attention was seen, or not at every order in ``keep``; ``RuntimeError`` inside a transform of
+    ``torch.func``. Warns of modules that may compute attention unseen.
     """
     recorder = Recorder(model, keep, outputs=outputs)
     with recorder:
@@ -76,6 +76,13 @@ class Recorder(Watch):
     def attend(self, call: Call, go_on: Callable[[], Tensor]) -> Tensor:
         """Note the call, if it is wanted, and let it be."""
         if self.keep is None or call.order in self.keep:
+            if torch._C._are_functorch_transforms_active():
+                layer = call.module or type(self.model).__name__
+                msg = (
+                    f"layer {layer} is called inside a transform of torch.func (vmap, grad, jvp), "
+                    "whose tensors hold no data of their own. Record the model outside of it."
+                )
+                raise RuntimeError(msg)
             # Copies, because a model may write over its own tensors later.
             q, k, v = (x.detach().clone() for x in (call.q, call.k, call.v))
             mask = None if call.mask is None else call.mask.detach().clone()

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from softlab.capture.implementations import Asked, Result, asked_first, running
+from softlab.capture.implementations import Asked, Result, asked_first, running, taken
 from softlab.inputs import QKV
 
 ATTENTION = functional.scaled_dot_product_attention
@@ -97,21 +97,11 @@ def named(order: int, module: str) -> Callable[..., Call]:
         enable_gqa: bool = False,
     ) -> Call:
         scale = 1 / math.sqrt(query.size(-1)) if scale is None else scale
-        q, k, v = (_cast(x) for x in (query, key, value))
-        mask = None if attn_mask is None else _cast(attn_mask)
+        q, k, v = (x.to(taken(x)) for x in (query, key, value))
+        mask = None if attn_mask is None else attn_mask.to(taken(attn_mask))
         return Call(order, module, q, k, v, mask, is_causal, scale, dropout_p, enable_gqa)
 
     return call
-
-
-def _cast(x: Tensor) -> Tensor:
-    """What autocast makes of an argument of torch's attention."""
-    device = x.device.type
-    if not x.is_floating_point() or x.dtype == torch.float64:
-        return x
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return x
-    return x.to(torch.get_autocast_dtype(device))
 
 
 class Watch(TorchFunctionMode):

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast, dataclass_transform, runtime_checkable
 
@@ -314,21 +316,122 @@ def norm(x: Tensor, dim: int | tuple[int, ...] | None = None) -> Tensor:
 
 
 def own_precision(call: F) -> F:
-    """Run a call with autocast off, which would round its products to half precision.
+    """Run a call, and later its backward pass, with autocast off.
 
-    Operators, kernels and solvers choose the precision that they work in from their input's dtype.
+    It would round products to half precision. Operators, kernels and solvers choose the precision
+    that they work in from their input's dtype. A generator runs each of its steps so. A compiled
+    call guards its forward pass alone: call ``backward`` outside the block, as torch advises.
     """
+    if inspect.isgeneratorfunction(call):
+
+        @functools.wraps(call)
+        def steps(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            each = call(*args, **kwargs)
+            tensors = _tensors(args, kwargs)
+            end = object()
+            while (found := _alone(next, (each, end), {}, tensors)) is not end:
+                yield found
+
+        return cast("F", steps)
 
     @functools.wraps(call)
     def exact(*args: Any, **kwargs: Any) -> Any:
-        tensors = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
-        device = next((x.device.type for x in tensors), "cpu")
-        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-            return call(*args, **kwargs)
-        with torch.autocast(device, enabled=False):
-            return call(*args, **kwargs)
+        return _alone(call, args, kwargs, None)
 
     return cast("F", exact)
+
+
+class _Inside(threading.local):
+    """Whether the thread is inside an ``own_precision`` already, which then has nothing to do."""
+
+    now = False
+
+
+_inside = _Inside()
+
+
+def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    return [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+
+
+def _alone(
+    call: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    tensors: list[Tensor] | None,
+) -> Any:
+    """``call(*args, **kwargs)``, a function of ``tensors`` or its arguments, with autocast off."""
+    if torch.compiler.is_compiling():  # a compiled backward pass has no nodes of ours
+        return _without_autocast(call, args, kwargs, _tensors(args, kwargs))
+    if _inside.now:
+        return call(*args, **kwargs)
+    if torch._C._is_tracing():
+        msg = (
+            "torch.jit.trace cannot record softlab: checks, draws and choices look at the values, "
+            "and the trace would keep those of its example. Call it as it is, or torch.compile it."
+        )
+        raise RuntimeError(msg)
+    tensors = _tensors(args, kwargs) if tensors is None else tensors
+    _inside.now = True
+    try:
+        out = _without_autocast(call, args, kwargs, tensors)
+    finally:
+        _inside.now = False
+    if torch.is_grad_enabled():
+        ends = {x.grad_fn for x in tensors}
+        for x in out if isinstance(out, tuple) else (out,):
+            if isinstance(x, Tensor) and torch.amp.is_autocast_available(x.device.type):
+                _exact_backwards(x, ends, x.device.type)
+    return out
+
+
+def _without_autocast(
+    call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]
+) -> Any:
+    device = tensors[0].device.type if tensors else "cpu"
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return call(*args, **kwargs)
+    with torch.autocast(device, enabled=False):
+        return call(*args, **kwargs)
+
+
+def _exact_backwards(out: Tensor, ends: set[Any], device: str) -> None:
+    """Turn autocast off in the backward pass from ``out`` to the nodes ``ends``.
+
+    A backward pass inside an autocast block runs in its mode, and each of its nodes by itself. They
+    are looked for when a pass comes to the first of them and needs it, so that others pay for one
+    hook alone. Where the pass makes a graph, the same is done to that.
+    """
+    node = out.grad_fn
+    if node is None or node in ends:
+        return
+    below = [child for child, _ in node.next_functions]  # not the node, which would hold itself
+
+    def off(grads: Any) -> None:  # noqa: ARG001
+        torch.set_autocast_enabled(device, False)  # until this node is done
+
+    def onwards(grads: tuple[Tensor | None, ...], _: Any) -> None:
+        for x in grads:
+            if x is not None:
+                _exact_backwards(x, ends, device)
+
+    def enter(grads: Any) -> None:
+        inside = torch.is_autocast_enabled(device)
+        ahead = below.copy() if inside or torch.is_grad_enabled() else []
+        if inside:
+            off(grads)
+        seen = set(ends)
+        while ahead:
+            child = ahead.pop()
+            if child is not None and child not in seen:
+                seen.add(child)
+                child.register_prehook(off)
+                child.register_hook(onwards)
+                ahead += [grandchild for grandchild, _ in child.next_functions]
+                below.clear()  # once is enough
+
+    node.register_prehook(enter)
+    node.register_hook(onwards)
 
 
 def as_matrix(op: Operator, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from zoo import OPERATORS
 from softlab.core import own_precision
 from softlab.landmarks import GridConv, KMeans
 from softlab.laws.law import lengths
-from softlab.operators import RPCholesky, Soft, Softmax, TruncatedSVD
+from softlab.operators import RPCholesky, Soft, Softmax, TopK, TruncatedSVD
 from softlab.pinv import Cholesky, Inverting, NewtonRaphson, Ridge
 
 F64, F32 = torch.float64, torch.float32
@@ -130,7 +130,7 @@ def test_autocast_does_not_round_the_products(op):
 
 def test_autocast_rounds_where_nothing_guards_against_it():
     # The planted fault: an operator of its own products without the guard.
-    op = Soft(rank=4)
+    op = TopK(k=3)
     tensors = draw(op, dtype=F32)
     bare = type(op).__call__.__wrapped__
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -5,7 +5,8 @@ import math
 
 import pytest
 import torch
-from matrices import F32, F64, frobenius
+from matrices import F32, F64, frobenius, with_spectrum
+from zoo import SOLVERS
 
 from softlab.laws import tolerance
 from softlab.matrices import Geometric, LowRank
@@ -18,6 +19,7 @@ from softlab.pinv import (
     Polished,
     Purified,
     Status,
+    applier,
 )
 
 SPOILING = [NewtonRaphson(60), Hyperpower(3, 40), NystromformerCubic(40)]
@@ -164,3 +166,20 @@ def test_polishing_pays_in_products_of_low_precision_and_few_of_float64():
 def test_bad_fields_are_refused(build, error, message):
     with pytest.raises(error, match=message):
         build()
+
+
+# --- applied to columns ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, F32, F64], ids=str)
+def test_columns_come_in_the_dtype_of_the_matrix(solver, dtype):
+    a = with_spectrum(1, 0.5, 0.2).to(dtype)
+    a = (a + a.mT) / 2
+    b = torch.eye(3)[:, :2].to(dtype)
+    ways = [applier(solver, a), *([solver.applier(a)] if hasattr(solver, "applier") else [])]
+    for way in ways:
+        x = way(b)
+        assert x.dtype == dtype
+        wide = solver(a.to(F64 if dtype == F64 else F32)) @ b.to(F64 if dtype == F64 else F32)
+        torch.testing.assert_close(x, wide.to(dtype))

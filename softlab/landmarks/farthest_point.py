@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softlab.core import Cost, Dims, value
+from softlab.core import Cost, Dims, own_precision, value
 from softlab.landmarks.draws import Choose, heaviest, nearest_to_mean, open_to
 from softlab.landmarks.selector import indices_of_survivors, take
 
@@ -35,6 +35,7 @@ class FarthestPoint:
             x, m, key_mask, lambda y: spread(y, m, nearest_to_mean(y), heaviest)
         )
 
+    @own_precision
     def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Landmarks (..., m, d) of tokens x (..., n, d)."""
         return take(x, self.indices(x, m, key_mask))

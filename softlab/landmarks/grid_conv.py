@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from softlab import checks
-from softlab.core import Cost, Dims, value, widened
+from softlab.core import Cost, Dims, own_precision, value, widened
 from softlab.landmarks.grids import Cells, cells, check_sides, sides
 from softlab.landmarks.selector import of_survivors
 
@@ -59,6 +59,7 @@ class GridConv:
         uniform = torch.rand(shape, generator=rng, dtype=torch.float64)
         return (2 * uniform - 1) * bound
 
+    @own_precision
     def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Landmarks (..., m, d) of tokens x (..., n, d)."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from softlab.core import Cost, Dims, value, widened
+from softlab.core import Cost, Dims, own_precision, value, widened
 from softlab.landmarks.grids import cells, check_sides, sides
 from softlab.landmarks.lloyd import means
 from softlab.landmarks.selector import of_survivors
@@ -40,6 +40,7 @@ class GridPool:
         """Nothing that is counted."""
         return Cost(0)
 
+    @own_precision
     def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Landmarks (..., m, d) of tokens x (..., n, d)."""
         return of_survivors(widened(x), m, key_mask, lambda y: self._pooled(y, m)).to(x.dtype)

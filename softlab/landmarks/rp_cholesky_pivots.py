@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, Dims, value
+from softlab.core import Cost, Dims, own_precision, value
 from softlab.kernels import Gaussian, kernel_cost
 from softlab.landmarks.bandwidths import gaussian
 from softlab.landmarks.draws import by_weight
@@ -61,6 +61,7 @@ class RPCholeskyPivots:
 
         return indices_of_survivors(x, m, key_mask, pick)
 
+    @own_precision
     def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Landmarks (..., m, d) of tokens x (..., n, d)."""
         return take(x, self.indices(x, m, key_mask))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softlab.core import Cost, Dims, value, widened
+from softlab.core import Cost, Dims, own_precision, value, widened
 from softlab.landmarks.selector import kept
 
 
@@ -28,6 +28,7 @@ class SegmentMeans:
         """Nothing that is counted."""
         return Cost(0)
 
+    @own_precision
     def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Landmarks (..., m, d) of tokens x (..., n, d)."""
         size = kept(x, m, key_mask).unsqueeze(-1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softlab.core import Cost, Dims, value
+from softlab.core import Cost, Dims, own_precision, value
 from softlab.landmarks.selector import kept, position_of, take
 
 
@@ -32,6 +32,7 @@ class Strided:
         ordinal = torch.arange(m, device=x.device) * size // m
         return position_of(ordinal, key_mask)
 
+    @own_precision
     def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Landmarks (..., m, d) of tokens x (..., n, d)."""
         return take(x, self.indices(x, m, key_mask))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, Dims, value
+from softlab.core import Cost, Dims, own_precision, value
 from softlab.landmarks.selector import kept, position_of, take
 
 
@@ -42,6 +42,7 @@ class UniformRandom:
             ordinal[size == s] = draw.sort().values.to(x.device)
         return position_of(ordinal, key_mask)
 
+    @own_precision
     def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Landmarks (..., m, d) of tokens x (..., n, d)."""
         return take(x, self.indices(x, m, key_mask))

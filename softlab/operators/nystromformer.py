@@ -70,6 +70,7 @@ class Nystromformer:
         """Softmax attention."""
         return Softmax()
 
+    @own_precision
     def core(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """The core sm(z_q z_k^T), (..., m, m): what ``pinv`` must invert."""
         z_q = self.landmarks(widened(q), self.rank)

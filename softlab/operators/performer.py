@@ -152,6 +152,7 @@ class Performer:
         phi_q, phi_k = self.feature_map(widened(q)), self.feature_map(widened(k))
         return (phi_q @ phi_k.mT).to(q.dtype)
 
+    @own_precision
     def kernel_variance(self, q: Tensor, k: Tensor) -> Tensor:
         """The variance of ``kernel_matrix`` over independent weights, (..., n, l).
 

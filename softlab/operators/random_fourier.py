@@ -135,6 +135,7 @@ class RandomFourier:
         waves = self._waves(q) @ self._waves(k).mT * (2 / self.features)
         return (waves * (self._half(q) + self._half(k).mT).exp()).to(dtype)
 
+    @own_precision
     def kernel_variance(self, q: Tensor, k: Tensor) -> Tensor:
         """The variance of ``kernel_matrix`` over independent weights, (..., n, l).
 

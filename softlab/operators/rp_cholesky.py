@@ -91,6 +91,7 @@ class RPCholesky:
         """
         return self._chosen(_centred(widened(k), key_mask), key_mask).at
 
+    @own_precision
     def core(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """The Gaussian of the pivots, (..., m, m): what ``pinv`` must invert."""
         return _core(self._chosen(_centred(widened(k), key_mask), key_mask))

@@ -113,6 +113,7 @@ class Scatterbrain:
         estimate = self._performer.kernel_matrix(widened(q), widened(k))
         return torch.where(support, exact, estimate).to(q.dtype)
 
+    @own_precision
     def kernel_variance(self, q: Tensor, k: Tensor) -> Tensor:
         """The variance of ``kernel_matrix``, (..., n, l): 0 on the band, elsewhere Performer's."""
         support = self.support(q.shape[-2], k.shape[-2]).to(q.device)

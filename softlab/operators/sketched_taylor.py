@@ -108,6 +108,7 @@ class SketchedTaylor:
             out = 1 + out * s / r
         return out.to(q.dtype)
 
+    @own_precision
     def kernel_variance(self, q: Tensor, k: Tensor) -> Tensor:
         """The variance of ``kernel_matrix`` over seeds, (..., n, l).
 

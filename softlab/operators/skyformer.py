@@ -82,6 +82,7 @@ class Skyformer:
         """Gaussian attention of the same bandwidth, not normalised."""
         return GaussianAttention(self.bandwidth)
 
+    @own_precision
     def core(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """The normalised core A, (..., m, m): what ``pinv`` must invert."""
         points, mask = _lifted(q, k, key_mask, None)

@@ -101,6 +101,7 @@ class Soft:
         """The kernel at head width d."""
         return self.target.kernel(d)
 
+    @own_precision
     def core(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """The core A = K(z, z), (..., m, m), of keys k (..., l, d): what ``pinv`` must invert."""
         z = self.landmarks(widened(k), self.rank, key_mask)

@@ -74,6 +74,7 @@ class TopK:
         """Softmax attention."""
         return Softmax(causal=self.causal)
 
+    @own_precision
     def kept_mass(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """The mass c (..., n) that each query's kept keys have in the exact softmax."""
         q, k, v, key_mask = checks.admit(q, k, k[..., :1], key_mask)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, graphed, value
+from softlab.core import Cost, graphed, own_precision, value
 from softlab.pinv.solver import PinvResult, Solver, SolverTraits, admit, deliver
 
 
@@ -43,6 +43,7 @@ class BestIterate:
         """The solver's iterates."""
         return self.solver.iterates(a)
 
+    @own_precision
     def __call__(self, a: Tensor) -> Tensor:
         """The best iterate of each matrix; raises ``ValueError`` where ``a`` is not finite."""
         wide = admit(a, self.traits)

@@ -35,6 +35,7 @@ class Cholesky:
         """Direct, for definite matrices."""
         return SolverTraits(singular=False, definite=True)
 
+    @own_precision
     def iterates(self, a: Tensor) -> Iterator[Tensor]:
         """The inverse, alone; NaN for a matrix that is not positive definite."""
         a = working(a)

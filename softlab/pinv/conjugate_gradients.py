@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, value, widened
+from softlab.core import Cost, own_precision, value, widened
 from softlab.pinv.judge import judge
 from softlab.pinv.solver import PinvResult, SolverTraits, last, working
 
@@ -43,6 +43,7 @@ class ConjugateGradients:
         checks.square(a)
         return self._columns(a, torch.eye(a.shape[-1], dtype=a.dtype, device=a.device))
 
+    @own_precision
     def _columns(self, a: Tensor, b: Tensor) -> Iterator[Tensor]:
         # Of unit scale, so that no squared length overflows or vanishes.
         scale = a.detach().abs().amax((-2, -1), keepdim=True)

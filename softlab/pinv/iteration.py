@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from softlab import checks
+from softlab.core import own_precision
 from softlab.pinv.judge import judge
 from softlab.pinv.solver import PinvResult, Solver, last, working
 
@@ -36,6 +37,7 @@ class Iteration(Solver, Protocol):
 class Unrolled:
     """The calls of an iteration, from its ``begin`` and its ``traits``."""
 
+    @own_precision
     def iterates(self: Iteration, a: Tensor) -> Iterator[Tensor]:
         """X0, X1, ..., X_steps, in the arithmetic of the dtype of ``a``."""
         checks.square(a)

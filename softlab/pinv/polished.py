@@ -60,6 +60,7 @@ class Polished:
             precision=self.precision,
         )
 
+    @own_precision
     def iterates(self, a: Tensor) -> Iterator[Tensor]:
         """The low-precision result and each polished one, in the dtype of ``a``."""
         start, exact = self._rough(a)

@@ -41,6 +41,7 @@ class Purified:
         """The solver's, without the growth of null-space errors."""
         return dataclasses.replace(self.solver.traits, growth=1.0)
 
+    @own_precision
     def iterates(self, a: Tensor) -> Iterator[Tensor]:
         """The solver's iterates, and X A X of the last."""
         for x in self.solver.iterates(a):

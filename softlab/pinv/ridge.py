@@ -14,6 +14,7 @@ from softlab.pinv.solver import (
     PinvResult,
     Solver,
     SolverTraits,
+    applied,
     applier,
     applier_cost,
     deliver,
@@ -59,8 +60,8 @@ class Ridge:
         return deliver(self.solver(self.shifted(working(a))), a)
 
     def applier(self, a: Tensor) -> Callable[[Tensor], Tensor]:
-        """The solver's, of the shifted matrix."""
-        return applier(self.solver, self.shifted(working(a)))
+        """The solver's, of the shifted matrix, in the dtype of ``a``."""
+        return applied(applier(self.solver, self.shifted(working(a))), a)
 
     def applier_cost(self, m: int, columns: Sequence[int], batch: int = 1) -> Cost:
         """The solver's."""

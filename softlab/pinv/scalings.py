@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, value, widened
+from softlab.core import Cost, own_precision, value, widened
 from softlab.pinv.intervals import interval_cost, singular_interval
 
 NO_COST = Cost(0)
@@ -213,6 +213,7 @@ class PowerEstimate:
         checks.positive(self, safety=self.safety)
         checks.natural(self, seed=self.seed)
 
+    @own_precision
     def __call__(self, a: Tensor) -> Tensor:
         """The initial guess, (..., m, m)."""
         wide = widened(a).detach()
@@ -252,6 +253,7 @@ class KrylovEstimate:
         checks.positive(self, safety=self.safety)
         checks.natural(self, seed=self.seed)
 
+    @own_precision
     def interval(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """The lower estimate of the smallest non-zero singular value, and u, (..., 1, 1) each."""
         wide = widened(a).detach()

@@ -120,11 +120,25 @@ class Applying(Protocol):
 
 
 def applier(solver: Solver, a: Tensor) -> Callable[[Tensor], Tensor]:
-    """The map from B to A^+ B: the solver's own, or a product with its inverse, formed once."""
+    """The map from B to A^+ B: the solver's own, or a product with its inverse, formed once.
+
+    In the dtype of ``a``; half precision is computed in float32.
+    """
     if _applies(type(solver)):
         return cast("Applying", solver).applier(a)
-    inverse = solver(a)
-    return lambda b: inverse @ b
+    inverse = solver(working(a))
+    return applied(lambda b: inverse @ b, a)
+
+
+def applied(call: Callable[[Tensor], Tensor], a: Tensor) -> Callable[[Tensor], Tensor]:
+    """A map of columns in the working precision as one of columns in the dtype of ``a``."""
+
+    @own_precision
+    def apply(b: Tensor) -> Tensor:
+        x = call(widened(b))
+        return x if x.dtype == a.dtype else deliver(x, a)
+
+    return apply
 
 
 def applier_cost(solver: Solver, m: int, columns: Sequence[int], batch: int = 1) -> Cost:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, value
+from softlab.core import Cost, own_precision, value
 from softlab.pinv.judge import judge
 from softlab.pinv.solver import PinvResult, SolverTraits, last, working
 
@@ -33,6 +33,7 @@ class SVD:
         """Direct, and exact on singular input, gradient included."""
         return SolverTraits(constant_rank=True)
 
+    @own_precision
     def iterates(self, a: Tensor) -> Iterator[Tensor]:
         """The pseudo-inverse, alone; NaN for a matrix that is not finite."""
         a = working(a)

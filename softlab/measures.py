@@ -18,7 +18,7 @@ from softlab import spectra
 from softlab.budget import split
 from softlab.core import Dims, Operator, as_matrix, norm
 from softlab.instruments import Numbers, peak_memory, seconds
-from softlab.pinv import Inverting, Nystrom, Status
+from softlab.pinv import Inverting, Nystrom, Status, applier
 
 
 class Reference:
@@ -149,16 +149,28 @@ def matrix_error(
 def inversion(op: Operator, q: Tensor, k: Tensor) -> dict[str, str | float | int]:
     """How the inversion of the operator's core ended, which its output does not tell.
 
-    ``core_status``, the worst over the matrices (a name of ``softlab.pinv.Status``);
-    ``core_residual``, the largest |A X A - A|_F / |A|_F, and ``core_steps``, the most steps taken.
-    Empty for an operator that inverts nothing.
+    ``core_residual``, the largest |A X A - A|_F / |A|_F of the X that the operator applies, a
+    shift of its solver included; infinite where that X is not finite. ``core_status``, the worst
+    over the matrices (a name of ``softlab.pinv.Status``), and ``core_steps``, the most steps, are
+    what ``solve`` says of its best iterate, which more steps can spoil: DIVERGED where the residual
+    of the applied X is above 1, that of a zero matrix. Empty for an operator that inverts nothing.
     """
     if not isinstance(op, Inverting):
         return {}
-    result = op.pinv.solve(op.core(q, k))
+    core = op.core(q, k)
+    result = op.pinv.solve(core)
+    try:
+        with torch.no_grad():
+            again = core @ applier(op.pinv, core)(core)
+        residual = float((norm(again - core, (-2, -1)) / norm(core, (-2, -1))).max())
+    except ValueError:  # an inverse that overflowed, which the operator would not apply either
+        residual = math.inf
+    status, known = Status(int(result.status.max())), math.isfinite(residual)
+    if not known or residual > 1 + math.sqrt(torch.finfo(core.dtype).eps):
+        status = max(status, Status.DIVERGED)
     return {
-        "core_status": Status(int(result.status.max())).name,
-        "core_residual": float(result.residual.max()),
+        "core_status": status.name,
+        "core_residual": residual if known else math.inf,
         "core_steps": int(result.steps.max()),
     }
 

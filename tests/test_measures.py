@@ -11,7 +11,14 @@ from softlab.inputs import QKV, Clustered, Normal
 from softlab.instruments import peak_memory, seconds
 from softlab.measures import Reference, accuracy, expense, output_error
 from softlab.operators import Soft, Softmax
-from softlab.pinv import NewtonRaphson
+from softlab.pinv import (
+    SVD,
+    Cholesky,
+    ConjugateGradients,
+    NewtonRaphson,
+    NystromformerCubic,
+    Ridge,
+)
 
 CPU = torch.device("cpu")
 
@@ -262,3 +269,35 @@ def test_inversion_says_how_the_core_was_left():
     assert done["core_status"] == "CONVERGED"
     assert done["core_residual"] < 1e-12
     assert measures.inversion(Softmax(), x, x) == {}
+
+
+@pytest.mark.parametrize(
+    "pinv",
+    [
+        NystromformerCubic(6),
+        NewtonRaphson(3),
+        NewtonRaphson(60),
+        Ridge(Cholesky(), ridge=0.01),
+        Ridge(ConjugateGradients(steps=3), ridge=0.01),
+        SVD(),
+    ],
+    ids=repr,
+)
+def test_the_residual_of_the_core_is_that_of_the_inverse_that_is_applied(pinv):
+    # At full rank the landmarks are the keys, and the operator's matrix is A X A.
+    k = Normal(32, 8)(0, dtype=torch.float32).k
+    op = Soft(32, pinv=pinv)
+    core = op.kernel(8).matrix(k, k)
+    residual = (op(k, k, torch.eye(32)) - core).norm() / core.norm()
+    found = measures.inversion(op, k, k)["core_residual"]
+    assert found == pytest.approx(float(residual), rel=1e-3, abs=1e-5)
+
+
+def test_a_residual_is_not_that_of_a_better_iterate_on_the_way():
+    x = Clustered(64, 8, clusters=4, spread=1e-3)(0, dtype=torch.float32)
+    found = [measures.inversion(Soft(16, pinv=NewtonRaphson(s)), x.q, x.k) for s in (30, 60)]
+    # The core has rank 4 up to rounding, and steps beyond the best spoil the inverse.
+    assert found[0]["core_steps"] == found[1]["core_steps"] <= 30
+    assert found[0]["core_residual"] < 1e-4
+    assert found[1]["core_residual"] > 10
+    assert found[1]["core_status"] == "DIVERGED"

@@ -9,7 +9,7 @@ import torch
 from matrices import F32, F64, frobenius, with_spectrum
 from zoo import SOLVERS
 
-from softlab.inputs import Recorded, Tied
+from softlab.inputs import Normal, Recorded, Tied
 from softlab.laws import tolerance
 from softlab.laws.law import steps_of
 from softlab.matrices import Clusters, Core, Flat, Geometric, LowRank
@@ -18,6 +18,7 @@ from softlab.pinv import (
     BestIterate,
     Chebyshev,
     Cholesky,
+    ConjugateGradients,
     Hyperpower,
     Iteration,
     Minimax,
@@ -287,6 +288,40 @@ def test_solve_never_returns_the_spoiled_iterate(solver, dtype, symmetric):
         best = min(e for e in errors if not math.isnan(e))
         assert not errors[-1] < 100 * best, "an iteration that spoils nothing would prove nothing"
         assert frobenius(solver.solve(a).x.double() - inverse) <= 10 * best
+
+
+@pytest.mark.parametrize("dtype", [F64, F32], ids=str)
+@pytest.mark.parametrize(
+    "solver",
+    [
+        NystromformerCubic(6),
+        NystromformerCubic(9),
+        NewtonRaphson(8),
+        NewtonRaphson(14),
+        Hyperpower(4, 5),
+        Chebyshev(6),
+        Minimax(1e3, 4),
+        ConjugateGradients(12),
+    ],
+    ids=repr,
+)
+def test_no_iterate_has_a_smaller_residual_than_the_best(solver, dtype):
+    """Before rounding decides: on cores of real shape, whose residuals creep while X moves."""
+    for rank in (8, 64):
+        for seed in range(4):
+            x = Normal(256, 64)(seed, dtype=dtype)
+            batch = torch.stack([op(rank).core(x.q, x.k) for op in (Nystromformer, Soft)])
+            result = solver.solve(batch)
+            residuals = torch.stack([true_residual(batch, x) for x in solver.iterates(batch)])
+            least = residuals.amin(0)
+            rounding = 100 * rank * torch.finfo(dtype).eps
+            assert bool((result.residual <= least * 1.001 + rounding).all())
+            at = result.steps.unsqueeze(0)
+            there = residuals.gather(0, at)[0]
+            torch.testing.assert_close(result.residual, there, rtol=1e-3, atol=rounding)
+            torch.testing.assert_close(
+                true_residual(batch, result.x), there, rtol=1e-3, atol=rounding
+            )
 
 
 # --- what is counted ---------------------------------------------------------------------------

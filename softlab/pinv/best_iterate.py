@@ -19,8 +19,8 @@ class BestIterate:
 
     For iterations that spoil their result once they have converged, on singular input or in low
     precision: more steps than needed do no harm. ``solver``: any solver. The forward pass stops
-    early where all matrices are done; ``cost`` counts all steps, and the check of each step, some
-    per cent of it, is not counted. The gradient is that of the iterates returned, unrolled.
+    early where all matrices are done; ``cost`` counts all steps, and the check of each, two
+    products, is not counted. The gradient is that of the iterates returned, unrolled.
     """
 
     solver: Solver

@@ -26,12 +26,13 @@ def judge(
     relative residual that counts as converged; None means 10 m eps of the dtype of ``a``, at most
     sqrt(eps). A matrix that reaches it goes on until X rests or moves more than before, since the
     residual hardly sees the small singular values that dominate X, and is then frozen, whatever its
-    neighbours do. An iterate whose step grew again is no better than the one before it: that is how
-    null-space errors show, to which the residual is blind.
+    neighbours do.
 
-    Every step is watched through one random row w each: the residual as w A X A - w A, the step as
-    w X - w X', which cost little beside the step itself. No matrix is called converged, and no
-    residual is returned, but by the whole of it.
+    The best iterate is that of the least residual, as long as residuals are above the rounding of
+    their own products, eps |A| |X|, and the tolerance. Within it they tell iterates apart no more,
+    and the best is the one that moved least: an X that moves again has errors in the null space,
+    to which the residual is blind. Every residual is that of the whole matrix, two products; how
+    far X moves is watched through one random row w, as w X - w X'.
     """
     with torch.no_grad():
         return _Judge(a, traits, tolerance).verdict(iterates(a))
@@ -60,17 +61,13 @@ class _Judge:
         tiny = torch.finfo(self.a.dtype).tiny
         rng = torch.Generator().manual_seed(0)
         rows = torch.randn(2, 1, 1, m, generator=rng, dtype=torch.float64).to(self.a)
-        w, probe = rows.expand(2, len(self.a), 1, m)
-        self.target = (w @ self.a) / self.scale
-        # Two rows at once cost little more than one: X is read from memory once.
-        self.rows = torch.cat((self.target, probe), -2)
-        self.size = torch.linalg.matrix_norm(self.target).clamp_min(tiny)
+        w, self.probe = rows.expand(2, len(self.a), 1, m)
+        self.size = torch.linalg.matrix_norm(w @ self.a / self.scale).clamp_min(tiny)
         self.best = torch.empty_like(self.a)
         self.kept = torch.zeros_like(self.finite)
         self.least = torch.full_like(self.scale[:, 0, 0], math.inf)
-        self.calm, self.residual = self.least, self.least.clone()
+        self.calm = self.least
         self.steps = torch.zeros_like(self.least, dtype=torch.long)
-        self.measured = self.steps - 1
         self.active = self.finite
         self.met, self.settled, self.lost, self.falling = (
             torch.zeros_like(self.finite) for _ in range(4)
@@ -81,10 +78,8 @@ class _Judge:
         before, seen_before, step, residual_before = self.best, None, 0, self.least
         for step, found in enumerate(iterates):
             x = working(found).reshape(self.a.shape)
-            # X A is of unit scale, whatever A is, so only the row was scaled.
-            through, seen = (self.rows @ x).split(1, -2)
-            residual = torch.linalg.matrix_norm(through @ self.a - self.target) / self.size
-            seen = seen * self.scale
+            residual = relative_residual(self.a, x)
+            seen = (self.probe @ x) * self.scale
             move = _moved(seen, seen_before)
             # What products with an X of this size leave in the residual: eps |A|_F |X|_F, as two
             # normal rows see the norms.
@@ -95,20 +90,19 @@ class _Judge:
             if not bool(self.active.any()):
                 break
         self._keep(self.active & (self.steps == step), before)
-        return self._result(step, before)
+        return self._result(step, residual_before)
 
     def _weigh(
         self, step: int, x: Tensor, before: Tensor, residual: Tensor, move: Tensor, rounding: Tensor
     ) -> None:
         """Decide for each active matrix if this iterate is its best, and if it is done."""
-        # Where X hardly moves, residuals differ by rounding, and a small fall means nothing.
-        nearer = residual < torch.where(move > 0.01, 1, 0.9) * self.least
-        nearer &= (move <= 2 * self.calm) | (residual < 0.1 * self.least)
+        nearer = residual < self.least
         # A residual within rounding tells iterates apart no more; how far they moved still does.
         # One that rested above it, before small singular values were inverted, is no rival.
         settled = residual <= rounding.clamp_min(self.tolerance)
         arrived = ~self.settled & (residual <= 4 * self.least)
-        better = self.active & (settled & ((move < self.calm / 2) | arrived) | nearer & ~self.met)
+        calmer = (move < self.calm / 2) | (nearer & (move <= 2 * self.calm))
+        better = self.active & (settled & (calmer | arrived) | nearer & ~self.settled)
         # An iterate is copied only once a later one has turned out worse.
         self._keep(self.active & ~better & (self.steps == step - 1), before)
         self.least = torch.where(better, residual, self.least)
@@ -120,23 +114,9 @@ class _Judge:
         rests = (~better & (move < MOVING)) | (move <= self.at_rest) | (residual == 0)
         done = self.active & self.met & rests
         self._keep(done & better, x)
-        rows = done.nonzero()[:, 0]
-        if len(rows):  # one row has said so; the whole must
-            self._measure(rows)
-            self.met[rows] = self.residual[rows] <= self.tolerance
         overflown = self.active & ~residual.isfinite()
         self.lost |= overflown
-        self.active = self.active & ~((done & self.met) | overflown)
-
-    def _residual(self, x: Tensor, rows: Tensor) -> Tensor:
-        """The relative residual of these matrices of the batch."""
-        every = len(rows) == len(self.a)
-        return relative_residual(*(y if every else y[rows] for y in (self.a, x)))
-
-    def _measure(self, rows: Tensor) -> None:
-        """Note the residual of the kept iterates of these matrices."""
-        self.residual[rows] = self._residual(self.best, rows).nan_to_num(math.inf, math.inf)
-        self.measured[rows] = self.steps[rows]
+        self.active = self.active & ~(done | overflown)
 
     def _keep(self, which: Tensor, x: Tensor) -> None:
         rows = which.nonzero()[:, 0]
@@ -147,24 +127,20 @@ class _Judge:
         self.kept |= which
 
     def _result(self, step: int, final: Tensor) -> PinvResult:
+        """The verdict, ``final`` the residuals of the last iterate."""
         m = self.a.shape[-1]
         lost = ~self.kept
         if bool(lost.any()):
             self.best[lost] = math.nan
-        self._measure((self.measured != self.steps).nonzero()[:, 0])
-        residual = self.residual
+        residual = self.least
         status = torch.full_like(self.steps, Status.STAGNATED)
         if step:
             # |A| |X| eps is what the products A X A leave behind; above it a residual can fall.
             rounding = self.tolerance * m * self.scale[:, 0, 0] * _largest(self.best)
             resting = (residual > rounding) & (residual < 1)
             status = torch.where(self.falling | resting, Status.OUT_OF_STEPS, status)
-        # What the last iterate is worth, where it is not the best.
-        doubt = ~self.lost & (residual > self.tolerance)
-        self.lost |= doubt & (self.steps == step) & (residual > 1 + math.sqrt(self.eps))
-        rows = (doubt & (self.steps != step)).nonzero()[:, 0]
-        if len(rows):
-            self.lost[rows] = ~(self._residual(final, rows) <= 1 + math.sqrt(self.eps))
+        # What the last iterate is worth, which need not be the best.
+        self.lost |= (residual > self.tolerance) & ~(final <= 1 + math.sqrt(self.eps))
         status = torch.where(self.lost, Status.DIVERGED if step else Status.NON_FINITE, status)
         moving = (self.calm >= MOVING) & (residual > 0) if step else torch.zeros_like(self.lost)
         near = residual <= self.tolerance

@@ -40,9 +40,9 @@ class PinvResult(NamedTuple):
 
     ``x`` (..., m, m): the best iterate (NaN where the input was not finite); ``status`` (...):
     codes of ``Status``; ``residual`` (...): |A X A - A|_F / |A|_F of that iterate, which is also
-    meaningful on rank-deficient A; ``steps`` (...): steps taken to reach it, 0 for the initial
-    guess; ``matmuls`` (...): products of m x m matrices that those steps took, estimates of
-    scalings and the checks of ``solve`` not counted.
+    meaningful on rank-deficient A: the least of all iterates, unless rounding holds it; ``steps``
+    (...): steps taken to reach it, 0 for the initial guess; ``matmuls`` (...): products of m x m
+    matrices that those steps took, estimates of scalings and the checks of ``solve`` not counted.
     """
 
     x: Tensor

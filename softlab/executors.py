@@ -37,9 +37,10 @@ import torch
 
 from softlab import provenance
 from softlab.extras import needed
-from softlab.identity import scalar
+from softlab.identity import STUDY, scalar
 from softlab.journal import RESERVED, Row, Scalar
 from softlab.locks import beside
+from softlab.sources import Closure
 from softlab.study_file import at_home, load
 
 TRIES = 2
@@ -384,29 +385,36 @@ def measured_there(file: str | None, packed: bytes) -> Row:
     """The row of a packed ``Task`` whose study is defined in ``file``, measured in a worker."""
     with _ONE_AT_A_TIME:  # a worker of dask may have many threads
         try:
-            with at_home(Path(file) if file else None):
+            module = load(file).__name__ if file else ""
+            with at_home(module) as closure:
                 task: Task = pickle.loads(packed)
                 _limit(int(task.setting["threads"] or 1))
-                name = load(file).__name__ if file else ""
-                for part, state in _here(tuple(task.parts.items()), task.file, name).items():
-                    _same(part, state, task.parts[part])
+                _check(tuple(task.parts.items()), task.file, module, closure)
                 here = provenance.setting(torch.device(task.device), task.dtype)
-                for part, x in task.setting.items():
-                    _same(part, here[part], x)
+                for name, x in task.setting.items():
+                    _same(name, here[name], x)
                 return measured(task)
         except (ValueError, ImportError, AttributeError) as error:
             reason = f"{type(error).__name__}: the worker cannot measure this case: {error}"
+            if str(getattr(error, "name", "")).startswith(STUDY):
+                reason += (
+                    ", for the study's file, or one that it imports, has changed: run it again"
+                )
             return {"status": "failed", "error": reason}
 
 
-@functools.lru_cache(maxsize=8)
-def _here(
-    parts: tuple[tuple[str, str], ...],
-    file: Path | None,
-    loaded: str,  # noqa: ARG001  another state of the file is asked about anew
-) -> dict[str, str]:
-    """The states of the parts in this worker."""
-    return provenance.here(dict(parts), file)
+_CHECKED: set[tuple[object, ...]] = set()
+
+
+def _check(
+    parts: tuple[tuple[str, str], ...], file: Path | None, module: str, closure: Closure
+) -> None:
+    """Raise ``ValueError`` where this worker's code is another; asked once for each code."""
+    if (parts, module) not in _CHECKED:
+        states = provenance.here(dict(parts), closure, file.parent if file else Path())
+        for name, state in parts:
+            _same(name, states[name], state)
+        _CHECKED.add((parts, module))
 
 
 _ONE_AT_A_TIME = threading.Lock()

@@ -104,9 +104,8 @@ def shown(x: object) -> Scalar:
         return marked(type(x).__qualname__, x)
     try:
         words = " ".join(repr(x).split())
-    except Exception as error:
-        msg = f"a {type(x).__qualname__} whose repr raises {type(error).__name__}: {error}"
-        raise UnstableError(msg) from error
+    except Exception:  # of a dataclass that compares a tensor with its default
+        return marked(type(x).__qualname__, x)
     name = ADDRESS.sub("", words)
     if len(name) > LONGEST:
         return marked(f"{name[:LONGEST]}...", x)

@@ -53,58 +53,52 @@ class Code(NamedTuple):
 
 def code(
     measure: Callable[..., object],
-    file: Path | None = None,
+    closure: sources.Closure | None = None,
     modules: Iterable[str] = (),
     inputs: Sequence[Path | str] = (),
+    folder: Path = Path(),
 ) -> Code:
-    """The code of a measure, its study's ``file``, further ``modules``, and its ``inputs``.
+    """The code of a measure, of a study's file and further ``modules``, and the ``inputs``.
 
-    Raises ``ValueError`` for an input that cannot be read.
+    ``closure`` is that of the file, and gains what the others are made of; ``inputs`` are named
+    from ``folder``. Raises ``ValueError`` for an input that cannot be read.
     """
-    parts, unsure, own = {}, "", frozenset[str]()
+    closure = closure or sources.Closure(running=True)
+    parts, unsure, needed = {}, "", {*modules}
     try:
         digits, own = identity(measure)
         parts["measure"] = digits[:16]
+        needed |= own
     except UnstableError as error:
         unsure = f"the measure holds {error}"
-    closure = sources.Closure(running=True)
-    if file is not None:
-        closure.file(file.absolute())
-    closure.modules({*own, *modules})
-    if lost := sorted(closure.lost & {*own, *modules}):
+    closure.modules(needed)
+    if lost := sorted(closure.lost & needed):
         unsure = unsure or f"the code of {', '.join(lost)} is in no file"
     if unsure:
         parts["measure"] = uuid.uuid4().hex[:16]
-    return Code(
-        {"softlab": sources.package()} | closure.parts() | data(inputs, file) | parts, unsure
-    )
+    states = closure.parts() | data(inputs, folder)
+    return Code({"softlab": sources.package()} | states | parts, unsure)
 
 
-def data(inputs: Sequence[Path | str], file: Path | None) -> dict[str, str]:
-    """The states of files or folders, named from the folder of the study's ``file`` or from here.
-
-    Raises ``ValueError`` for one that cannot be read.
-    """
+def data(inputs: Iterable[Path | str], folder: Path) -> dict[str, str]:
+    """The states of files or folders; ``ValueError`` for one that cannot be read."""
     found = {}
     for name in map(str, inputs):
         try:
-            found[f"input {name}"] = sources.content((file.parent if file else Path()) / name)
+            found[f"input {name}"] = sources.content(folder / name)
         except OSError as error:
             msg = f"the input {name!r} cannot be read ({error}). Correct Study.inputs."
             raise ValueError(msg) from None
     return found
 
 
-def here(parts: Mapping[str, str], file: Path | None) -> dict[str, str]:
-    """The states that the same parts have in this process."""
-    closure = sources.Closure(running=True)
-    if file is not None:
-        closure.file(file.absolute())
+def here(parts: Mapping[str, str], closure: sources.Closure, folder: Path) -> dict[str, str]:
+    """The states that the same parts have in this process; arguments as of ``code``."""
     if any(name.startswith("file ") and name not in closure.files for name in parts):
         closure.modules(MAIN)
     closure.modules(name[7:] for name in parts if name.startswith("module "))
     found = {"softlab": sources.package(), "measure": parts["measure"]} | closure.parts()
-    found |= data([name[6:] for name in parts if name.startswith("input ")], file)
+    found |= data([name[6:] for name in parts if name.startswith("input ")], folder)
     return {name: found.get(name, "not there") for name in parts}
 
 
@@ -176,14 +170,14 @@ FLAGS: dict[str, Callable[[], object]] = {
     "autocast": lambda: torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
     "cpu": torch.backends.cpu.get_cpu_capability,
     "mkldnn": lambda: _MKLDNN.enabled,
-    "mkldnn_matmul": lambda: _MKLDNN.matmul.fp32_precision,
-    "cuda_matmul": lambda: _tf32(_CUDA.matmul),
+    "mkldnn_matmul": lambda: _rounding(_MKLDNN.matmul),
+    "cuda_matmul": lambda: _rounding(_CUDA.matmul),
     "cuda_fp16_sums": lambda: _CUDA.matmul.allow_fp16_reduced_precision_reduction,
     "cuda_bf16_sums": lambda: _CUDA.matmul.allow_bf16_reduced_precision_reduction,
     "cuda_fp16_accumulation": lambda: _CUDA.matmul.allow_fp16_accumulation,
     "cuda_autocast": lambda: torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
     "cudnn": lambda: _CUDNN.enabled,
-    "cudnn_convolution": lambda: _tf32(getattr(_CUDNN, "conv", _CUDNN)),
+    "cudnn_convolution": lambda: _rounding(getattr(_CUDNN, "conv", _CUDNN)),
     "cudnn_deterministic": lambda: _CUDNN.deterministic,
     "cudnn_benchmark": lambda: _CUDNN.benchmark,
     "flash": _CUDA.flash_sdp_enabled,
@@ -194,9 +188,10 @@ FLAGS: dict[str, Callable[[], object]] = {
 """Each by a short name; ``cpu`` is the instruction set that torch's kernels use."""
 
 
-def _tf32(part: Any) -> object:
-    """How products of float32 are rounded, as newer and as older torch say it."""
-    return getattr(part, "fp32_precision", None) or part.allow_tf32
+def _rounding(part: Any) -> object:
+    """How products of float32 are rounded: a flag of older torch, a word of newer, none for ieee."""
+    word = getattr(part, "fp32_precision", None)
+    return part.allow_tf32 if word is None else word.replace("none", "ieee")
 
 
 def usable(name: str) -> torch.device:

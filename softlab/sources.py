@@ -83,6 +83,10 @@ class Closure:
                 kind = x if isinstance(x, type | types.FunctionType) else type(x)
                 self.modules([kind.__module__ or ""])
 
+    def named(self) -> dict[str, Path]:
+        """The files that are modules, by the modules' names."""
+        return {x[7:]: path for x, path in self.files.items() if x.startswith("module ")}
+
     def parts(self) -> dict[str, str]:
         """The state of each: digits of a file's content, the version of a package."""
         files = {
@@ -190,9 +194,9 @@ def content(path: Path, *, running: bool = False) -> str:
     return state.hexdigest()[:16]
 
 
-def loaded(paths: Iterable[Path], states: Mapping[Path, str]) -> None:
-    """Tell that files were just loaded in these states."""
-    _RUN.update({path: states[path] for path in paths})
+def remember(states: Mapping[Path, str]) -> None:
+    """Tell in which states the files are that now count as loaded."""
+    _RUN.update(states)
 
 
 def stale(path: Path) -> bool:
@@ -231,6 +235,11 @@ def version(name: str, path: Path | None = None) -> str:
 @functools.cache
 def _distributions() -> Mapping[str, list[str]]:
     return metadata.packages_distributions()
+
+
+def own(path: Path) -> bool:
+    """Whether a file is the user's: neither softlab's, nor of a distribution, nor of Python."""
+    return not _installed(path) and not path.is_relative_to(PACKAGE)
 
 
 def _installed(path: Path) -> bool:

@@ -53,7 +53,7 @@ class Study:
     knows its columns: how they were measured, what is found in them, and its tables. ``timed``
     names the columns that measure time, which no case does beside another. ``inputs`` are files or
     folders that the measure reads, named from the folder of the study's file: rows are those of
-    their content. ``file`` is the file that the study was loaded from.
+    their content. ``file`` is the file that the study was loaded from, and ``module`` its name.
 
     Raises ``ValueError`` for a name that is no folder name, a chapter that is no word, no axis, an
     axis that is empty, a word, or has a name that softlab keeps for itself, a quick axis that the
@@ -72,6 +72,7 @@ class Study:
     timed: Sequence[str] = ()
     inputs: Sequence[Path | str] = ()
     file: Path | None = None
+    module: str = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
@@ -205,12 +206,13 @@ def run(
         threads = max(1, torch.get_num_threads() // crew.shares)
     with contextlib.ExitStack() as stack:
         stack.enter_context(provenance.threads(threads))
-        stack.enter_context(at_home(study.file))
+        closure = stack.enter_context(at_home(study.module))
         stack.enter_context(_stoppable())
         setting = provenance.setting(where, dtype)
         grid = _grid(study, quick=quick)
         cases = _cases(study, grid, setting)
-        code = provenance.code(study.measure, study.file, _modules(grid), study.inputs)
+        home = study.file.parent if study.file else Path()
+        code = provenance.code(study.measure, closure, _modules(grid), study.inputs, home)
         meta = _meta(study, setting, code, quick=quick)
         label = f"rows-{part}-of-{parts}" if parts > 1 else "rows"
         rows: dict[str, Row] = {}
@@ -244,11 +246,13 @@ def run(
 
 def defined_in(file: Path | str) -> list[Study]:
     """The studies at the top level of ``file``; ``ValueError`` if there are none."""
-    named = {id(x): x for x in vars(load(file)).values() if isinstance(x, Study)}
+    module = load(file)
+    named = {id(x): x for x in vars(module).values() if isinstance(x, Study)}
     if not named:
         msg = f"{file} defines no softlab.study.Study at its top level; add STUDY = Study(...)."
         raise ValueError(msg)
-    return [dataclasses.replace(study, file=Path(file).absolute()) for study in named.values()]
+    path, name = Path(file).absolute(), module.__name__
+    return [dataclasses.replace(study, file=path, module=name) for study in named.values()]
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ A worker loads the same file under the same name, and what the file defines can 
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -21,15 +22,21 @@ from softlab.identity import STUDY
 
 
 @dataclass(frozen=True)
-class _Loaded:
-    """A study's module, the states of the files that it is made of, and its neighbours."""
+class Loaded:
+    """A study's file as it was loaded: its ``module``, the code that it is made of, neighbours.
+
+    ``closure`` names the files, and ``states`` their contents at the time; ``neighbours`` are the
+    modules among them.
+    """
 
     module: ModuleType
+    closure: sources.Closure
     states: dict[Path, str]
     neighbours: dict[str, ModuleType]
 
 
-_LOADED: dict[Path, _Loaded] = {}
+_LOADED: dict[str, Loaded] = {}
+_LATEST: dict[Path, str] = {}
 
 
 def load(file: Path | str) -> ModuleType:
@@ -45,23 +52,32 @@ def load(file: Path | str) -> ModuleType:
         msg = f"there is no file {file}. Give the path of a Python file that defines a Study."
         raise ValueError(msg)
     path = file.absolute()
-    known = _LOADED.get(path)
+    known = _LOADED.get(_LATEST.get(path, ""))
     if known is None or any(_state(x) != state for x, state in known.states.items()):
         with _beside(path):
-            known = _LOADED[path] = _fresh(path)
+            known = _fresh(path)
+        _LATEST[path] = known.module.__name__
+        _LOADED[known.module.__name__] = known
     return sys.modules.setdefault(known.module.__name__, known.module)
 
 
 @contextlib.contextmanager
-def at_home(file: Path | None) -> Iterator[None]:
-    """Let a study's imports find its own neighbours inside the block, those of functions too."""
-    if file is None:
-        yield
+def at_home(module: str) -> Iterator[sources.Closure]:
+    """Let the imports of a loaded study file find its own neighbours, those of functions too.
+
+    Yields the code that the file is made of, as it was loaded; of no file where ``module`` is none.
+    """
+    if module not in _LOADED:
+        yield sources.Closure(running=True)
         return
-    load(file)
-    with _beside(file):
-        sys.modules.update(_LOADED[file.absolute()].neighbours)
-        yield
+    loaded = _LOADED[module]
+    with _beside(Path(str(loaded.module.__file__))):
+        before = set(sys.modules)
+        sys.modules.update(loaded.neighbours)
+        sources.remember(loaded.states)
+        yield copy.deepcopy(loaded.closure)
+        later = {x: file for x, file in _files(set(sys.modules) - before).items() if x != module}
+        loaded.neighbours.update({x: sys.modules[x] for x in later})
 
 
 @contextlib.contextmanager
@@ -78,14 +94,16 @@ def _beside(file: Path) -> Iterator[None]:
     finally:
         sys.path.remove(folder)
         sys.dont_write_bytecode = written
+        for name in _files(sys.stdlib_module_names & sys.modules.keys()):  # shadowed for others
+            del sys.modules[name]
 
 
-def _fresh(path: Path) -> _Loaded:
+def _fresh(path: Path) -> Loaded:
     importlib.invalidate_caches()
     found = sources.Closure(running=False)
     found.file(path)
     states = {x: _state(x) for x in found.files.values()}
-    _forget(found.files)
+    _forget(found.named())
     words = "".join(f"{x} {state} " for x, state in states.items())
     digits = hashlib.sha256(words.encode(errors="surrogateescape")).hexdigest()[:8]
     name = f"{STUDY}{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}_{digits}"
@@ -101,20 +119,30 @@ def _fresh(path: Path) -> _Loaded:
         del sys.modules[name]
         msg = f"{path} cannot be loaded: {type(error).__name__}: {error}"
         raise ValueError(msg) from error
-    names = {x.removeprefix("module "): at for x, at in found.files.items()}
-    neighbours = {x: sys.modules[x] for x in names if x in sys.modules}
-    sources.loaded([path, *(names[x] for x in neighbours)], states)
-    return _Loaded(module, states, neighbours)
+    running = sources.Closure(running=True)  # with what was imported by a name that was computed
+    running.file(path)
+    running.names(name)
+    states = {x: _state(x) for x in running.files.values()} | states
+    sources.remember(states)
+    neighbours = {x: sys.modules[x] for x in running.named() if x in sys.modules}
+    return Loaded(module, running, states, neighbours)
 
 
 def _forget(files: dict[str, Path]) -> None:
-    """Drop loaded neighbours, all of them, where one is another file or may have changed."""
-    names = {x.removeprefix("module "): at for x, at in files.items() if x.startswith("module ")}
-    running = {x: getattr(sys.modules[x], "__file__", None) for x in names if x in sys.modules}
-    if any(file != str(names[x]) or sources.stale(names[x]) for x, file in running.items()):
-        tops = {x.partition(".")[0] for x in names}
-        for name in [x for x in sys.modules if x.partition(".")[0] in tops]:
-            del sys.modules[name]
+    """Drop the neighbours of other study files, and ours where one of them may have changed."""
+    foreign = {x for other in _LOADED.values() for x in other.neighbours} - files.keys()
+    running = _files(files.keys() & sys.modules.keys())
+    if any(file != files[x] or sources.stale(file) for x, file in running.items()):
+        foreign |= files.keys()
+    tops = {x.partition(".")[0] for x in foreign}
+    for name in [x for x in sys.modules if x.partition(".")[0] in tops]:
+        del sys.modules[name]
+
+
+def _files(names: Iterable[str]) -> dict[str, Path]:
+    """Those of the loaded modules that nobody installed, with their files."""
+    files = {x: getattr(sys.modules[x], "__file__", None) for x in names}
+    return {x: Path(file) for x, file in files.items() if file and sources.own(Path(file))}
 
 
 def _state(path: Path) -> str:

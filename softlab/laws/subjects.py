@@ -299,8 +299,4 @@ def _file(path: Path) -> Any:
     if not path.is_file():
         msg = f"there is no file {path}."
         raise ValueError(msg)
-    try:
-        return study_file.load(path)
-    except SystemExit as error:
-        msg = f"{path} cannot be loaded: {type(error).__name__}: {error}"
-        raise ValueError(msg) from error
+    return study_file.load(path)

@@ -1,4 +1,4 @@
-"""What each normalisation bounds: exponents of made-up powers, theorems, and the released form."""
+"""What each normalisation bounds: theorems, and the released form."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,20 +11,6 @@ from softlab.study import run
 from softlab.study_file import load
 
 NORMALIZATION = load(Path(__file__).parent.parent / "studies" / "normalization.py")
-
-
-def made_up(**powers):
-    """Norms n^p of exact attention by normalisation, noise n^(p - 1/2)."""
-    rows = [
-        {
-            "status": "ok", "source": "there", "family": "exact", "normalization": how, "n": n,
-            "spectral_norm": n**p, "noise_gain": n ** (p - 0.5), "ones_gain": n**p,
-            "negative_rows": 0.0, "rank": None,
-        }
-        for how, p in powers.items()
-        for n in (64, 128, 256)
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
 
 
 @pytest.fixture(scope="module")
@@ -41,29 +27,6 @@ def table(tmp_path_factory):
 def of(table, family, how):
     found = table[table["family"].str.contains(family, regex=False)]
     return found[found["normalization"] == how]
-
-
-def test_exponents_of_powers_are_exact():
-    fits = exponents(made_up(none=1.0, row=0.0, symmetric=0.25)).set_index("normalization")
-    assert list(fits["spectral_norm"]) == pytest.approx([1, 0, 0.25], abs=1e-12)
-    assert list(fits["noise_gain"]) == pytest.approx([0.5, -0.5, -0.25], abs=1e-12)
-    assert list(fits["most"]) == pytest.approx([256, 1, 4])
-
-
-def test_findings_say_what_grows_and_what_exceeds_one():
-    table = made_up(none=1.0, row=0.0, symmetric=0.25)
-    said = " ".join(findings(table))
-    assert "none: n to the 1.00 (1.00 to 1.00), at most 256" in said
-    assert "exact, row: in none of 3 cases" in said
-    assert "exact, symmetric: in 3 of 3 cases, up to 4.00 (there, n = 256), 0 of them" in said
-    lost = table.assign(negative_rows=0.1)
-    assert "n = 256), 3 of them with row sums that are not positive" in " ".join(findings(lost))
-
-
-def test_two_lengths_and_norms_of_zero_make_no_exponent():
-    table = made_up(none=1.0)
-    assert exponents(table[table["n"] < 256]).empty
-    assert exponents(table.assign(noise_gain=0.0)).empty
 
 
 def test_exact_matrices_keep_to_the_theorems(table):

@@ -187,7 +187,7 @@ def test_profiles_are_read_with_how_little_they_say():
             f"a knob on {listed(f'{100 * x:.0f} % of inputs for {m}' for m, x in first)}; the "
             f"uniform average does as well on {100 * control:.0f} %."
         )
-    assert said == " ".join(sentences) + f" Of such a share so much is known: {known_to(6, 15)}."
+    assert said == " ".join(sentences) + f" So few inputs tell little apart: {known_to(6, 15)}."
 
 
 def dominated(p, others, cost):

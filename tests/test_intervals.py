@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binom, t
 
-from softlab.chapters.headlines import headline, headlines, steady
+from softlab.chapters.headlines import constant, headline, headlines
 from softlab.chapters.intervals import (
     Mean,
     Median,
@@ -282,10 +282,10 @@ def test_a_sentence_that_its_study_contradicts_is_not_said():
     """c of "c eps kappa" falls 3,000 times with kappa: no number stands for it."""
     kappa = pd.Series([1.0, 10.0, 100.0, 1e4]).repeat(3).reset_index(drop=True)
     falling = pd.Series([0.244, 0.0240, 0.0025, 0.00008]).repeat(3).reset_index(drop=True)
-    constant = pd.Series([0.5, 0.9, 0.6, 0.7]).repeat(3).reset_index(drop=True)
+    level = pd.Series([0.5, 0.9, 0.6, 0.7]).repeat(3).reset_index(drop=True)
     text = "The least error is {} eps kappa."
-    assert not list(headline(text, falling, "runs", holds=steady(falling, kappa)))
-    assert len(list(headline(text, constant, "runs", holds=steady(constant, kappa)))) == 1
+    assert not list(headline(text, falling, "runs", holds=constant(falling, kappa)))
+    assert len(list(headline(text, level, "runs", holds=constant(level, kappa)))) == 1
 
 
 @pytest.mark.parametrize(
@@ -295,10 +295,10 @@ def test_a_sentence_that_its_study_contradicts_is_not_said():
         ([0.0, 1.0], False), ([1.0, math.inf], False), ([3.0], True),
     ],
 )  # fmt: skip
-def test_steady_is_within_a_factor_of_two_at_every_condition(levels, held):
+def test_constant_is_within_a_factor_of_two_at_every_condition(levels, held):
     values = pd.Series([x for level in levels for x in (level - 100, level, level + 9)])
     along = pd.Series(np.repeat(np.arange(len(levels)), 3))
-    assert steady(values, along) == held
+    assert constant(values, along) == held
 
 
 def test_a_study_has_two_headlines_at_most(monkeypatch):

@@ -172,19 +172,19 @@ def test_who_is_near_the_best_and_how_little_that_says():
         parts.append(f"{setting} at equal {equal}, {words[0]}, {words[1]} and {words[2]}")
     assert said == (
         f"Within a quarter of the least error of all selectors are most often: {'; '.join(parts)} "
-        "(in parentheses: on how many of the inputs and allowances that it takes part in; "
-        f"{known_to(7, 15)})."
+        "(in parentheses: on how many of the inputs and allowances that it takes part in). "
+        f"So few inputs tell little apart: {known_to(7, 15)}."
     )
 
 
 def test_how_little_a_share_of_few_inputs_says():
     text = known_to(7, 15)  # 4 of 7
-    assert text.startswith("with 7 inputs a share of 4 is known to lie between ")
-    low, high = (int(x) / 100 for x in text.split(" between ")[1].split(" %")[0].split(" and "))
+    assert text.startswith("4 of 7 inputs may stand for a share of ")
+    low, high = (int(x) / 100 for x in text.split(" share of ")[1].split(" %")[0].split(" to "))
     tail = 0.025 / 15
     assert binom.sf(3, 7, low - 0.005) < tail < binom.sf(3, 7, low + 0.005)
     assert binom.cdf(4, 7, high + 0.005) < tail < binom.cdf(4, 7, high - 0.005)
-    assert text.endswith(" %, 95 % for all 15 that are read together")
+    assert text.endswith(" % (95 % for all 15 shares together)")
 
 
 def test_bounds_and_traces_are_medians_over_inputs():

@@ -318,7 +318,7 @@ def _within_twice(profiles: pd.DataFrame, inputs: int) -> Iterator[str]:
         )
     if budgets:
         read = len(budgets) * profiles["method"].nunique()
-        yield f"Of such a share so much is known: {known_to(inputs, read)}."
+        yield f"So few inputs tell little apart: {known_to(inputs, read)}."
 
 
 def _on_fronts(target: str, points: pd.DataFrame) -> Iterator[str]:

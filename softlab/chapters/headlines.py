@@ -16,7 +16,7 @@ from softlab.chapters.numbers import number
 EACH = 2
 """Headlines of a study, at most: all studies share the page."""
 
-STEADY = 2.0
+CONSTANT = 2.0
 """A number is a constant of a study where no condition has another by more than this factor."""
 
 
@@ -52,7 +52,7 @@ def headline(
     value; ``ratios`` are reduced by their geometric mean. ``grid``: the units are a designed grid
     (condition numbers, spreads, methods) and no population, so that the sentence says from where to
     where the values go, and no median. ``holds``: whether the study's own test of the sentence
-    passes, as ``steady`` over its conditions; where it does not the sentence is not said. Nothing
+    passes, as ``constant`` over its conditions; where it does not the sentence is not said. Nothing
     where there is no value.
     """
     values = values.dropna()
@@ -75,7 +75,7 @@ def headline(
     yield {"text": f"{text}{over}.", "value": value, "interval": span}
 
 
-def steady(values: pd.Series, along: pd.Series, factor: float = STEADY) -> bool:
+def constant(values: pd.Series, along: pd.Series, factor: float = CONSTANT) -> bool:
     """Whether a number is about the same under all conditions, so that one may be said for all.
 
     The medians of ``values`` at the levels of ``along`` (condition numbers, lengths, kinds of

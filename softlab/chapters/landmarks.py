@@ -191,7 +191,8 @@ def _near(done: pd.DataFrame) -> str:
     sure = known_to(done["source"].nunique(), int(shares.notna().sum().sum()))
     return (
         f"Within a quarter of the least error of all selectors are most often: {'; '.join(said)} "
-        f"(in parentheses: on how many of the inputs and allowances that it takes part in; {sure})."
+        f"(in parentheses: on how many of the inputs and allowances that it takes part in). So few "
+        f"inputs tell little apart: {sure}."
     )
 
 

@@ -38,10 +38,11 @@ def shares_within(
 def known_to(inputs: int, shares: int) -> str:
     """How little a share says that so few inputs give, for a sentence; ``shares`` are read at once.
 
-    "with 11 inputs a share of one half is known to lie between 4 and 96 %, 95 % for all 36".
+    "6 of 11 inputs may stand for a share of 14 to 91 % (95 % for all 36 shares together)".
     """
-    low, high = share(round(inputs / 2), inputs, verdicts=shares)
+    half = round(inputs / 2)
+    low, high = share(half, inputs, verdicts=shares)
     return (
-        f"with {inputs} inputs a share of {round(inputs / 2)} is known to lie between "
-        f"{100 * low:.0f} and {100 * high:.0f} %, 95 % for all {shares} that are read together"
+        f"{half} of {inputs} inputs may stand for a share of {100 * low:.0f} to {100 * high:.0f} % "
+        f"(95 % for all {shares} shares together)"
     )

@@ -200,7 +200,7 @@ def draw(table: pd.DataFrame, lines: Lines, page: Word = "") -> Drawing:
     looks = {group: look for group, look in named.items() if group in set(rows[GROUP])}
     rows = rows.assign(**{WHY: _why_not(rows, lines)})
     numeric = {lines.x, lines.y, lines.expected, *lines.guides} - {""}
-    rows = rows.assign(**{column: _numbers(rows[column]) for column in numeric})
+    rows = rows.assign(**{column: as_numbers(rows[column]) for column in numeric})
     panels = list(rows[PANEL].dropna().unique())
     labels = [*looks, *lines.references]
     labels += [*filter(None, [lines.exact]), *lines.guides.values()]
@@ -347,16 +347,14 @@ def _last(column: str) -> str:
     return column.rpartition(".")[2]
 
 
-def _numbers(column: pd.Series) -> pd.Series:
-    """The column in floats; NaN for words and truth values."""
+def as_numbers(column: pd.Series) -> pd.Series:
+    """The column in floats: NaN for words and truth values, infinity beyond all floats."""
     return column.map(_number).astype(float)
 
 
 def _number(x: Any) -> float:
     try:
-        return math.nan if isinstance(x, bool | np.bool_) else float(x)
-    except (TypeError, ValueError):
-        return math.nan
+        return math.nan if isinstance(x, bool | np.bool_ | str) or x is None else float(x)
     except OverflowError:
         return math.inf
 
@@ -368,7 +366,7 @@ def _usable(numbers: pd.Series, scale: str) -> pd.Series:
 
 def _flaw(column: pd.Series, scale: str) -> pd.Series:
     """Why an axis cannot show each of the values; an empty word where it can."""
-    numbers = _numbers(column)
+    numbers = as_numbers(column)
     said = np.select(
         [column.isna(), numbers.isna(), np.isinf(numbers), ~_usable(numbers, scale)],
         ["missing", "no number", "not finite", "not positive"],
@@ -441,7 +439,7 @@ def _legend_columns(labels: list[str]) -> int:
 def _groups(rows: pd.DataFrame, lines: Lines) -> list[str]:
     """The groups that are drawn as lines."""
     # A group without a place on the axis, as an untimed control against seconds, is no line.
-    placed = rows.loc[_numbers(rows[lines.x]).notna(), GROUP].dropna().unique()
+    placed = rows.loc[as_numbers(rows[lines.x]).notna(), GROUP].dropna().unique()
     return [group for group in placed if group not in {*lines.references, lines.exact}]
 
 

@@ -3,11 +3,13 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from tables import rank_table
 from test_cli import call
 from test_report import META, write
 
+from softlab import journal
 from softlab.report import FORMAT
 from softlab.report.comparison import compare
 
@@ -102,6 +104,185 @@ def test_words_failures_cases_and_machines_are_told(tmp_path):
         "1 cases failed in the new run alone",
     )
     assert found.environment == (f"commit: {META['commit']} to {'f' * 40}", "torch: 2.13.0 to 3.0")
+
+
+def pair(tmp_path, old, new, **meta):
+    """The comparison of two small tables of the axis x."""
+    known = {"axes": {"x": len(old["x"])}, "timed": ["t"]} | meta
+    write(tmp_path / "old", pd.DataFrame(old), **known)
+    write(tmp_path / "new", pd.DataFrame(new), **known)
+    (found,) = compare(tmp_path / "old", tmp_path / "new")
+    return found
+
+
+EIGHT = {"x": [1, 2, 3, 4, 5, 6, 7, 8], "status": ["ok"] * 8}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "unit"),
+    [
+        ("float64", 2**-26),
+        ("float32", 2**-12),
+        ("float16", 2**-5),
+        ("bfloat16", 2**-4),
+        ("?", 2**-12),
+    ],
+)
+def test_a_change_is_more_than_the_root_of_the_rounding_unit(tmp_path, dtype, unit):
+    old = EIGHT | {"y": [4.0] * 8}
+    below = pair(tmp_path / "a", old, EIGHT | {"y": [4.0 * (1 - 0.9 * unit)] * 8}, dtype=dtype)
+    assert below.changes == ()
+    above = [4.0 * (1 - 1.1 * unit), *[4.0] * 7]
+    (change,) = pair(tmp_path / "b", old, EIGHT | {"y": above}, dtype=dtype).changes
+    assert (change.changed, change.cases, change.most[:4]) == (1, 8, "x=1:")
+    # The greater of the two is what the difference is held against, and the coarser of two dtypes.
+    (again,) = pair(tmp_path / "c", EIGHT | {"y": above}, old, dtype=dtype).changes
+    assert again.changed == 1
+
+
+def test_a_change_has_the_median_of_the_ratios_and_the_case_of_the_greatest(tmp_path):
+    factors = [1.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 70.0]
+    old = EIGHT | {"y": [2.0] * 8}
+    (change,) = pair(tmp_path / "a", old, EIGHT | {"y": [2.0 * x for x in factors]}).changes
+    assert (change.changed, change.cases) == (6, 8)
+    assert change.factor == 3.5  # the mean is 11.5
+    assert (change.low, change.high) == (1.0, 70.0)  # eight numbers: from the first to the last
+    assert change.most == "x=8: 2.00 to 140"
+    (few,) = pair(tmp_path / "b", {"x": [1, 2, 3], "status": "ok", "y": 1.0},
+                  {"x": [1, 2, 3], "status": "ok", "y": [1.0, 2.0, 4.0]}).changes  # fmt: skip
+    assert (few.factor, few.low, few.high) == (2.0, 1.0, 4.0)  # the range of three
+    signs = pair(tmp_path / "c", old, EIGHT | {"y": [-2.0, *[2.0] * 7]}).changes[0]
+    assert (signs.changed, signs.factor, signs.most) == (1, 1.0, "x=1: 2.00 to -2.00")
+    zero = pair(tmp_path / "d", EIGHT | {"y": [0.0] * 8}, EIGHT | {"y": [0.0] * 7 + [3.0]}).changes[
+        0
+    ]
+    assert (zero.changed, np.isnan(zero.factor), zero.most) == (1, True, "x=8: 0 to 3.00")
+
+
+def timings(factor, noise, **more):
+    t = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
+    new = factor * t
+    return EIGHT | {"t": new, "t_q1": new * (1 - noise / 2), "t_q3": new * (1 + noise / 2)} | more
+
+
+def test_a_time_changed_where_its_interval_is_beyond_the_noise_of_either_run(tmp_path):
+    for i, (one, factor, other, changed) in enumerate((
+        (0.1, 1.09, 0.1, False), (0.1, 1.11, 0.1, True), (0.1, 1 / 1.09, 0.1, False),
+        (0.1, 1 / 1.11, 0.1, True), (0.2, 1.15, 0.1, False), (0.1, 1.15, 0.2, False),
+        (0.2, 1.21, 0.2, True), (0.24, 1.3, 0.24, True),
+    )):  # fmt: skip
+        found = pair(tmp_path / str(i), timings(1, one), timings(factor, other))
+        assert ("t" in [x.column for x in found.changes]) is changed
+        assert found.coverage == ()
+    assert found.changes[0].changed == 8
+    assert found.changes[0].factor == pytest.approx(1.3)
+    assert found.changes[0].most.startswith("x=")
+    without = {"x": EIGHT["x"], "status": "ok"}
+    for i, (factor, changed) in enumerate(((1.09, 0), (1.11, 1))):  # a tenth, where none is known
+        found = pair(tmp_path / f"b{i}", without | {"t": [1.0] * 8}, without | {"t": [factor] * 8})
+        assert len(found.changes) == changed
+
+
+def test_wide_times_and_those_of_a_busy_machine_are_no_changes(tmp_path):
+    wide = pair(tmp_path / "a", timings(1, 0.1), timings(3, 0.26))
+    assert wide.changes == ()
+    assert wide.coverage == (
+        "t is not compared: the quartiles of repeated calls are wider than 25 % of the median",
+    )
+    shares = {"case_cpu_share": [0.3] * 3 + [0.9] * 5}
+    slow = timings(np.array([9.0] * 3 + [1.0] * 5), 0.1, **shares)
+    found = pair(tmp_path / "b", timings(1, 0.1, case_cpu_share=1.0), slow)
+    assert found.changes == ()
+    assert found.coverage == (
+        "3 of 8 times of t were taken on a busy machine and are not compared",
+    )
+    slow = timings(np.array([9.0] * 3 + [2.0] * 5), 0.1, **shares)
+    for one, other in ((timings(1, 0.1), slow), (slow, timings(1, 0.1))):
+        change, q1, q3 = pair(tmp_path / str(len([*tmp_path.iterdir()])), one, other).changes
+        assert (q1.column, q3.column) == ("t_q1", "t_q3")
+        assert (change.changed, change.cases) == (5, 5)
+        assert change.factor in {2.0, 0.5}
+
+
+@pytest.mark.parametrize("column", ["error", "error.max", "x_error", "skill", "y.x"])
+def test_every_measured_column_is_compared_whatever_its_name(tmp_path, column):
+    old = EIGHT | {"error": [None] * 8, column: [float(x) for x in range(8)], "case_seconds": 1.0}
+    new = EIGHT | {"error": [None] * 8, column: [10.0 * x for x in range(8)], "case_seconds": 9.0}
+    found = pair(tmp_path, old, new)
+    assert [x.column for x in found.changes] == [column]
+    assert (found.columns, found.changes[0].changed) == (1, 7)
+
+
+def test_fields_of_an_axis_are_no_measured_columns_wherever_they_stand(tmp_path):
+    old = {"x": ["f(1)", "g(2)"], "status": "ok", "y": 1.0, "x.k": [None, 2.0]}
+    found = pair(tmp_path, old, old | {"x.k": [None, 3.0]})
+    assert (found.columns, found.changes) == (1, ())
+
+
+def test_cases_that_cannot_be_told_apart_are_named_and_the_others_compared(tmp_path):
+    old = {"x": [1, 1, 2, 3], "status": "ok", "y": [1.0, 2.0, 3.0, 4.0]}
+    new = {"x": [1, 2, 3, 3, 3], "status": "ok", "y": [9.0, 9.0, 9.0, 9.0, 9.0]}
+    found = pair(tmp_path, old, new)
+    assert found.coverage == (
+        "2 cases of the old run have the x of another (x=1) and are not compared",
+        "3 cases of the new run have the x of another (x=3) and are not compared",
+    )
+    assert (found.cases, found.changes[0].most) == (1, "x=2: 3.00 to 9.00")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ([64, 128], [64.0, 128.0]),
+        ([64, 128, None], [64, 128]),
+        ([True, False], [True, False]),
+        (["NA", "007", "7"], ["7", "007", "NA"]),
+        ([0.1, 1e-9], [1e-9, 0.1]),
+    ],
+)
+def test_cases_are_matched_by_value(tmp_path, old, new):
+    rows = [{"x": x, "status": "ok", "y": hash(x) % 100} for x in old]
+    more = [{"x": x, "status": "ok", "y": hash(x) % 100} for x in new]
+    for name, table in (("old", rows), ("new", more)):
+        run = write(tmp_path / name, pd.DataFrame(), axes={"x": 2}, columns=journal.kinds(table))
+        (run / "rank/table.csv").write_text(journal.as_csv(table))
+    (found,) = compare(tmp_path / "old", tmp_path / "new")
+    assert (found.cases, found.changes) == (len(new), ())
+
+
+def test_numbers_and_words_of_one_column_are_each_compared(tmp_path):
+    old = [1.0, 2.0, "low", "high", True, None, 3.0, "x" * 5000]
+    new = [1.0, 2.5, "low", "mid", False, 1.0, "3", "y" * 5000]
+    for name, values in (("old", old), ("new", new)):
+        rows = [{"x": i, "status": "ok", "y": y} for i, y in enumerate(values)]
+        run = write(tmp_path / name, pd.DataFrame(), axes={"x": 8}, columns=journal.kinds(rows))
+        (run / "rank/table.csv").write_text(journal.as_csv(rows))
+    (found,) = compare(tmp_path / "old", tmp_path / "new")
+    numbers, others = found.changes
+    assert (numbers.changed, numbers.most) == (2, "x=5: n/a to 1.00")
+    assert (others.changed, others.most) == (4, "x=3: high to mid")
+    assert all(len(x.most) < 1000 for x in found.changes)
+
+
+def test_columns_of_one_run_alone_and_unreadable_runs_are_named(tmp_path):
+    found = pair(tmp_path / "a", EIGHT | {"y": 1.0, "old": 2.0}, EIGHT | {"y": 1.0, "new": 2.0})
+    assert found.coverage == (
+        "columns of the old run alone: old",
+        "columns of the new run alone: new",
+    )
+    for name in ("one", "two"):
+        write(tmp_path / "b", cases(1), name)
+        write(tmp_path / "c", cases(1), name)
+    (tmp_path / "c/one/table.csv").write_text("")
+    comparisons = compare(tmp_path / "b", tmp_path / "c")
+    assert next(comparisons).study == "two"
+    with pytest.raises(ValueError, match="is not a table"):
+        next(comparisons)
+    write(tmp_path / "d", pd.DataFrame(EIGHT | {"y": 1.0}), axes={"x": 8})
+    write(tmp_path / "e", pd.DataFrame(EIGHT | {"y": 1.0, "x": range(50, 58)}), axes={"x": 8})
+    result = call("report", "--compare", tmp_path / "d", tmp_path / "e")
+    assert result.exit_code == 2
+    assert "share no finished case" in result.stderr
 
 
 def test_the_command_says_it(tmp_path):

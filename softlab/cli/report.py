@@ -44,10 +44,13 @@ def report(
     untold: list[str] = []
     try:
         if compare is not None:
-            comparisons = list(compared(*compare))
-            for found in comparisons:
+            changed, cases = False, 0
+            for found in compared(*compare):
                 _tell(found)
-            raise typer.Exit(FINDING if any(found.changes for found in comparisons) else 0)
+                changed, cases = changed or bool(found.changes), cases + found.cases
+            if not cases:
+                fail("the two runs share no finished case, so that nothing was compared")
+            raise typer.Exit(FINDING if changed else 0)
         path = set_report(folder, tell=untold.append)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         fail(str(error))

@@ -2,14 +2,16 @@
 
 A number of a case is held against the same case of the other run. What noise is depends on the
 number. One that measures time (a ``timed`` column) changed where the median over the cases of its
-ratio, with all of its 95 % interval, is farther from one than the spread of repeated calls. Any
+ratio, with all of its 95 % interval, is farther from one than the spread of repeated calls, whose
+quartiles are not wide (``softlab.chapters.timings``); times of a busy machine are left out. Any
 other should be the same: it changed where it differs by more than the square root of the rounding
-unit, and every case counts.
+unit, and every case counts. Cases are the same where their values on all axes are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,15 @@ import pandas as pd
 
 from softlab.chapters.intervals import interval
 from softlab.chapters.numbers import number
+from softlab.chapters.timings import WIDE, busy, noise
+from softlab.chapters.words import LONGEST, brief
+from softlab.figures import as_numbers
 from softlab.report.folder import read
 
 ROUNDING = {"float64": 2.0**-26, "float32": 2.0**-12, "float16": 2.0**-5, "bfloat16": 2.0**-4}
 """Square roots of the rounding units, rounded up to powers of two."""
+OWN = ("status", "case_seconds", "case_cpu_share", "case_load")
+"""What softlab measures of each case beside what the study does; ``error`` a study may measure."""
 SPREAD = 0.1
 """The noise of a time whose quartiles are not known."""
 
@@ -75,8 +82,16 @@ def compare(old: Path | str, new: Path | str) -> Iterator[Comparison]:
             f"{', '.join(news) or 'none'} here."
         )
         raise FileNotFoundError(msg)
+    refused = []
     for name in both:
-        yield _compared(name, read(olds[name]), read(news[name]))
+        try:
+            pair = read(olds[name]), read(news[name])
+        except ValueError as error:
+            refused.append(str(error))
+        else:
+            yield _compared(name, *pair)
+    if refused:
+        raise ValueError(" ".join(refused))
 
 
 def _runs(folder: Path) -> dict[str, Path]:
@@ -90,34 +105,23 @@ def _compared(
     old: tuple[pd.DataFrame, Mapping[str, Any]],
     new: tuple[pd.DataFrame, Mapping[str, Any]],
 ) -> Comparison:
-    axes = [x for x in _case(old[0]) if x in _case(new[0])]
-    a, b = (table.astype(dict.fromkeys(axes, str)).set_index(axes) for table, _ in (old, new))
-    shared = a.index.intersection(b.index)
-    alone = {"old": a.index.difference(shared), "new": b.index.difference(shared)}
-    coverage = [
-        f"{len(x)} cases are in the {which} run alone" for which, x in alone.items() if len(x)
-    ]
-    a, b = a.loc[shared], b.loc[shared]
-    ok = {"old": a["status"] == "ok", "new": b["status"] == "ok"}
-    done, tried = ok["old"] & ok["new"], ok["old"] | ok["new"]
-    for which, finished in ok.items():
-        if lost := int((tried & ~finished).sum()):
-            coverage.append(f"{lost} cases failed in the {which} run alone")
-    a, b = a[done], b[done]
-    timed = {*old[1].get("timed", ()), *new[1].get("timed", ()), "case_seconds"}
+    axes = [x for x in _axes(*old) if x in _axes(*new)]
+    a, b, coverage = _paired(_by_case(old[0], axes), _by_case(new[0], axes), axes)
+    olds, news = (_measured(table, axes) for table in (a, b))
+    for which, mine, other in (("old", olds, news), ("new", news, olds)):
+        if only := [x for x in mine if x not in other]:
+            coverage.append(f"columns of the {which} run alone: {', '.join(only)}")
+    columns = [x for x in olds if x in news]
+    timed = {*old[1].get("timed", ()), *new[1].get("timed", ())}
     unit = max(ROUNDING.get(str(meta["dtype"]), ROUNDING["float32"]) for _, meta in (old, new))
-    columns = [
-        x
-        for x in a.columns
-        if x in b.columns and "." not in x and x not in {"status", "error", "case_seconds"}
-    ]
-    changes = []
+    changes: list[Change] = []
     for column in columns:
-        if pd.api.types.is_numeric_dtype(a[column]) and pd.api.types.is_numeric_dtype(b[column]):
-            found = _numbers(a, b, column, None if column in timed else unit)
+        if (base := re.sub("_q[13]$", "", column)) in timed or column in timed:
+            found, withheld = _times(a, b, column)
+            coverage += withheld if column == base else []
         else:
-            found = _words(a[column], b[column], column)
-        changes += [found] if found else []
+            found = list(_values(a[column], b[column], unit))
+        changes += found
     return Comparison(
         study=name,
         cases=len(a),
@@ -128,42 +132,122 @@ def _compared(
     )
 
 
-def _case(table: pd.DataFrame) -> list[str]:
-    """The axes of a table: what a row begins with."""
+def _paired(
+    old: pd.DataFrame, new: pd.DataFrame, axes: Sequence[str]
+) -> tuple[pd.DataFrame, pd.DataFrame, list[str]]:
+    """The cases that both runs finished, in the order of the old one; and what is left out."""
+    coverage: list[str] = []
+    doubtful: set[str] = set()
+    for which, table in (("old", old), ("new", new)):
+        twice = table.index[table.index.duplicated(keep=False)]
+        doubtful |= {*twice}
+        if len(twice):
+            coverage.append(
+                f"{len(twice)} cases of the {which} run have the {', '.join(axes) or 'axes'} of "
+                f"another ({twice[0]}) and are not compared"
+            )
+    a, b = (table[~table.index.isin(doubtful)] for table in (old, new))
+    shared = a.index.intersection(b.index, sort=False)
+    for which, table in (("old", a), ("new", b)):
+        if alone := len(table.index.difference(shared)):
+            coverage.append(f"{alone} cases are in the {which} run alone")
+    a, b = a.loc[shared], b.loc[shared]
+    ok = {"old": a["status"] == "ok", "new": b["status"] == "ok"}
+    done, tried = ok["old"] & ok["new"], ok["old"] | ok["new"]
+    for which, finished in ok.items():
+        if lost := int((tried & ~finished).sum()):
+            coverage.append(f"{lost} cases failed in the {which} run alone")
+    return a[done], b[done], coverage
+
+
+def _axes(table: pd.DataFrame, meta: Mapping[str, Any]) -> list[str]:
+    """The axes of a run: those that its meta file names, or what a row begins with."""
+    named = list(meta["axes"])
+    if named and set(named) <= set(table.columns):
+        return named
     names = list(table.columns)
     return [x for x in names[: names.index("status")] if "." not in x]
 
 
-def _numbers(a: pd.DataFrame, b: pd.DataFrame, column: str, unit: float | None) -> Change | None:
-    """The change of a column of numbers: of times without ``unit``."""
-    x, y = a[column].astype(float), b[column].astype(float)
+def _by_case(table: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
+    """The table by "axis=value, axis=value"; 64 and 64.0 are one value, True and 1 are two."""
+    words = [", ".join(f"{x}={_plain(y)}" for x, y in zip(axes, row, strict=True))
+             for row in table[list(axes)].astype(object).itertuples(index=False)]  # fmt: skip
+    return table.set_index(pd.Index(words, dtype=object))
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, str):
+        return value if value.strip("+-.0123456789einfa") else repr(value)
+    if pd.isna(value):
+        return "None"
+    whole = isinstance(value, float | np.floating) and float(value).is_integer()
+    return str(int(value) if whole else value)
+
+
+def _measured(table: pd.DataFrame, axes: Sequence[str]) -> list[str]:
+    """The columns that a measure filled: no axis, no field of one, none of softlab's own."""
+    return [
+        x
+        for x in table.columns
+        if x.partition(".")[0] not in axes and x not in OWN and table[x].notna().any()
+    ]
+
+
+def _values(a: pd.Series, b: pd.Series, unit: float) -> Iterator[Change]:
+    """What changed in a column that should be the same: among its numbers, and its words."""
+    x, y = as_numbers(a), as_numbers(b)
+    numbers = (x.notna() | a.isna()) & (y.notna() | b.isna())
+    same = ~numbers | (x == y) | (x.isna() & y.isna())
+    moved = ~same & ~((x - y).abs() <= unit * np.maximum(x.abs(), y.abs()))
+    if moved.any():
+        size = (x - y).abs() / np.maximum(x.abs(), y.abs())
+        at = size[moved].fillna(np.inf).idxmax()
+        yield _change(a[numbers], b[numbers], moved, f"{at}: {number(x[at])} to {number(y[at])}")
+    others = ~numbers & (a.astype(object) != b.astype(object))
+    if others.any():
+        at = others.idxmax()
+        said = " to ".join(brief(str(values[at]), LONGEST) for values in (a, b))
+        most = f"{at}: {said}"
+        yield Change(a.name, int(others.sum()), len(a), np.nan, np.nan, np.nan, most)
+
+
+def _times(a: pd.DataFrame, b: pd.DataFrame, column: str) -> tuple[list[Change], list[str]]:
+    """Whether the times of a column changed together beyond noise; and what is not compared."""
+    quiet = ~busy(a) & ~busy(b)
+    withheld = []
+    if disturbed := int((~quiet).sum()):
+        withheld.append(
+            f"{disturbed} of {len(a)} times of {column} were taken on a busy machine and are not "
+            "compared"
+        )
+    spread = max(_spread(table[quiet], column) for table in (a, b))
+    if spread > WIDE:
+        withheld.append(
+            f"{column} is not compared: the quartiles of repeated calls are wider than "
+            f"{100 * WIDE:.0f} % of the median"
+        )
+        return [], withheld
+    x, y = a.loc[quiet, column], b.loc[quiet, column]
+    ratio = _ratios(x, y)
+    _, low, high = _median(ratio)
+    if not (low > 1 + spread or high < 1 / (1 + spread)):
+        return [], withheld
+    size = np.log(ratio).abs()
+    at = size.idxmax()
+    most = f"{at}: {number(x[at])} to {number(y[at])}"
+    return [_change(x, y, size > np.log1p(spread), most)], withheld
+
+
+def _change(a: pd.Series, b: pd.Series, moved: pd.Series, most: str) -> Change:
+    return Change(str(a.name), int(moved.sum()), len(a), *_median(_ratios(a, b)), most)
+
+
+def _ratios(a: pd.Series, b: pd.Series) -> pd.Series:
+    """New over old, where it is a number above zero."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = y / x
-    finite = ratio[np.isfinite(ratio) & (ratio > 0)]
-    factor, low, high = _median(finite)
-    if unit is None:
-        noise = max(_spread(a, column), _spread(b, column))
-        if not (low > 1 + noise or high < 1 / (1 + noise)):
-            return None
-        moved = (np.log(finite).abs() > np.log1p(noise)).reindex(x.index, fill_value=False)
-    else:
-        same = (x == y) | (x.isna() & y.isna())
-        moved = ~same & ~((x - y).abs() <= unit * np.maximum(x.abs(), y.abs()))
-        if not moved.any():
-            return None
-    size = np.log(finite).abs() if unit is None else (x - y).abs() / np.maximum(x.abs(), y.abs())
-    at = size.reindex(x.index)[moved].fillna(np.inf).idxmax()
-    most = f"{_name(x, at)}: {number(x[at])} to {number(y[at])}"
-    return Change(column, int(moved.sum()), len(x), factor, low, high, most)
-
-
-def _words(a: pd.Series, b: pd.Series, column: str) -> Change | None:
-    moved = (a != b) & ~(a.isna() & b.isna())
-    if not moved.any():
-        return None
-    at = moved.idxmax()
-    most = f"{_name(a, at)}: {a[at]} to {b[at]}"
-    return Change(column, int(moved.sum()), len(a), np.nan, np.nan, np.nan, most)
+        ratio = as_numbers(b) / as_numbers(a)
+    return ratio[np.isfinite(ratio) & (ratio > 0)]
 
 
 def _median(ratio: pd.Series) -> tuple[float, float, float]:
@@ -180,16 +264,8 @@ def _median(ratio: pd.Series) -> tuple[float, float, float]:
 
 def _spread(table: pd.DataFrame, column: str) -> float:
     """The median over the cases of the quartiles' distance, over the median of repeated calls."""
-    base = column.removesuffix("_q1").removesuffix("_q3")
-    if not {base, f"{base}_q1", f"{base}_q3"} <= set(table.columns):
-        return SPREAD
-    found = ((table[f"{base}_q3"] - table[f"{base}_q1"]) / table[base]).median()
-    return float(found) if np.isfinite(found) else SPREAD
-
-
-def _name(column: pd.Series, at: Any) -> str:
-    values = at if isinstance(at, tuple) else (at,)
-    return ", ".join(f"{axis}={x}" for axis, x in zip(column.index.names, values, strict=True))
+    found = float(noise(table, column).median())
+    return found if np.isfinite(found) else SPREAD
 
 
 def _environment(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:

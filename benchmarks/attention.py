@@ -21,6 +21,7 @@ from rivals import Call, Line, agree, main, race, ratio
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from softlab.core import Stream
 from softlab.gaussian_sums import TILED_UP_TO, tiled_sum
 from softlab.instruments import peak_memory
 from softlab.kernels import lifted_sum
@@ -112,8 +113,7 @@ def starting(device: torch.device, rounds: int) -> list[Line]:
 
 def draw(heads: int, n: int, device: torch.device, seed: int) -> Tensor:
     """Standard normal float32 tokens (1, heads, n, D)."""
-    x = torch.randn(1, heads, n, D, generator=torch.Generator().manual_seed(seed))
-    return x.to(device)
+    return Stream(seed, "benchmarks.attention").normal(1, heads, n, D).float().to(device)
 
 
 def kernel(x: Tensor, y: Tensor) -> Tensor:

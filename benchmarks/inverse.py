@@ -18,6 +18,7 @@ import torch
 from rivals import Line, agree, main, race, ratio
 from torch import Tensor
 
+from softlab.core import Stream
 from softlab.matrices import haar
 from softlab.pinv import (
     SVD,
@@ -49,7 +50,7 @@ def cores(device: torch.device) -> Tensor:
 
     From 10^1 to the full condition number, so that Newton's steps suffice for some and not for all.
     """
-    rng = torch.Generator().manual_seed(0)
+    rng = Stream(0, "benchmarks.inverse")
     axes = torch.stack([haar(M, rng) for _ in range(BATCH)])
     exponents = torch.linspace(0.4, 1, BATCH, dtype=torch.float64)[:, None]
     spectra = CONDITION ** -(exponents * torch.linspace(0, 1, M, dtype=torch.float64))

@@ -20,6 +20,7 @@ from rivals import Line, agree, main, race, ratio
 from torch import Tensor
 from torch.nn import functional
 
+from softlab.core import Stream
 from softlab.instruments import peak_memory
 from softlab.models import Pyramid, soft_tiny
 from softlab.models.soft_attention import Attention, Convolution, Grid
@@ -79,8 +80,7 @@ def first_layer(model: Pyramid) -> Attention:
 
 def images(b: int, side: int, device: torch.device) -> Tensor:
     """Standard normal images."""
-    x = torch.randn(b, 3, side, side, generator=torch.Generator().manual_seed(0))
-    return x.to(device)
+    return Stream(0, "benchmarks.pyramid").normal(b, 3, side, side).float().to(device)
 
 
 def infer(net: torch.nn.Module, *inputs: object) -> Tensor:

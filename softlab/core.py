@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import inspect
 import math
 import threading
@@ -54,6 +55,53 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
+
+
+class Stream:
+    """Random numbers of one seed for one purpose, independent of those for every other purpose.
+
+    Torch's generator on the CPU, its own seed the first eight bytes (big-endian) of
+
+        SHA-256("<purpose> <seed>")
+
+    so that an input and an operator of the same seed share no number, and so that the numbers are
+    the same in every process and for every device. All are float64 or int64 and on the CPU,
+    whatever torch's defaults are.
+
+    ``seed``: integer >= 0, of any size. ``purpose``: what is drawn, as "features.Orthogonal" or
+    "HyperAttention, keys"; draws for another purpose need another name. ``generator`` is torch's,
+    and ``number`` its seed, for what takes no generator. Raises ``ValueError`` for any other seed.
+
+    That generator keeps 32 bits of its seed: two streams are the same with a chance of 2^-32.
+    """
+
+    def __init__(self, seed: int, purpose: str) -> None:
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            msg = f"seed is {seed!r}; give an integer of at least 0."
+            raise ValueError(msg)
+        digest = hashlib.sha256(f"{purpose} {seed}".encode()).digest()
+        self.number = int.from_bytes(digest[:8], "big")
+        self.generator = torch.Generator(device="cpu").manual_seed(self.number)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers."""
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64, device="cpu")
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform numbers in [0, 1)."""
+        return torch.rand(shape, generator=self.generator, dtype=torch.float64, device="cpu")
+
+    def integers(self, end: int, *shape: int) -> Tensor:
+        """Integers from 0 to below ``end``, each as likely."""
+        return torch.randint(end, shape, generator=self.generator, device="cpu")
+
+    def signs(self, *shape: int) -> Tensor:
+        """Each 1 or -1, as likely."""
+        return 2 * self.integers(2, *shape).double() - 1
+
+    def permutation(self, n: int) -> Tensor:
+        """The integers from 0 to below n in random order, each order as likely."""
+        return torch.randperm(n, generator=self.generator, device="cpu")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
+from softlab.core import Stream
 
 F64 = torch.float64
 TINY = torch.finfo(F64).tiny
@@ -436,7 +437,7 @@ def _largest(a: Tensor) -> float:
 
     unit = float(a.abs().max()) or 1.0  # ARPACK squares what it is given
     # Ones would be an unlucky start: differences of row-stochastic matrices map them to zero.
-    start = torch.randn(min(a.shape), dtype=a.dtype, generator=torch.Generator().manual_seed(0))
+    start = Stream(0, "spectra.largest").normal(min(a.shape)).to(a.dtype)
     dense = (a / unit).cpu().numpy()
     try:
         # OpenBLAS's idle threads spin on after the call and would slow whatever is timed next.

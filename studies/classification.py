@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from softlab.core import Operator
+from softlab.core import Operator, Stream
 from softlab.figures import Lines
 from softlab.instruments import peak_memory, seconds
 from softlab.journal import Row
@@ -113,8 +113,7 @@ def measure_cost(method: str, image: int, *, dtype: torch.dtype, device: torch.d
     """
     single(dtype)
     model = pyramid(method, (image // 8) ** 2, SAMPLINGS[0], image, 0).to(device)
-    rng = torch.Generator().manual_seed(0)
-    x = torch.randn(BATCH, 1, image, image, generator=rng).to(device)
+    x = Stream(0, "classification, images").normal(BATCH, 1, image, image).to(device, dtype)
     labels = (torch.arange(BATCH) % 10).to(device)
     call = partial(step, model, x, labels)
     clock = seconds(call, device, repeats=7)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from softlab import spectra
+from softlab.core import Stream
 from softlab.figures import Lines
 from softlab.gradients import RULES, bias
 from softlab.inputs import Recorded, Tied, recorded_names
@@ -86,8 +87,7 @@ def drawn(matrix: Any, loss: str, seed: int) -> tuple[Tensor, Tensor]:
     """A, exactly symmetric, and G = dL/dX, in float64: random, or of the head's own regression."""
     a = matrix(seed)
     if loss == "random":
-        rng = torch.Generator().manual_seed(1000 + seed)
-        return (a + a.mT) / 2, torch.randn(a.shape, generator=rng, dtype=F64)
+        return (a + a.mT) / 2, Stream(seed, "gradients, loss").normal(*a.shape)
     q, k, v = matrix.input(seed, dtype=F64)
     z = matrix.op.landmarks(k, matrix.op.rank)
     kernel = matrix.op.kernel(q.shape[-1])

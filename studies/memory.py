@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from softlab.core import Stream
 from softlab.figures import Lines
 from softlab.instruments import peak_memory
 from softlab.journal import Row
@@ -70,11 +71,10 @@ def once(stack: Stack, x: Tensor, grid: Grid, *, training: bool) -> None:
 
 def measure(method: str, mode: str, p: int, *, dtype: torch.dtype, device: torch.device) -> Row:
     """Peak memory above the weights."""
-    rng = torch.Generator().manual_seed(p)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(Stream(0, "memory, weights").number)
         stack = Stack(method).to(device, dtype)
-    x = torch.randn(1, SIDE * SIDE * p, WIDTH, generator=rng).to(device, dtype)
+    x = Stream(0, "memory, tokens").normal(1, SIDE * SIDE * p, WIDTH).to(device, dtype)
     call: Callable[[], None] = partial(once, stack, x, (SIDE * p, SIDE), training=mode != MODES[0])
     plain = sdpa_kernel(SDPBackend.MATH) if method == DENSE else contextlib.nullcontext()
     with plain:

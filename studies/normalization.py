@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from softlab import spectra
-from softlab.core import as_matrix
+from softlab.core import Stream, as_matrix
 from softlab.figures import Lines
 from softlab.inputs import Clustered, Input, Normal, Recorded
 from softlab.journal import Row
@@ -54,9 +54,8 @@ def keep(input: Input, seed: int, n: int, family: str, normalization: str) -> bo
 def tokens(input: Any, seed: int, n: int) -> tuple[Tensor, Tensor]:
     """So many tokens in their order, drawn without replacement from all, and values of size 1."""
     q = input(seed, dtype=torch.float64).q
-    rng = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(q), generator=rng)[:n].sort().values
-    return q[chosen], torch.randn(n, 32, generator=rng, dtype=torch.float64)
+    chosen = Stream(seed, "normalization, tokens").permutation(len(q))[:n].sort().values
+    return q[chosen], Stream(seed, "normalization, values").normal(n, 32)
 
 
 def measure(

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from softlab import laws
-from softlab.core import Traits
+from softlab.core import Stream, Traits
 from softlab.journal import Row
 from softlab.laws.subjects import Plain
 from softlab.operators import Softmax
@@ -82,7 +82,7 @@ def module(name: str) -> Any:
 def seeded(make: Callable[[], Any], x: Tensor) -> Any:
     """A layer with the same weights at each call, in evaluation, in the precision of x."""
     with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()):
-        torch.manual_seed(0)
+        torch.manual_seed(Stream(0, "peers, weights").number)
         return make().to(x.dtype).eval()
 
 

@@ -104,7 +104,7 @@ def trained(method: str, seed: int, device: torch.device) -> dict[int, Row]:
     found: dict[int, dict[str, float]] = {}
     for side in SIDES:
         # As many pixels at any side; the same scenes for every method and seed.
-        unseen = Canvases(test, side, max(1, TEST * SIDE**2 // side**2))
+        unseen = Canvases(test, side, max(1, TEST * SIDE**2 // side**2), purpose="test")
         found[side] = {"train_loss": loss, "n": (side // 2) ** 2, **judged(model, unseen, device)}
     here = found[SIDE]["miou"]
     return {side: {**row, "lost": here - row["miou"]} for side, row in found.items()}

@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from softlab.core import value
+from softlab.core import Stream, value
 from softlab.figures import Lines
 from softlab.gradients import RULES, by_rule, departure, range_residual, unrolled
 from softlab.inputs import Smooth
@@ -59,20 +59,19 @@ def trace(
     task: str, steps: int, rule: str, seed: int, dtype: torch.dtype, device: torch.device
 ) -> dict[int, Row]:
     """Train once; the loss, and how true the gradient was, at every tenth step."""
-    rng = torch.Generator().manual_seed(seed)
+    teacher, student = (Stream(seed, f"training, {who}") for who in ("teacher", "student"))
     set_up, solver, bandwidth = TASKS[task], by_rule(rule, steps), WIDTH**0.25
 
-    def normal(std: float) -> Tensor:
-        draw = torch.randn(WIDTH, WIDTH, generator=rng, dtype=F64) * (std / math.sqrt(WIDTH))
-        return draw.to(device, dtype)
+    def normal(rng: Stream, std: float) -> Tensor:
+        return (rng.normal(WIDTH, WIDTH) * (std / math.sqrt(WIDTH))).to(device, dtype)
 
     tokens = Smooth(TOKENS, WIDTH, set_up.length)
     seeds = range(SEQUENCES * seed, SEQUENCES * (seed + 1))
     x = torch.stack([tokens(s, dtype=dtype, device=device).q for s in seeds])
-    to_q, to_v = normal(set_up.teacher * bandwidth), normal(1.0)
+    to_q, to_v = normal(teacher, set_up.teacher * bandwidth), normal(teacher, 1.0)
     target = centred(GaussianAttention()(x @ to_q, x @ to_q, x @ to_v))
     target = target / target.std()
-    w, v = normal(set_up.spread * bandwidth), normal(1.0)
+    w, v = normal(student, set_up.spread * bandwidth), normal(student, 1.0)
     start = centred(Soft(RANK, pinv=solver)(x @ w, x @ w, x @ v)).std()
     out = torch.eye(WIDTH, dtype=dtype, device=device) / start
     weights = [y.requires_grad_() for y in (w, v, out)]

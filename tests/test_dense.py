@@ -137,12 +137,12 @@ def small(monkeypatch):
 
 
 def test_a_head_learns_squares(small, monkeypatch):
-    monkeypatch.setattr(STUDY, "STEPS", 40)
+    monkeypatch.setattr(STUDY, "STEPS", 80)
     monkeypatch.setattr(STUDY, "BATCH", 4)
-    monkeypatch.setattr(STUDY, "RECIPE", STUDY.Recipe(40, 4, rate=1e-2, warm_up=4))
+    monkeypatch.setattr(STUDY, "RECIPE", STUDY.Recipe(80, 4, rate=1e-2, warm_up=4))
     model = Dense(Pyramid(LEAST, num_classes=0, channels=1), 3, width=8)
     before = STUDY.judged(model, Canvases(squares(), 32, 8, seed=1), "cpu")
-    STUDY.learn(model, Canvases(squares(), 32, 160), "cpu")
+    STUDY.learn(model, Canvases(squares(), 32, 320), "cpu")
     after = STUDY.judged(model, Canvases(squares(), 32, 8, seed=1), "cpu")
     assert after["miou"] > 0.5 > before["miou"]
     assert after["blank"] == before["blank"] < 0.34

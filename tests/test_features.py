@@ -9,6 +9,7 @@ import torch
 from scipy import stats
 from zoo import WEIGHTS
 
+from softlab.core import Stream
 from softlab.features import IID, SORF, Orthogonal, QuasiMonteCarlo, Weights
 from softlab.laws import tolerance
 
@@ -53,9 +54,9 @@ class FixedSigns(Orthogonal):
     """The planted fault: QR as it comes, whose first column has one sign."""
 
     def __call__(self, m, d):
-        rng = torch.Generator().manual_seed(self.seed)
-        q = torch.linalg.qr(torch.randn(-(-m // d), d, d, generator=rng, dtype=F64)).Q
-        lengths = torch.randn(m, d, generator=rng, dtype=F64).norm(dim=-1, keepdim=True)
+        rng = Stream(self.seed, "features.Orthogonal")
+        q = torch.linalg.qr(rng.normal(-(-m // d), d, d)).Q
+        lengths = rng.normal(m, d).norm(dim=-1, keepdim=True)
         return lengths * q.reshape(-1, d)[:m]
 
 
@@ -142,8 +143,7 @@ def test_sorf_rows_have_one_length_and_their_product_is_the_definition():
     torch.testing.assert_close(w.norm(dim=-1), torch.full((d,), math.sqrt(d), dtype=F64))
     two = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=F64) / math.sqrt(2)
     H = torch.kron(torch.kron(two, two), two)
-    bits = torch.randint(0, 2, (3, 1, 1, d), generator=torch.Generator().manual_seed(seed))
-    D = [(2.0 * x.double() - 1).flatten().diag() for x in bits]
+    D = [signs.flatten().diag() for signs in Stream(seed, "features.SORF").signs(3, d)]
     torch.testing.assert_close(w, math.sqrt(d) * H @ D[0] @ H @ D[1] @ H @ D[2])
 
 

@@ -316,7 +316,7 @@ def test_repeated_tokens_empty_no_landmark():
 
 
 def test_pairs_of_pivots_have_the_odds_of_the_diagonal_that_is_left():
-    x, seeds = 1.5 * normal(6, 2), 700
+    x, seeds = 1.5 * normal(6, 2), 1000
     x[5] = x[4] + 0.2
     counts = torch.zeros(6, 6, dtype=F64)
     for seed in range(seeds):

@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
-from matrices import F32, F64, gaussian_core, normal
+from matrices import F32, F64
 from matrices import frobenius as norm
 
 from softlab import matrices, operators
+from softlab.core import Stream
 from softlab.inputs import Normal, Recorded, Tied
 from softlab.laws import tolerance
 from softlab.matrices import (
@@ -234,15 +235,15 @@ def test_ones_has_equal_row_sums():
 # --- Haar measure ------------------------------------------------------------------------------
 
 
-def unsigned(m, generator):
+def unsigned(m, rng):
     """The planted fault: Q as the factorisation returns it."""
-    return torch.linalg.qr(torch.randn(m, m, generator=generator, dtype=F64)).Q
+    return torch.linalg.qr(rng.normal(m, m)).Q
 
 
 def moments(draw, m, draws=400):
     """Deviations, in standard errors, of moments that Haar measure on O(m) fixes."""
-    g = torch.Generator().manual_seed(0)
-    q = torch.stack([draw(m, g) for _ in range(draws)])
+    rng = Stream(0, "tests")
+    q = torch.stack([draw(m, rng) for _ in range(draws)])
     trace = q.diagonal(dim1=-2, dim2=-1).sum(-1)
     # E q_ij = 0, E q_ij^2 = 1/m, E q_ij^4 = 3 / (m (m + 2)); E tr = 0 (its variance is 1), m > 1
     first = q.mean(0).abs().max() * math.sqrt(m * draws)
@@ -258,7 +259,7 @@ def test_axes_are_haar_distributed_and_without_the_signs_they_are_not(m):
     first, _, trace = moments(unsigned, m)
     assert first > 4.5
     assert trace > 4.5 or m == 2  # there, all of them are reflections of trace 0
-    q = haar(m, torch.Generator().manual_seed(1))
+    q = haar(m, Stream(1, "tests"))
     assert norm(q.mT @ q - torch.eye(m, dtype=F64)) <= tolerance(F64, m)
 
 
@@ -276,8 +277,9 @@ def test_near_duplicates_are_the_gaussian_core_that_soft_inverts(m, d, spread):
     a = NearDuplicates(m, spread, d)(2)
     # The twin forms squared distances by products; they are at most some 16 d spread^2.
     allowed = tolerance(F64, d, scale=16 * d * spread**2 + 1)
-    assert float((a - gaussian_core(m, spread, d=d, seed=2)).abs().max()) <= allowed
-    tokens = d**0.25 * spread * normal(m, d, seed=2)
+    points = spread * Stream(2, "matrices.NearDuplicates").normal(m, d)
+    assert float((a - (-torch.cdist(points, points).square() / 2).exp()).abs().max()) <= allowed
+    tokens = d**0.25 * spread * Stream(2, "matrices.NearDuplicates").normal(m, d)
     assert torch.equal(Soft(m).core(tokens, tokens), a)
 
 

@@ -71,7 +71,7 @@ def test_each_matrix_of_a_mixed_batch_is_told_its_own_truth():
     assert float(result.residual[0]) <= 10 * 4 * torch.finfo(F64).eps
     assert float(result.residual[1]) > 1e-6
     assert int(result.steps[0]) < 12
-    assert int(result.steps[1]) in (11, 12)  # they differ by rounding alone
+    assert int(result.steps[1]) in (10, 11, 12)  # they differ by rounding alone
     assert int(result.steps[4]) == 0
     assert bool(result.x[2:4].isnan().all())
 

@@ -15,11 +15,10 @@ from scipy.stats import norm as normal_law
 from scipy.stats import t as student
 
 from softlab import spectra
-from softlab.core import as_matrix
+from softlab.core import Stream, as_matrix
 from softlab.inputs import Recorded
 from softlab.kernels import Gaussian
 from softlab.matrices import Flat, Geometric, LowRank, Ones, Polynomial, Spiked, haar
-from softlab.matrices.matrix import stream
 from softlab.operators import Softmax, TruncatedSVD
 
 F64 = torch.float64
@@ -53,13 +52,13 @@ RANKS = ("effective_rank", "stable_rank", "participation_ratio", "numerical_rank
 
 
 def normal(*shape, seed=0):
-    return torch.randn(shape, generator=stream(seed), dtype=F64)
+    return Stream(seed, "tests").normal(*shape)
 
 
 def with_values(s, n=None, m=None, seed=0):
     """A matrix (n, m) with these singular values and Haar axes."""
     s = torch.as_tensor(s, dtype=F64)
-    n, m, rng = n or len(s), m or len(s), stream(seed)
+    n, m, rng = n or len(s), m or len(s), Stream(seed, "tests")
     u, v = haar(n, rng)[:, : len(s)], haar(m, rng)[:, : len(s)]
     return (u * s) @ v.mT
 
@@ -121,7 +120,7 @@ def test_no_factor_changes_a_diagnostic(name, power):
 @pytest.mark.parametrize("name", OF_VALUES)
 def test_orthogonal_factors_and_transposition_change_no_diagnostic_of_singular_values(name):
     a, find = normal(6, 9), OF_VALUES[name]
-    turned = haar(6, stream(1)) @ a @ haar(9, stream(2))
+    turned = haar(6, Stream(1, "tests")) @ a @ haar(9, Stream(2, "tests"))
     close(find(turned).double(), find(a).double(), rtol=1e-8)
     close(find(a.mT).double(), find(a).double(), rtol=1e-8)
 
@@ -146,7 +145,7 @@ def test_a_batch_is_its_matrices(name):
 @pytest.mark.parametrize("name", OF_MATRICES)
 def test_permuting_rows_and_columns_alike_permutes_rows_of_the_result(name):
     a, find = normal(8, 8), OF_MATRICES[name]
-    order = torch.randperm(8, generator=stream(3))
+    order = Stream(3, "tests").permutation(8)
     found = find(a)
     close(find(a[order][:, order]), found[order] if found.ndim else found)
 

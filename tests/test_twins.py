@@ -137,7 +137,8 @@ def assert_equals_twin(op, q, k, v, weight, key_mask=None):
     for name, exact in wanted.items():
         scale = max(1.0, float(exact.abs().max()))
         kappas = kappa if name == "output" else kappa**2
-        allowed = tolerance(F64, k.shape[-2], kappa=kappas, scale=scale)
+        terms = max(k.shape[-2], getattr(op, "features", 1))  # of the longest sum
+        allowed = tolerance(F64, terms, kappa=kappas, scale=scale)
         assert miss(got, wanted, name) <= allowed, f"{name} of {op!r}, q {tuple(q.shape)}"
 
 

@@ -113,7 +113,7 @@ PRECISIONS = {"float32": F32, "bfloat16": torch.bfloat16, "float16": torch.float
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_each_float64_step_squares_the_residual(precision, symmetric):
-    a = Geometric(16, 10.0, symmetric=symmetric)(0)
+    a = Geometric(16, 10.0, symmetric=symmetric)(2)
     eye = torch.eye(16, dtype=F64)
     residuals = [eye - a @ x for x in Polished(NewtonRaphson(20), precision, 3).iterates(a)]
     first = frobenius(residuals[0])
@@ -128,7 +128,7 @@ def test_each_float64_step_squares_the_residual(precision, symmetric):
 @pytest.mark.parametrize("scale", [1e-30, 1e-6, 1.0, 1e6, 1e30])
 def test_polishing_does_not_depend_on_the_scale_of_the_matrix(precision, scale):
     # float16 itself ends at 65504 and begins at 6e-8.
-    a = Geometric(16, 10.0)(0)
+    a = Geometric(16, 10.0)(2)
     inverse = torch.linalg.inv(a)
     x = Polished(NewtonRaphson(20), precision, steps=4)(scale * a)
     assert missed(scale * x, inverse) < tolerance(F64, 16, kappa=10)

@@ -14,6 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from softlab import landmarks, operators, pinv
+from softlab.core import Stream
 
 F64 = torch.float64
 
@@ -265,11 +266,8 @@ def _(op: operators.KDEFormer, q, k, v):
     blocks = math.ceil(l / op.block)
     lengths = v.double().square().sum(-1).sqrt()
     p = (lengths / lengths.sum() + 1 / l) / 2
-    rng = torch.Generator().manual_seed(op.seed)
-    drawn = [
-        int((p.detach().cumsum(0) <= u).sum())
-        for u in torch.rand(op.samples, generator=rng, dtype=torch.float64).tolist()
-    ]
+    uniform = Stream(op.seed, "KDEFormer, keys").uniform(op.samples)
+    drawn = [int((p.detach().cumsum(0) <= u).sum()) for u in uniform.tolist()]
     out = [None] * n
     for b in range(blocks):
         rows = [of_q[r] for r in range(n) if r * blocks // n == b]
@@ -537,9 +535,8 @@ def _(op: operators.RPCholesky, q, k, v):
     most = exponent * (k * k).sum(-1).max().detach()  # a common factor exp(-most) of h cancels
     whole = torch.exp(exponent * (k * k).sum(-1) - most)  # the diagonal of h(k, k)
     left = whole.detach().clone()
-    rng = torch.Generator().manual_seed(op.seed)
     S, rows, factor = [], [], torch.zeros(0, len(k), dtype=k.dtype)
-    for u in torch.rand(op.rank, generator=rng, dtype=torch.float64).tolist():
+    for u in uniforms(op.seed, "RPCholesky", op.rank):
         spent = left <= 4 * op.rank * torch.finfo(k.dtype).eps * whole.detach()
         p = torch.where(spent, 0, left).cumsum(0)
         if p[-1] == 0:
@@ -599,7 +596,7 @@ def _(selector: landmarks.FarthestPoint, x, m):
 
 @points.register
 def _(selector: landmarks.KMeans, x, m):
-    u = iter(uniforms(selector.seed, m))
+    u = iter(uniforms(selector.seed, "landmarks.KMeans", m))
     centred = (x - x.mean(0)).detach().double()
     at = far_from_each_other(centred, m, lambda weight: by_share(weight, next(u)), central=False)
     centre = centred[at]
@@ -615,7 +612,7 @@ def _(selector: landmarks.KMeans, x, m):
 
 @points.register
 def _(selector: landmarks.RPCholeskyPivots, x, m):
-    u = uniforms(selector.seed, m)
+    u = uniforms(selector.seed, "landmarks.RPCholeskyPivots", m)
     return x[pivots(x, selector, m, selector.block, lambda left, i: by_share(left, u[i]))]
 
 
@@ -628,15 +625,15 @@ def _(selector: landmarks.GreedyResidual, x, m):
 @points.register
 def _(selector: landmarks.LeverageScores, x, m):
     points, s = x.detach().double(), len(x)
-    rng = torch.Generator().manual_seed(selector.seed)
-    sample = points[torch.randperm(s, generator=rng)[: selector.sample * m].sort().values]
+    drawn = Stream(selector.seed, "landmarks.LeverageScores, sample").permutation(s)
+    sample = points[drawn[: selector.sample * m].sort().values]
     width = selector.bandwidth or x.shape[-1] ** 0.25
     K, c = gaussian(sample, points, width), selector.ridge * s / m
     shift = c * len(sample) / s * torch.eye(len(sample), dtype=F64)
     shifted = gaussian(sample, sample, width) + shift
     score = (1 - (K * torch.linalg.solve(shifted, K)).sum(0)) / c
     chosen = []
-    for u in uniforms(selector.seed, m):
+    for u in uniforms(selector.seed, "landmarks.LeverageScores, landmarks", m):
         chosen.append(by_share(score.index_fill(0, torch.tensor(chosen).long(), 0), u))
     return x[sorted(chosen)]
 
@@ -651,8 +648,7 @@ def _(selector: landmarks.GridConv, x, m):
     found, d = cells(selector, len(x), m), x.shape[-1]
     high = max(len(set(row)) for _, row, _ in found)
     wide = max(len(set(column)) for *_, column in found)
-    rng = torch.Generator().manual_seed(selector.seed)
-    weight = 2 * torch.rand((d, d, high, wide), generator=rng, dtype=F64) - 1
+    weight = 2 * Stream(selector.seed, "landmarks.GridConv").uniform(d, d, high, wide) - 1
     weight = (weight / (d * high * wide) ** 0.5).to(x)
     windows = x.new_zeros(m, high, wide, d)
     for j, (tokens, row, column) in enumerate(found):
@@ -664,9 +660,8 @@ def _(selector: landmarks.GridConv, x, m):
     return z * (1 + torch.erf(z / 2**0.5)) / 2
 
 
-def uniforms(seed, m):
-    rng = torch.Generator().manual_seed(seed)
-    return torch.rand(m, generator=rng, dtype=F64).tolist()
+def uniforms(seed, purpose, m):
+    return Stream(seed, purpose).uniform(m).tolist()
 
 
 def by_share(weight, u):
@@ -855,8 +850,7 @@ def semi_iterations(a, x, t, degree, steps):
 @inverse.register
 def _(solver: pinv.SketchedFit, a):
     eye, x = torch.eye(len(a), dtype=a.dtype), start(solver, a)
-    rng = torch.Generator().manual_seed(solver.seed)
-    w = torch.randn(len(a), solver.columns, generator=rng, dtype=torch.float64).to(a.dtype)
+    w = Stream(solver.seed, "pinv.SketchedFit").normal(len(a), solver.columns).to(a.dtype)
     for _ in range(solver.steps):
         r = eye - a @ x
         far, near = (r @ r @ w).flatten(), (r @ r @ r @ w).flatten()
@@ -928,8 +922,7 @@ def _(scaling: pinv.Optimal, a):
 
 @scaled.register
 def _(scaling: pinv.PowerEstimate, a):
-    rng = torch.Generator().manual_seed(scaling.seed)
-    v = torch.randn(len(a), generator=rng, dtype=torch.float64).to(a.dtype)
+    v = Stream(scaling.seed, "pinv.PowerEstimate").normal(len(a)).to(a.dtype)
     for _ in range(scaling.sweeps - 1):
         v = a.mT @ (a @ v)
     return a.mT * (v @ v) / ((a @ v) @ (a @ v)) / scaling.safety
@@ -938,8 +931,7 @@ def _(scaling: pinv.PowerEstimate, a):
 @scaled.register
 def _(scaling: pinv.KrylovEstimate, a):
     """The largest Ritz value of A^T A on span{v, A^T A v, ...}, by an orthonormal basis of it."""
-    rng = torch.Generator().manual_seed(scaling.seed)
-    v = a.mT @ torch.randn(len(a), generator=rng, dtype=torch.float64).to(a.dtype)
+    v = a.mT @ Stream(scaling.seed, "pinv.singular_interval").normal(len(a)).to(a.dtype)
     basis = v[:, None] / v.norm()
     for _ in range(min(scaling.sweeps, len(a)) - 1):
         w = a.mT @ (a @ basis[:, -1])

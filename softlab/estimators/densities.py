@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from softlab.core import Stream
 from softlab.estimators.estimate import (
     Estimate,
     certain,
     check_confidence,
     check_count,
     magnitude,
-    normal,
     of_mean,
     student,
 )
@@ -69,7 +69,7 @@ def eigenvalues(a: LinearMap, *, steps: int = 40, probes: int = 10, seed: int = 
         raise ValueError(msg)
     n = a.shape[0]
     _check(probes)
-    starts = normal(seed, n, probes, a.device).mT
+    starts = Stream(seed, "estimators.eigenvalues").normal(n, probes).to(a.device).mT
     check_count("steps", min(steps, n), 1, n, "rows")
     return _density([_quadrature(tridiagonal(a, start, steps)) for start in starts], n)
 
@@ -89,7 +89,8 @@ def _both(a: LinearMap, steps: int, probes: int, seed: int) -> tuple[Density, De
     check_count("steps", min(steps, short), 1, short, "rows or columns")
     a = a if a.shape[1] == short else a.T
     gauss, radau = [], []
-    for start in normal(seed, short, probes, a.device).mT:
+    starts = Stream(seed, "estimators.singular_values").normal(short, probes).to(a.device).mT
+    for start in starts:
         *_, last = bidiagonal(a, start, steps)
         _, s, right = torch.linalg.svd(last.b)
         gauss.append((s, right[:, 0].square()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
@@ -108,19 +107,6 @@ def student(freedom: int, confidence: float) -> float:
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, (1 + confidence) / 2))
-
-
-def normal(seed: int, rows: int, columns: int, device: torch.device | str) -> Tensor:
-    """Independent normal numbers (rows, columns), float64, the same on every device."""
-    return torch.randn(rows, columns, dtype=torch.float64, generator=stream(seed)).to(device)
-
-
-def stream(seed: int) -> torch.Generator:
-    """A generator of this seed; ``ValueError`` unless it is an integer of at least 0."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        msg = f"seed is {seed!r}; give an integer of at least 0."
-        raise ValueError(msg)
-    return torch.Generator().manual_seed(seed)
 
 
 def check_confidence(confidence: float) -> None:

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
-from softlab.core import norm
+from softlab.core import Stream, norm
 from softlab.estimators.estimate import (
     Estimate,
     certain,
     check_confidence,
     check_count,
     magnitude,
-    normal,
     of_squares,
 )
 from softlab.estimators.krylov import bidiagonal
@@ -64,7 +63,7 @@ def spectral_norm(
     short = min(a.shape)
     check_count("steps", min(steps, short), 1, short, "rows or columns")
     a = a if a.shape[1] == short else a.T
-    start = normal(seed, short, 1, a.device).squeeze(1)
+    start = Stream(seed, "estimators.spectral_norm").normal(short).to(a.device)
     for count, found in enumerate(bidiagonal(a, start, steps), start=1):  # noqa: B007
         left, s, right = torch.linalg.svd(found.b)
         value = float(s[0])
@@ -96,7 +95,8 @@ def frobenius_norm(
     if probes == a.shape[1]:
         eye = torch.eye(probes, dtype=torch.float64, device=a.device)
         return certain(float(norm(a @ eye)), confidence)
-    found = a @ normal(seed, a.shape[1], probes, a.device)
+    omega = Stream(seed, "estimators.frobenius_norm").normal(a.shape[1], probes)
+    found = a @ omega.to(a.device)
     unit = magnitude(found)
     found = found / unit
     return of_squares((found.mT @ found).cpu(), min(a.shape), confidence).root().times(unit)

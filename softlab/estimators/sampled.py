@@ -14,16 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softlab.core import Operator
+from softlab.core import Operator, Stream
 from softlab.estimators.estimate import (
     Estimate,
     certain,
     check_confidence,
     check_count,
     magnitude,
-    normal,
     of_ratio,
-    stream,
 )
 from softlab.estimators.linear_map import LinearMap
 
@@ -49,7 +47,8 @@ class ExactRows:
             raise ValueError(msg)
         check_count("rows", rows, 2, len(q), "queries")
         self.target, self.q, self.k, self.v = target, q, k, v
-        self.at = torch.randperm(len(q), generator=stream(seed))[:rows].sort().values.to(q.device)
+        rng = Stream(seed, "estimators.ExactRows")
+        self.at = rng.permutation(len(q))[:rows].sort().values.to(q.device)
 
     @property
     def share(self) -> float:
@@ -154,13 +153,14 @@ def probed_error(
 
     ``probes``: 2 to l, products with the whole of both matrices, n l d work each for the target;
     where that is too much sample rows, by ``matrix_error``. The interval is Student's for the
-    logarithm of the ratio with the jackknife's error; at l probes the columns are read.
+    logarithm of the ratio with the jackknife's error; at l probes the columns are read. Of 16
+    probes it covered 90 to 95 % where it says 95 %, of 32 92 to 95 %.
     """
     check_confidence(confidence)
     check_count("probes", probes, 2, len(k), "keys")
     wide = q.double(), k.double()
     approximate, target = LinearMap.of_operator(op, q, k), LinearMap.of_operator(op.target, *wide)
-    drawn = normal(seed, len(k), probes, q.device)
+    drawn = Stream(seed, "estimators.probed_error").normal(len(k), probes).to(q.device)
     if probes == len(k):
         drawn = torch.eye(probes, dtype=torch.float64, device=q.device)
     # Rounded as the operator takes it, so that both are given one probe.

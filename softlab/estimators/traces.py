@@ -12,15 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from softlab.core import Stream
 from softlab.estimators.estimate import (
     Estimate,
     certain,
     check_confidence,
     check_count,
     magnitude,
-    normal,
     of_mean,
-    stream,
 )
 from softlab.estimators.linear_map import LinearMap
 
@@ -38,7 +37,8 @@ def hutchinson(
     exact = _admit(a, probes, 2, confidence)
     if exact is not None:
         return exact
-    return _mean(_forms(a, _signs(seed, a.shape[0], probes, a.device)), confidence)
+    signs = Stream(seed, "estimators.hutchinson").signs(a.shape[0], probes)
+    return _mean(_forms(a, signs.to(a.device)), confidence)
 
 
 def hutch_plus_plus(
@@ -54,7 +54,7 @@ def hutch_plus_plus(
     if exact is not None:
         return exact
     sketch, n = probes // 3, a.shape[0]
-    both = _signs(seed, n, probes - sketch, a.device)
+    both = Stream(seed, "estimators.hutch_plus_plus").signs(n, probes - sketch).to(a.device)
     q = torch.linalg.qr(a @ both[:, :sketch]).Q
     inside = float((q * (a @ q)).sum())
     rest = both[:, sketch:]
@@ -83,7 +83,7 @@ def x_trace(a: LinearMap, *, probes: int = 32, confidence: float = 0.95, seed: i
     if exact is not None:
         return exact
     n, m = a.shape[0], probes // 2
-    omega = normal(seed, n, m, a.device)
+    omega = Stream(seed, "estimators.x_trace").normal(n, m).to(a.device)
     y = a @ omega
     unit = magnitude(y)
     q, r = torch.linalg.qr(y / unit)
@@ -155,11 +155,6 @@ def _admit(a: LinearMap, probes: int, least: int, confidence: float) -> Estimate
         return None
     eye = torch.eye(n, dtype=torch.float64, device=a.device)
     return certain(float((a @ eye).trace()), confidence)
-
-
-def _signs(seed: int, n: int, columns: int, device: torch.device | str) -> Tensor:
-    drawn = torch.randint(0, 2, (n, columns), generator=stream(seed))
-    return (2 * drawn - 1).double().to(device)
 
 
 def _forms(a: LinearMap, x: Tensor) -> Tensor:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import value
+from softlab.core import Stream, value
 
 
 @value
@@ -28,5 +27,4 @@ class IID:
 
     def __call__(self, m: int, d: int) -> Tensor:
         """The matrix W, (m, d)."""
-        rng = torch.Generator().manual_seed(self.seed)
-        return torch.randn(m, d, generator=rng, dtype=torch.float64)
+        return Stream(self.seed, "features.IID").normal(m, d)

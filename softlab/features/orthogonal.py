@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import value
+from softlab.core import Stream, value
 
 
 @value
@@ -30,12 +30,12 @@ class Orthogonal:
 
     def __call__(self, m: int, d: int) -> Tensor:
         """The matrix W, (m, d)."""
-        rng = torch.Generator().manual_seed(self.seed)
+        rng = Stream(self.seed, "features.Orthogonal")
         blocks = -(-m // d)
-        q, r = torch.linalg.qr(torch.randn(blocks, d, d, generator=rng, dtype=torch.float64))
+        q, r = torch.linalg.qr(rng.normal(blocks, d, d))
         # QR fixes the signs of R in its own way; with a positive diagonal Q is Haar (Mezzadri).
         q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
-        lengths = torch.randn(m, d, generator=rng, dtype=torch.float64).norm(dim=-1, keepdim=True)
+        lengths = rng.normal(m, d).norm(dim=-1, keepdim=True)
         directions = q.mT.reshape(blocks * d, d)[:m]
         w: Tensor = lengths * directions
         return w

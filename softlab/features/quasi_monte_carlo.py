@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import value
+from softlab.core import Stream, value
 
 SEQUENCES = ("sobol", "halton")
 CELL = 2.0**-53
@@ -43,12 +43,13 @@ class QuasiMonteCarlo:
         """The matrix W, (m, d)."""
         from scipy.stats import qmc  # slow to import, and of use here alone
 
+        seed = Stream(self.seed, "features.QuasiMonteCarlo").number
         if self.sequence == "sobol":
             # Sobol sets are drawn by powers of two; a part of one is as uniform, point by point.
-            sobol = qmc.Sobol(d, scramble=True, bits=53, seed=self.seed)
+            sobol = qmc.Sobol(d, scramble=True, bits=53, seed=seed)
             points = sobol.random_base2((m - 1).bit_length())[:m]
         else:
-            points = qmc.Halton(d, scramble=True, seed=self.seed).random(m)
+            points = qmc.Halton(d, scramble=True, seed=seed).random(m)
         uniform = torch.from_numpy(points).double() + CELL / 2
         w: Tensor = torch.special.ndtri(uniform.clamp_max(1 - CELL))
         return w

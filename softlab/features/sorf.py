@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import value
+from softlab.core import Stream, value
 
 
 @value
@@ -35,12 +35,11 @@ class SORF:
 
     def __call__(self, m: int, d: int) -> Tensor:
         """The matrix W, (m, d)."""
-        rng = torch.Generator().manual_seed(self.seed)
         width = 1 << (d - 1).bit_length()
         blocks = -(-m // width)
-        bits = torch.randint(0, 2, (3, blocks, 1, width), generator=rng)
+        drawn = Stream(self.seed, "features.SORF").signs(3, blocks, 1, width)
         rows = torch.eye(width, dtype=torch.float64).expand(blocks, width, width)
-        for signs in (2.0 * bits.double() - 1).unbind():  # e_i H D_1 H D_2 H D_3, row by row
+        for signs in drawn.unbind():  # e_i H D_1 H D_2 H D_3, row by row
             rows = _hadamard(rows) * signs
         stacked: Tensor = math.sqrt(width) * rows.reshape(blocks * width, width)
         return stacked[:m, :d].clone()

@@ -1,8 +1,8 @@
 """Seeded synthetic families; each sets one thing that matters to an approximation.
 
-Of each, q, k and v are drawn in float64 on the CPU from a generator seeded by the call, in that
-order, so that one seed means one case whatever the dtype and the device. ``n`` is the number of
-queries and of keys, ``d`` the head width, ``e`` the value width (None: d). Values are standard
+Of each, q, k and v are drawn in float64 on the CPU, in that order, from the stream of the seed and
+the family, so that one seed means one case whatever the dtype and the device. ``n`` is the number
+of queries and of keys, ``d`` the head width, ``e`` the value width (None: d). Values are standard
 normal. Unless a family says otherwise the mean |q|^2 is d scale^2 in expectation, which makes
 scale^2 the standard deviation of the scores q.k / sqrt(d): an inverse temperature.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from softlab.checks import one_of, positive, positive_int
-from softlab.core import value
+from softlab.core import Stream, value
 from softlab.inputs.case import QKV, delivered
 
 BLOCK = 1024  # rows of scores held at a time
@@ -45,9 +45,9 @@ class Normal:
         device: torch.device | str = "cpu",
     ) -> QKV:
         """Draw the case of this seed."""
-        normal = _Stream(seed)
-        q, k = (self.scale * normal(self.n, self.d) for _ in "qk")
-        return delivered(q, k, normal(self.n, self.e or self.d), dtype, device)
+        rng = _stream(self, seed)
+        q, k = (self.scale * rng.normal(self.n, self.d) for _ in "qk")
+        return delivered(q, k, rng.normal(self.n, self.e or self.d), dtype, device)
 
 
 @value
@@ -84,11 +84,11 @@ class Clustered:
         device: torch.device | str = "cpu",
     ) -> QKV:
         """Draw the case of this seed."""
-        normal = _Stream(seed)
-        centre = normal(self.clusters, self.d)[normal.permutation(self.n) % self.clusters]
+        rng = _stream(self, seed)
+        centre = rng.normal(self.clusters, self.d)[rng.permutation(self.n) % self.clusters]
         unit = self.scale / math.sqrt(1 + self.spread**2)
-        q, k = (unit * (centre + self.spread * normal(self.n, self.d)) for _ in "qk")
-        return delivered(q, k, normal(self.n, self.e or self.d), dtype, device)
+        q, k = (unit * (centre + self.spread * rng.normal(self.n, self.d)) for _ in "qk")
+        return delivered(q, k, rng.normal(self.n, self.e or self.d), dtype, device)
 
 
 @value
@@ -128,10 +128,10 @@ class Decaying:
         device: torch.device | str = "cpu",
     ) -> QKV:
         """Draw the case of this seed."""
-        normal, s = _Stream(seed), self.singular_values
-        axes = s[:, None] * torch.linalg.qr(normal(self.d, len(s))).Q.mT
-        q, k = (torch.linalg.qr(normal(self.n, len(s))).Q @ axes for _ in "qk")
-        return delivered(q, k, normal(self.n, self.e or self.d), dtype, device)
+        rng, s = _stream(self, seed), self.singular_values
+        axes = s[:, None] * torch.linalg.qr(rng.normal(self.d, len(s))).Q.mT
+        q, k = (torch.linalg.qr(rng.normal(self.n, len(s))).Q @ axes for _ in "qk")
+        return delivered(q, k, rng.normal(self.n, self.e or self.d), dtype, device)
 
 
 @value
@@ -167,9 +167,9 @@ class Sink:
         device: torch.device | str = "cpu",
     ) -> QKV:
         """Draw the case of this seed."""
-        normal, root = _Stream(seed), math.sqrt(self.d)
-        u = torch.nn.functional.normalize(normal(self.d), dim=0)
-        q, k = (self.scale * normal(self.n, self.d) for _ in "qk")
+        rng, root = _stream(self, seed), math.sqrt(self.d)
+        u = torch.nn.functional.normalize(rng.normal(self.d), dim=0)
+        q, k = (self.scale * rng.normal(self.n, self.d) for _ in "qk")
         q, k = (x - (x @ u)[:, None] * u for x in (q, k))
         others = torch.cat(
             [torch.logsumexp(rows @ k[1:].mT / root, dim=-1) for rows in q.split(BLOCK)]
@@ -178,7 +178,7 @@ class Sink:
         wanted = others + math.log(self.mass / (1 - self.mass))
         k[0] = self.scale * root * u
         q = q + (wanted / self.scale)[:, None] * u
-        return delivered(q, k, normal(self.n, self.e or self.d), dtype, device)
+        return delivered(q, k, rng.normal(self.n, self.e or self.d), dtype, device)
 
 
 @value
@@ -209,31 +209,19 @@ class Smooth:
         """Draw the case of this seed."""
         from scipy.signal import lfilter
 
-        normal, r = _Stream(seed), math.exp(-1 / self.length)
+        rng, r = _stream(self, seed), math.exp(-1 / self.length)
 
         def walk() -> Tensor:
-            steps = math.sqrt(1 - r * r) * normal(self.n, self.d)
+            steps = math.sqrt(1 - r * r) * rng.normal(self.n, self.d)
             steps[0] /= math.sqrt(1 - r * r)  # starts in the stationary distribution
             return self.scale * torch.from_numpy(lfilter([1.0], [1.0, -r], steps.numpy(), axis=0))
 
         q, k = walk(), walk()
-        return delivered(q, k, normal(self.n, self.e or self.d), dtype, device)
+        return delivered(q, k, rng.normal(self.n, self.e or self.d), dtype, device)
 
 
-class _Stream:
-    """Standard normal numbers, float64, from one seed."""
-
-    def __init__(self, seed: int) -> None:
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            msg = f"seed is {seed!r}; give an integer of at least 0."
-            raise ValueError(msg)
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __call__(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self.generator, dtype=torch.float64)
-
-    def permutation(self, n: int) -> Tensor:
-        return torch.randperm(n, generator=self.generator)
+def _stream(family: object, seed: int) -> Stream:
+    return Stream(seed, f"inputs.{type(family).__name__}")
 
 
 def _check(owner: object, n: int, d: int, e: int | None, scale: float) -> None:

@@ -7,15 +7,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from softlab.core import Stream
+
 Choose = Callable[[Tensor, int], Tensor]
 """From weights (..., n), at least one of them positive, and the number of the draw to a token of
 positive weight, (..., 1)."""
 
 
-def uniforms(seed: int, m: int) -> list[float]:
-    """M uniform numbers in [0, 1) of the seed alone."""
-    rng = torch.Generator().manual_seed(seed)
-    return [float(u) for u in torch.rand(m, generator=rng, dtype=torch.float64)]
+def uniforms(seed: int, purpose: str, m: int) -> list[float]:
+    """M uniform numbers in [0, 1) of the seed and its purpose alone."""
+    return [float(u) for u in Stream(seed, purpose).uniform(m)]
 
 
 def drawn(weight: Tensor, u: float) -> Tensor:
@@ -26,9 +27,9 @@ def drawn(weight: Tensor, u: float) -> Tensor:
     return ((cumulative <= u * total) & (cumulative < total)).sum(-1, keepdim=True)
 
 
-def by_weight(seed: int, m: int) -> Choose:
+def by_weight(seed: int, purpose: str, m: int) -> Choose:
     """Draws with odds in proportion to the weights."""
-    u = uniforms(seed, m)
+    u = uniforms(seed, purpose, m)
     return lambda weight, i: drawn(weight, u[i])
 
 

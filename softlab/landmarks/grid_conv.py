@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
 from softlab import checks
-from softlab.core import Cost, Dims, own_precision, value, widened
+from softlab.core import Cost, Dims, Stream, own_precision, value, widened
 from softlab.landmarks.grids import Cells, cells, check_sides, sides
 from softlab.landmarks.selector import of_survivors
 
@@ -54,9 +53,8 @@ class GridConv:
     def weight(self, window: Cells, d: int) -> Tensor:
         """The kernel (d, d, height, width) for windows of that size, in float64."""
         shape = (d, d, window.height, window.width)
-        rng = torch.Generator().manual_seed(self.seed)
         bound = 1 / math.sqrt(d * window.height * window.width)
-        uniform = torch.rand(shape, generator=rng, dtype=torch.float64)
+        uniform = Stream(self.seed, "landmarks.GridConv").uniform(*shape)
         return (2 * uniform - 1) * bound
 
     @own_precision

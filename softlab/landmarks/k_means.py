@@ -49,7 +49,7 @@ class KMeans:
     def _centres(self, x: Tensor, m: int) -> Tensor:
         points = x.detach().double()
         points = points - points.mean(-2, keepdim=True)
-        choose = by_weight(self.seed, m)
+        choose = by_weight(self.seed, "landmarks.KMeans", m)
         at = spread(points, m, choose(torch.ones_like(points[..., 0]), 0), choose).sort(-1).values
         start = centre = take(points, at)
         for step in range(self.iterations):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, Dims, own_precision, value
+from softlab.core import Cost, Dims, Stream, own_precision, value
 from softlab.kernels import Gaussian, kernel_cost
 from softlab.landmarks.bandwidths import gaussian
 from softlab.landmarks.draws import by_weight, open_to
@@ -64,7 +64,7 @@ class LeverageScores:
 
         def pick(y: Tensor) -> Tensor:
             weight, free = self._scores(y, m), torch.ones_like(y[..., 0], dtype=torch.bool)
-            choose, chosen = by_weight(self.seed, m), []
+            choose, chosen = by_weight(self.seed, "landmarks.LeverageScores, landmarks", m), []
             for i in range(m):
                 chosen.append(choose(open_to(weight, free), i))
                 free = free.scatter(-1, chosen[-1], value=False)
@@ -85,8 +85,8 @@ class LeverageScores:
     def _scores(self, x: Tensor, m: int) -> Tensor:
         s = x.shape[-2]
         p, c = min(self.sample * m, s), self.ridge * s / m
-        rng = torch.Generator().manual_seed(self.seed)
-        drawn = torch.randperm(s, generator=rng)[:p].sort().values.to(x.device)
+        rng = Stream(self.seed, "landmarks.LeverageScores, sample")
+        drawn = rng.permutation(s)[:p].sort().values.to(x.device)
         some, kernel = x[..., drawn, :], gaussian(self.bandwidth, x)
         shift = c * p / s * torch.eye(p, dtype=x.dtype, device=x.device)
         factor = torch.linalg.cholesky(kernel.matrix(some, some) + shift)

@@ -54,7 +54,8 @@ class RPCholeskyPivots:
 
     def indices(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Positions (..., m) of the landmarks, increasing and distinct."""
-        kernel, choose = gaussian(self.bandwidth, x), by_weight(self.seed, m)
+        kernel = gaussian(self.bandwidth, x)
+        choose = by_weight(self.seed, "landmarks.RPCholeskyPivots", m)
 
         def pick(y: Tensor) -> Tensor:
             return torch.cat([p.at for p in pivots(y, m, kernel, choose, block=self.block)], -1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, Dims, own_precision, value
+from softlab.core import Cost, Dims, Stream, own_precision, value
 from softlab.landmarks.selector import kept, position_of, take
 
 
@@ -38,7 +38,7 @@ class UniformRandom:
         size = kept(x, m, key_mask)
         ordinal = torch.empty(*size.shape, m, dtype=torch.long, device=x.device)
         for s in size.unique().tolist():
-            draw = torch.randperm(s, generator=torch.Generator().manual_seed(self.seed))[:m]
+            draw = Stream(self.seed, "landmarks.UniformRandom").permutation(s)[:m]
             ordinal[size == s] = draw.sort().values.to(x.device)
         return position_of(ordinal, key_mask)
 

@@ -46,7 +46,7 @@ def _points(rng: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def _estimates(op: Any, tensors: tuple[Tensor, ...], rng: torch.Generator) -> Tensor:
-    first = int(torch.randint(1 << 30, (), generator=rng))
+    first = int(torch.randint(1 << 30, (), generator=rng, device="cpu"))
     return torch.stack([reseeded(op, first + s).kernel_matrix(*tensors) for s in range(SEEDS)])
 
 
@@ -109,7 +109,7 @@ def _seeds(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     m = rank_of(op)
     n, l = lengths(op, m + 20, m + 24)  # noqa: E741
     q, k, v = normal(rng, n, 4), normal(rng, l, 4), normal(rng, l, 3)
-    first = int(torch.randint(1 << 20, (), generator=rng))
+    first = int(torch.randint(1 << 20, (), generator=rng, device="cpu"))
     outs = [reseeded(op, first + i)(q, k, v) for i in range(5)]
     moved = max(largest(out - outs[0]) for out in outs[1:])
     yield Gap(1e-9 * largest(v), moved, "the most that four other seeds change")

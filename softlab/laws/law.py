@@ -13,6 +13,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from softlab.core import Stream
+
 S = TypeVar("S")
 
 
@@ -105,7 +107,7 @@ class Law(Generic[S]):
         if not self.applies(subject):
             return None
         with drawing(draws or _draws.get()):
-            gaps = self.measure(subject, torch.Generator().manual_seed(seed))
+            gaps = self.measure(subject, Stream(seed, "laws").generator)
             return next((gap for gap in gaps if not gap.holds), None)
 
     def check(self, subject: S, *, seed: int = 0, draws: Draws | None = None) -> None:
@@ -152,7 +154,7 @@ def always(subject: object) -> bool:  # noqa: ARG001
 def normal(rng: torch.Generator, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
     """Standard normal entries as ``Draws`` has them; the stream does not depend on the dtype."""
     how = _draws.get()
-    x = torch.randn(*shape, generator=rng, dtype=torch.float64)
+    x = torch.randn(shape, generator=rng, dtype=torch.float64, device="cpu")
     if how.digits is not None:
         x = x.round(decimals=how.digits)
     x = x.to(how.device, dtype or how.dtype)
@@ -186,13 +188,13 @@ def separated(rng: torch.Generator, n: int) -> Tensor:
 
 def uniform_int(rng: torch.Generator, low: int, high: int) -> int:
     """An integer in [low, high], and low where ``Draws`` wants small ones."""
-    drawn = int(torch.randint(low, high + 1, (), generator=rng))
+    drawn = int(torch.randint(low, high + 1, (), generator=rng, device="cpu"))
     return low if _draws.get().small else drawn
 
 
 def order(rng: torch.Generator, n: int) -> Tensor:
     """A random order of n tokens."""
-    return torch.randperm(n, generator=rng).to(_draws.get().device)
+    return torch.randperm(n, generator=rng, device="cpu").to(_draws.get().device)
 
 
 def largest(x: Tensor) -> float:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from softlab.checks import natural, one_of, positive, positive_int
-from softlab.core import value
+from softlab.core import Stream, value
 from softlab.extras import needed
 from softlab.matrices import Clusters, Geometric, LowRank, Matrix, Polynomial, Step
 
@@ -114,8 +114,8 @@ class Tokens:
 
     def _normal(self, which: int, *shape: int) -> Tensor:
         """Normal entries of a stream for each of q, k, v and what they share."""
-        rng = torch.Generator().manual_seed(4 * self.seed + which)
-        return torch.randn(*self.batch, *shape, generator=rng, dtype=F64)
+        rng = Stream(self.seed, f"laws, tensor {which}")
+        return rng.normal(*self.batch, *shape)
 
     def _spectral(self, which: int, rows: int) -> Tensor:
         axes = torch.linalg.qr(self._normal(0, self.d, self.rank)).Q

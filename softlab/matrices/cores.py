@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from softlab.checks import is_a, positive, positive_int
-from softlab.core import value
+from softlab.core import Stream, value
 from softlab.inputs import Input
 from softlab.kernels import Gaussian
-from softlab.matrices.matrix import F64, delivered, stream
+from softlab.matrices.matrix import F64, delivered
 from softlab.pinv import Inverting
 
 
@@ -50,7 +50,7 @@ class NearDuplicates:
         self, seed: int = 0, *, dtype: torch.dtype = F64, device: torch.device | str = "cpu"
     ) -> Tensor:
         """Draw the core of this seed."""
-        points = torch.randn(self.m, self.d, generator=stream(seed), dtype=F64)
+        points = Stream(seed, "matrices.NearDuplicates").normal(self.m, self.d)
         bandwidth = self.d**0.25
         z = bandwidth * self.spread * points
         return delivered(Gaussian(bandwidth).matrix(z, z), dtype, device)

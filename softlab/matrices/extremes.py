@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from softlab.checks import positive_int
-from softlab.core import value
+from softlab.core import Stream, value
 from softlab.matrices.matrix import (
     F64,
     check_condition,
@@ -17,7 +17,6 @@ from softlab.matrices.matrix import (
     delivered,
     formed,
     haar,
-    stream,
 )
 
 
@@ -45,7 +44,7 @@ class Flat:
         self, seed: int = 0, *, dtype: torch.dtype = F64, device: torch.device | str = "cpu"
     ) -> Tensor:
         """Draw U V^T of this seed, or return the identity."""
-        rng = stream(seed)
+        rng = Stream(seed, "matrices.Flat")
         identity = torch.eye(self.m, dtype=F64)
         # Q Q^T is the identity up to rounding; here it is the identity.
         a = identity if self.symmetric else formed(haar(self.m, rng), self.singular_values, rng)
@@ -81,7 +80,7 @@ class Ones:
         self, seed: int = 0, *, dtype: torch.dtype = F64, device: torch.device | str = "cpu"
     ) -> Tensor:
         """Return the matrix; the seed changes nothing."""
-        stream(seed)
+        Stream(seed, "matrices.Ones")  # refuses what is no seed
         return delivered(torch.ones(self.m, self.m, dtype=F64), dtype, device)
 
 
@@ -124,8 +123,8 @@ class Spiked:
         self, seed: int = 0, *, dtype: torch.dtype = F64, device: torch.device | str = "cpu"
     ) -> Tensor:
         """Draw the matrix of this seed."""
-        rng = stream(seed)
-        place = torch.randperm(self.m, generator=rng)
+        rng = Stream(seed, "matrices.Spiked")
+        place = rng.permutation(self.m)
         left = torch.eye(self.m, dtype=F64)
         if self.spikes < self.m:
             left[self.spikes :, self.spikes :] = haar(self.m - self.spikes, rng)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from softlab.checks import positive, positive_int
+from softlab.core import Stream
 
 F64 = torch.float64
 
@@ -63,22 +64,14 @@ class KnownSpectrum(Matrix, Protocol):
         ...
 
 
-def stream(seed: int) -> torch.Generator:
-    """A generator of this seed; raises ``ValueError`` unless it is an integer of at least 0."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        msg = f"seed is {seed!r}; give an integer of at least 0."
-        raise ValueError(msg)
-    return torch.Generator().manual_seed(seed)
-
-
-def haar(m: int, generator: torch.Generator) -> Tensor:
+def haar(m: int, rng: Stream) -> Tensor:
     """An orthogonal matrix (m, m), float64, uniformly distributed (Haar measure).
 
     The Q of a QR factorisation of normal numbers, with the signs that make R's diagonal positive.
     Without them Q follows the signs that the factorisation happens to choose, and is not uniform
     (Mezzadri 2007, arXiv math-ph/0609050, section 5).
     """
-    q, r = torch.linalg.qr(torch.randn(m, m, generator=generator, dtype=F64))
+    q, r = torch.linalg.qr(rng.normal(m, m))
     out: Tensor = q * r.diagonal().sign()
     return out
 
@@ -91,7 +84,7 @@ def delivered(a: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tens
     return a.to(device, dtype)
 
 
-def formed(left: Tensor, s: Tensor, rng: torch.Generator | None) -> Tensor:
+def formed(left: Tensor, s: Tensor, rng: Stream | None) -> Tensor:
     """The product left diag(s) left^T, or left diag(s) V^T with V of Haar measure from ``rng``."""
     kept = s > 0
     if rng is not None:

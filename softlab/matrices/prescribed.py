@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 
 from softlab.checks import positive, positive_int
-from softlab.core import value
+from softlab.core import Stream, value
 from softlab.matrices.matrix import (
     F64,
+    KnownSpectrum,
     check_condition,
     check_count,
     delivered,
     formed,
     haar,
-    stream,
 )
 
 
@@ -51,7 +51,7 @@ class Geometric:
         self, seed: int = 0, *, dtype: torch.dtype = F64, device: torch.device | str = "cpu"
     ) -> Tensor:
         """Draw the matrix of this seed."""
-        return delivered(_drawn(self.singular_values, self.symmetric, seed), dtype, device)
+        return delivered(_drawn(self, seed), dtype, device)
 
 
 @value
@@ -75,7 +75,7 @@ class Polynomial:
         self, seed: int = 0, *, dtype: torch.dtype = F64, device: torch.device | str = "cpu"
     ) -> Tensor:
         """Draw the matrix of this seed."""
-        return delivered(_drawn(self.singular_values, self.symmetric, seed), dtype, device)
+        return delivered(_drawn(self, seed), dtype, device)
 
 
 @value
@@ -111,7 +111,7 @@ class Step:
         self, seed: int = 0, *, dtype: torch.dtype = F64, device: torch.device | str = "cpu"
     ) -> Tensor:
         """Draw the matrix of this seed."""
-        return delivered(_drawn(self.singular_values, self.symmetric, seed), dtype, device)
+        return delivered(_drawn(self, seed), dtype, device)
 
 
 @value
@@ -158,7 +158,7 @@ class Clusters:
         self, seed: int = 0, *, dtype: torch.dtype = F64, device: torch.device | str = "cpu"
     ) -> Tensor:
         """Draw the matrix of this seed."""
-        return delivered(_drawn(self.singular_values, self.symmetric, seed), dtype, device)
+        return delivered(_drawn(self, seed), dtype, device)
 
 
 @value
@@ -190,13 +190,13 @@ class LowRank:
         self, seed: int = 0, *, dtype: torch.dtype = F64, device: torch.device | str = "cpu"
     ) -> Tensor:
         """Draw the matrix of this seed."""
-        return delivered(_drawn(self.singular_values, self.symmetric, seed), dtype, device)
+        return delivered(_drawn(self, seed), dtype, device)
 
 
-def _drawn(s: Tensor, symmetric: bool, seed: int) -> Tensor:
-    """The matrix of Haar axes and singular values s."""
-    rng = stream(seed)
-    return formed(haar(len(s), rng), s, None if symmetric else rng)
+def _drawn(family: KnownSpectrum, seed: int) -> Tensor:
+    """The matrix of the family's singular values and Haar axes, those of every family."""
+    s, rng = family.singular_values, Stream(seed, "matrices, axes")
+    return formed(haar(len(s), rng), s, None if family.symmetric else rng)
 
 
 def _centred(k: int) -> Tensor:

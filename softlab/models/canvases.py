@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
+from softlab.core import Stream
 from softlab.models.images import Held
 
 THRESHOLD = 25
@@ -21,13 +22,15 @@ class Canvases:
     ``images``: of one channel, on a dark ground, no larger than the canvas. A scene has as many as
     would cover it, side^2 over the area of an image, at least one; where they overlap the later one
     is seen. Label 0 is the ground, label c + 1 an image of class c where it is brighter than 25 of
-    255. Scene i is a function of ``seed``, i and ``side`` alone. Raises ``ValueError``.
+    255. Scene i is a function of ``seed``, i, ``side`` and ``purpose`` alone; scenes for testing
+    need a purpose of their own, or things stand where those of training do. Raises ``ValueError``.
     """
 
     images: Held
     side: int
     count: int
     seed: int = 0
+    purpose: str = "training"
 
     def __post_init__(self) -> None:
         checks.positive_int(self, side=self.side, count=self.count)
@@ -52,13 +55,13 @@ class Canvases:
     def scene(self, index: int) -> tuple[Tensor, Tensor]:
         """Bytes and labels (side, side)."""
         high, wide = self.images.pixels.shape[-2:]
-        rng = torch.Generator().manual_seed((self.seed * 1_000_003 + index) * 1009 + self.side)
+        rng = Stream(self.seed, f"canvases, {self.purpose} scene {index} of side {self.side}")
         pixels = torch.zeros(self.side, self.side, dtype=torch.uint8)
         labels = torch.zeros(self.side, self.side, dtype=torch.long)
         for _ in range(max(1, round(self.side**2 / (high * wide)))):
-            which = int(torch.randint(len(self.images), (1,), generator=rng))
-            top = int(torch.randint(self.side - high + 1, (1,), generator=rng))
-            left = int(torch.randint(self.side - wide + 1, (1,), generator=rng))
+            which = int(rng.integers(len(self.images)))
+            top = int(rng.integers(self.side - high + 1))
+            left = int(rng.integers(self.side - wide + 1))
             thing = self.images.pixels[which, 0]
             seen = thing > THRESHOLD
             place = slice(top, top + high), slice(left, left + wide)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from softlab import checks
+from softlab.core import Stream
 from softlab.models.pyramid import Pyramid
 
 
@@ -28,7 +29,7 @@ class Dense(nn.Module):
             raise TypeError(msg)
         self.backbone = backbone
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(Stream(seed, "models.Dense").number)
             self.lateral = nn.ModuleList(nn.Conv2d(w, width, 1) for w in backbone.design.widths)
             self.head = nn.Conv2d(width, classes, 3, padding=1)
 

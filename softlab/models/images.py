@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from softlab import checks
+from softlab.core import Stream
 from softlab.inputs import fashion
 
 if TYPE_CHECKING:
@@ -151,18 +152,13 @@ class Held:
         lack = max(0, self.frame - x.shape[-1])
         x = functional.pad(x, (lack // 2, lack - lack // 2) * 2)
         if seed is not None:
-            rng = torch.Generator().manual_seed(seed)
-            x = shifted(x, self.shift, rng)
+            x = shifted(x, self.shift, Stream(seed, "images, shifts"))
             if self.mirror:
-                flip = torch.rand(len(x), 1, 1, 1, generator=rng) < 0.5
+                flip = Stream(seed, "images, flips").uniform(len(x), 1, 1, 1) < 0.5
                 x = torch.where(flip, x.flip(-1), x)
             if self.zoom < 1:
-                x = torch.cat(
-                    [
-                        _resampled(part(y, self.zoom, seed + place), side)
-                        for place, y in enumerate(x)
-                    ]
-                )
+                rng = Stream(seed, "images, parts")
+                x = torch.cat([_resampled(part(y, self.zoom, rng), side) for y in x])
         if x.shape[-1] != side or x.shape[-2] != side:
             x = _resampled(x, side)
         return (x - self.mean) / self.std, self.labels[indices]
@@ -172,7 +168,7 @@ class Held:
 class Folder:
     """The layout of ImageFolder: ``root/<class>/<image>``, classes in alphabetical order.
 
-    In training a random part of the image, at least ``LEAST`` of its area, mirrored every other
+    In training a random part of the image, at least ``LEAST`` of its area, mirrored half the
     time; otherwise the central square, seven eighths of the side. Read by eight threads as they
     are needed. Needs pillow.
 
@@ -218,9 +214,10 @@ class Folder:
 
     def batch(self, indices: list[int], side: int, seed: int | None) -> tuple[Tensor, Tensor]:
         """Some of them at a size; with a seed, changed at random for training."""
-        seeds = [None if seed is None else seed + place for place in range(len(indices))]
+        names = [f"images, place {place}" for place in range(len(indices))]
+        streams = [None if seed is None else Stream(seed, name) for name in names]
         with ThreadPoolExecutor(8) as pool:
-            x = torch.stack(list(pool.map(self._read, indices, [side] * len(seeds), seeds)))
+            x = torch.stack(list(pool.map(self._read, indices, [side] * len(names), streams)))
         mean, std = (torch.tensor(c)[:, None, None] for c in (MEAN, STD))
         return (x - mean) / std, torch.tensor([self.labels[i] for i in indices])
 
@@ -250,7 +247,7 @@ class Folder:
             return str(why)
         return ""
 
-    def _read(self, index: int, side: int, seed: int | None) -> Tensor:
+    def _read(self, index: int, side: int, rng: Stream | None) -> Tensor:
         import numpy as np
         from PIL import Image, ImageOps
 
@@ -258,7 +255,7 @@ class Folder:
             with Image.open(self.paths[index]) as image:
                 ImageOps.exif_transpose(image, in_place=True)
                 wide, high = image.size
-                cut = _box(wide, high, seed, LEAST) if seed is not None else _centre(wide, high)
+                cut = _box(wide, high, rng, LEAST) if rng is not None else _centre(wide, high)
                 plain = _plain(image, self.white)
                 small = plain.resize((side, side), Image.Resampling.BICUBIC, cut)
         except Exception as broken:  # pillow raises what its formats' readers raise
@@ -267,7 +264,7 @@ class Folder:
         x = torch.from_numpy(np.array(small)).float()
         # Cubic weights reach beyond the range, where pillow cuts bytes itself.
         x = x.clamp(0, 1).expand(3, -1, -1) if x.ndim == 2 else x.permute(2, 0, 1) / 255
-        return x.flip(-1) if seed is not None and seed % 2 else x
+        return x.flip(-1) if rng is not None and rng.integers(2) else x
 
 
 def _shown(folder: Path) -> Iterator[Path]:
@@ -367,11 +364,11 @@ def by_name(test: Images, train: Images) -> Tensor:
     return torch.tensor([train.classes.index(name) for name in test.classes])
 
 
-def shifted(x: Tensor, most: int, rng: torch.Generator) -> Tensor:
+def shifted(x: Tensor, most: int, rng: Stream) -> Tensor:
     """Each image moved by up to so many pixels either way, zeros coming in."""
     padded = functional.pad(x, (most,) * 4)
     high, wide = x.shape[-2:]
-    down, right = torch.randint(2 * most + 1, (2, len(x)), generator=rng).tolist()
+    down, right = rng.integers(2 * most + 1, 2, len(x)).tolist()
     parts = zip(padded, down, right, strict=True)
     return torch.stack([p[:, i : i + high, j : j + wide] for p, i, j in parts])
 
@@ -380,18 +377,17 @@ def _resampled(x: Tensor, side: int) -> Tensor:
     return functional.interpolate(x, (side, side), mode="bilinear", antialias=True)
 
 
-def part(image: Tensor, least: float, seed: int) -> Tensor:
+def part(image: Tensor, least: float, rng: Stream) -> Tensor:
     """A random part of an image (c, H, W), as a batch of one; at least a pixel."""
     high, wide = image.shape[-2:]
-    left, top, right, low = map(round, _box(wide, high, seed, least))
+    left, top, right, low = map(round, _box(wide, high, rng, least))
     left, top = min(left, wide - 1), min(top, high - 1)
     return image[None, :, top : max(low, top + 1), left : max(right, left + 1)]
 
 
-def _box(wide: int, high: int, seed: int, least: float) -> tuple[float, float, float, float]:
+def _box(wide: int, high: int, rng: Stream, least: float) -> tuple[float, float, float, float]:
     """A box of ``least`` to all of the area, its sides in a ratio of 3:4 to 4:3, anywhere."""
-    rng = torch.Generator().manual_seed(seed)
-    area, ratio, left, top = torch.rand(4, generator=rng).tolist()
+    area, ratio, left, top = rng.uniform(4).tolist()
     size, stretch = (wide * high * (least + (1 - least) * area)) ** 0.5, (4 / 3) ** (ratio - 0.5)
     w, h = min(wide, size * stretch), min(high, size / stretch)
     x, y = left * (wide - w), top * (high - h)

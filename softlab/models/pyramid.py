@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from softlab import checks
-from softlab.core import Cost, Operator, value
+from softlab.core import Cost, Operator, Stream, value
 from softlab.models import published
 from softlab.models.soft_attention import Attention, Convolution, Grid, Pooling, Projection
 from softlab.operators import Linformer, Soft, Softmax
@@ -147,7 +147,7 @@ class Pyramid(nn.Module):
         drops = (drop_path * block / last_block for block in itertools.count())
         into = (channels, *design.widths)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(Stream(seed, "models.Pyramid").number)
             stages = []
             for i, grid in enumerate(design.grids(design.image, design.image)):
                 width, heads, first = design.widths[i], design.heads[i], i < STAGES - 1

@@ -30,7 +30,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from softlab import checks
-from softlab.core import value
+from softlab.core import Stream, value
 from softlab.models import soft
 from softlab.models.images import (
     Checked,
@@ -215,12 +215,12 @@ class Run:
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of an epoch that are still to come, this device's share of each."""
-        rng = torch.Generator().manual_seed(self.recipe.seed * 100_003 + epoch)
-        order = torch.randperm(len(self.train_images), generator=rng).tolist()
+        rng = Stream(self.recipe.seed, f"training, order of epoch {epoch}")
+        order = rng.permutation(len(self.train_images)).tolist()
         size = self.recipe.batch
         for i in range(self.step % self.steps_an_epoch, self.steps_an_epoch):
             mine = order[i * size : (i + 1) * size][self.rank :: self.world]
-            yield self.train_images.batch(mine, self.recipe.side, self._seed(1))
+            yield self.train_images.batch(mine, self.recipe.side, self._stream("images").number)
 
     def learn(self, x: Tensor, labels: Tensor) -> float:
         """One step; the loss before it."""
@@ -228,14 +228,14 @@ class Run:
         for group in self.optimiser.param_groups:
             group["lr"] = recipe.rate_at((self.step + 1) / self.steps_an_epoch)
         x, labels = x.to(self.device), labels.to(self.device)
-        rng = torch.Generator().manual_seed(self._seed(2))
+        rng = Stream(recipe.seed, f"training, mixtures of step {self.step}")  # of all devices
         x, target = mixed(x, labels, len(self.train_images.classes), recipe, rng)
         self.parallel.train()
         self.optimiser.zero_grad()
         # Dropped paths draw from torch's own generator, which is left as it was.
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self._seed(3))
+            torch.manual_seed(self._stream("dropped paths").number)
             try:
                 with self._autocast():
                     logits = self.parallel(x)
@@ -315,10 +315,10 @@ class Run:
         self.scaler.load_state_dict(held["scaler"])
         self.step, self.rows = held["step"], held["rows"]
 
-    def _seed(self, stream: int) -> int:
-        """A seed for one use at this step, the same wherever the run was taken up."""
-        words = (self.recipe.seed, self.step, stream, self.rank if stream != 2 else 0)
-        return int(sum(word * prime for word, prime in zip(words, PRIMES, strict=True)) % 2**62)
+    def _stream(self, what: str) -> Stream:
+        """Of one use at this step on this device, the same wherever the run was taken up."""
+        where = f"step {self.step} on device {self.rank}"
+        return Stream(self.recipe.seed, f"training, {what} of {where}")
 
     def _broken(self, what: str) -> LossError:
         kept = self.checkpoint if self.checkpoint.exists() else "none: no epoch was finished"
@@ -397,9 +397,6 @@ def _fingerprint(images: Images) -> str:
     return digest(*images.batch(some, 32, None))
 
 
-PRIMES = (15_485_863, 32_452_843, 49_979_687, 67_867_967)
-
-
 def single(dtype: torch.dtype) -> None:
     """Refuse, for a study that trains, what is not float32: ``Recipe.precision`` is for that."""
     if dtype != torch.float32:
@@ -419,7 +416,7 @@ def decayed(model: nn.Module, decay: float) -> list[dict[str, Any]]:
 
 
 def mixed(
-    x: Tensor, labels: Tensor, classes: int, recipe: Recipe, rng: torch.Generator
+    x: Tensor, labels: Tensor, classes: int, recipe: Recipe, rng: Stream
 ) -> tuple[Tensor, Tensor]:
     """Images mixed in pairs, and smoothed targets (b, classes) mixed alike.
 
@@ -430,33 +427,32 @@ def mixed(
     strengths = [(mix, a) for mix, a in ((_blend, recipe.mixup), (_patch, recipe.cutmix)) if a]
     if not strengths:
         return x, target
-    mix, alpha = strengths[int(torch.randint(len(strengths), (1,), generator=rng))]
+    mix, alpha = strengths[int(rng.integers(len(strengths)))]
     share = _beta(alpha, rng)
     x, share = mix(x, share, rng)
     return x, share * target + (1 - share) * target.flip(0)
 
 
-def _blend(x: Tensor, share: float, rng: torch.Generator) -> tuple[Tensor, float]:
+def _blend(x: Tensor, share: float, rng: Stream) -> tuple[Tensor, float]:
     del rng
     return share * x + (1 - share) * x.flip(0), share
 
 
-def _patch(x: Tensor, share: float, rng: torch.Generator) -> tuple[Tensor, float]:
+def _patch(x: Tensor, share: float, rng: Stream) -> tuple[Tensor, float]:
     """A box of 1 - share of each image from its partner; the share that is left, exactly."""
     high, wide = x.shape[-2:]
     h, w = (round(side * math.sqrt(1 - share)) for side in (high, wide))
-    top, left = (
-        int(torch.randint(side - part + 1, (1,), generator=rng))
-        for side, part in ((high, h), (wide, w))
-    )
+    top, left = (int(rng.integers(side - part + 1)) for side, part in ((high, h), (wide, w)))
     x = x.clone()
     x[..., top : top + h, left : left + w] = x.flip(0)[..., top : top + h, left : left + w]
     return x, 1 - h * w / (high * wide)
 
 
-def _beta(alpha: float, rng: torch.Generator) -> float:
+def _beta(alpha: float, rng: Stream) -> float:
     """A draw from Beta(alpha, alpha), by two gamma draws of the generator."""
-    gammas = torch._standard_gamma(torch.full((2,), alpha, dtype=torch.float64), generator=rng)
+    gammas = torch._standard_gamma(
+        torch.full((2,), alpha, dtype=torch.float64, device="cpu"), generator=rng.generator
+    )
     return float(gammas[0] / gammas.sum())
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Stream, Traits, own_precision, value, widened
 from softlab.kernels import Exponential
 from softlab.operators.bands import banded_average, centres, ordinals, rows, support_sizes
 from softlab.operators.softmax import Softmax
@@ -73,8 +73,7 @@ class BigBird:
 
         Uniform in [0, 1), (blocks, random), float64, on the CPU; more blocks leave the first alone.
         """
-        rng = torch.Generator().manual_seed(self.seed)
-        return torch.rand(blocks, self.random, generator=rng, dtype=torch.float64)
+        return Stream(self.seed, "BigBird").uniform(blocks, self.random)
 
     def cost(self, dims: Dims) -> Cost:
         """2 (d + e) for each kept entry, at the drawn keys."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Stream, Traits, own_precision, value, widened
 from softlab.operators.softmax import Softmax
 from softlab.operators.sort_lsh import (
     Blocks,
@@ -91,8 +91,7 @@ class HyperAttention:
 
         Keys are counted in the order of their hashes, from the last one on to the first.
         """
-        rng = torch.Generator().manual_seed(self.seed)
-        return torch.randperm(outside, generator=rng)[: self.samples]
+        return Stream(self.seed, "HyperAttention, keys").permutation(outside)[: self.samples]
 
     def places(self, x: Tensor) -> Tensor:
         """Place (..., n) of each token's signs in the reflected Gray code, 0 to 2^bits - 1."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Stream, Traits, own_precision, value, widened
 from softlab.operators.softmax import Softmax
 from softlab.operators.sort_lsh import (
     Blocks,
@@ -101,8 +101,7 @@ class KDEFormer:
 
     def drawn(self, p: Tensor) -> Tensor:
         """The sample (..., samples) of keys, by the inverse of the distribution function of p."""
-        rng = torch.Generator().manual_seed(self.seed)
-        u = torch.rand(self.samples, generator=rng, dtype=torch.float64).to(p.device)
+        u = Stream(self.seed, "KDEFormer, keys").uniform(self.samples).to(p.device)
         up_to = p.detach().cumsum(-1)
         at = torch.searchsorted(up_to, (u * up_to[..., -1:]).contiguous(), right=True)
         return at.clamp_max(p.shape[-1] - 1)

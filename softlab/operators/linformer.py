@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Stream, Traits, own_precision, value, widened
 from softlab.kernels import Exponential, kernel_cost
 from softlab.operators.softmax import Softmax
 
@@ -55,8 +54,7 @@ class Linformer:
 
     def projections(self, keys: int) -> tuple[Tensor, Tensor]:
         """E and F, each (m, keys), as drawn for so many keys: float64, on the CPU."""
-        rng = torch.Generator().manual_seed(self.seed)
-        both = torch.randn(2, self.rank, keys, generator=rng, dtype=torch.float64)
+        both = Stream(self.seed, "Linformer").normal(2, self.rank, keys)
         e, f = both / math.sqrt(self.rank)
         return e, e if self.sharing == "key-value" else f
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, Dims, Traits, own_precision, recomputed, value, widened
+from softlab.core import Cost, Dims, Stream, Traits, own_precision, recomputed, value, widened
 from softlab.operators.bands import HELD_ENTRIES, rows
 from softlab.operators.softmax import Softmax
 from softlab.operators.sort_lsh import bounds, over_survivors, parts, unsorted
@@ -97,13 +97,9 @@ class Reformer:
 
     def rotations(self, d: int) -> Tensor:
         """R of every round, (rounds, d, buckets // 2), float64, on the CPU."""
-        rng = torch.Generator().manual_seed(self.seed)
+        rng = Stream(self.seed, "Reformer")
         # One at a time: a longer draw at once would change the first numbers too.
-        each = [
-            torch.randn(d, self.buckets // 2, generator=rng, dtype=torch.float64)
-            for _ in range(self.rounds)
-        ]
-        return torch.stack(each)
+        return torch.stack([rng.normal(d, self.buckets // 2) for _ in range(self.rounds)])
 
     def hashes(self, x: Tensor) -> Tensor:
         """The hash of each token of x (..., n, d) in each round: (rounds, ..., n)."""

@@ -156,7 +156,7 @@ class RPCholesky:
 
     def _chosen(self, k: Tensor, key_mask: Tensor | None) -> Pivots:
         """Draw the pivots of centred keys k (..., l, d) in the working precision."""
-        kernel, u = self.kernel(k.shape[-1]), uniforms(self.seed, self.rank)
+        kernel, u = self.kernel(k.shape[-1]), uniforms(self.seed, "RPCholesky", self.rank)
         # Factors and diagonal are those of the Gaussian; the scale of h enters the odds alone.
         odds = 2 * self._half(k.detach())
 

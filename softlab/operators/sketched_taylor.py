@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Stream, Traits, own_precision, value, widened
 from softlab.operators.causal import by_halves, of_kept
 from softlab.operators.feature_maps import feature_sums, polynomial_average, sizes
 from softlab.operators.softmax import Softmax
@@ -79,9 +79,7 @@ class SketchedTaylor:
 
     def signs(self, d: int) -> Tensor:
         """The vectors w, (degree, features, d), of 1 and -1 in float64 on the CPU."""
-        rng = torch.Generator().manual_seed(self.seed)
-        shape = (self.degree, self.features, d)
-        return 2 * torch.randint(2, shape, generator=rng).double() - 1
+        return Stream(self.seed, "SketchedTaylor").signs(self.degree, self.features, d)
 
     def cost(self, dims: Dims) -> Cost:
         """Products with p m vectors of signs, and two with 1 + d + (p - 1) m features, for a token.

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from softlab.core import Stream
 from softlab.exponential_sums import fused_average
 from softlab.landmarks.selector import take
 
@@ -52,8 +53,7 @@ def bits_fit(owner: object, bits: int) -> None:
 
 def hyperplanes(d: int, bits: int, seed: int) -> Tensor:
     """Normals (d, bits), float64, on the CPU."""
-    rng = torch.Generator().manual_seed(seed)
-    return torch.randn(d, bits, generator=rng, dtype=torch.float64)
+    return Stream(seed, "hashes, hyperplanes").normal(d, bits)
 
 
 def bounds(size: int, count: int) -> list[int]:

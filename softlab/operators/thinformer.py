@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from softlab import checks
-from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Stream, Traits, own_precision, value, widened
 from softlab.kernels import Exponential, kernel_cost
 from softlab.operators.bands import HELD_ENTRIES, rows
 from softlab.operators.softmax import Softmax
@@ -100,10 +100,9 @@ class Thinformer:
         """What is drawn for so many keys."""
         r = self.halvings(keys)
         m = keys >> r
-        rng = torch.Generator().manual_seed(self.seed)
-        kept = torch.randperm(keys, generator=rng)[: m << r].sort().values
-        sizes = (m << (r - i) for i in range(1, r + 1))
-        uniforms = [2 * torch.rand(s, generator=rng, dtype=torch.float64) - 1 for s in sizes]
+        kept = Stream(self.seed, "Thinformer, keys").permutation(keys)[: m << r].sort().values
+        coins = Stream(self.seed, "Thinformer, halves")
+        uniforms = [2 * coins.uniform(m << (r - i)) - 1 for i in range(1, r + 1)]
         return Draws(kept, uniforms)
 
     @own_precision

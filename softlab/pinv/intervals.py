@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softlab.core import Cost, widened
+from softlab.core import Cost, Stream, widened
 
 DOUBT = 8
 """The most by which a lower estimate that has not converged is lowered."""
@@ -27,9 +27,8 @@ def singular_interval(a: Tensor, sweeps: int, seed: int = 0) -> tuple[Tensor, Te
     unit = torch.where(finite, wide, 0) / torch.where(finite & (scale > 0), scale, 1)
     m = a.shape[-1]
     k = min(sweeps, m)
-    rng = torch.Generator().manual_seed(seed)
     # From within the range of A^T: on singular A, Ritz values would enter the gap above zero.
-    v = unit.mT @ torch.randn(m, 1, generator=rng, dtype=torch.float64).to(unit)
+    v = unit.mT @ Stream(seed, "pinv.singular_interval").normal(m, 1).to(unit)
     size = torch.linalg.matrix_norm(v, keepdim=True)
     v = v / torch.where(size > 0, size, 1)
     left, right = (unit.new_zeros(*a.shape[:-2], m, k) for _ in range(2))

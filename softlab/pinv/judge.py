@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from softlab.core import own_precision
+from softlab.core import Stream, own_precision
 from softlab.pinv.solver import PinvResult, SolverTraits, Status, relative_residual, working
 
 
@@ -59,8 +59,7 @@ class _Judge:
         self.finite = scale.isfinite()
         self.scale = torch.where(scale > 0, scale, 1)[:, None, None]
         tiny = torch.finfo(self.a.dtype).tiny
-        rng = torch.Generator().manual_seed(0)
-        rows = torch.randn(2, 1, 1, m, generator=rng, dtype=torch.float64).to(self.a)
+        rows = Stream(0, "pinv.Judge").normal(2, 1, 1, m).to(self.a)
         w, self.probe = rows.expand(2, len(self.a), 1, m)
         self.size = torch.linalg.matrix_norm(w @ self.a / self.scale).clamp_min(tiny)
         self.best = torch.empty_like(self.a)

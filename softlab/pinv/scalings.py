@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, own_precision, value, widened
+from softlab.core import Cost, Stream, own_precision, value, widened
 from softlab.pinv.intervals import interval_cost, singular_interval
 
 NO_COST = Cost(0)
@@ -219,8 +219,7 @@ class PowerEstimate:
         wide = widened(a).detach()
         scale = _or_one(wide.abs().amax((-2, -1), keepdim=True))
         unit = wide / scale
-        rng = torch.Generator().manual_seed(self.seed)
-        v = torch.randn(a.shape[-1], 1, generator=rng, dtype=torch.float64).to(wide)
+        v = Stream(self.seed, "pinv.PowerEstimate").normal(a.shape[-1], 1).to(wide)
         for _ in range(self.sweeps):
             v = v / _or_one(torch.linalg.matrix_norm(v, keepdim=True))
             u = unit @ v

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, value
+from softlab.core import Cost, Stream, value
 from softlab.pinv.iteration import Map, Unrolled
 from softlab.pinv.polynomial import ResidualPolynomial, residual
 from softlab.pinv.scalings import NormProduct, Scaling
@@ -55,8 +55,7 @@ class SketchedFit(Unrolled):
 
     def begin(self, a: Tensor) -> tuple[Tensor, Iterator[Map]]:
         """The scaling's guess, and steps that look at the residual they meet."""
-        rng = torch.Generator().manual_seed(self.seed)
-        sketch = torch.randn(a.shape[-1], self.columns, generator=rng, dtype=torch.float64)
+        sketch = Stream(self.seed, "pinv.SketchedFit").normal(a.shape[-1], self.columns)
         return self.scaling(a), itertools.repeat(_Fitted(sketch.to(a)), self.steps)
 
     def cost(self, m: int, batch: int = 1) -> Cost:

@@ -227,6 +227,9 @@ class Traits:
     at most the mass left out times the diameter of the values."""
     linear_memory: bool = False
     """Working memory grows linearly in n and l: no n x l matrix is formed."""
+    padded: bool = False
+    """A call spends more than the arithmetic of its cost, up to 24 times as much: windows are cut
+    in blocks, or narrow points padded to wide values."""
     causal: bool = False
     """No output depends on a later token. There are as many queries as keys, token by token, and
     masked tokens are deleted whole: their rows are zero."""

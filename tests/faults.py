@@ -12,7 +12,7 @@ import torch
 from softlab.core import Cost, as_matrix
 from softlab.features import IID, Orthogonal
 from softlab.kernels import Gaussian
-from softlab.landmarks import SegmentMeans
+from softlab.landmarks import FarthestPoint, SegmentMeans
 from softlab.operators import (
     MRA,
     ColumnSample,
@@ -518,6 +518,40 @@ class ForOneMatrix(Softmax):
         return super().cost(dataclasses.replace(dims, batch=1))
 
 
+@dataclass(frozen=True)
+class ClaimsLess(Performer):
+    """Claims 1 / 1.3 of the variance of its estimate."""
+
+    def kernel_variance(self, q, k):
+        return super().kernel_variance(q, k) / 1.3
+
+
+@dataclass(frozen=True)
+class ClaimsMore(Performer):
+    """Claims 1 / 0.7 of it."""
+
+    def kernel_variance(self, q, k):
+        return super().kernel_variance(q, k) / 0.7
+
+
+@dataclass(frozen=True)
+class Claiming:
+    """Claims this multiple of the work of an operator."""
+
+    operator: object
+    factor: float
+
+    def __getattr__(self, name):
+        return getattr(object.__getattribute__(self, "operator"), name)
+
+    def cost(self, dims):
+        cost = self.operator.cost(dims)
+        return dataclasses.replace(cost, flops=int(cost.flops * self.factor))
+
+    def __call__(self, q, k, v, key_mask=None):
+        return self.operator(q, k, v, key_mask)
+
+
 OPERATOR_FAULTS = {
     "silent": [Faulty(Softmax(), talkative)],
     "views": [Faulty(Softmax(), trusting_memory), Faulty(Softmax(), mean_without_a_graph)],
@@ -564,7 +598,16 @@ OPERATOR_FAULTS = {
     ],
     "denormal numbers": [Faulty(Softmax(), of_directions)],
     "seeds": [Unseeded(4)],
-    "claimed work": [Faulty(Local(2), silently_dense), ForOneMatrix()],
+    "claimed work": [
+        Faulty(Local(2), silently_dense),
+        ForOneMatrix(),
+        *(
+            Claiming(op, factor)
+            for op in (Softmax(), Soft(4), Soft(4, landmarks=FarthestPoint()), Performer(16))
+            for factor in (0.5, 2.0, 1e-4)
+        ),
+        Claiming(Local(2), 1e-4),
+    ],
     "second derivative": [Faulty(Softmax(), frozen), Faulty(Softmax(), once)],
     "gradient at its most": [
         Soft(4, landmarks=DetachedMeans()),
@@ -716,6 +759,14 @@ OPERATOR_FAULTS = {
         Performer(16, weights=Repeated(orthogonal=True, independent=False)),
         RepeatedSigns(64),
         Performer(16, weights=ClaimedIndependent(), estimator="hyperbolic"),
+        *(
+            kind(16, **fields)
+            for fields in (
+                {"weights": IID(), "estimator": "hyperbolic"},
+                {"weights": IID(), "scale": 0.3},
+            )
+            for kind in (ClaimsLess, ClaimsMore)
+        ),
     ],
     "replacement": [
         Concentrated(),

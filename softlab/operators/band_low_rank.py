@@ -61,6 +61,7 @@ class BandLowRank:
             nonnegative=True,
             exact_at="window" if self.blend == 1 else "",
             linear_memory=True,
+            padded=True,
         )
         return traits.made_causal() if self.causal else traits
 

@@ -66,6 +66,7 @@ class Local:
             exact_at="window" if dense else "",
             monotone="absolute" if dense else "",
             linear_memory=True,
+            padded=True,
         )
         return traits.made_causal() if self.causal else traits
 

@@ -84,6 +84,7 @@ class Scatterbrain:
             unbiased=features.unbiased,
             variance=features.variance,
             linear_memory=True,
+            padded=True,
         )
         return traits.made_causal() if self.causal else traits
 

@@ -57,6 +57,7 @@ class TruncatedSVD:
             exact_at="rank",
             monotone="Frobenius",
             exact_at_rank_one=True,
+            padded=True,
         )
 
     def cost(self, dims: Dims) -> Cost:

@@ -43,9 +43,9 @@ def table(**more):
                 "uniform_error": UNIFORM[source] * factor, "ratio_to_bound": None,
                 "core_status": None, "core_residual": None,
             }  # fmt: skip
-            cost = {"flops": 8e6 * n, "kernel_entries": 7e3 * n, "seconds": 0.009 * factor,
-                    "seconds_q1": 0.0088 * factor, "seconds_q3": 0.0095 * factor,
-                    "peak_bytes": 6e6 * factor}  # fmt: skip
+            cost = {"flops": 8e6 * n, "kernel_entries": 7e3 * n, "seconds": 3e-5 * n * factor,
+                    "seconds_q1": 2.9e-5 * n * factor, "seconds_q3": 3.2e-5 * n * factor,
+                    "peak_bytes": 2e4 * n * factor}  # fmt: skip
             rows.append(base | cost | {"method": "exact", "output_error": 1e-7, "skill": 1.0})
             rows.append(base | {"method": "Uniform", "output_error": 9.0, "skill": 0.0})
             for rank, error in zip(RANKS, errors, strict=True):
@@ -96,8 +96,8 @@ def test_the_paragraph_says_the_tables_numbers():
         f"It is no better than a trivial answer (skill at most 0) in {len(trivial)} of 72 cases: "
         f"at rank 16, 64 and 128, on {', '.join(names[:-1])} and {names[-1]}. "
         "Its solver stopped before it had inverted the core in 0 of 72 cases. "
-        "At n = 300 and rank 64 a call takes 0.576 ms (quartiles 0.563 to 0.608) and 0.384 MB, the "
-        "exact operator 9.00 ms (quartiles 8.80 to 9.50) and 6.00 MB."
+        "At n = 300 and rank 64 a call takes 0.576 ms (quartiles 0.557 to 0.614) and 0.384 MB, the "
+        "exact operator 9.00 ms (quartiles 8.70 to 9.60) and 6.00 MB."
     )
     assert "made" not in names
 
@@ -258,12 +258,17 @@ def test_the_table_of_costs_has_medians_and_the_noise_of_times():
     shares = [1, *(rank / 1000 for rank in sorted(RANKS))]
     assert made["rows"][0][3:] == [three(800 * x) for x in shares]
     assert made["rows"][1][3:] == [three(700 * x) for x in shares]
-    assert made["rows"][3][3:] == [three(6 * x) for x in shares]
-    times = [
-        [three(9 * x), f"{8.8 * x:#.2g}\u2013{9.5 * x:#.2g}".replace("0.", ".")] for x in shares
-    ]
-    assert made["rows"][2][3:] == [*times[:2], "noisy", times[3]]
-    assert made["rows"][6][3:] == times
+    assert made["rows"][3][3:] == [three(2 * x) for x in shares]
+
+    def times(n):
+        ends = [[f"{y * n * x:#.2g}".removeprefix("0") for y in (0.029, 0.032)] for x in shares]
+        return [
+            [three(0.03 * n * x), "\u2013".join(end)] for x, end in zip(shares, ends, strict=True)
+        ]
+
+    assert made["rows"][2][3:] == [*times(100)[:2], "noisy", times(100)[3]]
+    assert made["rows"][6][3:] == times(200)
+    assert made["rows"][11][3:] == [three(6 * x) for x in shares]
     bare = rows[rows["method"] != "exact"]
     assert {row[3] for row in below("one forward call costs", tables(bare))["rows"]} == {""}
     for column in ("target", "method", "op.rank", "n", "seconds_q1", "seconds", "flops"):

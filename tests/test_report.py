@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tables import INPUTS, RANKS, rank_table
+from test_cli import call
 from test_figures import RANK
 
 from softlab import chapters, journal
 from softlab.chapters.numbers import number
-from softlab.chapters.runs import environments
+from softlab.chapters.runs import environments, failures, notes
 from softlab.report import FORMAT, findings, read, report
 from softlab.study import Study, run
 
@@ -488,3 +489,94 @@ def test_a_chapter_makes_the_rows_that_no_case_knows(tmp_path, levels):
     assert (
         "Not drawn: twice against level: the chapter levels makes no rows called 'tripled'" in said
     )
+
+
+def test_a_table_that_cannot_be_read_is_named_and_the_others_are_set(tmp_path):
+    pytest.importorskip("typst")
+    write(tmp_path, rank_table(seeds=1), "good", figures=[])
+    for name, text in (("empty", ""), ("cut", "a,b\n1,2,3\n1,2,3,4\n"), ("bare", "status,y\n")):
+        (write(tmp_path, rank_table(seeds=1), name) / name / "table.csv").write_text(text)
+    (write(tmp_path, rank_table(seeds=1), "later") / "later/meta.json").write_text(
+        json.dumps(META | {"format": 99})
+    )
+    told = []
+    path = report(tmp_path, tell=told.append)
+    said, page = words(path), path.with_suffix(".html").read_text(encoding="utf-8")
+    assert len(told) == 4
+    assert said.count("Not in this report:") == page.count("Not in this report:") == 4
+    assert META["title"] in said
+    result = call("report", tmp_path)
+    assert result.exit_code == 2
+    assert str(path) in result.stdout
+    assert "later/meta.json is of format 99" in result.stderr.replace("\n", "")
+
+
+def test_a_chapter_that_raises_costs_its_own_words_alone(tmp_path, levels):
+    pytest.importorskip("typst")
+    made = sys.modules["softlab.chapters.levels"] = chapters.named("levels")
+    made.findings = lambda table: [table["nonsense"]]
+
+    def tables(table):
+        yield from ()
+        raise ZeroDivisionError("no levels")
+
+    made.tables = tables
+    (tmp_path / "chapters/levels.typ").write_text("$ x \n#nonsense(")
+    folder = tmp_path / "reports"
+    write(folder, levels, "levels", chapter="levels", figures=[])
+    write(folder, rank_table(seeds=1), "rank", title="Ranks", figures=[{"x": 3}, 7, asdict(RANK)])
+    told = []
+    said = words(report(folder, tell=told.append))
+    assert [x.split(":")[0] for x in told] == [
+        "levels", "levels", "The text of chapters/levels.typ cannot be set"
+    ]  # fmt: skip
+    assert "The chapter levels cannot say its findings: KeyError: 'nonsense'" in said
+    assert "The chapter levels cannot say its tables: ZeroDivisionError: no levels" in said
+    assert "Levels: 2." in said
+    assert "Not drawn: a figure described as 7" in said
+    assert "Not drawn: None against 3: TypeError" in said
+    assert len(list((folder / "rank/figures").glob("*.svg"))) == 3
+
+
+def test_an_unfinished_run_says_how_many_of_how_many_on_the_first_page_too(tmp_path):
+    pypdf = pytest.importorskip("pypdf")
+    pytest.importorskip("typst")
+    table = rank_table(seeds=1)
+    meta = META | {"complete": False, "cases": 500}
+    part = f"{len(table)} of 500 cases are measured; the run was interrupted"
+    assert findings(table, meta)[0].startswith(part)
+    assert "1 of 192 cases failed; the first: LinAlgError" in findings(table, meta)[0]
+    assert not findings(table[:-1], meta)[0].startswith("All ")
+    path = report(write(tmp_path, table, complete=False, cases=500))
+    first = re.sub(r"\s+", " ", pypdf.PdfReader(path).pages[0].extract_text())
+    assert part in first
+    assert "The study has 500 cases" in words(path)
+    page = path.with_suffix(".html").read_text(encoding="utf-8")
+    assert page.index(part) < page.index("What was asked</h2>")
+    # Earlier runs did not say how many cases there are.
+    early = {name: x for name, x in meta.items() if name != "cases"}
+    assert findings(table, early)[0].startswith(f"{len(table)} cases are measured; the run was")
+
+
+def test_studies_of_one_title_are_told_apart_by_their_folder(tmp_path):
+    pytest.importorskip("typst")
+    for folder in ("one", "two"):
+        write(tmp_path, rank_table(seeds=1), folder, figures=[])
+        path = tmp_path / folder / "meta.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"name": "rank"}))
+    said = words(report(tmp_path))
+    assert f"{META['title']} (one)" in said
+    assert f"{META['title']} (two)" in said
+
+
+def test_a_failed_case_without_a_reason_and_a_busy_machine_are_said():
+    table = pd.DataFrame({"x": [1, 2, 3], "status": ["ok", "failed", "ok"], "error": [None] * 3})
+    assert findings(table, META)[0] == "1 of 3 cases failed; the first: no reason recorded."
+    assert findings(table.drop(columns="error"), META)[0].endswith("no reason recorded.")
+    (failed,) = failures(table)
+    assert failed["rows"] == [["no reason recorded", "1"]]
+    busy = table.assign(case_cpu_share=[0.5, 0.9, 0.7])
+    said = " ".join(notes(busy, META | {"timed": ["t"], "lacking": ["axes", "seeds"]}))
+    assert "2 of 3 cases were measured while the machine was busy." in said
+    assert "Its meta.json says nothing usable of axes, seeds." in said
+    assert "busy" not in " ".join(notes(table, META | {"timed": ["t"]}))

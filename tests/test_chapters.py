@@ -176,3 +176,20 @@ def test_a_study_of_an_unknown_chapter_is_refused_before_it_runs(tmp_path):
     assert result.exit_code == 2
     assert "own: there is no chapter 'operatrs'" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("ranked", [True, False])
+def test_a_studys_own_operator_without_a_rank_is_in_words_and_tables(ranked):
+    table = rank_table()
+    mine = table[(table.method == "Uniform") & (table.target == "softmax")]
+    mine = mine.assign(method="MyOwn", output_error=[*range(1, len(mine) + 1)], skill=0.5)
+    mine.loc[mine.index[:2], "skill"] = 0.0
+    table = pd.concat([table, mine], ignore_index=True) if ranked else mine.drop(columns="op.rank")
+    (said,) = [text for text in findings(table) if text.startswith("MyOwn has no rank.")]
+    middles = [2.0, 5.0, 8.0]  # three seeds of each of three recorded inputs
+    assert f"is {number(np.median(middles))}, in the median over 3" in said
+    assert f"in 2 of {len(mine)} cases" in said
+    (made,) = [x for x in tables(table) if "without a rank" in x["caption"]]
+    assert [row[-1][0] for row in made["rows"]] == ["2.00", "5.00", "8.00", "11.0"]
+    assert [row[1] for row in made["rows"]] == list(INPUTS)
+    assert not any("without a rank" in x["caption"] for x in tables(rank_table()))

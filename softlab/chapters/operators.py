@@ -55,7 +55,7 @@ def findings(table: pd.DataFrame) -> list[str]:
             *_cost(mine, rows, rank),
         ]
         paragraphs.append(" ".join(sentences))
-    return paragraphs
+    return [*paragraphs, *_of_unranked(table)]
 
 
 def headlines(table: pd.DataFrame) -> Iterator[Headline]:
@@ -72,6 +72,7 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
 def tables(table: pd.DataFrame) -> Iterator[Table]:
     """Errors by input, method and rank, a table a target; then what a call costs."""
     yield from _errors(table)
+    yield from _unranked_errors(table)
     yield from _costs(table)
 
 
@@ -84,6 +85,49 @@ def _by_method(done: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFra
     """Each target and method, with its rows."""
     for (target, method), rows in _ranked(done).groupby(["target", "method"], sort=False):
         yield (str(target), str(method)), rows
+
+
+def _unranked(table: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
+    """Each target and method without a rank, as a study's own operator may be, with its rows."""
+    done = finished(table, NEEDED - {"op.rank"})
+    known = done["op.rank"].notna() if "op.rank" in done else False
+    done = done[~(done["method"].isin([*CONTROLS, "exact"]) | known)]
+    for (target, method), rows in done.groupby(["target", "method"], sort=False):
+        yield (str(target), str(method)), rows
+
+
+def _of_unranked(table: pd.DataFrame) -> Iterator[str]:
+    """What those that no figure by rank can show err."""
+    for (target, method), mine in _unranked(table):
+        at = _real(mine)
+        found = _over_sources(at, "output_error")
+        span = found.span(_kind(at))
+        bad = int((~(mine["skill"] > 0)).sum())
+        yield (
+            f"{method} has no rank. Against {target} attention its relative output error is "
+            f"{number(found.value)}, in the median over {found.units} {_kind(at)}, each the median "
+            f"over its samples ({span + '; ' if span else ''}{len(at)} cases); that of the uniform "
+            f"average is {_middle(at, 'uniform_error')}. It is no better than a trivial answer "
+            f"(skill at most 0) in {bad} of {len(mine)} cases."
+        )
+
+
+def _unranked_errors(table: pd.DataFrame) -> Iterator[Table]:
+    """The output errors of methods without a rank, in one table."""
+    body: list[list[Cell]] = []
+    for (target, method), mine in _unranked(table):
+        for i, x in enumerate(summary(mine, ["source"], "output_error").to_dict("records")):
+            uniform = mine.loc[mine["source"] == x["source"], "uniform_error"].median()
+            head = [[method, target], x["source"]] if i == 0 else ["", x["source"]]
+            body.append([*head, number(uniform), cell(x)])
+    if body:
+        yield {
+            "caption": "Methods without a rank: relative output error, the median over the seeds, "
+            "below it the quartiles. Uniform: the error of the uniform average.",
+            "header": ["method", "input", "uniform", "error"],
+            "rows": body,
+            "left": 2,
+        }
 
 
 def _headline(what: str, mine: pd.DataFrame, rows: pd.DataFrame, rank: int) -> Iterator[str]:

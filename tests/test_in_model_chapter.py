@@ -60,7 +60,8 @@ def by_hand(rows, strata, column, draws):
     names = sorted(set(rows["method"]))
     times = np.random.default_rng(0).multinomial(len(names), [1 / len(names)] * len(names), draws)
     found = [rho(parts, column, dict(zip(names, drawn, strict=True))) for drawn in times]
-    return rho(parts, column), np.nanquantile(found, [0.025, 0.975])
+    # Phi(-sqrt(5 / 4) 2.7764): the expanded percentiles of five units
+    return rho(parts, column), np.nanquantile(found, [0.000955, 1 - 0.000955])
 
 
 @pytest.mark.parametrize(("family", "strata"), [("one place", ["model", "part"]), ("all", "model")])
@@ -73,7 +74,7 @@ def test_correlations_are_spearmans_and_draws_are_of_methods(monkeypatch, family
         value, ends = by_hand(rows, strata, "matrix_error", 20)
         at = found.loc[(model, family, "matrix_error")]
         assert at["rho"] == pytest.approx(value)
-        assert (at["low"], at["high"]) == pytest.approx(ends)
+        assert (at["low"], at["high"]) == pytest.approx(ends, rel=1e-3)
         assert (at["rows"], at["operators"]) == (len(rows), 10)
 
 
@@ -87,7 +88,7 @@ def test_knobs_and_places_that_agree_are_no_more_methods():
     )
     same = few.index[few["low"].notna()]
     assert len(same)
-    np.testing.assert_allclose(more.loc[same], few.loc[same])
+    np.testing.assert_allclose(more.loc[same], few.loc[same], atol=1e-12)
 
 
 def test_families_of_few_methods_have_no_interval():

@@ -98,6 +98,9 @@ def test_the_headline_counts_the_seeds_that_both_have():
         "interval": f"95 % {20.5 - half:+.1f} to {20.5 + half:+.1f}; seeds: 2",
     }
     assert list(headlines(whole[whole["side"] == 48])) == []
+    few = whole[whole["method"].str.startswith("Soft,") & (whole["side"] != 24)]
+    assert len(list(headlines(few))) == 1
+    assert len(findings(few)) == 3
     assert list(headlines(whole[whole["method"] != "Soft, none"])) == []
 
 

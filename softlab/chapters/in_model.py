@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from softlab.chapters import Cell, Table
+from softlab.chapters.intervals import drawn
 from softlab.chapters.numbers import joined, number, short, span
 from softlab.chapters.timings import steady, timing
 
@@ -75,7 +76,7 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
     One row a model, or the mean over ``"all"`` models, a group of rows, and a predictor. Groups:
     ``"one place"``, the mean over the parts of the model of the correlation among operators at that
     part, which compares like with like; ``"all"`` rows together; each family's rows. ``rho`` with
-    the 95 % percentile interval ``low`` to ``high`` of a bootstrap that draws methods, each with
+    the 95 % interval ``low`` to ``high`` of a bootstrap that draws methods, each with
     all its knobs and rows, since those of one are not independent; NaN of fewer than four methods.
     ``rows`` and ``operators`` are their numbers. Groups of fewer than four operators are left out.
     """
@@ -89,14 +90,13 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
         models = [(model, of) for model, of in rows.groupby("model", sort=False)]
         for model, of in [*models, (EVERY, rows)]:
             if of["op"].nunique() > LEAST and of.groupby("model").size().min() > LEAST:
-                drawn = _drawn(of, columns, strata[of.index].to_numpy())
+                rho = _drawn(of, columns, strata[of.index].to_numpy())
+                units = of["method"].nunique()
                 for i, column in enumerate(columns):
-                    usable = drawn[1:, i][np.isfinite(drawn[1:, i])]
-                    known = len(usable) and of["method"].nunique() > LEAST
-                    low, high = np.quantile(usable, [0.025, 0.975]) if known else [np.nan] * 2
+                    low, high = drawn(rho[1:, i], units) if units > LEAST else [np.nan] * 2
                     found.append({
                         "model": model, "family": group, "predictor": column,
-                        "rho": drawn[0, i], "low": low, "high": high, "rows": len(of),
+                        "rho": rho[0, i], "low": low, "high": high, "rows": len(of),
                         "operators": of["op"].nunique(),
                     })  # fmt: skip
     return pd.DataFrame(found)

@@ -34,7 +34,7 @@ def scope(table: pd.DataFrame) -> str:
 
 def findings(table: pd.DataFrame) -> list[str]:
     """For each format what breaks, and what rounding alone does to the rest."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     if done.empty:
         return []
     said = []
@@ -56,7 +56,7 @@ def findings(table: pd.DataFrame) -> list[str]:
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:
     """The change by model, operator and format."""
-    done = _done(table)
+    done = finished(table, NEEDED)
     if done.empty:
         return
     formats = list(done["precision"].unique())
@@ -73,11 +73,6 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
         "rows": body,
         "left": 2,
     }
-
-
-def _done(table: pd.DataFrame) -> pd.DataFrame:
-    done = finished(table, NEEDED)
-    return done.assign(rounding_change=done["rounding_change"].fillna(np.inf))
 
 
 def _cell(row: dict[str, float] | None, precision: str) -> Cell:

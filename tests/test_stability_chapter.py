@@ -28,8 +28,9 @@ def made(loss=LOSS):
                     "status": "ok", "rule": rule, "seed": seed, "step": step, "layer": layer,
                     "loss": late if layer == 1 else 99.0,
                     "worst_condition": (10.0 + seed) * (1 + step) * layer,
-                    "unconverged": 0.4 * (layer == 2) + 0.2 * (seed == 2) if step else 0.0,
-                    "worst_residual": 1.0, "cosine": -0.3 if wrong and step == 400 else 0.97,
+                    "unconverged": 0.2 + 0.3 * layer + 0.1 * (seed == 2),
+                    "worst_residual": 1.0,
+                    "cosine": -0.3 if wrong and step == 400 else 0.97 * (rule != "exact"),
                     "gradient_error": 0.51 + seed if wrong else 0.5 * layer / 2,
                 })  # fmt: skip
     failed = {**rows[0], "status": "failed", "gradient_error": 77.0, "worst_condition": 1e9}
@@ -37,16 +38,18 @@ def made(loss=LOSS):
 
 
 def test_cores_have_ranges_over_seeds_before_and_after():
-    """Unconverged at three of four steps: 0.15 on average in layer 1 and 0.45 in layer 2."""
+    """Unconverged in layer 1: 0.5, 0.5 and 0.6 by seed; in layer 2 0.8, 0.8 and 0.9."""
     cores = findings(made({"implicit": LOSS["implicit"]}))[0]
     assert cores == (
         "Under implicit the largest condition number of a core before training and after it is, "
         "over 3 seeds: layer 1 10.0 to 12.0 and 4010 to 4810 and layer 2 20.0 to 24.0 and 8020 to "
-        "9620. The inverse is not converged in 5 % (0 to 15 %) and 35 % (30 to 45 %) of the cores "
-        "of these layers along the training, in brackets seed by seed."
+        "9620. The inverse is not converged in 53 % (50 to 60 %) and 83 % (80 to 90 %) of the "
+        "cores of these layers along the training, in brackets seed by seed."
     )
     both = findings(made({"unrolled": LOSS["unrolled"], "implicit, ridge": LOSS["exact"]}))[0]
     assert both.startswith("Under implicit, ridge the largest")
+    softs = {"implicit, ridge": LOSS["exact"], "implicit": LOSS["implicit"]}
+    assert findings(made(softs))[0].startswith("Under implicit, ridge the largest")
     assert "unrolled" not in both
 
 
@@ -62,7 +65,7 @@ def test_wrong_gradients_are_counted_by_seed():
         "seed each; seed by seed 0 %), with the wrong sign in 0."
     )
     assert list(headlines(made())) == [{
-        "text": "In 3 trainings of a pyramid through 20 Newton steps 20 % of the inverses are not "
+        "text": "In 3 trainings of a pyramid through 20 Newton steps 68 % of the inverses are not "
         "converged, and SOFT's gradient is off by more than a half in {} places (a step and a layer"
         " of a training each).",
         "value": "5 of 24",
@@ -92,6 +95,12 @@ def test_losses_are_compared_seed_by_seed_and_together():
     )
     sure = {**LOSS, "exact": ((2.0, 2.0), (4.1, 4.1), (6.0, 6.2))}
     assert findings(made(sure))[2].endswith("Beyond the interval differ exact.")
+    two = made({rule: found[:2] for rule, found in LOSS.items()})
+    assert "Relative to unrolled" in findings(two)[2]
+    lost = made()
+    lost = lost[~((lost["rule"] == "exact") & (lost["seed"] == 2))]
+    # +1 % and -0.5 %, mean 0.25 %; 25.452 of t for one degree of freedom and two verdicts
+    assert "exact +0.3 % (-18.8 % to +19.3 %)" in findings(lost)[2]
     one = made({rule: found[:1] for rule, found in LOSS.items()})
     assert findings(one)[2].endswith("implicit 1.50, unrolled 1.00 and exact 1.01.")
     assert len(findings(made({"exact": LOSS["exact"]}))) == 1
@@ -102,11 +111,12 @@ def test_the_table_has_a_row_a_rule_and_layer():
     (table,) = tables(made())
     middle = statistics.median(seed * (1 + step) for seed in (10, 11, 12) for step in STEPS)
     assert table["rows"][:2] == [
-        ["implicit", "1", f"{middle:.0f}", "5", "0.25", "0.25", "0.97", "0"],
-        ["", "2", f"{2 * middle:.0f}", "35", "0.50", "2.5", "-0.30", "25"],
+        ["implicit", "1", f"{middle:.0f}", "53", "0.25", "0.25", "0.97", "0"],
+        ["", "2", f"{2 * middle:.0f}", "83", "0.50", "2.5", "-0.30", "25"],
     ]
-    assert [row[:2] for row in table["rows"][2:]] == [
-        ["unrolled", "1"], ["", "2"], ["exact", "1"], ["", "2"],
+    assert [row[:2] + row[6:] for row in table["rows"][2:]] == [
+        ["unrolled", "1", "0.97", "0"], ["", "2", "0.97", "0"], ["exact", "1", "0.0", "0"],
+        ["", "2", "0.0", "0"],
     ]  # fmt: skip
     assert table["header"] == [
         "rule", "layer", "condition", "unconverged", "error", "largest", "cosine", "sign wrong",

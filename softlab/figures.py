@@ -195,7 +195,9 @@ def draw(table: pd.DataFrame, lines: Lines, page: Word = "") -> Drawing:
     )
     many = len(_groups(rows, lines)) > len(METHODS)
     named = {} if lines.legend == "panel" else _looks(rows[of_page] if many else rows, lines)
-    unpaged = int(rows[lines.page].isna().sum()) if lines.page and page is not None else 0
+    unpaged = 0
+    if lines.page and not _of_case(table, lines.page):
+        unpaged = int(rows[lines.page].isna().sum())
     rows = rows[of_page]
     looks = {group: look for group, look in named.items() if group in set(rows[GROUP])}
     rows = rows.assign(**{WHY: _why_not(rows, lines)})

@@ -389,3 +389,222 @@ def test_more_groups_than_looks_are_drawn_where_no_page_has_too_many():
     assert draw(table, lines, "page 3").axes
     with pytest.raises(ValueError, match="told apart"):
         draw(table.assign(target="one"), lines, "one")
+
+
+UNEVEN = {
+    # At each x: five values whose mean, median, extremes and count all differ.
+    10.0: [1.0, 2.0, 3.0, 5.0, 90.0],
+    100.0: [2.0, 4.0, 7.0, 8.0, 60.0],
+    1.0: [0.5, 1.5, 4.0, 6.0, 40.0],
+}
+
+
+def uneven(**more):
+    rows = [
+        {"case": i, "status": "ok", "x": x, "y": y, "name": "Own", "low": y / 10, "said": y * 3}
+        for x, values in UNEVEN.items()
+        for i, y in enumerate(values)
+    ]
+    return pd.DataFrame(rows).assign(**more)
+
+
+def own(**changes):
+    return replace(Lines(x="x", y="y", group="name", xlabel="x", ylabel="y"), **changes)
+
+
+def band(axes):
+    """For each x of the only band: its lowest and its highest point."""
+    (found,) = axes.collections
+    corners = found.get_paths()[0].vertices
+    return {x: (min(ys), max(ys)) for x in {*corners[:, 0]}
+            for ys in [[y for at, y in corners if at == x]]}  # fmt: skip
+
+
+def test_a_line_is_the_medians_in_the_order_of_x_and_its_band_the_quartiles():
+    figure = draw(uneven(), own())
+    (axes,) = figure.axes
+    x, y = line(axes, "Own")
+    assert x.tolist() == [1.0, 10.0, 100.0]  # sorted, whatever the order of the table
+    assert y.tolist() == [4.0, 3.0, 7.0]
+    assert band(axes) == {1.0: (1.5, 6.0), 10.0: (2.0, 5.0), 100.0: (4.0, 8.0)}
+    assert [(m.x, m.y, m.q1, m.q3, m.cases) for m in figure.marks] == [
+        (1.0, 4.0, 1.5, 6.0, 5), (10.0, 3.0, 2.0, 5.0, 5), (100.0, 7.0, 4.0, 8.0, 5)
+    ]  # fmt: skip
+    assert figure.left_out == ()
+
+
+def test_along_a_line_x_is_the_median_too_and_the_order_that_of_by():
+    table = uneven().assign(step=lambda t: t["x"].map({1.0: 3, 10.0: 1, 100.0: 2}))
+    table["x"] = table["x"] * table["y"]
+    figure = draw(table, own(by="step"))
+    x, y = line(figure.axes[0], "Own")
+    assert x.tolist() == [10 * 3.0, 100 * 7.0, 4.0]
+    assert y.tolist() == [3.0, 7.0, 4.0]
+
+
+def test_expected_and_guides_are_medians_in_the_order_of_x():
+    figure = draw(uneven(), own(expected="said", guides={"low": "bound"}))
+    (axes,) = figure.axes
+    x, y = line(axes, "bound")
+    assert (x.tolist(), y.tolist()) == ([1.0, 10.0, 100.0], pytest.approx([0.4, 0.3, 0.7]))
+    (dashed,) = [z for z in axes.get_lines() if z.get_label().startswith("_")]
+    assert dashed.get_ydata().tolist() == [12.0, 9.0, 21.0]
+    assert dashed.get_xdata().tolist() == [1.0, 10.0, 100.0]
+    beyond = draw(uneven(low=lambda t: t["low"].where(t["x"] > 1, -1.0)), own(guides={"low": "b"}))
+    assert line(beyond.axes[0], "b")[0].tolist() == [10.0, 100.0]
+
+
+def test_references_are_medians_flat_without_a_place_and_curves_with_one():
+    flat = uneven(name="Flat", x=None)
+    curve = uneven(name="Curve")
+    exact = uneven(name="Exact", x=[3.0, 4.0, 5.0, 70.0, 80.0] * 3, y=2.0)
+    table = pd.concat([uneven(), flat, curve, exact], ignore_index=True)
+    lines = own(references=("Flat", "Curve"), exact="Exact")
+    figure = draw(table, lines)
+    (axes,) = figure.axes
+    everything = [y for values in UNEVEN.values() for y in values]
+    assert {*line(axes, "Flat")[1]} == {np.median(everything)}
+    x, y = line(axes, "Curve")
+    assert (x.tolist(), y.tolist()) == ([1.0, 10.0, 100.0], [4.0, 3.0, 7.0])
+    assert {*line(axes, "Exact")[0]} == {5.0}  # the mean is 32.4, the greatest 80
+    assert {m.group for m in figure.marks} == {"Own"}
+    assert figure.left_out == ()
+
+
+def test_the_frame_follows_methods_and_expected_and_not_what_lies_far_below():
+    table = pd.concat([uneven(), uneven(name="Far", y=1e-9)], ignore_index=True)
+    low, _ = draw(table, own(references=("Far",))).axes[0].get_ylim()
+    assert low == pytest.approx(0.5 / 4)  # the least value of the methods, not of their medians
+    low, _ = (
+        draw(table.assign(said=0.01), own(references=("Far",), expected="said")).axes[0].get_ylim()
+    )
+    assert low == pytest.approx(0.01 / 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"y": [None, *[1.0] * 14]}, "1 of 15 rows are not drawn: y is missing (1: Own)."),
+        ({"y": ["a", *[1.0] * 14]}, "1 of 15 rows are not drawn: y is no number (1: Own)."),
+        ({"y": [True, *[1.0] * 14]}, "1 of 15 rows are not drawn: y is no number (1: Own)."),
+        ({"y": [10**400, *[1.0] * 14]}, "1 of 15 rows are not drawn: y is not finite (1: Own)."),
+        ({"y": [0.0, -1.0, *[1.0] * 13]},
+         "2 of 15 rows are not drawn: y is not positive (2: Own)."),
+        ({"x": [-np.inf, *[1.0] * 14]}, "1 of 15 rows are not drawn: x is not finite (1: Own)."),
+        ({"x": [None] * 15}, "15 of 15 rows are not drawn: x is missing (15: Own)."),
+        ({"status": ["failed"] * 3 + ["ok"] * 12}, "3 cases failed."),
+    ],
+)  # fmt: skip
+def test_what_a_figure_leaves_out_is_counted_with_its_reason(change, said):
+    change = {x: pd.Series(y, dtype=object) for x, y in change.items()}
+    figure = draw(uneven(**change), own())
+    assert figure.left_out == (said,)
+
+
+def test_rows_without_group_panel_or_page_are_counted_and_groups_are_named():
+    names = ["A"] * 5 + ["B"] * 5 + [None] * 5
+    table = uneven(name=names, part=["p"] * 14 + [None], kind=["k"] * 13 + ["l", None])
+    figure = draw(table, own(panel="part", page="kind"), "k")
+    assert figure.left_out == (
+        "3 of 13 rows are not drawn: no name (3).", "1 rows have no kind and are on no page."
+    )  # fmt: skip
+    assert draw(table, own(panel="part", page="kind"), "l").left_out[0].startswith("1 of 1 rows")
+    far = pd.concat([table[:10], uneven(name="Unplaced", x=None, part="p", kind="k")])
+    assert draw(far, own()).left_out == (
+        "15 of 25 rows are not drawn: x is missing (15: Unplaced).",
+    )
+    many = pd.concat([uneven(name=f"G{i}", x=None) for i in range(7)] + [uneven()])
+    (said,) = draw(many, own()).left_out
+    assert said.endswith("x is missing (105: G0, G1, G2, G3, G4 and 2 more).")
+
+
+@pytest.mark.parametrize("role", ["group", "panel", "page"])
+def test_none_on_an_axis_is_a_line_a_panel_or_a_page_of_its_own(role):
+    table = uneven(case=[None, 0.5, 3.0] * 5)
+    lines = own(**{role: "case"})
+    shown = pages(table, lines) if role == "page" else [""]
+    assert shown == ([0.5, 3.0, None] if role == "page" else [""])
+    figures = [draw(table, lines, page) for page in shown]
+    assert sum(mark.cases for figure in figures for mark in figure.marks) == 15
+    assert all(figure.left_out == () for figure in figures)
+    if role == "group":
+        assert set(legend(figures[0])) == {"case = None", "case = 0.5", "case = 3"}
+    if role == "panel":
+        assert [axes.get_title() for axes in figures[0].axes] == [
+            "case = None", "case = 0.5", "case = 3"
+        ]  # fmt: skip
+    if role == "page":
+        assert caption(lines, None) == "Y against x, case = None; medians and quartiles."
+        one = draw(table, own(where={"case": None}))
+        assert sum(mark.cases for mark in one.marks) == 5
+
+
+@pytest.mark.parametrize(
+    "values", [["_own", "", "a"], [True, 1, 0], [0.1, 0.10000000149, 0.2], ["None", None, "nan"],
+               ["a" * 500 + "b", "a" * 500 + "c", "d"], [2**70, 10**400, 1]],
+)  # fmt: skip
+def test_groups_that_print_alike_or_not_at_all_keep_their_lines_and_entries(values):
+    table = uneven(case=pd.Series(values * 5, dtype=object))
+    figure = draw(table, own(group="case"))
+    assert len({mark.group for mark in figure.marks}) == 3
+    assert len({*legend(figure)}) == 3
+    assert all(len(x) < 100 for x in legend(figure))
+
+
+def test_a_point_tells_what_all_its_rows_have_in_common_and_no_more():
+    table = uneven(case="c").assign(scale=[None, 0.5, 0.5, 0.5, 0.5] * 3, none=None)
+    names = ["case", "scale", "none", "status"]
+    table = table[[*names, *(x for x in table if x not in names)]]
+    assert {str(mark.case) for mark in draw(table, own()).marks} == {
+        "{'case': 'c', 'none': 'None'}"
+    }
+
+
+@pytest.mark.parametrize(
+    ("panels", "groups", "legend_of", "size"),
+    [
+        (1, 1, "figure", 0.1 + 0.18 + 0.42 + 2.4), (2, 1, "figure", 0.3 + 0.18 + 0.42 + 1.75),
+        (3, 6, "figure", 0.3 + 2 * 0.18 + 0.42 + 2.4), (4, 1, "figure", 0.3 + 0.18 + 0.42 + 3.5),
+        (7, 1, "figure", 0.3 + 0.18 + 0.42 + 3 * 1.07),
+        (10, 1, "figure", 0.3 + 0.18 + 0.42 + 4 * 1.75),
+        (15, 1, "figure", 0.3 + 0.18 + 0.42 + 7.6), (2, 2, "panel", 0.3 + 0.42 + 2.0),
+    ],
+)  # fmt: skip
+def test_the_size_of_a_figure_is_that_of_its_panels_and_legend(panels, groups, legend_of, size):
+    table = pd.concat(
+        uneven(name=f"g{j}", part=f"p{i}") for i in range(panels) for j in range(groups)
+    )
+    figure = draw(table, own(panel="part" if panels > 1 else "", legend=legend_of))
+    assert figure.get_size_inches().tolist() == pytest.approx([6.3, size])
+    assert len(figure.axes) == panels
+    shown = [axes.xaxis.get_tick_params()["labelbottom"] for axes in figure.axes]
+    assert shown == [i + min(3, panels) >= panels for i in range(panels)]
+
+
+def test_ticks_are_the_few_values_of_x_or_plain_numbers_of_a_short_axis():
+    figure = draw(uneven(), own())
+    (axes,) = figure.axes
+    assert axes.xaxis.get_major_locator().locs.tolist() == [1.0, 10.0, 100.0]
+    many = pd.concat([uneven(x=2.0**i) for i in range(9)])
+    (axes,) = draw(many, own()).axes
+    assert not hasattr(axes.xaxis.get_major_locator(), "locs")
+    close = pd.concat([uneven(x=x) for x in (1.0, 1.05, 1000.0)])
+    assert not hasattr(draw(close, own()).axes[0].xaxis.get_major_locator(), "locs")
+    assert axes.yaxis.get_major_formatter()(0.5, 0) == "0.5"
+    wide = draw(uneven(y=np.geomspace(1, 1e5, 15)), own()).axes[0]
+    assert wide.yaxis.get_major_formatter()(1000.0, 0) != "1000"
+
+
+def test_marks_lie_where_their_points_do():
+    figure = draw(uneven(), own())
+    FigureCanvasAgg(figure).draw()
+    (axes,) = figure.axes
+    for mark in figure.marks:
+        at = figure.transFigure.inverted().transform(axes.transData.transform((mark.x, mark.y)))
+        assert (mark.left, 1 - mark.top) == pytest.approx(tuple(at), abs=1e-4)
+
+
+def test_a_files_name_is_no_longer_than_a_file_system_takes():
+    name = file_name(own(name="誤" * 400), "x")
+    assert len(name.encode()) <= 200
+    assert set(name) == {"誤"}

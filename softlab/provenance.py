@@ -189,7 +189,7 @@ FLAGS: dict[str, Callable[[], object]] = {
 
 
 def _rounding(part: Any) -> object:
-    """How products of float32 are rounded: a flag of older torch, a word of newer, none for ieee."""
+    """How products of float32 are rounded: a flag of older torch, a word of newer ones."""
     word = getattr(part, "fp32_precision", None)
     return part.allow_tf32 if word is None else word.replace("none", "ieee")
 

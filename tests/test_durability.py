@@ -1,20 +1,24 @@
 """Finished rows survive whatever stops a run, and the message says what happened."""
 
+import contextlib
 import csv
+import errno
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace as replace_study
 from pathlib import Path
 
 import pytest
 from test_cli import call
 
 from softlab import locks
-from softlab.journal import FORMAT, Journal
+from softlab.journal import FORMAT, Journal, replace, rows_of
 from softlab.study import Study, run
 
 ROOT = Path(__file__).parents[1]
@@ -231,3 +235,215 @@ def test_a_narrowed_grid_runs_with_values_old_and_new(tmp_path):
         result = call("run", file, "--out", tmp_path, "--set", wrong)
         assert result.exit_code == 2
         assert said in result.stderr.replace("\n", " "), wrong
+
+
+def test_each_row_is_on_the_disk_before_the_next(tmp_path, monkeypatch):
+    seen = []
+    sync = os.fsync
+
+    def watched(handle):
+        sync(handle)
+        seen.append(os.fstat(handle))
+
+    monkeypatch.setattr(os, "fsync", watched)
+    path = tmp_path / "rows.jsonl"
+    journal = Journal(path, "d")
+    assert any(os.path.samestat(x, tmp_path.stat()) for x in seen), "the file's name"
+    for key in "abc":
+        seen.clear()
+        journal.append(key, {"y": 1})
+        assert [x.st_size for x in seen if os.path.samestat(x, path.stat())] == [
+            path.stat().st_size
+        ]
+    seen.clear()
+    replace(tmp_path / "table.csv", "x\n")
+    assert any(os.path.samestat(x, (tmp_path / "table.csv").stat()) for x in seen)
+    assert any(os.path.samestat(x, tmp_path.stat()) for x in seen)
+
+
+def test_no_changed_byte_of_a_journal_is_a_row(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    journal = Journal(path, "d")
+    for key, y in (("a", 1.25), ("b", "word"), ("c", None)):
+        journal.append(key, {"y": y, "status": "ok"})
+    journal.close()
+    right, text = rows_of(path, "d"), path.read_bytes()
+    start = text.index(b"\n") + 1  # the last two lines
+    for i in range(start, len(text)):
+        for new in (bytes([text[i] ^ 1]), b"", text[i : i + 1] * 2, b"\r", b"\n", b"\0", b"\xff"):
+            changed = text[:i] + new + text[i + 1 :]
+            path.write_bytes(changed)
+            found = {}
+            with contextlib.suppress(ValueError):  # refused, with the line's number
+                found = rows_of(path, "d")
+            assert found.items() <= right.items(), (i, new)
+    for end in range(len(text)):
+        path.write_bytes(text[:end])
+        assert rows_of(path, "d").items() <= right.items()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[" * 100_000 + b"]" * 100_000,
+        b'{"key": "a", "digest": "d", "format": "x", "row": {"y": 1}}',
+        b'{"key": ["a"], "digest": "d", "row": {"y": 1}}',
+        b'{"key": "a", "digest": "d", "row": {"y": {"z": 1}}}',
+        b'{"key": "a", "digest": "d", "row": [1]}',
+        b'{"key": "a", "digest": "d", "row": {"y": 1}, "format": true}',
+        b'{"key": "a", "digest": "d", "row": {"y": 1}, "format": 2}',
+        b'{"key": "a", "row": {"y": 1}}',
+        b"7",
+        b"\xff\xfe",
+    ],
+)
+def test_a_line_that_is_no_entry_is_named(tmp_path, line):
+    path = tmp_path / "rows.jsonl"
+    journal = Journal(path, "d")
+    journal.append("a", {"y": 1})
+    journal.close()
+    path.write_bytes(line + b"\n" + path.read_bytes())
+    with pytest.raises(ValueError, match=r"line 1 of .* is corrupt .*Delete that line"):
+        Journal(path, "d")
+
+
+def test_journals_without_sums_are_still_read(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"key": "a", "digest": "d", "row": {"y": 1.5}}\n')
+    assert Journal(path, "d").rows == {"a": {"y": 1.5}}
+
+
+def test_a_failed_case_of_another_shard_stays_and_is_tried_by_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAILS", "yes")
+
+    def fails(op, x, *, dtype, device):
+        if (op, x) == (1, 0) and os.environ["FAILS"]:
+            raise ArithmeticError("one")
+        return {"y": op}
+
+    study = replace_study(STUDY, measure=fails)
+    outcomes = [run(study, tmp_path, shard=(i, 3)) for i in (1, 2, 3)]
+    assert [x.failed for x in outcomes] == [1, 1, 1]
+    assert [x.share_failed for x in outcomes] == [1, 0, 0]
+    assert outcomes[-1].rows == outcomes[-1].cases == 12
+    meta = json.loads((tmp_path / "grid/meta.json").read_text())
+    assert (meta["rows"], meta["cases"], meta["failed"], meta["complete"]) == (12, 12, 1, True)
+    assert [row["status"] for row in table(tmp_path / "grid")].count("failed") == 1
+    monkeypatch.setenv("FAILS", "")
+    assert run(study, tmp_path, shard=(2, 3)).failed == 1, "another shard's to try again"
+    assert run(study, tmp_path, shard=(1, 3)).failed == 0
+
+
+def test_without_locks_a_run_says_so_and_cuts_nothing_off(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", none)
+    outcome = run(STUDY, tmp_path)
+    assert "Locks do not work in" in outcome.notes[0]
+    path = tmp_path / "full.jsonl"
+    mine, other = Journal(path, "d"), Journal(path, "d")
+    mine.append("a", {"y": 1})
+    other.append("b", {"y": 2})
+    write = os.write
+
+    def full(handle, data):
+        if len(data) > 20:
+            return write(handle, data[:20])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(OSError, match="No space"):
+            mine.append("c", {"y": 3})
+    other.append("e", {"y": 4})
+    mine.append("c", {"y": 3})
+    assert rows_of(path, "d") == {"a": {"y": 1}, "b": {"y": 2}, "e": {"y": 4}, "c": {"y": 3}}
+
+
+def test_a_folder_taken_away_is_written_anew_and_said(tmp_path):
+    def takes(op, x, *, dtype, device):
+        if (op, x) == (2, 0):
+            shutil.rmtree(tmp_path / "grid")
+        return {"y": op}
+
+    study = replace_study(STUDY, measure=takes)
+    outcome = run(study, tmp_path)
+    assert outcome.rows == 12
+    assert "was taken away meanwhile, and is written anew" in outcome.notes[-1]
+    kept = (tmp_path / "grid/rows.jsonl").read_text().splitlines()
+    assert len(kept) == 12
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_polite_end_leaves_a_table_that_says_how_far_it_came(tmp_path, name):
+    def ends(op, x, *, dtype, device):
+        if (op, x) == (2, 0):
+            os.kill(os.getpid(), getattr(signal, name))
+        return {"y": op}
+
+    before = signal.getsignal(getattr(signal, name))
+    with pytest.raises(KeyboardInterrupt):
+        run(replace_study(STUDY, measure=ends), tmp_path)
+    assert signal.getsignal(getattr(signal, name)) is before
+    meta = json.loads((tmp_path / "grid/meta.json").read_text())
+    assert (meta["rows"], meta["cases"], meta["complete"]) == (4, 12, False)
+    assert len(table(tmp_path / "grid")) == 4
+
+
+ENDS = """
+    import sys
+    from softlab.study import Study
+    def measure(x, *, dtype, device):
+        if x in WHICH:
+            sys.exit(3)
+        return {"y": x}
+    STUDY = Study("own", "Which?", {"x": range(3)}, measure)
+"""
+
+
+@pytest.mark.parametrize(("which", "code"), [([], 0), ([1], 1), ([0, 1, 2], 2)])
+def test_the_exit_code_says_whether_cases_failed(tmp_path, which, code):
+    file = tmp_path / "own.py"
+    file.write_text(textwrap.dedent(ENDS).replace("WHICH", repr(which)))
+    result = call("run", file, "--out", tmp_path / "out")
+    assert result.exit_code == code
+    rows = table(tmp_path / "out/own")
+    assert [row["error"][:13] for row in rows if row["error"]] == ["SystemExit: 3"] * len(which)
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "said"),
+    [
+        (OWN, ["--threads", "100000"], "threads is 100000; give an integer"),
+        (OWN, ["--workers", "100000"], "workers is 100000; give an integer"),
+        (OWN, ["--device", "meta"], "device 'meta' cannot be used here"),
+        (OWN, ["--device", "cpu:7"], "device 'cpu:7' cannot be used here"),
+        (OWN, ["--out", ""], "out is empty"),
+        ("import sys\nsys.exit(3)", [], "cannot be loaded: SystemExit: 3"),
+        (OWN.replace("{'x': range(3)}", "{}").replace('{"x": range(3)}', "{}"), [], "has no axes"),
+        (OWN.replace("measure)", "measure, keep=lambda x: 1 / x)"), [],
+         "keep raises ZeroDivisionError at x=0"),
+        (OWN.replace("range(3)", "[1, 2, 1]"), [], "axis 'x' has two equal values, 1 and 1"),
+        (OWN.replace("range(3)", "[1, True]"), [], "axis 'x' has two equal values, 1 and True"),
+        (OWN.replace("range(3)", "[__import__('threading').Lock()]"), [],
+         "axis 'x' has a value that cannot be known again"),
+        (OWN.replace("range(3)", "[10**400]"), [], "an integer of 1329 bits"),
+        (OWN.replace("range(3)", "'abc'"), [], "is the word 'abc': give a list of values"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_run_is_a_sentence(tmp_path, text, words, said):
+    file = tmp_path / "own.py"
+    file.write_text("".join(textwrap.dedent(text)))
+    result = call("run", file, "--out", tmp_path / "out", *words)
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_shard_without_cases_says_so(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(textwrap.dedent(OWN))
+    result = call("run", file, "--out", tmp_path / "out", "--shard", "9/9")
+    assert result.exit_code == 0, result.output + result.stderr
+    assert "none of the 3 cases falls to this shard" in result.stdout

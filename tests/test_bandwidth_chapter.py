@@ -79,6 +79,10 @@ def test_edges_beyond_the_grid_and_errors_that_rise_again():
         rows.loc[best, ["matrix_error", "rank_one_error"]] = [errors, ones]
         found = windows(rows).set_index(["setting", "source", "method"])
         assert found.loc[("softmax", "q", "best rank")].tolist() == [low, high, width]
+    rows.loc[best, "matrix_error"] = 0.05
+    rows.loc[best, "rank_one_error"] = 0.21 / rows["stretch"]
+    found = windows(rows).set_index(["setting", "source", "method"])
+    assert found.loc[("softmax", "q", "best rank")].tolist() == pytest.approx([0, 0.7, np.inf])
     rises = {0.5: 0.05, 1.0: 0.2, 2.0: 0.4, 4.0: 0.05}
     rows.loc[best, "matrix_error"] = rows["stretch"].map(rises)
     found = windows(rows).set_index(["setting", "source", "method"])

@@ -68,15 +68,18 @@ def in_turn(
     """Median and quartiles of the time of ``call`` over that of ``rival``, called in turn.
 
     What slows the machine down for a while slows both, where two medians would each meet another
-    load. ``repeats``: pairs of calls, 2 or more, after one of each to warm up. ``within``: makes
-    the context that ``call`` alone runs in and that is not timed. The clock is that of ``seconds``.
+    load. The rival is first in one pair and second in the next, as the second call of a pair finds
+    memory that the first has warmed. ``repeats``: pairs of calls, 2 or more, after one of each to
+    warm up. ``within``: makes the context that ``call`` alone runs in and that is not timed. The
+    clock is that of ``seconds``.
     """
     clock = _event_clock(device) if device.type == "cuda" else _wall_clock
     ratios: list[float] = []
-    for _ in range(max(2, repeats) + 1):
-        before = clock(rival)
+    for pair in range(max(2, repeats) + 1):
+        before = clock(rival) if pair % 2 == 0 else 0.0
         with within():
-            ratios.append(clock(call) / before)
+            taken = clock(call)
+        ratios.append(taken / (before or clock(rival)))
     q1, median, q3 = statistics.quantiles(ratios[1:], n=4, method="inclusive")
     return {"time": median, "time_q1": q1, "time_q3": q3}
 

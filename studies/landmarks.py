@@ -32,7 +32,7 @@ from softlab.inputs import (
     Tied,
     recorded_names,
 )
-from softlab.instruments import seconds
+from softlab.instruments import Numbers, in_turn
 from softlab.journal import Row
 from softlab.landmarks import (
     FarthestPoint,
@@ -130,14 +130,11 @@ def rank_of(setting: str, allowance: float, selector: str, dims: Dims) -> int:
 @cache
 def timed(
     setting: str, rank: int, selector: str, dims: Dims, dtype: torch.dtype, device: torch.device
-) -> float:
+) -> Numbers:
     """Time of a call over that of its target, of sizes alone: on normal tokens, once a size."""
     q, k, v = Normal(dims.n, dims.d)(0, dtype=dtype, device=device)
     op = operator(setting, rank, selector, 0, dims.d)
-    # One after the other, so that other work on the machine disturbs both alike.
-    own = seconds(lambda: op(q, k, v), device, budget=0.02, repeats=3)
-    exact = seconds(lambda: op.target(q, k, v), device, budget=0.02, repeats=3)
-    return float(own["seconds_q1"] / exact["seconds_q1"])
+    return in_turn(lambda: op(q, k, v), lambda: op.target(q, k, v), device, repeats=8)
 
 
 def measure(
@@ -177,7 +174,7 @@ def measure(
     row |= {
         "op": repr(op),
         "share": work(op, dims) / work(op.target, dims),
-        "time": timed(setting.removeprefix("wide "), rank, selector, dims, dtype, device),
+        **timed(setting.removeprefix("wide "), rank, selector, dims, dtype, device),
         "uniform_error": reference.uniform_error,
         "output_error": measures.relative(out - reference.output, reference.output),
         "matrix_error": measures.relative(matrix - exact, exact),
@@ -247,7 +244,7 @@ STUDY = Study(
         "allowance": [16, 64, 1 / 4],
     },
     measure=measure,
-    timed=("time",),
+    timed=("time", "time_q1", "time_q3"),
     keep=keep,
     chapter="landmarks",
     figures=(

@@ -88,6 +88,12 @@ def truth(
     )
 
 
+def knob(op: Operator) -> int | None:
+    """The rank, features, keys or window, which is 64 of all but the headline; None for none."""
+    found = (getattr(op, name, None) for name in ("rank", "features", "window"))
+    return next((x for x in found if x is not None), None)
+
+
 def measure(input: str, n: int, op: Operator, *, dtype: torch.dtype, device: torch.device) -> Row:
     """The sampled error and its interval, the error itself where it can be had, time and memory."""
     target: Any = op.target
@@ -98,6 +104,7 @@ def measure(input: str, n: int, op: Operator, *, dtype: torch.dtype, device: tor
     row: Row = {
         "method": "Uniform" if isinstance(op, Uniform) else repr(op),
         "target": type(op.target).__name__,
+        "knob": knob(op),
         "rows": len(rows.at),
         "error": error.value,
         "low": error.low,

@@ -2,12 +2,16 @@
 
 import contextlib
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
 
 from softlab import instruments
+from softlab.core import Dims
 from softlab.instruments import PRODUCTS, SUMS, accumulation, in_turn, peak_memory, seconds
+from softlab.operators import Local
+from softlab.study_file import load
 
 HALF = [torch.bfloat16, torch.float16]
 
@@ -151,4 +155,26 @@ def test_a_ratio_of_times_is_of_calls_in_turn(monkeypatch):
     monkeypatch.setattr(instruments, "_wall_clock", clock)
     found = in_turn("call", "rival", torch.device("cpu"), repeats=4, within=within)
     assert found == {"time": 1.375, "time_q1": 1.1875, "time_q3": 1.75}  # of 1, 1.25, 1.5 and 2.5
-    assert seen == [("rival", False), ("call", True)] * 5
+    pair = ("rival", False), ("call", True)
+    assert seen == [*pair, *reversed(pair)] * 2 + [*pair]
+
+
+def test_every_ratio_of_times_in_the_studies_is_of_calls_in_turn(monkeypatch):
+    """A machine that gets slower call by call: of two medians the ratio would be another."""
+    cpu, dims, tired = torch.device("cpu"), Dims(1, 64, 64, 32, 32), itertools.count(100)
+
+    def clock(call):
+        call()
+        return float(next(tired))
+
+    monkeypatch.setattr(instruments, "_wall_clock", clock)
+    folder = Path(__file__).parent.parent / "studies"
+    names = "frontier", "growth", "landmarks"
+    frontier, growth, landmarks = (load(folder / f"{name}.py") for name in names)
+    found = [
+        frontier.paid("Performer", 0.5, dims, torch.float32, cpu),
+        landmarks.timed("softmax", 16, "strided", dims, torch.float32, cpu),
+        growth.measure(Local(64), 1024, dtype=torch.float32, device=cpu),
+    ]
+    for row in found:
+        assert 0.98 < row["time_q1"] < row["time"] < row["time_q3"] < 1.02

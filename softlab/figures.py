@@ -185,24 +185,7 @@ def draw(table: pd.DataFrame, lines: Lines, page: Word = "") -> Drawing:
     Raises ``ValueError`` for a column that the table lacks, a page without rows, and more groups
     than can be told apart.
     """
-    rows = _rows(table, lines)
-    of_page = _is(rows[lines.page], page) if lines.page else pd.Series(data=True, index=rows.index)
-    if not of_page.any():
-        msg = f"the table has no finished row with {lines.page} = {page!r}; nothing to draw."
-        raise ValueError(msg)
-    rows = rows.assign(
-        **{GROUP: _labels(table, rows, lines.group), PANEL: _labels(table, rows, lines.panel)}
-    )
-    many = len(_groups(rows, lines)) > len(METHODS)
-    named = {} if lines.legend == "panel" else _looks(rows[of_page] if many else rows, lines)
-    unpaged = 0
-    if lines.page and not _of_case(table, lines.page):
-        unpaged = int(rows[lines.page].isna().sum())
-    rows = rows[of_page]
-    looks = {group: look for group, look in named.items() if group in set(rows[GROUP])}
-    rows = rows.assign(**{WHY: _why_not(rows, lines)})
-    numeric = {lines.x, lines.y, lines.expected, *lines.guides} - {""}
-    rows = rows.assign(**{column: as_numbers(rows[column]) for column in numeric})
+    rows, looks, unpaged = _page(table, lines, page)
     panels = list(rows[PANEL].dropna().unique())
     labels = [*looks, *lines.references]
     labels += [*filter(None, [lines.exact]), *lines.guides.values()]
@@ -280,6 +263,30 @@ def save(figure: Figure, path: Path) -> None:
 
 
 EXPECTED: Any = {"linestyle": (0, (2.5, 1.5)), "lw": 0.7, "marker": ""}
+
+
+def _page(
+    table: pd.DataFrame, lines: Lines, page: Word
+) -> tuple[pd.DataFrame, dict[str, Look], int]:
+    """The labelled rows of the page, the looks of its lines, and how many rows have no page."""
+    rows = _rows(table, lines)
+    of_page = _is(rows[lines.page], page) if lines.page else pd.Series(data=True, index=rows.index)
+    if not of_page.any():
+        msg = f"the table has no finished row with {lines.page} = {page!r}; nothing to draw."
+        raise ValueError(msg)
+    rows = rows.assign(
+        **{GROUP: _labels(table, rows, lines.group), PANEL: _labels(table, rows, lines.panel)}
+    )
+    many = len(_groups(rows, lines)) > len(METHODS)
+    named = {} if lines.legend == "panel" else _looks(rows[of_page] if many else rows, lines)
+    unpaged = 0
+    if lines.page and not _of_case(table, lines.page):
+        unpaged = int(rows[lines.page].isna().sum())
+    rows = rows[of_page]
+    looks = {group: look for group, look in named.items() if group in set(rows[GROUP])}
+    rows = rows.assign(**{WHY: _why_not(rows, lines)})
+    numeric = {lines.x, lines.y, lines.expected, *lines.guides} - {""}
+    return rows.assign(**{x: as_numbers(rows[x]) for x in numeric}), looks, unpaged
 
 
 def _rows(table: pd.DataFrame, lines: Lines) -> pd.DataFrame:

@@ -59,7 +59,7 @@ def report(folder: Path | str = "reports", tell: Tell = lambda _: None) -> Path:
     data = {
         "title": studies[0]["title"] if len(studies) == 1 else "Approximations of attention",
         "origin": ", ".join(study["name"] for study in studies),
-        "refused": refused,
+        "refused": [sentence.replace(f"{folder}/", "") for sentence in refused],
         "studies": studies,
         "environment": runs.environments([one[1:] for one in tables]),
     }

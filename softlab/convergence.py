@@ -144,7 +144,7 @@ def trace(
                     float(step * solver.traits.products),
                 ]
             )
-    columns = torch.tensor(measured, dtype=F64).unbind(-1)
+    columns = torch.tensor(measured, dtype=F64, device="cpu").unbind(-1)
     return Trace(a.dtype, len(a), rank, _condition(s), *columns)
 
 
@@ -204,7 +204,7 @@ def onset_and_growth(trace: Trace) -> Growth | None:
         for before, after in itertools.pairwise(error[calm + 1 :])
         if before > RESOLVED * floor and before > 0 and after < 1
     ]
-    factor = float(torch.tensor(ratios, dtype=F64).quantile(0.5)) if ratios else None
+    factor = float(torch.tensor(ratios, dtype=F64, device="cpu").quantile(0.5)) if ratios else None
     return Growth(calm + 1, factor)
 
 
@@ -308,7 +308,7 @@ def cutoff(solver: Solver, a: Tensor, steps: int | None = None) -> float | None:
     # At the lower end alpha s^2 is below the rounding of 1, so phi is 0 there.
     low, high = 1e-12, 1.0
     for _ in range(3):  # a thousand parts each: the filter need not be monotone
-        grid = torch.logspace(math.log10(low), math.log10(high), 1024, dtype=F64)
+        grid = torch.logspace(math.log10(low), math.log10(high), 1024, dtype=F64, device=a.device)
         left_out = (filter_factors(solver, a, steps, at=grid * top) < 0.5).nonzero()
         if not len(left_out):
             return low

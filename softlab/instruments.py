@@ -10,11 +10,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+R = TypeVar("R")
 Numbers = dict[str, float | int | bool]
 
 WIDER = {
@@ -82,6 +84,19 @@ def in_turn(
         ratios.append(taken / (before or clock(rival)))
     q1, median, q3 = statistics.quantiles(ratios[1:], n=4, method="inclusive")
     return {"time": median, "time_q1": q1, "time_q3": q3}
+
+
+def once(call: Callable[[], R], device: torch.device) -> tuple[R, float]:
+    """What a single ``call`` returns, and its seconds until the device has done all that it asks.
+
+    For what is too long to repeat: no warm-up, so a first use of the device is in it.
+    """
+    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda _: None)
+    wait(device)
+    start = time.perf_counter()
+    found = call()
+    wait(device)
+    return found, time.perf_counter() - start
 
 
 def _wall_clock(call: Callable[[], object]) -> float:

@@ -220,6 +220,16 @@ def sensible(name: str, count: int) -> None:
         raise ValueError(msg)
 
 
+def cpu_alone(device: torch.device) -> None:
+    """Raise ``ValueError`` for another device, where a study runs on the CPU whatever is asked."""
+    if device.type != "cpu":
+        msg = (
+            f"this study runs on the CPU alone, and its rows would be named after {device}. Run it "
+            "with --device cpu."
+        )
+        raise ValueError(msg)
+
+
 @contextlib.contextmanager
 def threads(count: int | None) -> Iterator[None]:
     """Let torch use ``count`` threads inside the block, and NumPy's library no more than torch.

@@ -46,6 +46,7 @@ from softlab.perturbation import (
     sizes,
     without_attention,
 )
+from softlab.provenance import cpu_alone
 from softlab.study import Study
 
 KNOBS = (16, 64)
@@ -154,7 +155,8 @@ def measure(
     model: str, method: str, knob: int, part: str, *, dtype: torch.dtype, device: torch.device
 ) -> Row:
     """The change of output and task, beside the means of the layers' cheap numbers."""
-    del dtype, device  # the models are what they are: float32, on the CPU
+    cpu_alone(device)
+    del dtype  # the models are what they are: float32, on the CPU
     tested, op = under_test(model), operator(method, knob)
     layers = layers_of(tested, method, knob, part)
     row: Row = {
@@ -194,7 +196,8 @@ def measure_depth(
     model: str, method: str, layer: int, *, dtype: torch.dtype, device: torch.device
 ) -> Row:
     """One layer's own error, and how far what it gives has moved."""
-    del dtype, device
+    cpu_alone(device)
+    del dtype
     found = followed(model, method).layers[layer]
     return {
         "name": found.name,
@@ -217,6 +220,7 @@ def measure_cost(
     model: str, length: str, method: str, *, dtype: torch.dtype, device: torch.device
 ) -> Row:
     """A run of the whole model: work, time and peak memory over those of the model as it is."""
+    cpu_alone(device)
     del dtype
     tokens = TOKENS[model][LENGTHS.index(length)]
     tested, op = under_test(model, tokens), operator(method, MIDDLE)

@@ -8,7 +8,6 @@ noise; averages of the keys have a limit.
 
 from __future__ import annotations
 
-import time
 from functools import lru_cache
 from typing import Any
 
@@ -19,7 +18,7 @@ from softlab.core import Operator
 from softlab.estimators import ExactRows, output_error
 from softlab.figures import Lines
 from softlab.inputs import QKV, Decaying, Input, Normal, Smooth
-from softlab.instruments import peak_memory, seconds
+from softlab.instruments import once, peak_memory, seconds
 from softlab.journal import Row
 from softlab.operators import (
     ColumnSample,
@@ -78,9 +77,7 @@ def truth(
     """The sampled rows, the seconds that they took, and the whole output where it is affordable."""
     qkv = drawn(input, n, target != Softmax(), dtype, device)
     rows = ExactRows(target, *qkv, rows=min(ROWS, n // 2))
-    start = time.perf_counter()
-    found = rows.output
-    taken = time.perf_counter() - start
+    found, taken = once(lambda: rows.output, device)
     return (
         rows,
         taken * n / len(found),
@@ -99,8 +96,7 @@ def measure(input: str, n: int, op: Operator, *, dtype: torch.dtype, device: tor
     target: Any = op.target
     rows, whole, output = truth(target, input, n, dtype, device)
     qkv = drawn(input, n, op.target != Softmax(), dtype, device)
-    start = time.perf_counter()
-    error = output_error(op, *qkv, rows)
+    error, taken = once(lambda: output_error(op, *qkv, rows), device)
     row: Row = {
         "method": "Uniform" if isinstance(op, Uniform) else repr(op),
         "target": type(op.target).__name__,
@@ -109,7 +105,7 @@ def measure(input: str, n: int, op: Operator, *, dtype: torch.dtype, device: tor
         "error": error.value,
         "low": error.low,
         "high": error.high,
-        "error_seconds": time.perf_counter() - start,
+        "error_seconds": taken,
         "target_seconds": whole,
     }
     if output is not None:

@@ -27,6 +27,7 @@ from softlab.core import Stream, Traits
 from softlab.journal import Row
 from softlab.laws.subjects import Plain
 from softlab.operators import Softmax
+from softlab.provenance import cpu_alone
 from softlab.study import Study
 
 EXAMPLES = 3
@@ -271,7 +272,8 @@ def keep(peer: Peer, law: str) -> bool:
 
 def measure(peer: Peer, law: str, *, dtype: torch.dtype, device: torch.device) -> Row:
     """What becomes of the law, whether the package claims it, and the counterexample."""
-    del dtype, device
+    cpu_alone(device)
+    del dtype
     subject = peer.build()
     (asked,) = (one for one in laws.OPERATOR_LAWS if one.name == law)
     found = laws.outcome(subject, asked, seeds=range(EXAMPLES), seconds=150.0, name=subject.name)

@@ -35,6 +35,7 @@ from softlab.operators import (
     TopK,
 )
 from softlab.perturbation import change
+from softlab.provenance import cpu_alone
 from softlab.study import Study
 
 FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -119,7 +120,8 @@ def measure(
     model: str, op: Any, precision: str, *, dtype: torch.dtype, device: torch.device
 ) -> Row:
     """The change against the model as it is, and against the operator in float32."""
-    del dtype, device  # the model is in float32, on the CPU
+    cpu_alone(device)
+    del dtype  # the model is in float32, on the CPU
     numbers, out, refused = moved(model, op, precision)
     whole, wide, _ = moved(model, op, "float32")
     own = math.inf

@@ -448,6 +448,14 @@ def test_degrees_of_freedom_grow_to_the_rank(solver):
         assert freedom[-1] == pytest.approx(rank, abs=1e-9)
 
 
+def test_a_cutoff_is_looked_for_on_the_device_of_the_matrix():
+    a = torch.diag(torch.tensor([1.0, 0.3, 0.01], dtype=F64))
+    solver = Chebyshev(8)
+    wanted = convergence.cutoff(solver, a)
+    with torch.device("meta"):  # stands for any other device
+        assert convergence.cutoff(solver, a) == wanted
+
+
 def test_a_cutoff_that_is_not_there_is_none():
     a = Geometric(16, 10.0)(0)
     assert convergence.cutoff(NewtonRaphson(5, NormProduct(1e-6)), a, 2) is None

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from softlab import instruments
 from softlab.core import Dims
-from softlab.instruments import PRODUCTS, SUMS, accumulation, in_turn, peak_memory, seconds
+from softlab.instruments import PRODUCTS, SUMS, accumulation, in_turn, once, peak_memory, seconds
 from softlab.operators import Local
 from softlab.study_file import load
 
@@ -178,3 +179,14 @@ def test_every_ratio_of_times_in_the_studies_is_of_calls_in_turn(monkeypatch):
     ]
     for row in found:
         assert 0.98 < row["time_q1"] < row["time"] < row["time_q3"] < 1.02
+
+
+def test_a_single_call_is_timed_until_the_device_is_done(monkeypatch):
+    waits = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: waits.append(time.sleep(0.02)))
+    found, taken = once(lambda: len(waits), torch.device("cuda"))
+    assert found == 1  # what ran before is done
+    assert len(waits) == 2
+    assert taken >= 0.02
+    assert once(lambda: "an answer", torch.device("cpu"))[0] == "an answer"
+    assert len(waits) == 2

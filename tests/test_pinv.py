@@ -213,3 +213,21 @@ FIELDS += [
 def test_bad_fields_are_refused_at_construction(build, error, message):
     with pytest.raises(error, match=re.escape(message)):
         build()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own use
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+def test_the_forward_derivative_is_that_of_the_backward_pass_or_refused(solver):
+    a, along, against = with_spectrum(1, 0.5, 0.2), normal(3, 3), normal(3, 3, seed=1)
+
+    def inverse(x):
+        return solver((x + x.mT) / 2)
+
+    leaf = a.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad((inverse(leaf) * against).sum(), leaf)
+    if isinstance(solver, (ImplicitGradient, GolubPereyra)):
+        with pytest.raises(RuntimeError):
+            torch.func.jvp(inverse, (a,), (along,))
+        return
+    _, found = torch.func.jvp(inverse, (a,), (along,))
+    torch.testing.assert_close((found * against).sum(), (wanted * along).sum())

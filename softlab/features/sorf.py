@@ -38,7 +38,7 @@ class SORF:
         width = 1 << (d - 1).bit_length()
         blocks = -(-m // width)
         drawn = Stream(self.seed, "features.SORF").signs(3, blocks, 1, width)
-        rows = torch.eye(width, dtype=torch.float64).expand(blocks, width, width)
+        rows = torch.eye(width, dtype=torch.float64, device="cpu").expand(blocks, width, width)
         for signs in drawn.unbind():  # e_i H D_1 H D_2 H D_3, row by row
             rows = _hadamard(rows) * signs
         stacked: Tensor = math.sqrt(width) * rows.reshape(blocks * width, width)

@@ -116,7 +116,7 @@ class Decaying:
     @property
     def singular_values(self) -> Tensor:
         """The singular values of q and of k, (min(n, d),), float64, descending."""
-        j = torch.arange(1, min(self.n, self.d) + 1, dtype=torch.float64)
+        j = torch.arange(1, min(self.n, self.d) + 1, dtype=torch.float64, device="cpu")
         s = torch.exp(-self.rate * (j - 1)) if self.kind == "geometric" else j**-self.rate
         return s * (self.scale * math.sqrt(self.n * self.d) / float(s.norm()))
 

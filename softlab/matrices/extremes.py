@@ -38,14 +38,14 @@ class Flat:
     @property
     def singular_values(self) -> Tensor:
         """Ones, (m,), float64."""
-        return torch.ones(self.m, dtype=F64)
+        return torch.ones(self.m, dtype=F64, device="cpu")
 
     def __call__(
         self, seed: int = 0, *, dtype: torch.dtype = F64, device: torch.device | str = "cpu"
     ) -> Tensor:
         """Draw U V^T of this seed, or return the identity."""
         rng = Stream(seed, "matrices.Flat")
-        identity = torch.eye(self.m, dtype=F64)
+        identity = torch.eye(self.m, dtype=F64, device="cpu")
         # Q Q^T is the identity up to rounding; here it is the identity.
         a = identity if self.symmetric else formed(haar(self.m, rng), self.singular_values, rng)
         return delivered(a, dtype, device)
@@ -72,7 +72,7 @@ class Ones:
     @property
     def singular_values(self) -> Tensor:
         """One m and zeros, (m,), float64."""
-        s = torch.zeros(self.m, dtype=F64)
+        s = torch.zeros(self.m, dtype=F64, device="cpu")
         s[0] = self.m
         return s
 
@@ -81,7 +81,7 @@ class Ones:
     ) -> Tensor:
         """Return the matrix; the seed changes nothing."""
         Stream(seed, "matrices.Ones")  # refuses what is no seed
-        return delivered(torch.ones(self.m, self.m, dtype=F64), dtype, device)
+        return delivered(torch.ones(self.m, self.m, dtype=F64, device="cpu"), dtype, device)
 
 
 @value
@@ -113,9 +113,11 @@ class Spiked:
     @property
     def singular_values(self) -> Tensor:
         """``spikes`` ones, then from min(1, 2/condition) to 1/condition, (m,), float64."""
-        s, bulk = torch.ones(self.m, dtype=F64), self.m - self.spikes
+        s, bulk = torch.ones(self.m, dtype=F64, device="cpu"), self.m - self.spikes
         top = min(self.condition, 2.0)
-        s[self.spikes :] = top ** torch.linspace(1, 0, bulk, dtype=F64) / self.condition
+        s[self.spikes :] = (
+            top ** torch.linspace(1, 0, bulk, dtype=F64, device="cpu") / self.condition
+        )
         s[-1] = 1 / self.condition  # also where the bulk is one value
         return s
 
@@ -125,7 +127,7 @@ class Spiked:
         """Draw the matrix of this seed."""
         rng = Stream(seed, "matrices.Spiked")
         place = rng.permutation(self.m)
-        left = torch.eye(self.m, dtype=F64)
+        left = torch.eye(self.m, dtype=F64, device="cpu")
         if self.spikes < self.m:
             left[self.spikes :, self.spikes :] = haar(self.m - self.spikes, rng)
         left = left[place]

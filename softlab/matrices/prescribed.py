@@ -45,7 +45,7 @@ class Geometric:
     @property
     def singular_values(self) -> Tensor:
         """From 1 to 1/condition, (m,), float64."""
-        return self.condition ** -torch.linspace(0, 1, self.m, dtype=F64)
+        return self.condition ** -torch.linspace(0, 1, self.m, dtype=F64, device="cpu")
 
     def __call__(
         self, seed: int = 0, *, dtype: torch.dtype = F64, device: torch.device | str = "cpu"
@@ -68,7 +68,7 @@ class Polynomial:
     @property
     def singular_values(self) -> Tensor:
         """From 1 to 1/condition, (m,), float64."""
-        log = torch.arange(1, self.m + 1, dtype=F64).log()
+        log = torch.arange(1, self.m + 1, dtype=F64, device="cpu").log()
         return self.condition ** -(log / log[-1].clamp_min(math.log(2)))
 
     def __call__(
@@ -103,7 +103,7 @@ class Step:
     @property
     def singular_values(self) -> Tensor:
         """The m - small ones and ``small`` times 1/condition, (m,), float64."""
-        s = torch.ones(self.m, dtype=F64)
+        s = torch.ones(self.m, dtype=F64, device="cpu")
         s[self.m - self._small :] = 1 / self.condition
         return s
 
@@ -149,8 +149,8 @@ class Clusters:
     def singular_values(self) -> Tensor:
         """From 1 to 1/condition, (m,), float64."""
         width = math.log1p(self.width) / math.log(self.condition)
-        groups = torch.arange(self.m).tensor_split(self.clusters)
-        centre = torch.linspace(0, 1, self.clusters, dtype=F64)
+        groups = torch.arange(self.m, device="cpu").tensor_split(self.clusters)
+        centre = torch.linspace(0, 1, self.clusters, dtype=F64, device="cpu")
         t = torch.cat([c + width * _centred(len(g)) for c, g in zip(centre, groups, strict=True)])
         return self.condition ** -((t - t[0]) / (t[-1] - t[0]))
 
@@ -182,8 +182,8 @@ class LowRank:
     @property
     def singular_values(self) -> Tensor:
         """``rank`` values from 1 to 1/condition, then zeros, (m,), float64."""
-        s = torch.zeros(self.m, dtype=F64)
-        s[: self.rank] = self.condition ** -torch.linspace(0, 1, self.rank, dtype=F64)
+        s = torch.zeros(self.m, dtype=F64, device="cpu")
+        s[: self.rank] = self.condition ** -torch.linspace(0, 1, self.rank, dtype=F64, device="cpu")
         return s
 
     def __call__(
@@ -201,4 +201,8 @@ def _drawn(family: KnownSpectrum, seed: int) -> Tensor:
 
 def _centred(k: int) -> Tensor:
     """Equidistant numbers, k of them, from -1/2 to 1/2; 0 for k = 1."""
-    return torch.linspace(-0.5, 0.5, k, dtype=F64) if k > 1 else torch.zeros(1, dtype=F64)
+    return (
+        torch.linspace(-0.5, 0.5, k, dtype=F64, device="cpu")
+        if k > 1
+        else torch.zeros(1, dtype=F64, device="cpu")
+    )

@@ -77,7 +77,7 @@ class BigBird:
 
     def cost(self, dims: Dims) -> Cost:
         """2 (d + e) for each kept entry, at the drawn keys."""
-        keys = torch.tensor([[dims.l]])
+        keys = torch.tensor([[dims.l]], device="cpu")
         at = centres(dims.n, keys)
         sizes = support_sizes(*self._interval(at, keys), self._others(dims.n, keys), self.block)
         kept = int(torch.where(at < self.globals, dims.l, sizes).sum()) * dims.batch

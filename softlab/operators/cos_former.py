@@ -63,8 +63,9 @@ class CosFormer:
     def kernel_matrix(self, q: Tensor, k: Tensor) -> Tensor:
         """Return A, (..., n, l): the quadratic form, dense."""
         n, l = q.shape[-2], k.shape[-2]  # noqa: E741
-        apart = torch.arange(n)[:, None] - torch.arange(l)
-        decay = (math.pi / 2 / max(n, l) * apart.to(q.device, torch.float64)).cos()
+        i, j = (torch.arange(x, device=q.device) for x in (n, l))
+        apart = i[:, None] - j
+        decay = (math.pi / 2 / max(n, l) * apart.double()).cos()
         scores = widened(q).relu() @ widened(k).relu().mT
         return (scores * decay.to(scores.dtype)).to(q.dtype)
 

@@ -137,13 +137,13 @@ class HyperAttention:
         of_queries, real = parts(bounds(n, count))
         cuts = bounds(l, count)
         inside, there = parts(cuts)
-        logs = torch.zeros(inside.shape, dtype=torch.float64).masked_fill(~there, -math.inf)
+        logs = torch.zeros_like(inside, dtype=torch.float64).masked_fill(~there, -math.inf)
         sizes = [end - first for first, end in pairwise(cuts)]
         # Sizes differ by one at most: two draws, the shorter filled up.
         drawn = {size: self.offsets(l - size) for size in set(sizes)}
         width = max(len(of) for of in drawn.values())
-        sample = torch.zeros(count, width, dtype=torch.long)
-        sample_logs = torch.full((count, width), -math.inf, dtype=torch.float64)
+        sample = torch.zeros(count, width, dtype=torch.long, device="cpu")
+        sample_logs = torch.full_like(sample, -math.inf, dtype=torch.float64)
         for i, size in enumerate(sizes):
             m = len(drawn[size])
             sample[i, :m] = (cuts[i + 1] + drawn[size]) % l

@@ -77,7 +77,7 @@ class Local:
 
     def cost(self, dims: Dims) -> Cost:
         """2 (d + e) for each kept entry: n (2 window + 1 + sinks) of them, less at the ends."""
-        keys = torch.tensor([[dims.l]])
+        keys = torch.tensor([[dims.l]], device="cpu")
         at = centres(dims.n, keys)
         low, high = self._interval(at, keys)
         sizes = support_sizes(low, high, self._sinks(keys), dims.n, self._visible(at))

@@ -99,7 +99,10 @@ class Scatterbrain:
 
     def support(self, n: int, l: int) -> Tensor:  # noqa: E741
         """Which keys are in B_i, (n, l)."""
-        at, line = centres(n, torch.tensor([l])).unsqueeze(-1), torch.arange(l)
+        at, line = (
+            centres(n, torch.tensor([l], device="cpu")).unsqueeze(-1),
+            torch.arange(l, device="cpu"),
+        )
         near = ((at - line).abs() <= self.window) | (line < self.sinks)
         return near & (line <= at) if self.causal else near
 

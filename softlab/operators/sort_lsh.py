@@ -66,8 +66,9 @@ def parts(of: list[int]) -> tuple[Tensor, Tensor]:
 
     They are 0 behind the end of a short part.
     """
-    first, end = torch.tensor(of[:-1]), torch.tensor(of[1:])
-    at = first[:, None] + torch.arange(int((end - first).max()))
+    edges = torch.tensor(of, device="cpu")
+    first, end = edges[:-1], edges[1:]
+    at = first[:, None] + torch.arange(int((end - first).max()), device="cpu")
     real = at < end[:, None]
     return at.where(real, 0), real
 

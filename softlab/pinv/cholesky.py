@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, own_precision, value
+from softlab.core import Cost, own_precision, transformed, value
 from softlab.pinv.judge import judge
 from softlab.pinv.solver import PinvResult, SolverTraits, admit, deliver, working
 
@@ -48,7 +48,9 @@ class Cholesky:
         sound = a.isfinite().all(-1).all(-1)[..., None, None]
         factor, info = torch.linalg.cholesky_ex(torch.where(sound, a + shift * eye, eye))
         sound = sound & (info == 0)[..., None, None]
-        x = torch.cholesky_inverse(torch.where(sound, factor, eye))
+        factor = torch.where(sound, factor, eye)
+        # In forward mode torch's derivative of ``cholesky_inverse`` is wrong.
+        x = torch.cholesky_solve(eye, factor) if transformed() else torch.cholesky_inverse(factor)
         yield torch.where(sound, x, torch.nan)
 
     @own_precision

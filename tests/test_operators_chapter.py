@@ -190,16 +190,12 @@ def test_what_is_absent_is_left_out():
     assert "in the median over 8 inputs," in " ".join(findings(rows.drop(columns="real")))
     better = rows.assign(skill=0.1)
     assert "trivial" not in " ".join(findings(better))
-    for column in (
-        "method",
-        "target",
-        "source",
-        "op.rank",
-        "output_error",
-        "uniform_error",
-        "skill",
-    ):
+    for column in ("method", "target", "source", "output_error", "uniform_error", "skill"):
         assert findings(rows.drop(columns=column)) == []
+    (said,) = findings(rows.drop(columns="op.rank").query("method == 'Low'"))
+    assert said.startswith(
+        "Low has no rank. Against softmax attention its relative output error is"
+    )
 
 
 def test_each_target_has_its_own_paragraph_and_its_own_exact_operator():

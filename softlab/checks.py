@@ -14,7 +14,13 @@ FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def admit(
-    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, *, zeroed: bool = True
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_mask: Tensor | None = None,
+    *,
+    zeroed: bool = True,
+    nothing: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Check the tensors of one operator call and broadcast their leading dimensions.
 
@@ -25,14 +31,16 @@ def admit(
     Returns q, k, v and the mask (or None) with equal leading dimensions. Masked keys and values
     come back as zeros, so whatever padding held, NaN included, cannot reach the output. An operator
     in which masked keys weigh nothing, whatever number they hold, spares the copies by
-    ``zeroed=False``: they are zeros only where what they held would not be admitted.
+    ``zeroed=False``: they are zeros only where what they held would not be admitted. One that
+    answers where there is ``nothing`` to attend to takes no queries, no keys, no matrices, and a
+    mask that leaves no key.
 
     Raises ``TypeError`` for what is not a floating tensor, a mask that is not boolean, and mixed
     dtypes; ``ValueError`` for shapes, devices, empty axes, NaN or inf, and a fully masked row.
     """
     tensors = {"q": q, "k": k, "v": v}
     for name, x in tensors.items():
-        _floating_matrix(name, x)
+        _floating_matrix(name, x, nothing=nothing)
     if not q.dtype == k.dtype == v.dtype:
         got = ", ".join(f"{name}: {x.dtype}" for name, x in tensors.items())
         msg = f"q, k and v must share one dtype, got {got}. Convert them with .to(dtype)."
@@ -56,10 +64,10 @@ def admit(
     tied = k is q
     q, k, v = aligned(q=q, k=k, v=v)
     if key_mask is not None:
-        key_mask = admit_mask(key_mask, k)
+        key_mask = admit_mask(key_mask, k, nothing=nothing)
         if not zeroed:
             try:
-                return *admit(q, k, v)[:3], key_mask
+                return *admit(q, k, v, nothing=nothing)[:3], key_mask
             except ValueError:
                 pass  # perhaps for what is masked
         k, v = (torch.where(key_mask.unsqueeze(-1), x, 0) for x in (k, v))
@@ -71,11 +79,13 @@ def admit(
     return q, k, v, key_mask
 
 
-def admit_mask(mask: object, x: Tensor, name: str = "key_mask", token: str = "key") -> Tensor:
+def admit_mask(
+    mask: object, x: Tensor, name: str = "key_mask", token: str = "key", *, nothing: bool = False
+) -> Tensor:
     """Check a boolean mask over the rows of ``x`` (..., l, d) and expand it to (..., l).
 
-    Raises ``TypeError`` unless it is a boolean tensor, ``ValueError`` for its shape or device and
-    where it leaves no row of a matrix.
+    Raises ``TypeError`` unless it is a boolean tensor, ``ValueError`` for its shape or device and,
+    unless ``nothing`` is admitted, where it leaves no row of a matrix.
     """
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
@@ -93,11 +103,13 @@ def admit_mask(mask: object, x: Tensor, name: str = "key_mask", token: str = "ke
             f"{tuple(mask.shape)}. For a (batch, {token}s) mask over heads use mask[:, None, :]."
         )
         raise ValueError(msg) from None
-    if not bool(mask.any(-1).all()):
-        empty = int((~mask.any(-1)).sum())
+    if not nothing and not bool(mask.any(-1).all()):
+        empty = (~mask.any(-1)).nonzero().tolist()
+        at = f" (the first at index {tuple(empty[0])})" if empty[0] else ""
         msg = (
-            f"{name} leaves no {token} in {empty} of {max(1, shape[:-1].numel())} matrices; "
-            f"attention over nothing is undefined. Drop those samples or keep one {token}."
+            f"{name} leaves no {token} in {len(empty)} of {max(1, shape[:-1].numel())} matrices"
+            f"{at}; attention over nothing is undefined. Drop those samples or keep one {token}: "
+            "of the operators Softmax and GaussianAttention alone answer them, by zeros."
         )
         raise ValueError(msg)
     return mask
@@ -109,13 +121,15 @@ def finite(name: str, x: Tensor) -> float:
 
 
 def magnitudes(tensors: dict[str, Tensor]) -> dict[str, float]:
-    """The largest magnitude in each tensor, all read from the device at once; 0 on meta.
+    """The largest magnitude in each tensor, all read at once; 0 on meta and of an empty one.
 
     Raises ``ValueError`` that names the first of them with an entry that is not finite.
     """
     if any(x.is_meta for x in tensors.values()):
         return dict.fromkeys(tensors, 0.0)
-    ends, largest = _ends(*tensors.values()), {}
+    largest = {name: 0.0 for name, x in tensors.items() if not x.numel()}
+    tensors = {name: x for name, x in tensors.items() if x.numel()}
+    ends = _ends(*tensors.values()) if tensors else []
     for (name, x), low, high in zip(tensors.items(), ends[::2], ends[1::2], strict=True):
         if not (math.isfinite(low) and math.isfinite(high)):
             bad = x.numel() - int(torch.isfinite(x).sum())
@@ -293,7 +307,7 @@ def is_a(owner: object, protocol: type, **fields: Any) -> None:
             raise TypeError(msg)
 
 
-def _floating_matrix(name: str, x: Any) -> None:
+def _floating_matrix(name: str, x: Any, *, nothing: bool = False) -> None:
     if not isinstance(x, Tensor):
         msg = f"{name} must be a torch.Tensor, got {type(x).__name__}. Use torch.as_tensor({name})."
         raise TypeError(msg)
@@ -306,7 +320,7 @@ def _floating_matrix(name: str, x: Any) -> None:
             "Add the missing axis with .unsqueeze(0)."
         )
         raise ValueError(msg)
-    if x.numel() == 0:
+    if x.numel() == 0 and not (nothing and x.shape[-1]):
         msg = f"{name} is empty, shape {tuple(x.shape)}; every axis must be at least 1 long."
         raise ValueError(msg)
 

@@ -110,6 +110,7 @@ class Dims:
 
     ``batch`` is the product of all leading dimensions (heads included), ``n`` the number of
     queries, ``l`` of keys, ``d`` the head width and ``e`` the value width; all at least 1.
+    ``tied``: the keys are the queries, so that an operator may form once what it would form twice.
     """
 
     batch: int
@@ -117,19 +118,27 @@ class Dims:
     l: int  # noqa: E741  the field's standard letter for the number of keys in softlab
     d: int
     e: int
+    tied: bool = False
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            size = getattr(self, field.name)
-            if not isinstance(size, int) or size < 1:
-                msg = f"Dims.{field.name} is {size!r}; give an integer of at least 1."
+        for name in ("batch", "n", "l", "d", "e"):
+            size = getattr(self, name)
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                msg = f"Dims.{name} is {size!r}; give an integer of at least 1."
                 raise ValueError(msg)
+        tied: object = self.tied
+        if not isinstance(tied, bool):
+            msg = f"Dims.tied is {self.tied!r}; give True or False."
+            raise TypeError(msg)
+        if self.tied and self.n != self.l:
+            msg = f"Dims.tied is True, with {self.n} queries and {self.l} keys; give equal numbers."
+            raise ValueError(msg)
 
     @classmethod
     def of(cls, q: Tensor, k: Tensor, v: Tensor) -> Dims:
         """Read the sizes off the tensors of one call."""
         batch = math.prod(torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2]))
-        return cls(batch, q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1])
+        return cls(batch, q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1], k is q)
 
 
 @dataclass(frozen=True)

@@ -188,10 +188,46 @@ def assert_refused(call, error, *pieces):
         assert piece in str(caught.value)
 
 
+NOTHING = ("no queries", "no keys", "no batch", "everything masked")
+"""What exact attention answers, and all that approximates it refuses."""
+
+ANSWERING = [op for op in OPERATORS if isinstance(op, (Softmax, GaussianAttention))]
+
+
+@pytest.mark.parametrize("name", NOTHING)
+@pytest.mark.parametrize("op", ANSWERING, ids=repr)
+def test_exact_attention_to_nothing_is_zero(op, name):
+    *tensors, mask = BAD[name][0]
+    if op.traits.causal:  # a query at every key
+        tensors = [x if name == "no batch" else x[:, : min(map(len, x))] for x in tensors]
+        tensors = (
+            [tensors[1], *tensors[1:]] if name != "no queries" else [x[:, :0] for x in tensors]
+        )
+    leaves = [x.clone().requires_grad_() for x in tensors]
+    if name == "everything masked":
+        leaves[1].data[~mask.expand(2, -1)] = math.nan  # what padding held
+    out = op(*leaves, mask)
+    assert out.shape == (*tensors[0].shape[:-1], 3)
+    if name == "everything masked":
+        empty = ~mask.any(-1).expand(2)
+        assert bool((out[empty] == 0).all())
+        assert bool((out[~empty] != 0).any())
+        alone = op(*(x[~empty] for x in tensors), mask.expand(2, -1)[~empty])
+        torch.testing.assert_close(out[~empty], alone)
+    else:
+        assert not bool(out.any())
+    grads = torch.autograd.grad(out.sum(), leaves)
+    assert all(bool(g.isfinite().all()) for g in grads)
+    if name == "everything masked":
+        assert all(not bool(g[empty].any()) for g in grads)
+
+
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("op", OPERATORS, ids=repr)
 def test_bad_tensors_are_refused_before_any_work(op, name):
     tensors, refusal = BAD[name]
+    if name in NOTHING and op in ANSWERING:
+        return
     assert_refused(lambda: op(*tensors), *refusal)
 
 

@@ -9,7 +9,7 @@ from itertools import product
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 from twins import Exponentials, twin
 from zoo import OPERATORS
 
@@ -282,6 +282,35 @@ def test_cost_is_what_the_twin_spends(op):
             size = (*size[:2], size[1], *size[3:])
         cost = op.cost(Dims(*size))
         assert (cost.flops, cost.kernel_entries) == twin_cost(op, *size), size
+
+
+TIED = [
+    Soft(rank=4),
+    Soft(rank=4, normalization="row"),
+    Soft(rank=4, normalization="symmetric"),
+    Soft(rank=4, normalization="published"),
+]
+
+
+@pytest.mark.parametrize("op", TIED, ids=repr)
+def test_tied_tokens_cost_one_kernel_matrix_less_where_it_is_formed_once(op):
+    q, _, v, _ = draw(((3,), 17, 17, 5, 2))
+    dims = Dims.of(q, q, v)
+    assert dims == Dims(3, 17, 17, 5, 2, tied=True)
+    assert Dims.of(q, q.clone(), v) == Dims(3, 17, 17, 5, 2)
+
+    def spent(k):
+        # In place, as tiles are formed, torch counts no product unless told how.
+        seen = {torch.ops.aten.baddbmm_: lambda out, a, b, **_: bmm_flop(a, b)}
+        seen[torch.ops.aten._cdist_forward] = lambda x, y, *_, **__: 2 * 3 * 4 * 4 * 5
+        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=seen) as flops:
+            op(q, k, v)
+        return flops.get_total_flops()
+
+    assert op.cost(dims).flops == spent(q)
+    assert op.cost(Dims(3, 17, 17, 5, 2)).flops == spent(q.clone())
+    saved = op.cost(Dims(3, 17, 17, 5, 2)).kernel_entries - op.cost(dims).kernel_entries
+    assert saved == (3 if op.normalization == "symmetric" else 1) * 3 * 17 * 4
 
 
 @value

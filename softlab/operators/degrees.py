@@ -6,7 +6,9 @@ import math
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+
+from softlab.core import recomputed
+from softlab.kernels import Kernel
 
 NORMALIZATIONS = ("none", "row", "symmetric")
 
@@ -19,6 +21,17 @@ def indicator(v: Tensor, key_mask: Tensor | None) -> Tensor:
     if key_mask is None:
         return torch.ones_like(v[..., :1])
     return key_mask.unsqueeze(-1).to(v.dtype)
+
+
+def average_of_some(
+    kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None
+) -> Tensor:
+    """``kernel.average``, and zeros in a matrix of which ``key_mask`` leaves no key."""
+    if key_mask is None:
+        return kernel.average(q, k, v)
+    empty = ~key_mask.any(-1, keepdim=True)
+    out = kernel.average(q, k, v, key_mask | empty)
+    return torch.where(empty.unsqueeze(-1), 0, out)
 
 
 def over(numerator: Tensor, degree: Tensor) -> Tensor:
@@ -73,7 +86,7 @@ def gathered(z: Tensor, k: Tensor, columns: Tensor, lift: Tensor) -> tuple[Tenso
 
     sums = z.new_zeros(*z.shape[:-1], columns.shape[-1])
     for part in parts:
-        sums = sums + checkpoint(block, *part, use_reentrant=False)
+        sums = sums + recomputed(block, *part)
     return sums, scale
 
 
@@ -92,7 +105,7 @@ def spread(x: Tensor, z: Tensor, columns: Tensor, size: Tensor) -> tuple[Tensor,
         scale = torch.where(scale == -math.inf, 0, scale)
         return (exponents - scale).exp() @ columns, scale
 
-    parts = [checkpoint(block, part, use_reentrant=False) for part in x.split(_rows(z), 1)]
+    parts = [recomputed(block, part) for part in x.split(_rows(z), 1)]
     sums, scales = zip(*parts, strict=True)
     return torch.cat(sums, 1), torch.cat(scales, 1)
 

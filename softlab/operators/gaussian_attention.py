@@ -12,7 +12,7 @@ from softlab import checks
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.kernels import Gaussian, kernel_cost
 from softlab.operators.causal import of_kept
-from softlab.operators.degrees import NORMALIZATIONS, indicator, over_root
+from softlab.operators.degrees import NORMALIZATIONS, average_of_some, indicator, over_root
 
 
 @value
@@ -24,8 +24,9 @@ class GaussianAttention:
     row sums. The degree of a point, query or key, is its kernel sum over the keys that take part,
     which for q = k is the row sum, and gives cross-attention and masks a meaning. Where a degree
     underflows to zero its D^-1/2 is taken as 0. ``causal``: query i attends to the keys 0 to i, and
-    there are as many; masked tokens are deleted, queries too. Not with symmetric normalisation,
-    where the degree of a key would be another one for every query.
+    there are as many; masked tokens are deleted, queries too. Where no key takes part, all masked
+    or none given, the output is zeros. ``causal`` is not for symmetric normalisation, where the
+    degree of a key would be another one for every query.
 
     Exact in memory linear in n and l. With untied q and k the kernel can underflow, or concentrate
     on one key: look at the row sums. Reference: arXiv 2110.11945, Eq. 4-5; symmetric
@@ -86,7 +87,9 @@ class GaussianAttention:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        q, k, v, key_mask = checks.admit(q, k, v, key_mask, nothing=True)
+        if not (q.numel() and k.numel()):
+            return q @ k.mT @ v  # a sum over nothing
         kernel = self.kernel(q.shape[-1])
         if self.causal:
             call = kernel.average if self.normalization == "row" else kernel.apply
@@ -94,7 +97,7 @@ class GaussianAttention:
         if self.normalization == "none":
             return kernel.apply(q, k, v)  # masked values are zero, so masked keys add nothing
         if self.normalization == "row":
-            return kernel.average(q, k, v, key_mask)
+            return average_of_some(kernel, q, k, v, key_mask)
         dtype = v.dtype
         q, k, v = widened(q), widened(k), widened(v)  # or the degrees are rounded on the way
         ones = indicator(v, key_mask)

@@ -101,7 +101,7 @@ class Skyformer:
     def cost(self, dims: Dims) -> Cost:
         """The landmarks, two kernel sums, the core, its inverse, and the inverse's product."""
         m, e = self.rank, dims.e
-        points = dataclasses.replace(dims, l=dims.n + dims.l)
+        points = dataclasses.replace(dims, l=dims.n + dims.l, tied=False)
         return (
             self.landmarks.cost(points, m)
             + kernel_cost(Dims(dims.batch, m, m, dims.d, e), 0)

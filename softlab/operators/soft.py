@@ -133,13 +133,20 @@ class Soft:
         return over_root(bare(q, k, scaled, key_mask), degree).to(dtype)
 
     def cost(self, dims: Dims) -> Cost:
-        """The landmarks, two kernel sums, the core, its inverse, and the inverse's product."""
+        """The landmarks, two kernel sums, the core, its inverse, and the inverse's product.
+
+        Of tied tokens K(q, z) is formed once for all its sums; a call that cannot hold it, or
+        records a graph, forms it for each.
+        """
         m, e = self.rank, dims.e
         inner = Dims(dims.batch, m, m, dims.d, e)
         out_of_keys = Dims(dims.batch, m, dims.l, dims.d, e)
         to_queries = Dims(dims.batch, dims.n, m, dims.d, e)
         to_keys = Dims(dims.batch, dims.l, m, dims.d, e)
         total = self.landmarks.cost(dims, m) + kernel_cost(inner, 0)
+        if dims.tied:  # all sums but the last find the kernel formed
+            again = dims.batch * dims.l * m * (3 if self.normalization == "symmetric" else 1)
+            total += Cost(-2 * again * dims.d, -again)
         if self.normalization == "symmetric":
             total += applier_cost(self.pinv, m, (1, e), dims.batch)
             total += kernel_cost(out_of_keys, 1) + kernel_cost(to_keys, 1)

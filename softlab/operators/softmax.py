@@ -10,6 +10,7 @@ from softlab import checks
 from softlab.core import Cost, Dims, Traits, own_precision, value
 from softlab.kernels import Exponential, kernel_cost
 from softlab.operators.causal import of_kept
+from softlab.operators.degrees import average_of_some
 
 
 @value
@@ -17,7 +18,8 @@ class Softmax:
     """out = softmax(scale q k^T) v, through torch's fused attention.
 
     ``scale``: factor of the scores, positive; None means 1/sqrt(d). ``causal``: query i attends to
-    the keys 0 to i, and there are as many; masked tokens are deleted, queries too. Memory is linear
+    the keys 0 to i, and there are as many; masked tokens are deleted, queries too. Where no key
+    takes part, all masked or none given, the output is zeros, as torch has it. Memory is linear
     in n and l where torch's fused kernel runs (CPU, and GPU for the usual head widths). Reference:
     Vaswani et al., arXiv 1706.03762, Eq. 1.
     """
@@ -59,8 +61,10 @@ class Softmax:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask, zeroed=self.causal)
+        q, k, v, key_mask = checks.admit(q, k, v, key_mask, zeroed=self.causal, nothing=True)
+        if not (q.numel() and k.numel()):
+            return q @ k.mT @ v  # a sum over nothing
         kernel = Exponential(self.scale)
         if self.causal:
             return of_kept(partial(kernel.average, causal=True), q, k, v, key_mask)
-        return kernel.average(q, k, v, key_mask)
+        return average_of_some(kernel, q, k, v, key_mask)

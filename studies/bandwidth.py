@@ -18,11 +18,12 @@ from softlab.core import Operator, as_matrix
 from softlab.figures import Lines
 from softlab.inputs import Clustered, Input, Normal, Recorded, Tied, recorded_names
 from softlab.journal import Row
+from softlab.landmarks import UniformRandom
 from softlab.operators import GaussianAttention, Nystromformer, Skyformer, Soft, Softmax
 from softlab.pinv import SVD, Inverting
 from softlab.study import Study
 
-RANK = 64
+RANK, DRAWS = 64, 5
 STRETCHES = (0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 8.0)
 HEADS: list[Input] = [Recorded(name) for name in recorded_names()]
 SYNTHETIC: list[Input] = [Normal(512, 32), Clustered(512, 32, clusters=32)]
@@ -34,7 +35,7 @@ METHODS: dict[Operator, str] = {
     GaussianAttention(): "best rank",
     Soft(RANK): "Soft",
     Soft(RANK, pinv=SVD()): "Soft, exact inverse",
-    Skyformer(RANK): "Skyformer",
+    **{Skyformer(RANK, landmarks=UniformRandom(draw)): "Skyformer" for draw in range(DRAWS)},
 }
 """An exact operator stands for the best matrix of the rank: its truncated decomposition."""
 
@@ -85,6 +86,7 @@ def measure(
     row: Row = {
         "method": METHODS[op],
         "setting": setting,
+        "draw": op.landmarks.seed if isinstance(op, Skyformer) else None,
         "source": source.name if isinstance(source, Recorded) else type(source).__name__,
         "n": len(q),
         "d": q.shape[-1],

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from softlab.chapters.bandwidth import scope, windows
+from softlab.chapters.bandwidth import findings, scope, windows
 from softlab.inputs import Clustered, Tied
 from softlab.study import run
 from softlab.study_file import load
@@ -32,6 +32,12 @@ def test_the_study_keeps_its_bounds_on_a_small_input(tmp_path):
     tied = table[(table["setting"] == "tied Gaussian") & (table["method"] == "Soft")]
     assert tied["core_condition"].is_monotonic_increasing
     assert "Inputs: Clustered. Stretches from 0.25 to 8." in scope(table)
+    drawn = table[(table["method"] == "Skyformer") & (table["stretch"] == 1.0)]
+    apart = drawn.groupby("setting")["matrix_error"].nunique()
+    assert set(apart) == {BANDWIDTH.DRAWS}
+    assert findings(table)[-1].endswith("Skyformer: the median of 5 draws of landmarks.")
+    one = table[~(table["draw"] > 0)]
+    assert findings(one)[-1].endswith("how another draw would do it does not say.")
 
 
 def test_soft_succeeds_only_where_rank_one_nearly_does(tmp_path):

@@ -2,7 +2,8 @@
 
 Read are ``status`` and the columns of ``studies/bandwidth.py``: ``setting``, ``source``,
 ``method``, ``stretch``, ``matrix_error``, ``best_error``, ``rank_one_error``, ``effective_rank``,
-``underflow``, ``row_mass``, and where they are there ``core_condition``, ``core_status``, ``seed``.
+``underflow``, ``row_mass``, and where they are there ``core_condition``, ``core_status``,
+``seed``, and ``draw``, of the landmarks.
 """
 
 from __future__ import annotations
@@ -202,9 +203,15 @@ def _cores(done: pd.DataFrame) -> str:
 
 
 def _draws(done: pd.DataFrame) -> str:
-    """What one seed leaves open."""
+    """What one seed, and few draws of landmarks, leave open."""
     if "seed" not in done or done["seed"].nunique() > 1:
         return ""
+    drawn = done[done["draw"].notna()] if "draw" in done else done[:0]
+    if len(drawn) and drawn["draw"].nunique() > 1:
+        return (
+            f"All of this is one sample of each input. {joined(drawn['method'].unique())}: the "
+            f"median of {drawn['draw'].nunique()} draws of landmarks."
+        )
     return (
         "All of this is one sample of each input and, of a method that draws its landmarks, one "
         "draw of them: how another draw would do it does not say."

@@ -140,7 +140,7 @@ def _checked(measured: object) -> Row:
         raise TypeError(msg)
     row: Row = {"status": "ok", "error": None}
     for column, x in measured.items():
-        if not isinstance(column, str) or not column or column in {*RESERVED} - {"error"}:
+        if not isinstance(column, str) or not column or column in RESERVED:
             msg = f"the measure returns a column {column!r}; "
             if column in RESERVED:
                 msg += f"softlab fills {', '.join(RESERVED)} itself: call it something else."

@@ -82,7 +82,7 @@ def trained(method: str, m: int, sampling: str, seed: int, device: torch.device)
                 "train_loss": row["train_loss"],
                 "loss": row["loss"],
                 "accuracy": row["accuracy"],
-                "error": 1 - row["accuracy"],
+                "error_rate": 1 - row["accuracy"],
             }
             for row in run.finish()
         ]
@@ -155,7 +155,7 @@ STUDY = Study(
     figures=(
         Lines(
             x="epoch",
-            y="error",
+            y="error_rate",
             group="method",
             where={"m": LANDMARKS, "sampling": SAMPLINGS[0]},
             references=["Uniform"],
@@ -168,7 +168,7 @@ STUDY = Study(
         ),
         Lines(
             x="m",
-            y="error",
+            y="error_rate",
             group="seed",
             where={"method": "Soft", "sampling": SAMPLINGS[0], "epoch": EPOCHS},
             xlabel="landmarks $m$",

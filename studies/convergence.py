@@ -171,7 +171,7 @@ def measure_step(
     """The error at one step, that of X A X, and the declared growth from where it sets in."""
     seen = followed(cast("Any", matrix), cast("Any", solver), device)
     grown, error = convergence.onset_and_growth(seen), seen.error.tolist()
-    row = names(matrix) | {"method": METHODS[solver], "error": error[step]}
+    row = names(matrix) | {"method": METHODS[solver], "inverse_error": error[step]}
     row |= {"purified": float(seen.purified[step]), "shown": error[step] < 10}
     if grown:
         row |= {"onset": grown.onset, "observed_growth": grown.factor}
@@ -200,7 +200,7 @@ MATMULS = Lines(
 )
 AFTER = Lines(
     x="step",
-    y="error",
+    y="inverse_error",
     group="method",
     where={"shown": True},
     expected="declared_error",

@@ -102,7 +102,7 @@ def measure(input: str, n: int, op: Operator, *, dtype: torch.dtype, device: tor
         "target": type(op.target).__name__,
         "knob": knob(op),
         "rows": len(rows.at),
-        "error": error.value,
+        "sampled_error": error.value,
         "low": error.low,
         "high": error.high,
         "error_seconds": taken,
@@ -133,7 +133,7 @@ STUDY = Study(
     chapter="length",
     figures=(
         _lines(
-            "error",
+            "sampled_error",
             "relative output error",
             panel="input",
             page="target",

@@ -392,11 +392,11 @@ def spoiling():
         onset, observed, declared = grown[method]
         for step in (4, 0, 2, 1, 3):
             rows.append({
-                "status": "ok", "method": method, "step": step, "error": found[step],
+                "status": "ok", "method": method, "step": step, "inverse_error": found[step],
                 "purified": found[step] / 1000, "onset": onset, "observed_growth": observed,
                 "declared_growth": declared, "spectrum": "LowRank",
             })  # fmt: skip
-    rows.append(rows[0] | {"status": "failed", "method": "Lost", "error": 1e-12})
+    rows.append(rows[0] | {"status": "failed", "method": "Lost", "inverse_error": 1e-12})
     return pd.DataFrame(rows)
 
 
@@ -416,7 +416,7 @@ def test_spoiling_counts_the_methods_that_lose_what_they_gained():
     }]  # fmt: skip
     calm = spoiling().query("method == 'Calm'")
     assert findings(calm) == list(headlines(calm)) == []
-    far = spoiling().assign(error=0.5)
+    far = spoiling().assign(inverse_error=0.5)
     assert "While it is below" not in findings(far)[0]
 
 

@@ -98,7 +98,7 @@ def test_a_training_serves_the_rows_of_its_epochs(tmp_path):
     outcome = run(dataclasses.replace(CLASSIFICATION.STUDY, axes=axes, quick={}), tmp_path)
     assert (outcome.rows, outcome.failed) == (4, 0)
     table = pd.read_csv(outcome.folder / "table.csv")
-    assert (table["accuracy"] + table["error"]).to_numpy() == pytest.approx(1)
+    assert (table["accuracy"] + table["error_rate"]).to_numpy() == pytest.approx(1)
     assert table["loss"].nunique() == 4
     assert CLASSIFICATION.trained("Uniform", 9, "pool", 0, CPU)[1]["loss"] == pytest.approx(
         table["loss"].iloc[-1], rel=1e-4

@@ -42,7 +42,7 @@ def table(**more):
                 held = (method, n) != ("Low(64)", 4096)
                 seconds = 1e-6 * n**time * np.exp(BEND * signs(5)[lengths.index(n)])
                 rows.append({
-                    "status": "ok", "error": e, "input": source, "n": n, "method": method,
+                    "status": "ok", "sampled_error": e, "input": source, "n": n, "method": method,
                     "target": target, "rows": 256 if n > 1024 else 128,
                     "low": 0.9 * e, "high": 1.2 * e, "error_seconds": estimate * n / 32768,
                     "exact_error": (e * (1.1 if held else 1.3) if n <= 8192 else None),
@@ -75,7 +75,7 @@ def fits():
             rows = rows[(rows["method"] == method) & (rows["input"] == source)]
             rows = rows[(rows["status"] == "ok")]
             long = rows[rows["n"] >= 4096]
-            found[method, source] = {"error": fit(n, rows["error"], 10)}
+            found[method, source] = {"error": fit(n, rows["sampled_error"], 10)}
             if long["seconds_q1"].notna().all():
                 found[method, source] |= {
                     "time": fit(long["n"], long["seconds_q1"], 4),

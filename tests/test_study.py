@@ -310,3 +310,74 @@ def test_a_disk_that_fills_at_the_very_end_says_what_is_kept(tmp_path, monkeypat
             run(STUDY, tmp_path)
     assert "5 of 5 rows are kept" in caught.value.__notes__[0]
     assert run(STUDY, tmp_path).reused == 5
+
+
+def failing(tmp_path, row, axes=None):
+    axes = axes or {"x": [1, 2]}
+    study = Study("names", "Whose?", axes, lambda dtype, device, **case: row(**case))
+    return table(run(study, tmp_path).folder)
+
+
+@pytest.mark.parametrize("name", ["status", "error", "case_seconds", "case_cpu_share", "case_load"])
+def test_a_name_that_softlab_fills_is_refused_for_columns_and_axes(tmp_path, name):
+    rows = failing(tmp_path, lambda x: {name: x})
+    assert {row["status"] for row in rows} == {"failed"}
+    assert f"the measure returns a column {name!r}; softlab fills" in rows[0]["error"]
+    with pytest.raises(ValueError, match=f"axis '{name}' has a name that softlab keeps"):
+        Study("names", "Whose?", {name: [1]}, lambda **case: {})
+
+
+def test_a_measure_cannot_replace_what_the_case_is(tmp_path):
+    rows = failing(tmp_path, lambda x: {"x": 99})
+    assert [row["x"] for row in rows] == ["1", "2"]
+    assert "the measure returns x, which the case has" in rows[0]["error"]
+    rows = failing(tmp_path / "a", lambda op: {"op.rank": 99}, {"op": [Op(1)]})
+    assert rows[0]["op.rank"] == "1"
+    assert rows[0]["status"] == "failed"
+
+
+def test_values_that_print_alike_are_cases_of_their_own_and_resume(tmp_path):
+    def axes():
+        a, b = torch.zeros(5000), torch.zeros(5000)
+        b[2500] = 1
+        return {"x": [a, b, a.numpy(), b.numpy(), torch.tensor([1.00001]), torch.tensor([1.0])]}
+
+    study = Study("alike", "Which?", axes(), lambda x, dtype, device: {"y": float(x.sum())})
+    rows = table(run(study, tmp_path).folder)
+    assert [float(row["y"]) for row in rows[:4]] == [0, 1, 0, 1]
+    assert len({row["x"] for row in rows}) == 6
+    assert run(replace(study, axes=axes()), tmp_path).reused == 6
+
+
+def test_timed_rows_say_how_busy_the_machine_was(tmp_path):
+    def burn(x, *, dtype, device):
+        end = time.thread_time() + 0.05
+        while time.thread_time() < end:
+            pass
+        time.sleep(0.5 * x)
+        return {"y": x}
+
+    study = Study("busy", "Was it?", {"x": [0, 1]}, burn, timed=("y",))
+    rows = table(run(study, tmp_path).folder)
+    assert float(rows[1]["case_cpu_share"]) < 0.2
+    assert 0.05 <= float(rows[0]["case_cpu_share"]) * float(rows[0]["case_seconds"]) < 0.08
+    assert float(rows[0]["case_load"]) >= 0
+    untimed = table(run(replace(study, timed=()), tmp_path / "a").folder)
+    assert "case_cpu_share" not in untimed[0]
+
+
+def test_an_error_that_cannot_be_said_or_has_no_end_is_a_row(tmp_path):
+    class MuteError(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    def raises(x):
+        raise MuteError if x == 1 else ValueError("a" * 10**6)
+
+    rows = failing(tmp_path, raises)
+    assert rows[0]["error"].startswith("MuteError: its message cannot be had")
+    assert len(rows[1]["error"]) < 1200
+    (row,) = failing(tmp_path / "a", lambda x: {"y": 10**400}, {"x": [1]})
+    assert "y is an integer of 1329 bits" in row["error"]
+    (row,) = failing(tmp_path / "b", lambda x: None, {"x": [1]})
+    assert "the measure returns a NoneType" in row["error"]

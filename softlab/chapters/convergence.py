@@ -32,7 +32,15 @@ PUBLISHED = {
     "published_steps", "published_residual", "published_error", "freedom", "freedom_share",
     "cutoff",
 }  # fmt: skip
-SPOILING = {"method", "step", "error", "purified", "onset", "observed_growth", "declared_growth"}
+SPOILING = {
+    "method",
+    "step",
+    "inverse_error",
+    "purified",
+    "onset",
+    "observed_growth",
+    "declared_growth",
+}
 INVERTED = 0.1
 """The residual on the range above which a core does not count as inverted: some singular value is
 then a tenth short."""
@@ -395,12 +403,13 @@ def _spoiling(done: pd.DataFrame) -> Iterator[str]:
         )
         + "."
     )
-    small = done[done["error"] < 1e-2]
+    small = done[done["inverse_error"] < 1e-2]
     after = small[small["step"] >= small["onset"]]
     if len(after):
         yield (
             f"While it is below 0.01, one X A X brings it from at most "
-            f"{number(after['error'].max())} back to at most {number(after['purified'].max())}."
+            f"{number(after['inverse_error'].max())} back to at most "
+            f"{number(after['purified'].max())}."
         )
 
 
@@ -506,13 +515,13 @@ def _published_tables(done: pd.DataFrame) -> Iterator[Table]:
 def _spoiling_table(done: pd.DataFrame) -> Table:
     lines: list[list[Cell]] = []
     for method, mine in done.groupby("method", sort=False):
-        best = mine.loc[mine["error"].idxmin()]
+        best = mine.loc[mine["inverse_error"].idxmin()]
         first = mine.iloc[0]
         lines.append(
             [
                 str(method),
                 f"{best['step']:g}",
-                short(best["error"]),
+                short(best["inverse_error"]),
                 "–" if pd.isna(first["onset"]) else f"{first['onset']:g}",  # noqa: RUF001
                 short(first["observed_growth"], 4),
                 short(first["declared_growth"], 4),

@@ -1,7 +1,7 @@
 """Error, time and memory against the number of tokens, beyond the lengths of exact outputs.
 
 Read are ``status`` and the columns of ``studies/length.py``: ``input``, ``n``, ``method``,
-``target``, ``rows``, ``error`` with its interval ``low`` to ``high`` and ``error_seconds``,
+``target``, ``rows``, ``sampled_error`` with its interval ``low`` to ``high`` and ``error_seconds``,
 ``exact_error`` where it exists, ``seconds_q1``, ``peak_bytes``, ``target_seconds``.
 """
 
@@ -25,8 +25,8 @@ FROM = 4096
 SURE = "In brackets: Student's intervals, 95 % for all of a kind together."
 UNIFORM = "Uniform"
 NEEDED = {
-    "status", "input", "n", "method", "target", "rows", "error", "low", "high", "error_seconds",
-    "exact_error", "seconds_q1", "peak_bytes", "target_seconds",
+    "status", "input", "n", "method", "target", "rows", "sampled_error", "low", "high",
+    "error_seconds", "exact_error", "seconds_q1", "peak_bytes", "target_seconds",
 }  # fmt: skip
 
 
@@ -61,7 +61,7 @@ def exponents(table: pd.DataFrame) -> pd.DataFrame:
         found.append({
             "target": target, "method": method, "input": given,
             "last": rows.loc[rows["n"].idxmax()],
-            "error": exponent(rows["n"], rows["error"], verdicts=len(groups)),
+            "error": exponent(rows["n"], rows["sampled_error"], verdicts=len(groups)),
             "time": exponent(long["n"], long["seconds_q1"], verdicts=fitted),
             "memory": exponent(long["n"], long["peak_bytes"], verdicts=fitted),
         })  # fmt: skip
@@ -93,7 +93,7 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
         yield {
             "text": f"At {row['n']} tokens {row['method']} errs by {{}} on {row['input']} input, "
             f"by {row['rows']} of its rows.",
-            "value": number(row["error"]),
+            "value": number(row["sampled_error"]),
             "interval": f"95 % {number(row['low'])} to {number(row['high'])}",
         }
 
@@ -110,7 +110,7 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
             body.append([
                 f"{method} ({target})" if i == 0 else "", row["input"], _fit(row["error"]),
                 _fit(row["time"]), _fit(row["memory"]), f"{last['n']}",
-                [short(last["error"]), f"{short(last['low'])} to {short(last['high'])}"],
+                [short(last["sampled_error"]), f"{short(last['low'])} to {short(last['high'])}"],
             ])  # fmt: skip
     yield {
         "caption": "Exponents in the number of tokens, of the error over all lengths and of time "
@@ -138,7 +138,7 @@ def _largest(done: pd.DataFrame) -> str:
     said = []
     for target, rows in at.groupby("target", sort=False):
         words = (
-            f"{x.method} {number(x.error)} ({number(x.low)} to {number(x.high)})"
+            f"{x.method} {number(x.sampled_error)} ({number(x.low)} to {number(x.high)})"
             for x in rows.itertuples()
         )
         said.append(f"against {target}, {joined(words)}")
@@ -163,7 +163,7 @@ def _agreement(done: pd.DataFrame) -> str:
     if both.empty:
         return ""
     held = (both["low"] <= both["exact_error"]) & (both["exact_error"] <= both["high"])
-    off = (both["error"] / both["exact_error"] - 1).abs()
+    off = (both["sampled_error"] / both["exact_error"] - 1).abs()
     return (
         f"Where the exact output exists too, up to n = {both['n'].max()}, {held.sum()} of "
         f"{len(both)} intervals hold the exact error ({100 * held.mean():.0f} %; cases of one "

@@ -8,7 +8,7 @@ import os
 import struct
 import subprocess
 import sys
-from functools import partial
+import threading
 
 import numpy as np
 import pytest
@@ -168,15 +168,15 @@ class Shown:
 
 ORDER = tuple(reversed(CHARACTERS))
 OTHERS = {
-    "a normalization": ({}, {"normalization": "row"}, {}, "normalization='none'.*'row'"),
+    "a normalization": ({}, {"normalization": "row"}, {}, "was Soft.* normalization='row'"),
     "an operator": ({"operator": Softmax()}, {"operator": Uniform()}, {}, "was Softmax.* is Unif"),
     "a knob": (
         {"operator": Performer(8)},
         {"operator": Performer(8, scale=0.2)},
         {},
-        "scale=None.*scale=0.2",
+        r"was Performer\(features=8\) and is Performer\(features=8, scale=0.2\)",
     ),
-    "a solver": ({}, {"pinv": SVD()}, {}, r"pinv=NewtonRaphson.*pinv=SVD"),
+    "a solver": ({}, {"pinv": SVD()}, {}, r"was Soft\(rank=4\) and is Soft\(rank=4, pinv=SVD"),
     "a share of dropped paths": ({}, {"drop_path": 0.3}, {}, "drop.p was 0.0 and is 0.3"),
     "an order of classes": ({}, {}, {"classes": ORDER}, "training classes was 'A'.* is '0'"),
     "pixels": ({}, {}, {"pixels": 255 - glyphs(48).pixels}, "training images was 48, fingerprint"),
@@ -205,26 +205,57 @@ def test_a_checkpoint_that_does_not_say_what_it_is_of_is_refused(tmp_path):
     run = begun(tmp_path)
     run.finish(epochs=1)
     held = torch.load(run.checkpoint, weights_only=True)
-    del held["identity"]
+    del held["parts"]
     torch.save(held, run.checkpoint)
     with pytest.raises(ValueError, match="is of another run: model was not noted and is Pyramid"):
         begun(tmp_path)
 
 
-def test_what_a_model_is_made_of_is_told_alike_in_every_process():
-    class Knobs:
-        def __init__(self):
-            self.of, self._cache, self.inner = {"b", "a"}, object(), self
+class Own(torch.nn.Module):
+    """A user's model, whose knobs are functions and objects."""
 
-    knobs = Knobs()
-    told = training.described(knobs)
-    assert "0x" not in told
-    assert "of=set('a', 'b')" in told
-    assert training.described(partial(glyphs, 3)) == "tuple(glyphs.glyphs, tuple(3), dict())"
-    long, other = np.zeros(5000), np.zeros(5000)
-    other[2500] = 1
-    assert training.described(long) != training.described(other)
-    assert training.described(torch.zeros(3)) != training.described(torch.zeros(3).double())
+    def __init__(self, act=torch.relu, p=0.1, **more):
+        super().__init__()
+        self.act, self.drop, self.head = act, torch.nn.Dropout(p), torch.nn.Linear(1024, 6)
+        self.__dict__.update(more)
+
+    def forward(self, x):
+        return self.head(self.drop(self.act(x.flatten(1))))
+
+
+def frozen():
+    model = Own()
+    model.head.bias.requires_grad_(False)
+    return model
+
+
+KNOBS = {
+    "a function": (lambda: Own(torch.tanh), "model.act was relu and is tanh"),
+    "a lambda": (lambda: Own(lambda x: x + 1), "model.act was relu and is .*lambda"),
+    "a share": (lambda: Own(p=0.2), "model.drop.p was 0.1 and is 0.2"),
+    "frozen weights": (frozen, r"frozen was \[\] and is \['head.bias'\]"),
+    "one more": (lambda: Own(scale=2), "model.scale was not noted and is 2"),
+    "a table": (lambda: Own(table=np.zeros(5000)), "model.table was not noted and is ndarray"),
+    "what cannot be known": (lambda: Own(lock=threading.Lock()), "model.lock was not noted"),
+}
+
+
+@pytest.mark.parametrize(("other", "says"), KNOBS.values(), ids=KNOBS)
+def test_the_knobs_of_a_users_own_model(tmp_path, other, says):
+    images, recipe = glyphs(16), Recipe(2, 16)
+    Run(Own(), recipe, images, images, tmp_path).finish(1)
+    with pytest.raises(ValueError, match=f"is of another run: {says}.*Give another folder"):
+        Run(other(), recipe, images, images, tmp_path)
+    assert Run(Own(), recipe, images, images, tmp_path).step == 1
+
+
+def test_functions_of_one_name_are_known_by_what_they_do(tmp_path):
+    images, recipe = glyphs(16), Recipe(2, 16)
+    acts = [(lambda x, by=by: x * by) for by in (1, 2)]
+    Run(Own(acts[0]), recipe, images, images, tmp_path).finish(1)
+    with pytest.raises(ValueError, match=r"model.act was .*lambda> #\w+ and is .*lambda> #\w+"):
+        Run(Own(acts[1]), recipe, images, images, tmp_path)
+    assert Run(Own(acts[0]), recipe, images, images, tmp_path).step == 1
 
 
 def test_half_precision_learns(tmp_path):
@@ -621,8 +652,8 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="32 images do not fill a batch of 64"):
         training.main()
     for more, says in (
-        (["--normalization", "row"], "normalization='none'.*'row'"),
-        (["--variant", "released"], "model.variant was 'paper' and is 'released'"),
+        (["--normalization", "row"], "operator was Soft.*normalization='row'"),
+        (["--variant", "released"], "model.variant was paper and is released"),
         (["--rate", "0.1"], "rate=0.1"),
     ):
         monkeypatch.setattr("sys.argv", [*argv, "--batch", "16", "--device", "cpu", *more])

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from softlab import checks
 from softlab.core import Stream
+from softlab.identity import identity
 from softlab.inputs import fashion
 
 if TYPE_CHECKING:
@@ -139,12 +140,7 @@ class Held:
 
     def fingerprint(self) -> str:
         """Hexadecimal digits that change with pixels, labels, and how the images are shown."""
-        shown = {
-            f.name: getattr(self, f.name)
-            for f in dataclasses.fields(self)
-            if f.name not in ("pixels", "labels")
-        }
-        return digest(self.pixels, self.labels, repr(shown))
+        return identity(self).digits
 
     def batch(self, indices: list[int], side: int, seed: int | None) -> tuple[Tensor, Tensor]:
         """Some of them at a size; with a seed, changed at random for training."""
@@ -235,9 +231,9 @@ class Folder:
         Of a file larger than twice ``SAMPLED`` bytes the first and the last so many count.
         """
         with ThreadPoolExecutor(8) as pool:
-            parts = list(pool.map(_ends, self.paths))
+            parts = list(pool.map(_content, self.paths))
         names = [path.relative_to(self.root).as_posix() for path in self.paths]
-        return digest(repr((names, self.white)), *parts)
+        return identity((names, self.white, parts)).digits
 
     def _broken(self, index: int) -> str:
         """Why an image cannot be read; nothing where it can."""
@@ -281,15 +277,15 @@ def _images(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _ends(path: Path) -> bytes:
-    """The size of a file, and its content or both ends of it."""
+def _content(path: Path) -> str:
+    """Digits of a file's content, or of its size and both its ends."""
     size = path.stat().st_size
     with path.open("rb") as file:
         if size <= 2 * SAMPLED:
-            return file.read()
+            return hashlib.sha256(file.read()).hexdigest()
         first = file.read(SAMPLED)
         file.seek(-SAMPLED, 2)
-        return b"%d" % size + first + file.read()
+        return f"{size} {hashlib.sha256(first + file.read()).hexdigest()}"
 
 
 def _plain(image: Image, white: float | None) -> Image:
@@ -323,19 +319,6 @@ def _deep(image: Image, white: float | None) -> Image:
         )
         raise ValueError(msg)
     return Pillow.fromarray((values / most).astype(np.float32))
-
-
-def digest(*parts: Tensor | bytes | str) -> str:
-    """Thirty-two hexadecimal digits of tensors, bytes and texts."""
-    state = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, Tensor):
-            kind = f"{part.dtype}{tuple(part.shape)}".encode()
-            raw = kind + part.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
-        else:
-            raw = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
-        state.update(len(raw).to_bytes(8, "big") + raw)
-    return state.hexdigest()[:32]
 
 
 def distinct(names: list[str] | tuple[str, ...]) -> None:

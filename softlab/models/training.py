@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
-import functools
-import inspect
 import math
 import os
 import sys
@@ -22,7 +20,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
@@ -31,6 +28,7 @@ from torch.nn import functional
 
 from softlab import checks
 from softlab.core import Stream, value
+from softlab.identity import UnstableError, identity, shown
 from softlab.models import soft
 from softlab.models.images import (
     Checked,
@@ -38,7 +36,6 @@ from softlab.models.images import (
     Images,
     Marked,
     by_name,
-    digest,
     fashion_mnist,
 )
 from softlab.models.pyramid import Design, Pyramid
@@ -167,7 +164,7 @@ class Run:
                 f"a batch of {recipe.batch} is not shared by {self.world} devices; give a multiple."
             )
             raise ValueError(msg)
-        self.identity = identity(model, train, test)
+        self.parts = parts(model, train, test)
         if self.checkpoint.exists():
             self.restore()
         else:
@@ -279,7 +276,7 @@ class Run:
             return
         held = {
             "recipe": repr(self.recipe),
-            "identity": self.identity,
+            "parts": self.parts,
             "step": self.step,
             "rows": self.rows,
             "model": self.model.state_dict(),
@@ -298,14 +295,14 @@ class Run:
         """Take the run up from its checkpoint; ``ValueError`` for another's or a damaged one."""
         try:
             held = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-            recipe, state, written = held["recipe"], held["model"], held.get("identity", {})
+            recipe, state, written = held["recipe"], held["model"], held.get("parts", {})
         except Exception as broken:
             msg = f"{self.checkpoint} is no checkpoint of a run ({type(broken).__name__}). Move it."
             raise ValueError(msg) from broken
         if recipe != repr(self.recipe):
             msg = f"{self.checkpoint} is of {recipe}, not of {self.recipe!r}. Give another folder."
             raise ValueError(msg)
-        different = differences(written, self.identity)
+        different = differences(written, self.parts)
         kind = "run" if shapes(state) == shapes(self.model.state_dict()) else "architecture"
         if different or kind != "run":
             msg = f"{self.checkpoint} is of another {kind}: {different}. Give another folder."
@@ -337,64 +334,52 @@ def shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: x.shape for name, x in state.items()}
 
 
-def identity(model: nn.Module, train: Images, test: Images) -> dict[str, str]:
-    """What a run is beside its recipe, by name: the parts of its model, with knobs, its images."""
-    held = {}
+Told = dict[str, list[str]]
+"""By name: a value in words, and the digits that tell it from those with the same words."""
+
+
+def parts(model: nn.Module, train: Images, test: Images) -> Told:
+    """What a run is beside its recipe: the parts of its model, with all knobs, and its images."""
+    held: dict[str, Any] = {}
     for name, module in model.named_modules():
         at = f"model.{name}" if name else "model"
         held[at] = type(module).__qualname__
         for key, own in vars(module).items():
             if not key.startswith("_") and key != "training":
-                held[f"{at}.{key}"] = described(own)
-    held["frozen"] = described([x for x, p in model.named_parameters() if not p.requires_grad])
+                held[f"{at}.{key}"] = own
+    held["frozen"] = [x for x, p in model.named_parameters() if not p.requires_grad]
     for name, images in (("training", train), ("test", test)):
         held[f"{name} classes"] = ", ".join(map(repr, images.classes))
-        held[f"{name} images"] = f"{len(images)}, fingerprint {_fingerprint(images)}"
-    return held
+        held[f"{name} images"] = f"{len(images)}, fingerprint {_fingerprint(images)[:16]}"
+    return {name: _told(x) for name, x in held.items()}
 
 
-def differences(one: Mapping[str, str], other: Mapping[str, str], shown: int = 3) -> str:
-    """The first names whose texts differ, in words; nothing where none do."""
+def _told(x: Any) -> list[str]:
+    try:
+        return [str(shown(x)), identity(x).digits]
+    except UnstableError:  # what cannot be known again is known by its words
+        return [str(shown(x)), ""]
+
+
+def differences(one: Told, other: Told, most: int = 3) -> str:
+    """The first names whose values differ, in words; nothing where none do."""
     names = [x for x in dict.fromkeys((*one, *other)) if one.get(x) != other.get(x)]
-    told = [f"{x} was {one.get(x, 'not noted')} and is {other.get(x, 'none')}" for x in names]
-    more = f"; and {len(names) - shown} more" if len(names) > shown else ""
-    return "; ".join(told[:shown]) + more
-
-
-def described(x: Any, depth: int = 8) -> str:
-    """A value in words that are the same in every process: functions by name, arrays by content."""
-    if isinstance(x, Tensor):
-        return f"tensor {digest(x)}"
-    if isinstance(x, np.ndarray):
-        return f"array {x.dtype} {x.shape} {digest(x.tobytes())}"
-    if isinstance(x, functools.partial):
-        x = (x.func, x.args, x.keywords)
-    if isinstance(x, type) or inspect.isroutine(x):
-        return f"{x.__module__}.{x.__qualname__}"
-    if dataclasses.is_dataclass(x):
-        held: Any = {f.name: getattr(x, f.name) for f in dataclasses.fields(x)}
-    elif isinstance(x, Mapping | list | tuple | set | frozenset):
-        held = x
-    elif type(x).__repr__ is vars(object)["__repr__"]:  # which holds an address
-        held = {key: own for key, own in getattr(x, "__dict__", {}).items() if key[0] != "_"}
-    else:
-        return repr(x)
-    if depth == 0:  # an object that holds itself
-        return type(x).__qualname__
-    if isinstance(held, Mapping):
-        parts = [f"{key}={described(own, depth - 1)}" for key, own in held.items()]
-    else:
-        parts = [described(own, depth - 1) for own in held]
-    parts = sorted(parts) if isinstance(held, set | frozenset) else parts
-    return f"{type(x).__qualname__}({', '.join(parts)})"
+    told = []
+    for name in names[:most]:
+        was, now = one.get(name, ["not noted", ""]), other.get(name, ["none", ""])
+        marks = [f" #{x[1][:8]}" if was[0] == now[0] else "" for x in (was, now)]
+        told.append(f"{name} was {was[0]}{marks[0]} and is {now[0]}{marks[1]}")
+    more = f"; and {len(names) - most} more" if len(names) > most else ""
+    return "; ".join(told) + more
 
 
 def _fingerprint(images: Images) -> str:
     """That of the images; of those that have none, of what some of them show."""
     if isinstance(images, Marked):
-        return images.fingerprint()
+        digits: str = images.fingerprint()
+        return digits
     some = list(range(0, len(images), max(1, len(images) // 64)))
-    return digest(*images.batch(some, 32, None))
+    return identity(images.batch(some, 32, None)).digits
 
 
 def single(dtype: torch.dtype) -> None:

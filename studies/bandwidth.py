@@ -86,7 +86,7 @@ def measure(
     row: Row = {
         "method": METHODS[op],
         "setting": setting,
-        "draw": op.landmarks.seed if isinstance(op, Skyformer) else None,
+        "draw": getattr(getattr(op, "landmarks", None), "seed", None),
         "source": source.name if isinstance(source, Recorded) else type(source).__name__,
         "n": len(q),
         "d": q.shape[-1],

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from softlab import laws
 from softlab.core import Cost, as_matrix
 from softlab.features import IID, Orthogonal
 from softlab.kernels import Gaussian
@@ -552,6 +553,116 @@ class Claiming:
         return self.operator(q, k, v, key_mask)
 
 
+def beyond(keys, change):
+    """Right for few keys, and spoilt where the keys of a batch are many."""
+
+    def wrong(op, q, k, v, mask):
+        out = op(q, k, v, mask)
+        return change(out) if k.shape[-2] > keys and out.ndim > 2 else out
+
+    return wrong
+
+
+def first_mask(mask):
+    """The mask of the first matrix for all of them."""
+    return mask if mask is None else mask.flatten(0, -2)[0] if mask.ndim > 1 else mask
+
+
+def temperature_by_head(op, q, k, v, mask):
+    """Each head has another temperature, which a single matrix does not show."""
+    if q.ndim > 3:
+        q = q * torch.linspace(1, 2, q.shape[-3]).to(q)[:, None, None]
+    return op(q, k, v, mask)
+
+
+def only_first(v, width):
+    """Columns beyond a width read as zeros."""
+    return torch.where(torch.arange(v.shape[-1]) < width, v, 0)
+
+
+def zeroed_in_place(op, q, k, v, mask):
+    if mask is not None and v.is_contiguous() and not v.requires_grad:
+        v[~mask.expand(v.shape[:-1])] = 0
+    return op(q, k, v, mask)
+
+
+def seeded(op, q, k, v, mask):
+    torch.manual_seed(0)
+    return op(q, k, v, mask)
+
+
+def in_one_buffer():
+    """All outputs of a shape share their memory."""
+    held = {}
+
+    def wrong(op, q, k, v, mask):
+        out = op(q, k, v, mask)
+        if out.requires_grad:
+            return out
+        return held.setdefault(out.shape, torch.empty_like(out)).copy_(out)
+
+    return wrong
+
+
+def cached_by_address():
+    """Answers again what it answered for tensors at these addresses."""
+    held = {}
+
+    def wrong(op, q, k, v, mask):
+        key = (q.data_ptr(), k.data_ptr(), v.data_ptr(), q.shape, v.shape, mask is None)
+        return held.setdefault(key, op(q, k, v, mask)).clone()
+
+    return wrong
+
+
+def kept_alive():
+    held = []
+
+    def wrong(op, q, k, v, mask):
+        held[:] = [q, k, v]
+        return op(q, k, v, mask)
+
+    return wrong
+
+
+def detached_under_a_mask(op, q, k, v, mask):
+    return op(q, k if mask is None else k.detach(), v, mask)
+
+
+class MeanOverBatch(torch.autograd.Function):
+    """The identity, whose backward pass averages over the batch."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.mean(0, keepdim=True).expand_as(grad)
+
+
+class Halved(torch.autograd.Function):
+    """The identity, with half of its gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad / 2
+
+
+def zeros_beyond_sixteen(q, k, v):
+    out = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v
+    return out if k.shape[-2] <= 16 else 0 * out
+
+
+def unscaled_beyond_d_64(q, k, v):
+    scale = q.shape[-1] ** -0.5 if q.shape[-1] <= 64 else 0.1
+    return (scale * q @ k.mT).softmax(-1) @ v
+
+
 OPERATOR_FAULTS = {
     "silent": [Faulty(Softmax(), talkative)],
     "views": [Faulty(Softmax(), trusting_memory), Faulty(Softmax(), mean_without_a_graph)],
@@ -736,6 +847,42 @@ OPERATOR_FAULTS = {
         Faulty(KDEFormer(3, 4), lambda op, q, k, v, mask: op.target(q, k, v, mask)),
     ],
     "finite": [Faulty(GaussianAttention(), unguarded_gaussian)],
+    "each matrix alone": [
+        Faulty(Softmax(), after(lambda x: x.roll(1, -3) if x.ndim > 3 else x)),
+        Faulty(Softmax(), lambda op, q, k, v, mask: op(q, k, v, first_mask(mask))),
+        Faulty(Softmax(), beyond(64, lambda x: 1.01 * x)),
+        Faulty(Softmax(), beyond(512, lambda x: 1.01 * x)),
+        Faulty(Softmax(), temperature_by_head),
+        Faulty(Local(2), after(lambda x: x + 1e-3 * (x.ndim > 2 and len(x) > 8))),
+    ],
+    "each column alone": [
+        Faulty(Softmax(), lambda op, q, k, v, mask: op(q, k, only_first(v, 32), mask)),
+        Faulty(Local(2), after(lambda x: x.mean(-1, True).expand_as(x))),
+    ],
+    "leaves no trace": [
+        Faulty(Softmax(), zeroed_in_place),
+        Faulty(Softmax(), seeded),
+        Faulty(Softmax(), in_one_buffer()),
+        Faulty(Softmax(), cached_by_address()),
+    ],
+    "holds no input": [Faulty(Softmax(), kept_alive())],
+    "gradient of each matrix": [
+        Faulty(Softmax(), after(lambda x: MeanOverBatch.apply(x) if x.ndim > 2 else x)),
+        Faulty(Softmax(), detached_under_a_mask),
+    ],
+    "gradient where q is k": [
+        Faulty(
+            Softmax(),
+            lambda op, q, k, v, mask: op(q, k.detach() if k is q else k, v, mask),
+        ),
+    ],
+    "gradient in float32": [
+        Faulty(Softmax(), after(lambda x: Halved.apply(x) if x.dtype == torch.float32 else x)),
+    ],
+    "same form everywhere": [
+        laws.adapted(zeros_beyond_sixteen),
+        laws.adapted(unscaled_beyond_d_64),
+    ],
     "unbiased": [
         SpoiltFeatures(16, spoil=lambda phi, *_: 1.01 * phi),
         SpoiltFeatures(16, spoil=lambda phi, logs, half: (logs + half).exp() / 4),
@@ -877,7 +1024,57 @@ def of_the_diagonal(x, a):
     return torch.diag_embed(1 / a.diagonal(dim1=-2, dim2=-1))
 
 
+def right_up_to_sixteen(x, a):
+    return x if a.shape[-1] <= 16 else 1.001 * x
+
+
+def of_definite_matrices(x, a):
+    """Squares what it should invert, which only a definite matrix forgives."""
+    sign = torch.where(torch.linalg.eigvalsh((a + a.mT) / 2)[..., :1] > 0, 1.0, -1.0)
+    return x * sign.unsqueeze(-1)
+
+
+class TransposedGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.mT
+
+
+@dataclass(frozen=True)
+class Lying(NewtonRaphson):
+    """Its solve says something else than it found."""
+
+    lie: Callable[..., Any] = field(default=lambda result: result, repr=False)
+
+    def solve(self, a):
+        return self.lie(super().solve(a))
+
+
+def all_like_the_first(result):
+    status = result.status
+    return result._replace(status=status.flatten()[:1].expand(status.shape).clone())
+
+
 SOLVER_FAULTS = {
+    "every size": [
+        Spoilt(spoil=right_up_to_sixteen),
+        Spoilt(spoil=of_definite_matrices),
+        FaultySolver(Ridge(SVD(), 1e-6), {"regularized": False}),
+    ],
+    "solve tells the truth": [
+        Lying(24, lie=lambda result: result._replace(residual=0 * result.residual)),
+        Lying(24, lie=lambda result: result._replace(x=1.01 * result.x)),
+        Lying(24, lie=all_like_the_first),
+        Lying(6, lie=lambda result: result._replace(status=0 * result.status)),
+    ],
+    "gradient of any matrix": [
+        Spoilt(spoil=lambda x, a: TransposedGradient.apply(x)),
+        Spoilt(spoil=lambda x, a: x.detach() + (x - x.detach() + (x - x.detach()).mT) / 2),
+    ],
     "shape, dtype and trace": [
         Spoilt(spoil=lambda x, a: x.double()),
         Spoilt(spoil=lambda x, a: a.copy_(x)),

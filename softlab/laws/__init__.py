@@ -27,6 +27,7 @@ from softlab.core import Operator
 from softlab.laws import (
     algebra,
     budget,
+    consistency,
     cost,
     derivatives,
     estimates,
@@ -39,6 +40,7 @@ from softlab.laws import (
     isolation,
     limits,
     precision,
+    solving,
     spectral,
     temperature,
 )
@@ -95,6 +97,7 @@ OPERATOR_LAWS: tuple[Law[Operator], ...] = (
     limits.GRADIENT,
     derivatives.SECOND,
     derivatives.FULL_GRADIENT,
+    *consistency.EVERYWHERE,
 )
 
 SOLVER_LAWS: tuple[Law[Solver], ...] = (
@@ -110,6 +113,9 @@ SOLVER_LAWS: tuple[Law[Solver], ...] = (
     inverse.GROWTH,
     inverse.INDEPENDENT,
     inverse.STATUS,
+    solving.SOLVE,
+    solving.SIZES,
+    solving.FULL_GRADIENT,
     inverse.COST,
     inverse.GRADIENT,
     inverse.GRADIENT_SINGULAR,

@@ -18,6 +18,7 @@ from softlab.laws.law import (
     has_target,
     largest,
     lengths,
+    need_gradient,
     normal,
     rank_of,
     separated,
@@ -98,6 +99,7 @@ def _second(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     m = rank_of(op)
     n, l = lengths(op, m, m + 2)  # noqa: E741
     leaves = [2 * normal(rng, n, 3), 2 * normal(rng, l, 3), normal(rng, l, 2)]
+    need_gradient(op, *leaves)
     yield from twice(lambda *x: op(*x), leaves, rng)
 
 

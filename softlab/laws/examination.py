@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softlab.core import Stream
-from softlab.laws.law import Draws, Gap, Law, OutOfScopeError, drawing, said
+from softlab.laws.law import Draws, Gap, Law, OutOfScopeError, drawing, generator, said
 
 EXAMPLES, SECONDS = 5, 30.0
 SHOWN = 36
@@ -207,7 +206,7 @@ def _simplest(
 def _tried(subject: Any, law: Law[Any], seed: int, draws: Draws) -> tuple[str, Sequence[Tensor]]:
     with drawing(draws) as drawn:
         try:
-            gaps = law.measure(subject, Stream(seed, "laws").generator)
+            gaps = law.measure(subject, generator(seed))
             gap: Gap | None = next((gap for gap in gaps if not gap.holds), None)
         except OutOfScopeError:
             return "", drawn

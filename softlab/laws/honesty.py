@@ -66,7 +66,14 @@ def _stateless(op: Any, rng: torch.Generator) -> Iterator[Gap]:
 
 
 def _held(op: Any) -> dict[str, Any]:
-    return copy.deepcopy(dict(getattr(op, "__dict__", {})))
+    """What it holds, copied; what cannot be copied (a lock, a file, a script) by itself."""
+    held = {}
+    for name, x in dict(getattr(op, "__dict__", {})).items():
+        try:
+            held[name] = copy.deepcopy(x)
+        except Exception:  # whatever it raises, it is not a fault of the subject
+            held[name] = x
+    return held
 
 
 def _alike(x: Any, y: Any) -> bool:

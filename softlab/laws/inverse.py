@@ -16,6 +16,7 @@ from softlab.laws.law import (
     after_steps,
     always,
     as_drawn,
+    need_gradient,
     normal,
     steps_of,
     tolerance,
@@ -194,6 +195,7 @@ def _cost(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
 
 def _gradient(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
     a = well_conditioned(rng, 4).requires_grad_()
+    need_gradient(solver, a)
     # Differences leave the symmetric matrices, where a solver for them is not defined.
     agrees = torch.autograd.gradcheck(lambda b: solver((b + b.mT) / 2), (a,), raise_exception=False)
     yield Gap(float(not agrees), 0, "gradcheck at a well-conditioned matrix")

@@ -14,6 +14,7 @@ from softlab.laws.law import (
     Law,
     after_steps,
     always,
+    deletes,
     is_plain,
     largest,
     lengths,
@@ -45,7 +46,7 @@ def _badly_scaled(op: Operator, rng: torch.Generator) -> tuple[Tensor, Tensor, T
     return torch.cat((q[:3], near[None])), torch.cat((k[:3], near[None])), v
 
 
-def _amplified(op: Operator, q: Tensor, k: Tensor) -> float:
+def amplified(op: Operator, q: Tensor, k: Tensor) -> float:
     """The condition of the core, as far as it is inverted: on its range, where there is a cut-off.
 
     Products of a batch may be rounded otherwise than those of one matrix. 1 without an inverse.
@@ -63,7 +64,7 @@ def _batch(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
         together = subject(q, k, v)
         for i in range(len(q)):
             alone = subject(q[i], k[i], v[i])
-            kappa = max(CORE_KAPPA, _amplified(subject, q[i], k[i]))
+            kappa = max(CORE_KAPPA, amplified(subject, q[i], k[i]))
             allowed = tolerance(F64, k.shape[-2], kappa=kappa, scale=largest(alone))
             yield Gap(largest(together[i] - alone), allowed, f"{subject!r}, matrix {i} of 4")
 
@@ -140,10 +141,10 @@ BATCH_INDEPENDENT: Law[Operator] = Law(
 MASK_IS_DELETION: Law[Operator] = Law(
     "mask is deletion",
     "op(q, k, v, mask) = op(q, k[mask], v[mask]); causal, of queries too, and their rows are zero",
-    takes_mask,
+    deletes,
     _mask,
     family="isolation",
-    when="takes a mask",
+    when="takes a mask, and, of a function, does not tell the places of keys apart",
     allows="rounding of sums over l",
     catches="a mask that is ignored, or multiplied; landmarks of padding",
 )

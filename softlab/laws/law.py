@@ -60,6 +60,7 @@ class Draws:
 
 
 _draws: ContextVar[Draws] = ContextVar("draws", default=Draws())  # noqa: B039  frozen
+_seed: ContextVar[int] = ContextVar("seed", default=0)
 _drawn: ContextVar[list[Tensor] | None] = ContextVar("drawn", default=None)
 
 
@@ -107,7 +108,7 @@ class Law(Generic[S]):
         if not self.applies(subject):
             return None
         with drawing(draws or _draws.get()):
-            gaps = self.measure(subject, Stream(seed, "laws").generator)
+            gaps = self.measure(subject, generator(seed))
             return next((gap for gap in gaps if not gap.holds), None)
 
     def check(self, subject: S, *, seed: int = 0, draws: Draws | None = None) -> None:
@@ -125,6 +126,17 @@ class Law(Generic[S]):
         if gap is not None:
             msg = f"{subject!r} breaks '{self.name}' ({self.statement}): {gap.said}; seed={seed}"
             raise BrokenLawError(msg)
+
+
+def generator(seed: int) -> torch.Generator:
+    """The random numbers of a law at this seed, which ``asked`` tells while they are drawn."""
+    _seed.set(seed)
+    return Stream(seed, "laws").generator
+
+
+def asked() -> int:
+    """The seed that the law in hand is asked at."""
+    return _seed.get()
 
 
 def said(error: BaseException) -> str:
@@ -220,6 +232,32 @@ def lengths(op: Any, n: int, l: int) -> tuple[int, int]:  # noqa: E741
 def is_plain(op: Any) -> bool:
     """Whether it is a function of tensors alone, with neither knobs nor the manners of ours."""
     return bool(getattr(op, "plain", False))
+
+
+def has_core(op: Any) -> bool:
+    """Whether the operator inverts a matrix of landmarks, whose condition multiplies rounding."""
+    return hasattr(op, "pinv")
+
+
+def deletes(op: Any) -> bool:
+    """Whether masking keys is deleting them: not of a function that knows the places of tokens."""
+    return takes_mask(op) and (not is_plain(op) or op.traits.key_invariant)
+
+
+def refused(op: Any, error: Exception, dtype: torch.dtype) -> bool:
+    """Whether a function of others refuses a precision in torch's own words, as torch's do."""
+    words = ("not implemented for", "Low precision dtypes not supported", "expected scalar type")
+    named = str(dtype).removeprefix("torch.").lower() in str(error).lower() or "Half" in str(error)
+    low = any(word in str(error) for word in words) or "BFloat16" in str(error)
+    return is_plain(op) and dtype.itemsize < 4 and (named or low)
+
+
+def need_gradient(subject: Any, *leaves: Tensor) -> None:
+    """Raise ``OutOfScopeError`` where a function gives no gradient in any of its tensors."""
+    asked_for = [x.detach().clone().requires_grad_() for x in leaves]
+    if is_plain(subject) and not subject(*asked_for).requires_grad:
+        msg = "its output has no gradient: it leaves torch, or takes none by design"
+        raise OutOfScopeError(msg)
 
 
 def takes_mask(op: Any) -> bool:

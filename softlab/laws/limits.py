@@ -20,6 +20,7 @@ from softlab.laws.law import (
     has_target,
     largest,
     lengths,
+    need_gradient,
     normal,
     own_fields,
     rank_of,
@@ -186,6 +187,7 @@ def _gradient(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     n, l = lengths(op, m, m + 2)  # noqa: E741
     q, k = 2 * normal(rng, n, 3), 2 * normal(rng, l, 3)
     x = [t.requires_grad_() for t in (q, k, normal(rng, m + 2, 1))]
+    need_gradient(op, *x)
     for key_mask in (None, torch.arange(m + 2, device=q.device) != 1)[: 1 + takes_mask(op)]:
 
         def call(*tensors: Tensor, key_mask: Tensor | None = key_mask) -> Tensor:

@@ -14,7 +14,7 @@ import importlib
 import inspect
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from torch import Tensor
 from softlab import study_file
 from softlab.checks import aligned, hint
 from softlab.core import Operator, Stream, Traits
-from softlab.laws import algebra, geometry, isolation
+from softlab.laws import algebra, consistency, geometry, isolation
 from softlab.laws.law import Draws, Law, drawing, largest, normal, said
 from softlab.pinv import Solver, SolverTraits
 
@@ -55,7 +55,8 @@ class Plain:
     that it takes, 0 for any number of leading ones. ``equal_lengths``, ``equal_widths``: it takes
     as many queries as keys, and values as wide as keys, only; others are then not drawn, and values
     passed a part at a time. ``target``: what it approximates, None if that is not known. ``rank``:
-    how many tokens it needs. ``inferred``: claims that were found out; ``refused``: the laws of
+    how many tokens it needs. ``form``: the known attention that it equals on few tokens, if any.
+    ``inferred``: claims that were found out; ``refused``: the laws of
     those that were not kept, and by how much they were missed.
     """
 
@@ -68,6 +69,7 @@ class Plain:
     equal_lengths: bool = False
     equal_widths: bool = False
     rank: int = 1
+    form: str = ""
     inferred: tuple[str, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
 
@@ -109,6 +111,11 @@ class PlainSolver:
     call: Callable[[Tensor], Tensor] = field(repr=False)
     name: str
     traits: SolverTraits = INVERTIBLE
+
+    @property
+    def plain(self) -> bool:
+        """A function of a matrix: no law is asked that turns knobs."""
+        return True
 
     def __repr__(self) -> str:
         return self.name
@@ -153,7 +160,7 @@ def adapted(subject: Any, *, traits: str | None = None, target: Any = None, name
         return PlainSolver(subject, name, _parsed(traits, INVERTIBLE))
     plain = Plain(subject, name, target=target, masked=most > 3)
     with drawing(Draws()):
-        plain = _fitted(plain)
+        plain = _formed(_fitted(plain))
         if traits is not None:
             return dataclasses.replace(plain, traits=_parsed(traits, Traits()))
         return _claiming(plain)
@@ -209,17 +216,38 @@ def _forms(plain: Plain) -> Iterator[Plain]:
 
 
 def _fitted(plain: Plain) -> Plain:
-    """With the shapes that it takes, the freest first; as it is if it takes none."""
+    """With the shapes that it takes, the freest first; as it is if it takes none.
+
+    Batches and heads are tried too, since one that takes three axes alone must not be given four;
+    one that answers for a single matrix alone is a fault that the laws are to see.
+    """
+    some = (_taken(plain, leads) for leads in (((), (2,), (2, 3)), ((),)))
+    return next((form for form in some if form is not None), plain)
+
+
+def _taken(plain: Plain, leads: Sequence[tuple[int, ...]]) -> Plain | None:
+    """The freest form that answers, in the right shape, at these leading dimensions."""
     for form in _forms(plain):
         rng = Stream(SEEDS.start, "laws").generator
         n, l = (7, 7) if form.equal_lengths else (5, 7)  # noqa: E741
         try:
-            out = form(normal(rng, n, 4), normal(rng, l, 4), normal(rng, l, 3))
+            shapes = [
+                form(*(normal(rng, *lead, *size) for size in ((n, 4), (l, 4), (l, 3)))).shape
+                for lead in leads
+            ]
         except Exception:
             continue
-        if isinstance(out, Tensor) and out.shape == (n, 3):
+        if shapes == [(*lead, n, 3) for lead in leads]:
             return form
-    return plain
+    return None
+
+
+def _formed(plain: Plain) -> Plain:
+    """With the known attention that it equals on few tokens."""
+    try:
+        return dataclasses.replace(plain, form=consistency.form_of(plain, SEEDS))
+    except Exception:  # what a function raises, its laws say
+        return plain
 
 
 def _claiming(plain: Plain) -> Plain:

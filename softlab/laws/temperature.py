@@ -13,6 +13,7 @@ from softlab.laws.law import (
     Gap,
     Law,
     has_target,
+    is_plain,
     largest,
     lengths,
     normal,
@@ -81,12 +82,18 @@ WARM: Law[Any] = Law(
         op.traits.linear_in_v
         and (
             (op.traits.exact and not op.traits.replacement)
-            or (op.traits.row_stochastic and op.traits.key_invariant and not op.traits.restricted)
+            or (
+                op.traits.row_stochastic
+                and op.traits.key_invariant
+                and not op.traits.restricted
+                # A hard maximum, or the largest few scores, are averages that treat keys alike too.
+                and (not is_plain(op) or bool(op.form))
+            )
         )
     ),
     _warm,
     family="limits",
-    when="is exact, or an average that treats all keys alike",
+    when="is exact, or an average that treats all keys alike, and no unknown function",
     allows="rounding of sums over l",
     catches="zeros; a normaliser that counts one key too many",
     any_dtype=True,

@@ -1,0 +1,177 @@
+"""Situations that an operator may be called in: sizes, shapes, masks, layouts, precisions.
+
+A situation is one row of a covering design: over the rows every pair of choices of two factors is
+met at least once, so that a fault that needs two of them together is drawn. ``DESIGN`` has the
+factors; a law asks for the rows of its seed with ``drawn``.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softlab.laws.law import asked, lengths, normal, rank_of, takes_mask
+
+DESIGN: Mapping[str, Sequence[Any]] = {
+    "lead": ((), (2,), (2, 3), (3, 1), (11,), (2, 1, 3)),
+    "keys": (1, 2, 9, 17, 33, 65, 129, 257, 513),
+    "queries": ("one", "fewer", "equal", "more"),
+    "width": (1, 4, 16, 65, 96, "keys"),
+    "values": (1, 3, 40, "width", "keys"),
+    "layout": ("plain", "transposed", "offset", "strided", "expanded"),
+    "mask": ("none", "shared", "per matrix", "broadcast", "one key left", "all kept"),
+    "size": (0.3, 1.0, 3.0),
+    "tied": (False, True),
+}
+"""The factors and their choices. Keys lie above and below the powers of two, at which blocks,
+tiles and caches change; "keys" makes a width equal to the number of keys."""
+
+MOST = 1 << 19
+"""Most entries that the scores of one situation may have, over all its matrices."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """Tensors of one call and how they came about."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None
+    where: str
+
+    def call(self, op: Any) -> Tensor:
+        """The operator's answer, the mask given where there is one."""
+        out: Tensor = op(self.q, self.k, self.v, *(() if self.mask is None else (self.mask,)))
+        return out
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Situation:
+        """The same with changed tokens."""
+        q, k, v = (change(x) for x in self.tokens)
+        return Situation(q, k, v, self.mask, self.where)
+
+    def matrices(self) -> Iterator[tuple[int, Tensor, Tensor, Tensor, Tensor | None]]:
+        """Each matrix by itself: its number, q, k, v and which keys it keeps."""
+        lead = torch.broadcast_shapes(self.q.shape[:-2], self.k.shape[:-2], self.v.shape[:-2])
+        q, k, v = (x.expand(*lead, *x.shape[-2:]).reshape(-1, *x.shape[-2:]) for x in self.tokens)
+        l = k.shape[-2]  # noqa: E741
+        mask = None if self.mask is None else self.mask.expand(*lead, l).reshape(-1, l)
+        for i in range(len(q)):
+            yield i, q[i], k[i], v[i], None if mask is None else mask[i]
+
+    @property
+    def tokens(self) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v."""
+        return self.q, self.k, self.v
+
+
+@functools.cache
+def covering() -> tuple[dict[str, Any], ...]:
+    """Rows of ``DESIGN`` in which each pair of choices is met, found greedily.
+
+    Each row begins with a pair that is still missing; its other factors take, one after another,
+    the choice that meets most of the missing pairs. Ties are broken by a seeded order.
+    """
+    order = random.Random(0)
+    names = list(DESIGN)
+    missing = {
+        frozenset(((a, x), (b, y)))
+        for a, b in itertools.combinations(names, 2)
+        for x in range(len(DESIGN[a]))
+        for y in range(len(DESIGN[b]))
+    }
+    rows = []
+    while missing:
+        first = min(missing, key=lambda pair: sorted(pair))
+        row = dict(first)
+        for name in order.sample(names, len(names)):
+            if name in row:
+                continue
+            held = list(row.items())
+
+            choices = order.sample(range(len(DESIGN[name])), len(DESIGN[name]))
+            counts = [
+                sum(frozenset((other, (name, choice))) in missing for other in held)
+                for choice in choices
+            ]
+            row[name] = choices[counts.index(max(counts))]
+        missing -= {frozenset(pair) for pair in itertools.combinations(row.items(), 2)}
+        rows.append({name: DESIGN[name][row[name]] for name in names})
+    order.shuffle(rows)
+    return tuple(rows)
+
+
+def drawn(
+    op: Any, rng: torch.Generator, count: int, dtype: torch.dtype | None = None
+) -> Iterator[Situation]:
+    """``count`` situations that the operator can be asked in, other rows for other seeds."""
+    rows = covering()
+    start = (asked() * count) % len(rows)
+    for i in range(count):
+        yield _made(op, rows[(start + i) % len(rows)], rng, dtype)
+
+
+def _made(
+    op: Any, row: Mapping[str, Any], rng: torch.Generator, dtype: torch.dtype | None
+) -> Situation:
+    """The tensors of a row, within what the operator takes and ``MOST`` allows."""
+    lead = row["lead"]
+    least = rank_of(op)
+    l = max(row["keys"], least)  # noqa: E741
+    n = {"one": 1, "fewer": (l + 1) // 2, "equal": l, "more": l + 5}[row["queries"]]
+    n, l = lengths(op, max(n, least), l)  # noqa: E741
+    while n * l * max(1, torch.Size(lead).numel()) > MOST and lead:
+        lead = lead[1:]
+    d = min(l, 64) if row["width"] == "keys" else row["width"]
+    e = {"keys": min(l, 64), "width": d}.get(row["values"], row["values"])
+    tied = row["tied"] and n == l
+    inner = (1,) * (len(lead) - 1) + lead[-1:]  # keys that all of a batch share
+    key_lead = inner if row["mask"] == "broadcast" and not tied else lead
+    q = _laid(row["layout"], row["size"] * normal(rng, *lead, n, d, dtype=dtype))
+    k = q if tied else _laid(row["layout"], row["size"] * normal(rng, *key_lead, l, d, dtype=dtype))
+    v = _laid(row["layout"], normal(rng, *key_lead, l, e, dtype=dtype))
+    mask = _mask(row["mask"], lead, l, least, rng) if takes_mask(op) else None
+    said = f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+    words = [said, *(f"{name} {row[name]}" for name in ("layout", "size"))]
+    words += ["q is k"] * tied
+    if mask is not None:
+        mask = mask.to(q.device)
+        words.append(f"mask {row['mask']} {tuple(mask.shape)}")
+    return Situation(q, k, v, mask, "; ".join(words))
+
+
+def _laid(layout: str, x: Tensor) -> Tensor:
+    """The same numbers, otherwise in memory."""
+    if layout == "transposed":
+        return x.mT.contiguous().mT
+    if layout == "offset":
+        return torch.cat((x.new_ones(7), x.flatten()))[7:].view_as(x)
+    if layout == "strided":
+        return x.repeat_interleave(2, -1)[..., ::2]
+    if layout == "expanded" and x.ndim > 2:
+        return x[:1].expand_as(x)
+    return x
+
+
+def _mask(
+    kind: str,
+    lead: tuple[int, ...],
+    l: int,  # noqa: E741
+    least: int,
+    rng: torch.Generator,
+) -> Tensor | None:
+    """A mask of that kind; it keeps at least as many keys as the operator needs."""
+    if kind == "none":
+        return None
+    shape = {"shared": (), "broadcast": (*lead[:-1], 1) if lead else ()}.get(kind, lead)
+    chance = {"one key left": 0.0, "all kept": 2.0}.get(kind, 0.7)
+    order = torch.rand(*shape, l, generator=rng).argsort(-1)
+    kept = torch.rand(*shape, l, generator=rng) < chance
+    return kept | (order < least)

@@ -87,6 +87,8 @@ def admit_mask(
     Raises ``TypeError`` unless it is a boolean tensor, ``ValueError`` for its shape or device and,
     unless ``nothing`` is admitted, where it leaves no row of a matrix.
     """
+    if isinstance(mask, Tensor):
+        _strided(name, mask)
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         msg = f"{name} must be boolean (a tensor, True keeps the {token}), got {got}. Use .bool()."
@@ -103,11 +105,12 @@ def admit_mask(
             f"{tuple(mask.shape)}. For a (batch, {token}s) mask over heads use mask[:, None, :]."
         )
         raise ValueError(msg) from None
-    if not nothing and not bool(mask.any(-1).all()):
-        empty = (~mask.any(-1)).nonzero().tolist()
+    some = held(mask.any(-1))
+    if not nothing and not bool(some.all()):
+        empty = (~some).nonzero().tolist()
         at = f" (the first at index {tuple(empty[0])})" if empty[0] else ""
         msg = (
-            f"{name} leaves no {token} in {len(empty)} of {max(1, shape[:-1].numel())} matrices"
+            f"{name} leaves no {token} in {len(empty)} of {some.numel()} matrices"
             f"{at}; attention over nothing is undefined. Drop those samples or keep one {token}: "
             "of the operators Softmax and GaussianAttention alone answer them, by zeros."
         )
@@ -132,6 +135,7 @@ def magnitudes(tensors: dict[str, Tensor]) -> dict[str, float]:
     ends = _ends(*tensors.values()) if tensors else []
     for (name, x), low, high in zip(tensors.items(), ends[::2], ends[1::2], strict=True):
         if not (math.isfinite(low) and math.isfinite(high)):
+            x = held(x)
             bad = x.numel() - int(torch.isfinite(x).sum())
             msg = (
                 f"{name} has {bad} entries that are NaN or inf (of {x.numel()}); all must be "
@@ -195,7 +199,7 @@ def flag(owner: object, **fields: Any) -> None:
 
 def survivors(key_mask: Tensor | None, x: Tensor) -> int:
     """The smallest number of tokens that take part in any one matrix of the batch."""
-    return x.shape[-2] if key_mask is None else int(key_mask.sum(-1).min())
+    return x.shape[-2] if key_mask is None else int(held(key_mask.sum(-1)).min())
 
 
 def matrix(a: Tensor) -> None:
@@ -230,7 +234,7 @@ def symmetric(a: Tensor) -> None:
     size = a.detach().abs().amax((-2, -1))
     gap = (a.detach() - a.detach().mT).abs().amax((-2, -1))
     far = gap > 100 * a.shape[-1] * torch.finfo(a.dtype).eps * size
-    if bool(far.any()):
+    if bool(held(far).any()):
         worst = float((gap / size)[far].max())
         msg = (
             f"a must be symmetric for this solver, and {int(far.sum())} of {far.numel()} matrices "
@@ -311,6 +315,7 @@ def _floating_matrix(name: str, x: Any, *, nothing: bool = False) -> None:
     if not isinstance(x, Tensor):
         msg = f"{name} must be a torch.Tensor, got {type(x).__name__}. Use torch.as_tensor({name})."
         raise TypeError(msg)
+    _strided(name, x)
     if x.dtype not in FLOATING:
         msg = f"{name} must be floating point, 16 bits or more, got {x.dtype}. Convert: .float()."
         raise TypeError(msg)
@@ -325,9 +330,34 @@ def _floating_matrix(name: str, x: Any, *, nothing: bool = False) -> None:
         raise ValueError(msg)
 
 
+def held(x: Tensor) -> Tensor:
+    """The tensor itself, and inside a transform of ``torch.func`` the one with all the values.
+
+    What decides anything has to be read from that: a batch of ``vmap`` has no value of its own.
+    """
+    if torch._C._are_functorch_transforms_active():
+        while torch._C._functorch.is_functorch_wrapped_tensor(x):
+            x = torch._C._functorch.get_unwrapped(x)
+    return x
+
+
+def _strided(name: str, x: Tensor) -> None:
+    """Raise ``TypeError`` for a tensor that is no rectangle of numbers in memory."""
+    if x.is_nested:
+        msg = (
+            f"{name} is a nested (ragged) tensor; all samples must have one length. Pad it with "
+            f"torch.nested.to_padded_tensor({name}, 0.0), and leave the padding out by key_mask."
+        )
+        raise TypeError(msg)
+    if x.layout != torch.strided:
+        msg = f"{name} must be a dense tensor, got {x.layout}. Use {name}.to_dense()."
+        raise TypeError(msg)
+
+
 def _ends(*tensors: Tensor) -> list[float]:
     """Least and greatest entry of each, NaN where one is NaN, in one transfer from the device."""
-    ends = [end for x in tensors for end in torch.aminmax(_as_it_lies(x.detach()))]
+    values = (held(x).detach() for x in tensors)
+    ends = [end for x in values for end in torch.aminmax(_as_it_lies(x))]
     known: list[float] = torch.stack(ends).tolist()
     return known
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar, cast, dataclass_transform, runtime_ch
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.utils.checkpoint import checkpoint
 
 S = TypeVar("S")
@@ -435,6 +436,13 @@ def _alone(
     _inside.now = True
     try:
         out = _without_autocast(call, args, kwargs, tensors)
+    except (RuntimeError, NotImplementedError) as error:
+        why = _unsupported(tensors)
+        if why is None:
+            raise
+        lines = str(error).strip().splitlines() or [""]
+        msg = f"{why} (torch: {lines[0][:160]})"
+        raise RuntimeError(msg) from error
     finally:
         _inside.now = False
     if torch.is_grad_enabled():
@@ -443,6 +451,24 @@ def _alone(
             if isinstance(x, Tensor) and torch.amp.is_autocast_available(x.device.type):
                 _exact_backwards(x, ends, x.device.type)
     return out
+
+
+def _unsupported(tensors: list[Tensor]) -> str | None:
+    """Where tensors have no values to look at, or torch transforms the call: what can be done."""
+    if any(x.is_meta for x in tensors):
+        return "this call looks at values, and a tensor on 'meta' has none. Give it real tensors."
+    if any(isinstance(x, FakeTensor) for x in tensors):
+        return (
+            "softlab looks at values, which torch.export and FakeTensorMode do not have. Call it "
+            "as it is, or compile it without fullgraph=True."
+        )
+    if transformed():
+        return (
+            "this call does not work under this transform of torch.func or in forward mode. Pass "
+            "batches in leading dimensions, which are as many as you like, and differentiate by "
+            "torch.autograd.grad."
+        )
+    return None
 
 
 def _without_autocast(

@@ -191,12 +191,14 @@ class Gaussian:
         radius = torch.maximum(*(_lengths(z) for z in near)).cummax(-1).values
         rough = _rough(radius, self.bandwidth).unsqueeze(-1)
         # No row that keeps this result sees a point that is blanked, so none can overflow here.
-        x_near, y_near = (z.masked_fill(rough, 0) for z in near) if rough.any() else near
+        x_near, y_near = (
+            (z.masked_fill(rough, 0) for z in near) if checks.held(rough).any() else near
+        )
         how: dict[str, Any] = {"average": average, "causal": True, "bandwidth": self.bandwidth}
         out = _by_products(x_near, y_near, v, None, **how)
-        at = rough.any(1).squeeze(-1).nonzero().squeeze(-1)
-        if not len(at):
+        if not checks.held(rough).any():
             return out
+        at = rough.any(1).squeeze(-1).nonzero().squeeze(-1)
         careful = _by_differences(x[at], y[at], v[at], None, **how)
         return out.index_copy(0, at, torch.where(rough[at], careful, out[at]))
 
@@ -298,13 +300,13 @@ def _centred(x: Tensor, y: Tensor, bandwidth: float) -> tuple[Tensor, Tensor, Te
     centre, radius = y.detach().mean(-2, keepdim=True), _radius(x, y)
     far = torch.linalg.vector_norm(centre, dim=(-2, -1)) > radius / 2
     rough = _rough(radius, bandwidth)
-    if x.is_meta or not (far | rough).any():
+    if x.is_meta or not checks.held(far | rough).any():
         return x, y, None
-    if far.any():
+    if checks.held(far).any():
         centre = torch.where(far[:, None, None], centre, 0)
         x, y = x - centre, y - centre
         rough = _rough(_radius(x, y), bandwidth)
-    return x, y, rough if rough.any() else None
+    return x, y, rough if checks.held(rough).any() else None
 
 
 def _radius(x: Tensor, y: Tensor) -> Tensor:

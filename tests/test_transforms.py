@@ -1,15 +1,19 @@
 """Tracing, transforms and tensors without plain numbers: right, or refused in a sentence."""
 
+import re
 import warnings
 
 import pytest
 import torch
 from matrices import with_spectrum
+from torch import func
+from torch._subclasses import FakeTensorMode
+from torch.autograd import grad
 from zoo import OPERATORS, SELECTORS, SOLVERS
 
 from softlab.inputs import Decaying
 from softlab.matrices import Geometric, LowRank
-from softlab.operators import KDEFormer
+from softlab.operators import GaussianAttention, KDEFormer, Softmax, TopK
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -79,3 +83,103 @@ def test_inputs_and_matrices_do_not_heed_the_default_device():
     same_elsewhere(
         lambda: [*Decaying(6, 4, rate=0.3)(0), Geometric(6, 1e3)(0), LowRank(6, 3, 10.0)(0)]
     )
+
+
+# --- torch.func ------------------------------------------------------------------------------
+
+REFUSED = "does not work under this transform.*leading dimensions.*torch.autograd.grad"
+
+
+def attempt(call, refused):
+    """What the call returns, None where it is refused in these words."""
+    try:
+        return call()
+    except RuntimeError as error:
+        if not re.search(refused, str(error)):
+            raise
+
+
+def right_or_refused(call, wanted):
+    """Equal to the plain call, or the one sentence; says which."""
+    found = attempt(call, REFUSED)
+    if found is None:
+        return False
+    torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-9)
+    return True
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own use
+@pytest.mark.parametrize("op", OPERATORS, ids=repr)
+def test_transforms_are_right_or_refused(op):
+    q, k, v = draw()
+    weight, leaf = normal(2, 9, 4, seed=4), q.clone().requires_grad_()
+    out = op(leaf, k, v)
+    gradient = torch.zeros_like(q)
+    if out.requires_grad:
+        (gradient,) = grad((out * weight).sum(), leaf, materialize_grads=True)
+
+    def loss(q, k, v, weight):
+        return (op(q, k, v) * weight).sum()
+
+    right_or_refused(lambda: func.vmap(op)(q, k, v), out.detach())
+    right_or_refused(lambda: func.grad(loss)(q, k, v, weight), gradient)
+    right_or_refused(lambda: func.vmap(func.grad(loss))(q, k, v, weight), gradient)
+    slope = (gradient * weight).sum()
+    right_or_refused(lambda: func.jvp(lambda z: loss(z, k, v, weight), (q,), (weight,))[1], slope)
+
+
+@pytest.mark.parametrize("op", [Softmax(), GaussianAttention(), Softmax(causal=True)], ids=repr)
+def test_exact_operators_work_in_every_transform(op):
+    q, k, v = draw()
+    out = op(q, k, v)
+    assert right_or_refused(lambda: func.vmap(op)(q, k, v), out)
+    hessian = func.hessian(lambda z: op(z, k, v).sum())(q)
+    wanted = torch.autograd.functional.hessian(lambda z: op(z, k, v).sum(), q)
+    torch.testing.assert_close(hessian, wanted)
+
+
+def test_values_are_looked_at_inside_transforms_too():
+    q, k, v = draw()
+    k[1, 3, 2] = torch.nan
+    with pytest.raises(ValueError, match="k has 1 entries that are NaN"):
+        func.vmap(Softmax())(q, k, v)
+    mask = torch.tensor([[True] * 9, [False] * 9])
+    with pytest.raises(ValueError, match="key_mask leaves no key"):
+        func.vmap(TopK(k=3))(q, q, v, mask)
+
+
+# --- tensors of another kind -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", OPERATORS, ids=repr)
+def test_other_kinds_of_tensors_are_told_apart(op):
+    q, k, v = draw()
+    for kind, words in (
+        (q.to_sparse(), r"q must be a dense tensor, got torch.sparse_coo.*to_dense"),
+        (ragged(q), r"q is a nested \(ragged\) tensor.*to_padded_tensor.*key_mask"),
+    ):
+        with pytest.raises(TypeError, match=words):
+            op(kind, k, v)
+    bare = [x.to("meta") for x in (q, k, v)]
+    out = attempt(lambda: op(*bare), "looks at values, and a tensor on 'meta' has none")
+    assert out is None or out.shape == (2, 9, 4)
+    with FakeTensorMode() as mode, pytest.raises(RuntimeError, match="looks at values, which"):
+        op(*(mode.from_tensor(x) for x in (q, k, v)))
+
+
+def ragged(x):
+    return torch.nested.nested_tensor([x[0], x[1, :5]], layout=torch.jagged)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+def test_a_solver_tells_them_apart(solver):
+    a = with_spectrum(1, 0.5, 0.2)
+    for call in (solver, solver.solve):
+        with pytest.raises(TypeError, match=r"a must be a dense tensor.*to_dense"):
+            call(a.to_sparse())
+
+
+def test_masks_of_another_kind():
+    q, k, v = draw()
+    with pytest.raises(TypeError, match=r"key_mask must be a dense tensor"):
+        Softmax()(q, k, v, torch.ones(2, 9, dtype=torch.bool).to_sparse())

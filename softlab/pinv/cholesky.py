@@ -58,7 +58,7 @@ class Cholesky:
         """The inverse of the shifted matrix."""
         wide = admit(a, self.traits)
         (x,) = self.iterates(wide)
-        broken = int(x.isnan().any(-1).any(-1).sum())
+        broken = int(checks.held(x.isnan().any(-1).any(-1)).sum())
         if broken:
             msg = (
                 f"{self!r} broke down on {broken} matrices that are not positive definite to "

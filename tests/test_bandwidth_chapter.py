@@ -47,7 +47,8 @@ def table(seeds=SEEDS):
                             "matrix_error": 0.1 * (lows[i] / t) ** 2 * factor,
                             "best_error": best_error(setting, i, t),
                             "rank_one_error": 0.3 * HIGH[setting][i] / t * factor,
-                            "effective_rank": 9.0 * t + i, "underflow": 1.9 * t / (1 + t), "row_mass": 1.0,
+                            "effective_rank": 9.0 * t + i, "underflow": 1.9 * t / (1 + t),
+                            "row_mass": 1.0,
                         } | core)  # fmt: skip
     made = pd.DataFrame(rows)
     failed = made.assign(status="failed", matrix_error=9.0, stretch=8.0, core_status="DIVERGED")

@@ -42,6 +42,7 @@ PROTOCOLS = {
         "SolverTraits",
         "Status",
         "PinvResult",
+        "applier",  # how any solver is applied
     },
     "landmarks": {"Selector"},
     "features": {"Weights"},

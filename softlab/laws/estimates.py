@@ -29,7 +29,7 @@ from softlab.laws.law import (
 )
 
 F64 = torch.float64
-SEEDS, MORE_SEEDS = 600, 1200
+SEEDS = 1200
 ERRORS = 6.0
 """Standard errors allowed: two-sided 2e-9 an entry, so a false alarm is rarer than 1e-6 a law."""
 
@@ -39,17 +39,15 @@ def _points(rng: torch.Generator) -> tuple[Tensor, Tensor]:
 
     Every published estimator has no variance at one of the two, so that a wrong factor there is
     seen to rounding, whatever the number of seeds. All have length 1/2: the tails of
-    exp(<w, x + y>) grow with |x + y|, and with heavy ones 600 seeds are no large sample.
+    exp(<w, x + y>) grow with |x + y|, and with heavy ones 600 seeds were no large sample.
     """
     q, k = (0.5 * torch.nn.functional.normalize(normal(rng, rows, 4), dim=-1) for rows in (3, 4))
     return q, torch.cat((k, q, -q))
 
 
-def _estimates(
-    op: Any, tensors: tuple[Tensor, ...], rng: torch.Generator, seeds: int = SEEDS
-) -> Tensor:
+def _estimates(op: Any, tensors: tuple[Tensor, ...], rng: torch.Generator) -> Tensor:
     first = int(torch.randint(1 << 30, (), generator=rng, device="cpu"))
-    return torch.stack([reseeded(op, first + s).kernel_matrix(*tensors) for s in range(seeds)])
+    return torch.stack([reseeded(op, first + s).kernel_matrix(*tensors) for s in range(SEEDS)])
 
 
 def _terms(op: Any, k: Tensor) -> int:
@@ -80,24 +78,24 @@ def _unbiased(op: Any, rng: torch.Generator) -> Iterator[Gap]:
 
 def _variance(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     q, k = _points(rng)
-    drawn = _estimates(op, (q, k), rng, MORE_SEEDS)
+    drawn = _estimates(op, (q, k), rng)
     claimed = op.kernel_variance(q, k)
     away = drawn - drawn.mean(0)
-    found = away.square().mean(0) * MORE_SEEDS / (MORE_SEEDS - 1)
+    found = away.square().mean(0) * SEEDS / (SEEDS - 1)
     # The standard error of a sample's variance, relative to it, is the root of kurtosis - 1 over N.
     # Skewed samples of too low variance also show too low a kurtosis: the largest one serves all.
     rounding = tolerance(F64, _terms(op, k), scale=largest(drawn.square()))
     kurtosis = away.pow(4).mean(0) / found.square().clamp_min(rounding**2)
-    spread = found * math.sqrt((float(kurtosis.max()) - 1) / MORE_SEEDS)
+    spread = found * math.sqrt((float(kurtosis.max()) - 1) / SEEDS)
     over = (found - claimed) / (ERRORS * spread + rounding)
-    where = f"variance over {MORE_SEEDS} seeds"
+    where = f"variance over {SEEDS} seeds"
     yield Gap(float(over.max()), 1, f"{where} above the claimed, in intervals")
     # All entries at once: one number a seed, whose mean is 1 where the claim is right. It is known
     # four times as well as the variance of one entry, so that a factor of 1.3 is seen.
     some = claimed > 1e3 * rounding
     pooled = (away.square() / torch.where(some, claimed, 1)).where(some, 0).sum((-2, -1))
     pooled = pooled / some.sum().clamp_min(1)
-    error = ERRORS * float(pooled.std()) / math.sqrt(MORE_SEEDS)
+    error = ERRORS * float(pooled.std()) / math.sqrt(SEEDS)
     excess = float(pooled.mean()) - 1 if bool(some.any()) else 0.0
     yield Gap(excess, error, f"{where} over the claimed, less one, in the mean of all entries")
     if op.traits.variance == "equal":
@@ -136,7 +134,7 @@ UNBIASED: Law[Any] = Law(
     _unbiased,
     family="statistical",
     when="claims unbiased",
-    allows="six standard errors of the mean over 600 seeds",
+    allows="six standard errors of the mean over 1200 seeds",
     catches="a factor 1.01; the division by m in place of its root; weights of another variance",
     examples=1,
 )

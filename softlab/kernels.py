@@ -127,6 +127,7 @@ class Gaussian:
             and suits(*points, flat_x)
             and one_tile(*points)
             and not graphed(x, y)
+            and not transformed()
         ):
             near_x, near_y, rough = _centred(*points, self.bandwidth)
             if rough is None:

@@ -13,7 +13,7 @@ from zoo import OPERATORS, SELECTORS, SOLVERS
 
 from softlab.inputs import Decaying
 from softlab.matrices import Geometric, LowRank
-from softlab.operators import GaussianAttention, KDEFormer, Softmax, TopK
+from softlab.operators import GaussianAttention, KDEFormer, Soft, Softmax, TopK
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -136,6 +136,16 @@ def test_exact_operators_work_in_every_transform(op):
     hessian = func.hessian(lambda z: op(z, k, v).sum())(q)
     wanted = torch.autograd.functional.hessian(lambda z: op(z, k, v).sum(), q)
     torch.testing.assert_close(hessian, wanted)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own use
+@pytest.mark.parametrize("normalization", ["none", "row", "symmetric", "published"])
+def test_tied_queries_in_forward_mode(normalization):
+    op, (q, _, v), along = Soft(4, normalization=normalization), draw(), normal(2, 9, 4, seed=4)
+    leaf = q.clone().requires_grad_()
+    (gradient,) = grad(op(leaf, leaf, v).sum(), leaf)
+    slope = func.jvp(lambda z: op(z, z, v).sum(), (q,), (along,))[1]
+    torch.testing.assert_close(slope, (gradient * along).sum())
 
 
 def test_values_are_looked_at_inside_transforms_too():

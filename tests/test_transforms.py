@@ -128,6 +128,7 @@ def test_transforms_are_right_or_refused(op):
     right_or_refused(lambda: func.jvp(lambda z: loss(z, k, v, weight), (q,), (weight,))[1], slope)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own use
 @pytest.mark.parametrize("op", [Softmax(), GaussianAttention(), Softmax(causal=True)], ids=repr)
 def test_exact_operators_work_in_every_transform(op):
     q, k, v = draw()

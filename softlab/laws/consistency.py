@@ -58,7 +58,7 @@ def _alone(op: Any, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> tup
 
 def _some(count: int, rng: torch.Generator) -> set[int]:
     """The first, the last, and one in between."""
-    return {0, count - 1, int(torch.randint(count, (), generator=rng))}
+    return {0, count - 1, int(torch.randint(count, (), generator=rng, device="cpu"))}
 
 
 def _matrices(op: Any, rng: torch.Generator) -> Iterator[Gap]:

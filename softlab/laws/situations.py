@@ -172,6 +172,6 @@ def _mask(
         return None
     shape = {"shared": (), "broadcast": (*lead[:-1], 1) if lead else ()}.get(kind, lead)
     chance = {"one key left": 0.0, "all kept": 2.0}.get(kind, 0.7)
-    order = torch.rand(*shape, l, generator=rng).argsort(-1)
-    kept = torch.rand(*shape, l, generator=rng) < chance
+    order = torch.rand(*shape, l, generator=rng, device="cpu").argsort(-1)
+    kept = torch.rand(*shape, l, generator=rng, device="cpu") < chance
     return kept | (order < least)

@@ -345,7 +345,9 @@ class _Derived(torch.autograd.Function):
     def forward(ctx: Any, out: Tensor, plain: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         ctx.save_for_backward(*tensors)
         ctx.plain = plain
-        return out.view_as(out)
+        # A copy: ``fast`` may have kept ``out`` for its own backward pass, and a view of it could
+        # not be changed in place.
+        return out.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

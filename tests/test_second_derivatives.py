@@ -125,7 +125,7 @@ DENSE = [
 
 
 @pytest.mark.parametrize("vectorize", [False, True])
-@pytest.mark.parametrize(("op", "dense"), DENSE, ids=lambda x: repr(x)[:60])
+@pytest.mark.parametrize(("op", "dense"), DENSE, ids=lambda x: getattr(x, "__name__", repr(x))[:60])
 def test_the_whole_hessian_is_that_of_the_dense_formula(op, dense, vectorize):
     tensors = 2 * normal(5, 3), 2 * normal(5, 3, seed=1), normal(5, 2, seed=2)
 

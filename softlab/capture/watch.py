@@ -12,6 +12,7 @@ exponential and a product, and whatever torch calls attention by another name.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 import sys
@@ -104,6 +105,11 @@ def named(order: int, module: str) -> Callable[..., Call]:
     return call
 
 
+LATE = tuple(map(int, torch.__version__.split(".")[:2])) > (2, 8)
+"""Whether torch can import its compiler inside a mode: 2.8 fails an assertion there, and checks of
+inputs, recomputation and others import it at their first use."""
+
+
 class Watch(TorchFunctionMode):
     """Hands every attention call that ``model`` makes to ``attend``; calls of others pass by."""
 
@@ -122,6 +128,8 @@ class Watch(TorchFunctionMode):
         self._stack = ExitStack()
 
     def __enter__(self) -> Any:
+        if not LATE:
+            importlib.import_module("torch._dynamo")
         self._stack.enter_context(asked_first(self.interface))
         return super().__enter__()  # type: ignore[no-untyped-call]
 

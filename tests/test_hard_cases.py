@@ -148,7 +148,8 @@ def test_a_mask_on_one_head_leaves_the_others_alone(op):
     torch.testing.assert_close(out, twin(op, q, k, v, key_mask), rtol=1e-8, atol=1e-8)
     for unmasked in (0, 2):
         torch.testing.assert_close(out[:, unmasked], plain[:, unmasked], rtol=1e-11, atol=1e-12)
-    assert not torch.allclose(out[:, 1], plain[:, 1], rtol=1e-6)
+    if not op.traits.blind:  # one key alone is read, which the mask need not hide
+        assert not torch.allclose(out[:, 1], plain[:, 1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("op", [op for op in OPERATORS if hasattr(op, "rank")], ids=repr)

@@ -295,7 +295,7 @@ def test_the_residual_of_the_core_is_that_of_the_inverse_that_is_applied(pinv):
 
 def test_a_residual_is_not_that_of_a_better_iterate_on_the_way():
     x = Clustered(64, 8, clusters=4, spread=1e-3)(0, dtype=torch.float32)
-    found = [measures.inversion(Soft(16, pinv=NewtonRaphson(s)), x.q, x.k) for s in (30, 60)]
+    found = [measures.inversion(Soft(16, pinv=NewtonRaphson(s)), x.q, x.k) for s in (30, 80)]
     # The core has rank 4 up to rounding, and steps beyond the best spoil the inverse.
     assert found[0]["core_steps"] == found[1]["core_steps"] <= 30
     assert found[0]["core_residual"] < 1e-4

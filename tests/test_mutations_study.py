@@ -4,10 +4,10 @@ import pickle
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from softlab.chapters.mutations import findings, scope, survivors, tables
+from softlab.report.folder import read
 from softlab.study import run
 from softlab.study_file import load
 
@@ -42,7 +42,7 @@ def table(tmp_path_factory):
     study = replace(MUTATIONS.STUDY, axes=axes, quick={})
     outcome = run(study, tmp_path_factory.mktemp("reports"), threads=1)
     assert (outcome.failed, outcome.rows) == (0, 3)
-    return pd.read_csv(outcome.folder / "table.csv")
+    return read(outcome.folder)[0]
 
 
 def test_the_chapter_counts_what_was_caught(table):
@@ -54,8 +54,8 @@ def test_the_chapter_counts_what_was_caught(table):
 
 
 def test_the_chapter_does_with_mutants_or_the_catalogue_alone(table):
-    mutants = table[table["fault"].notna()].drop(columns="alarms")
-    right = table[table["fault"].isna()].drop(columns="caught")
+    mutants = table[table["fault"].ne("")].drop(columns="alarms")
+    right = table[table["fault"].eq("")].drop(columns="caught")
     assert len(findings(mutants)) == len(findings(right)) == 1
     assert findings(right)[0].endswith("broke none.")
 

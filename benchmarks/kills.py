@@ -23,6 +23,7 @@ import pandas as pd
 
 from softlab.executors import processes
 from softlab.journal import Row, rows_of
+from softlab.report import read
 from softlab.study import Study, defined_in, run
 
 CASES, SECONDS = 40, 0.003
@@ -103,7 +104,7 @@ def main() -> int:
 
 def table(out: Path) -> pd.DataFrame:
     """The table of a run without its timings."""
-    return pd.read_csv(out / STUDY.name / "table.csv").drop(columns="case_seconds")
+    return read(out / STUDY.name)[0].drop(columns="case_seconds")
 
 
 if __name__ == "__main__":

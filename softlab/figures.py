@@ -24,6 +24,7 @@ from matplotlib.lines import Line2D
 from matplotlib.mathtext import MathTextParser
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from softlab.chapters.numbers import counted
 from softlab.chapters.quartiles import summary
 from softlab.chapters.words import FACES, LONGEST, brief, cut, drawn
 from softlab.looks import METHODS, Look
@@ -421,7 +422,7 @@ def _left_out(rows: pd.DataFrame, lines: Lines, unpaged: int, failed: int) -> It
     if unpaged:
         yield f"{unpaged} rows have no {lines.page} and are on no page."
     if failed:
-        yield f"{failed} cases failed."
+        yield f"{counted(failed, 'case')} failed."
     for label in (lines.xlabel, lines.ylabel, lines.expected_label, *lines.guides.values()):
         if "$" in label and not _authored(label)[1]:
             yield f"The label {label!r} is no mathematics that can be set, and stands as written."

@@ -13,12 +13,14 @@ from softlab import measures
 from softlab.figures import Lines
 from softlab.inputs import Clustered, Input, Normal, Recorded, Smooth, Tied, recorded_names
 from softlab.journal import Row
+from softlab.landmarks import UniformRandom
 from softlab.operators import Nystromformer, Skyformer, Soft
 from softlab.pinv import SVD, NewtonRaphson, Nystrom, NystromformerCubic, Ridge
 from softlab.study import Study
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 RANKS = (16, 64)
+SEEDS = (0, 1)
 STEPS = (1, 2, 3, 4, 6, 9, 12, 18, 24)
 SMOOTH = Smooth(1024, 64, length=32.0)
 REAL: list[Input] = [Recorded(name) for name in recorded_names()]
@@ -39,7 +41,8 @@ def operators(ranks: tuple[int, ...]) -> dict[Nystrom, tuple[str, str]]:
         found[Nystromformer(rank)] = ("Nystromformer", PUBLISHED)
         found[Nystromformer(rank, pinv=SVD())] = ("Nystromformer", CONVERGED)
         found[Nystromformer(rank, pinv=Ridge(SVD(), 0.01))] = ("Nystromformer", SHIFTED)
-        found[Skyformer(rank)] = ("Skyformer", PUBLISHED)
+        for seed in SEEDS:  # other landmarks with other values: the spread is that of both
+            found[Skyformer(rank, landmarks=UniformRandom(seed))] = ("Skyformer", PUBLISHED)
     for steps in STEPS:
         name = f"{steps} steps"
         found.setdefault(
@@ -51,8 +54,13 @@ def operators(ranks: tuple[int, ...]) -> dict[Nystrom, tuple[str, str]]:
 METHODS = operators(RANKS)
 
 
-def keep(input: Input, seed: int, precision: str, op: Nystrom) -> bool:  # noqa: ARG001
-    """Soft on tied inputs, the others on untied ones; other numbers of steps in float32 alone."""
+def keep(input: Input, seed: int, precision: str, op: Nystrom) -> bool:
+    """Soft on tied inputs, the others on untied ones; other numbers of steps in float32 alone.
+
+    Landmarks that are drawn are drawn once for each seed of the values.
+    """
+    if getattr(op.landmarks, "seed", seed) != seed:
+        return False
     swept = METHODS[op][1].endswith("steps")
     return isinstance(input, Tied) == isinstance(op, Soft) and (precision == "float32" or not swept)
 
@@ -106,7 +114,7 @@ STUDY = Study(
     "the precision, and does a converged inverse help?",
     axes={
         "input": [*INPUTS, *map(Tied, INPUTS)],
-        "seed": (0, 1),
+        "seed": SEEDS,
         "precision": tuple(PRECISIONS),
         "op": list(METHODS),
     },

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from softlab.core import Operator, Stream
 from softlab.figures import Lines
+from softlab.inputs import fashion
 from softlab.instruments import peak_memory, seconds
 from softlab.journal import Row
 from softlab.landmarks import GridPool
@@ -150,6 +151,7 @@ STUDY = Study(
     quick={"method": METHODS[:3], "m": [LANDMARKS], "sampling": SAMPLINGS[:1], "seed": [0],
            "epoch": [1]},
     measure=measure,
+    inputs=fashion.chosen(),
     keep=keep,
     chapter="classification",
     figures=(

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from softlab.core import Operator
 from softlab.figures import Lines
+from softlab.inputs import fashion
 from softlab.journal import Row
 from softlab.models import Pyramid
 from softlab.models.canvases import Canvases
@@ -124,6 +125,7 @@ STUDY = Study(
     axes={"method": METHODS, "seed": range(3), "side": SIDES},
     quick={"method": METHODS[:2], "seed": [0]},
     measure=measure,
+    inputs=fashion.chosen(),
     chapter="segmentation",
     figures=(
         Lines(

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from softlab.figures import Lines
 from softlab.gradients import by_rule, departure, range_residual, unrolled
+from softlab.inputs import fashion
 from softlab.journal import Row
 from softlab.models import Pyramid
 from softlab.models.images import fashion_mnist
@@ -188,6 +189,7 @@ STUDY = Study(
     },
     quick={"rule": ("implicit", "unrolled"), "seed": [0], "step": range(0, 51, EVERY)},
     measure=measure,
+    inputs=fashion.chosen(),
     chapter="stability",
     figures=(
         BY_STEP,

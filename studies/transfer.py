@@ -18,6 +18,7 @@ import torch
 
 from softlab.core import Operator
 from softlab.figures import Lines
+from softlab.inputs import fashion
 from softlab.journal import Row
 from softlab.models import Pyramid
 from softlab.models.gains import gains
@@ -116,6 +117,7 @@ STUDY = Study(
     axes={"method": METHODS, "seed": range(3), "side": SIDES},
     quick={"method": METHODS[:2], "seed": [0]},
     measure=measure,
+    inputs=fashion.chosen(),
     chapter="transfer",
     figures=(
         BY_SIDE,

@@ -100,8 +100,8 @@ def test_words_failures_cases_and_machines_are_told(tmp_path):
     assert found.changes[1].most.endswith(": CONVERGED to DIVERGED")
     assert found.changes[0].changed == 1
     assert found.coverage == (
-        f"{(cases()['op.rank'] == 128).sum()} cases are in the old run alone",
-        "1 cases failed in the new run alone",
+        f"{(cases()['op.rank'] == 128).sum()} cases in the old run alone",
+        "1 case failed in the new run alone",
     )
     assert found.environment == (f"commit: {META['commit']} to {'f' * 40}", "torch: 2.13.0 to 3.0")
 

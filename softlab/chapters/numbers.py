@@ -42,6 +42,11 @@ def span(x: pd.Series, form: Callable[[float], str] = number) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+def counted(n: int, noun: str) -> str:
+    """The number and its noun: "1 case", "2 cases"."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def joined(words: Iterable[object]) -> str:
     """The words in a sentence: "a", "a and b", "a, b and c"."""
     said = [str(word) for word in words]

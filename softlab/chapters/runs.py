@@ -8,13 +8,14 @@ from typing import Any
 import pandas as pd
 
 from softlab.chapters import Table
+from softlab.chapters.numbers import counted
 from softlab.chapters.timings import busy
 
 
 def grid(table: pd.DataFrame, meta: Mapping[str, Any]) -> str:
     """How many cases there are, and of how many values of each axis."""
     axes = ", ".join(f"{count} of {name}" for name, count in meta["axes"].items())
-    return f"The study has {_cases(table, meta)} cases (values of its axes: {axes})."
+    return f"The study has {counted(_cases(table, meta), 'case')} (values of its axes: {axes})."
 
 
 def notes(table: pd.DataFrame, meta: Mapping[str, Any]) -> Iterator[str]:
@@ -47,7 +48,8 @@ def completeness(table: pd.DataFrame, meta: Mapping[str, Any]) -> str:
         why = failed.get("error", pd.Series(index=failed.index)).iloc[0]
         reason = "no reason recorded" if pd.isna(why) else why
         said.append(f"{len(failed)} of {len(table)} cases failed; the first: {reason}.")
-    return " ".join(said) or f"All {len(table)} cases finished."
+    whole = f"All {len(table)} cases" if len(table) > 1 else "The one case"
+    return " ".join(said) or f"{whole} finished."
 
 
 def unfinished(table: pd.DataFrame, meta: Mapping[str, Any]) -> str:
@@ -71,7 +73,7 @@ def failures(table: pd.DataFrame) -> Iterator[Table]:
     reasons = failed.get("error", pd.Series(index=failed.index)).astype(object)
     counts = reasons.where(reasons.notna(), "no reason recorded").value_counts()
     yield {
-        "caption": f"The {len(failed)} cases that failed, by reason.",
+        "caption": f"The {counted(len(failed), 'case')} that failed, by reason.",
         "header": ["reason", "cases"],
         "rows": [[str(reason), str(count)] for reason, count in counts.items()],
         "left": 1,

@@ -41,6 +41,16 @@ def folder() -> Path:
     return fetched if fetched.is_dir() else INSTALLED
 
 
+def chosen() -> list[Path]:
+    """The folder of the user's own, if one is named and there: its files may be any.
+
+    For the ``inputs`` of a study, whose rows are then known by the content of the files. The
+    package's files need no such mark: they are checked against ``SUMS`` when they are fetched.
+    """
+    named = os.environ.get(VARIABLE)
+    return [Path(named).absolute()] if named and Path(named).is_dir() else []
+
+
 def fetch(cache: Path | None = None) -> Path:
     """Bring the files into the cache; return their folder.
 

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from softlab.chapters.intervals import interval
-from softlab.chapters.numbers import number
+from softlab.chapters.numbers import counted, number
 from softlab.chapters.timings import WIDE, busy, noise
 from softlab.chapters.words import LONGEST, brief
 from softlab.figures import as_numbers
@@ -150,13 +150,13 @@ def _paired(
     shared = a.index.intersection(b.index, sort=False)
     for which, table in (("old", a), ("new", b)):
         if alone := len(table.index.difference(shared)):
-            coverage.append(f"{alone} cases are in the {which} run alone")
+            coverage.append(f"{counted(alone, 'case')} in the {which} run alone")
     a, b = a.loc[shared], b.loc[shared]
     ok = {"old": a["status"] == "ok", "new": b["status"] == "ok"}
     done, tried = ok["old"] & ok["new"], ok["old"] | ok["new"]
     for which, finished in ok.items():
         if lost := int((tried & ~finished).sum()):
-            coverage.append(f"{lost} cases failed in the {which} run alone")
+            coverage.append(f"{counted(lost, 'case')} failed in the {which} run alone")
     return a[done], b[done], coverage
 
 
@@ -269,7 +269,8 @@ def _spread(table: pd.DataFrame, column: str) -> float:
 
 
 def _environment(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    names = ("commit", "dirty", "digest", "device_name", "dtype", "threads", "platform")
+    machine = ("device_name", "dtype", "threads", "arithmetic", "platform")
+    names = ("commit", "dirty", "digest", *machine)
     for name in names:
         if old.get(name) != new.get(name):
             yield f"{name}: {old.get(name)} to {new.get(name)}"

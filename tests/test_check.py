@@ -292,6 +292,25 @@ def test_the_table_of_a_subject_that_keeps_them_all(monkeypatch):
     assert "holds" in result.stdout.splitlines()[1]
 
 
+@pytest.mark.parametrize(
+    ("claim", "law"),
+    [
+        ("singular", "Penrose identities, singular"),
+        ("regularized", "shifted inverse"),
+        ("constant_rank", "gradient, singular"),
+    ],
+)
+def test_what_is_said_of_a_plain_solver_is_measured(claim, law, monkeypatch):
+    from softlab.laws import confined
+
+    monkeypatch.setattr(confined, "_Child", _Here)
+    result = call("torch:linalg.inv", "--traits", claim, "--only", law, "--json")
+    found = {one["law"]: one for one in json.loads(result.stdout)}
+    assert result.exit_code == 1
+    assert found["subject"]["detail"] == f"linalg.inv, said to be: {claim}"
+    assert found[law]["verdict"] == "fails"
+
+
 def test_a_subject_that_ends_its_process_or_cannot_be_stopped_is_an_outcome(own):
     claims = ("--traits", "linear_in_v", "--json")
     quits = call(f"{own}:quits", "--only", "silent", "--only", "views", *claims)
@@ -322,7 +341,13 @@ def test_a_subject_that_ends_its_process_or_cannot_be_stopped_is_an_outcome(own)
         (["x:y", "--examples", "0"], 2, "give at least one"),
         (["x:y", "--seconds", "inf"], 2, "at most 86400 seconds"),
         (["x:y", "--seconds", "nan"], 2, "at most 86400 seconds"),
-        (["softlab.operators:Softmax()", "--only", "Penrose identities"], 2, "no law was asked"),
+        (["softlab.operators:Softmax()", "--only", "Penrose identities"], 2, "was not asked"),
+        (["softlab.operators:Softmax()", "--only", "silent", "--only", "status"], 2, "'status'"),
+        (["softlab.operators:Softmax()", "--only", "causal"], 2, "causal is for what claims"),
+        (["torch:linalg.inv", "--target", "softlab.operators:Softmax()"], 2, "give it no target"),
+        (["torch:linalg.inv", "--traits", "order=3"], 2, "order is measured on iterates"),
+        (["torch:linalg.inv", "--traits", "precision=float32"], 2, "precision is measured on"),
+        (["torch:linalg.inv", "--traits", "watched"], 2, "watched is measured on"),
     ],
 )
 def test_bad_requests(words, code, said, monkeypatch):

@@ -79,13 +79,21 @@ def check(
         print(json.dumps([dataclasses.asdict(one) for one in found], indent=2))  # noqa: T201
     else:
         _table(found)
-    by = {one.law: one.verdict for one in found}
-    if by.pop("subject", None) == "fails":
+    _leave(found, only or ())
+
+
+def _leave(found: list[Outcome], only: Iterable[str]) -> None:
+    """End with 1 if a law is broken, with 2 if there was no subject, or a law was not asked."""
+    by = {one.law: one for one in found}
+    if by.pop("subject").verdict == "fails":
         raise typer.Exit(COULD_NOT)
-    if not by:
-        fail(f"no law was asked: {', '.join(only or ())} is not of such a subject's laws.")
-    if "fails" in by.values():
+    for name in only:
+        if name not in by:
+            fail(f"{name!r} was not asked: it is no law of such a subject.")
+    if "fails" in {one.verdict for one in by.values()}:
         raise typer.Exit(FINDING)
+    if only and not any(one.verdict == "holds" for one in by.values()):
+        fail("no law was asked: " + "; ".join(f"{one.law} {one.detail}" for one in by.values()))
 
 
 def _near(name: str, names: Iterable[str]) -> str:

@@ -174,7 +174,8 @@ def _described(subject: Any) -> str:
     """The subject's name and, of a callable, what it claims or was found to keep."""
     if not is_plain(subject):
         return repr(subject)
-    held = {name: x for name, x in dataclasses.asdict(subject.traits).items() if x}
+    claims = dataclasses.asdict(subject.traits)  # growth of 1 is no claim
+    held = {name: x for name, x in claims.items() if x and name != "growth"}
     words = [name if x is True else f"{name} {x}" for name, x in held.items()]
-    how = "found" if subject.inferred else "said"
+    how = "found" if getattr(subject, "inferred", ()) else "said"
     return f"{subject!r}, {how} to be: {', '.join(words) or 'nothing in particular'}"

@@ -31,6 +31,8 @@ from softlab.pinv import Solver, SolverTraits
 
 NOTHING_CLAIMED = Traits(linear_in_v=False)
 INVERTIBLE = SolverTraits(singular=False)
+UNMEASURED = ("order", "products", "growth", "implicit", "watched", "precision")
+"""Claims of solvers that no law can measure of a function, which has a call alone."""
 SEEDS = range(9000, 9003)
 INFERRED: dict[str, tuple[Law[Any], tuple[Any, ...]]] = {
     "linear_in_v": (algebra.LINEAR_IN_V, (True,)),
@@ -157,6 +159,9 @@ def adapted(subject: Any, *, traits: str | None = None, target: Any = None, name
     name = name or getattr(subject, "__name__", repr(subject))
     least, most = _arguments(subject)
     if least == 1 or most == 1:
+        if target is not None:
+            msg = f"{name} is a solver, whose target is the inverse itself; give it no target."
+            raise ValueError(msg)
         return PlainSolver(subject, name, _parsed(traits, INVERTIBLE))
     plain = Plain(subject, name, target=target, masked=most > 3)
     with drawing(Draws()):
@@ -198,6 +203,13 @@ def _parsed(words: str | None, traits: Any) -> Any:
             raise ValueError(msg)
         if key in {"exact_at", "monotone"}:
             msg = f"{key} names a knob, which a plain callable has not; claim it in an operator."
+            raise ValueError(msg)
+        if key in UNMEASURED and isinstance(traits, SolverTraits):
+            able = ", ".join(x for x in fields if x not in UNMEASURED)
+            msg = (
+                f"{key} is measured on iterates, solve or cost, which a function of a matrix has "
+                f"not; claim it in a solver of your own. A function can claim {able}."
+            )
             raise ValueError(msg)
         try:
             changed[key] = ast.literal_eval(held) if held else True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -51,17 +51,22 @@ class Draws:
     ``dtype``, ``device``: of what is drawn, for the laws that name none themselves. ``digits``:
     entries are rounded to so many decimals, None keeps them as they are. ``small``: batches, widths
     and lengths are the least that the law has a use for. The last two make counterexamples short.
+    ``thorough``: many more sizes, up to some thousand keys. ``situation``: the one situation to
+    draw, by its choices of ``softlab.laws.situations.DESIGN``; ordinary ones where it names none.
     """
 
     dtype: torch.dtype = torch.float64
     device: str = "cpu"
     digits: int | None = None
     small: bool = False
+    thorough: bool = False
+    situation: Mapping[str, Any] | None = None
 
 
 _draws: ContextVar[Draws] = ContextVar("draws", default=Draws())  # noqa: B039  frozen
 _seed: ContextVar[int] = ContextVar("seed", default=0)
 _drawn: ContextVar[list[Tensor] | None] = ContextVar("drawn", default=None)
+_met: ContextVar[Mapping[str, Any] | None] = ContextVar("met", default=None)
 
 
 @contextlib.contextmanager
@@ -131,12 +136,28 @@ class Law(Generic[S]):
 def generator(seed: int) -> torch.Generator:
     """The random numbers of a law at this seed, which ``asked`` tells while they are drawn."""
     _seed.set(seed)
+    meet(None)
     return Stream(seed, "laws").generator
 
 
 def asked() -> int:
     """The seed that the law in hand is asked at."""
     return _seed.get()
+
+
+def draws_now() -> Draws:
+    """How inputs are drawn at the moment."""
+    return _draws.get()
+
+
+def meet(row: Mapping[str, Any] | None) -> None:
+    """Note the choices of the situation that is drawn next; ``met`` tells them."""
+    _met.set(row)
+
+
+def met() -> Mapping[str, Any] | None:
+    """The choices of the situation drawn last, None for a law that draws none."""
+    return _met.get()
 
 
 def said(error: BaseException) -> str:

@@ -17,7 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softlab.laws.law import asked, lengths, normal, rank_of, takes_mask
+from softlab.laws.law import (
+    asked,
+    draws_now,
+    lengths,
+    meet,
+    needs_equal,
+    normal,
+    rank_of,
+    takes_mask,
+)
 
 DESIGN: Mapping[str, Sequence[Any]] = {
     "lead": ((), (2,), (2, 3), (3, 1), (11,), (2, 1, 3)),
@@ -32,6 +41,18 @@ DESIGN: Mapping[str, Sequence[Any]] = {
 }
 """The factors and their choices. Keys lie above and below the powers of two, at which blocks,
 tiles and caches change; "keys" makes a width equal to the number of keys."""
+
+ORDINARY: Mapping[str, Any] = {name: choices[0] for name, choices in DESIGN.items()} | {
+    "keys": 9, "queries": "fewer", "width": 4, "values": 3, "size": 1.0,
+}  # fmt: skip
+"""Choices with nothing particular about them; a failure is reduced towards them."""
+
+SIZES = (
+    *(*range(1, 130), 255, 256, 257, 511, 512, 513, 768, 1000, 1023, 1024, 1025),
+    *(2047, 2048, 2049, 3000, 4096, 4097),
+)
+"""Numbers of keys of a thorough examination, shared out among ``SHARES`` seeds."""
+SHARES = 20
 
 MOST = 1 << 19
 """Most entries that the scores of one situation may have, over all its matrices."""
@@ -111,11 +132,26 @@ def covering() -> tuple[dict[str, Any], ...]:
 def drawn(
     op: Any, rng: torch.Generator, count: int, dtype: torch.dtype | None = None
 ) -> Iterator[Situation]:
-    """``count`` situations that the operator can be asked in, other rows for other seeds."""
-    rows = covering()
-    start = (asked() * count) % len(rows)
+    """``count`` situations that the operator can be asked in, other rows for other seeds.
+
+    More of them where ``Draws`` is thorough, and the one that it names if it does.
+    """
+    for row in _rows(count):
+        meet(row)
+        yield _made(op, row, rng, dtype)
+
+
+def _rows(count: int) -> Iterator[Mapping[str, Any]]:
+    how, rows = draws_now(), covering()
+    if how.situation is not None:
+        yield {**ORDINARY, **how.situation}
+        return
+    sizes = SIZES[asked() % SHARES :: SHARES] if how.thorough else ()
+    start = asked() * count
     for i in range(count):
-        yield _made(op, rows[(start + i) % len(rows)], rng, dtype)
+        yield rows[(start + i) % len(rows)]
+    for i, keys in enumerate(sizes, start=start + count):
+        yield {**rows[i % len(rows)], "keys": keys}
 
 
 def _made(
@@ -127,6 +163,8 @@ def _made(
     l = max(row["keys"], least)  # noqa: E741
     n = {"one": 1, "fewer": (l + 1) // 2, "equal": l, "more": l + 5}[row["queries"]]
     n, l = lengths(op, max(n, least), l)  # noqa: E741
+    if n * l > MOST and not needs_equal(op):
+        n = max(1, least, MOST // l)
     while n * l * max(1, torch.Size(lead).numel()) > MOST and lead:
         lead = lead[1:]
     d = min(l, 64) if row["width"] == "keys" else row["width"]

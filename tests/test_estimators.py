@@ -138,6 +138,14 @@ def test_errors_of_the_matrix_cover():
     assert probed_error(op, q, k, seed=3).value == pytest.approx(truth, rel=0.3)
 
 
+@pytest.mark.parametrize("values", [[1.0, *[1e-9] * 29], [1.0, *[1e-3] * 29], [1.0] * 30])
+def test_effective_rank_lies_between_one_and_all(values):
+    a = diagonal(torch.tensor(values, dtype=torch.float64))
+    for seed in range(12):
+        found = effective_rank(a, steps=3, probes=2, seed=seed)
+        assert 1 <= found.low <= found.value <= found.high <= 30 * (1 + 1e-12)
+
+
 def test_effective_rank_covers_where_probes_decide_and_is_wide_where_steps_do():
     s = spectrum("j^-1/2", 200)
     share = s / s.sum()

@@ -117,6 +117,7 @@ def effective_rank(
     rule then gives too much and Radau's, with a node at 0, too little. The value lies in the middle
     of what the two make of it, and the interval is Student's with the jackknife over probes, on the
     logarithm, beyond both: it is wide where the steps are too few, and then more of them help.
+    All three are cut to 1 and the number of singular values, between which the rank itself lies.
     Reference: Roy and Vetterli, EUSIPCO 2007.
     """
     check_confidence(confidence)
@@ -129,7 +130,9 @@ def effective_rank(
     reach = [student(probes - 1, confidence) * error for _, error in ends]
     low = min(value - x for (value, _), x in zip(ends, reach, strict=True))
     high = max(value + x for (value, _), x in zip(ends, reach, strict=True))
-    return Estimate(math.exp(middle), math.exp(low), math.exp(high), confidence)
+    most = math.log(rules[0].size)
+    value, low, high = (math.exp(min(max(x, 0.0), most)) for x in (middle, low, high))
+    return Estimate(value, low, high, confidence)
 
 
 def _entropy(density: Density, largest: float) -> tuple[float, float]:

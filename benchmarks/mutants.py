@@ -48,7 +48,7 @@ ACCEPTED = Path(__file__).with_suffix(".toml")
 
 COMPARED: dict[type[ast.cmpop], tuple[str, ...]] = {
     ast.Lt: ("<=", ">"), ast.LtE: ("<", ">"), ast.Gt: (">=", "<"), ast.GtE: (">", "<"),
-    ast.Eq: ("!=", "<="), ast.NotEq: ("==",), ast.In: ("not in",), ast.NotIn: ("in",),
+    ast.Eq: ("!=",), ast.NotEq: ("==",), ast.In: ("not in",), ast.NotIn: ("in",),
     ast.Is: ("is not",), ast.IsNot: ("is",),
 }  # fmt: skip
 COMBINED: dict[type[ast.operator], str] = {
@@ -123,7 +123,9 @@ class Finder(ast.NodeVisitor):
             ends.append(ends[-1] + len(line.encode()))
         self.ends = ends
         self.found: list[Mutant] = []
-        self.visit(ast.parse(self.text))
+        tree = ast.parse(self.text)
+        self.words = _words(tree)
+        self.visit(tree)
 
     def add(self, node: Any, new: str, old: str | None = None) -> None:
         """Replace the text of a node."""
@@ -182,8 +184,17 @@ class Finder(ast.NodeVisitor):
         }  # fmt: skip
         sides = [node.left, *node.comparators]
         for left, right, sign in zip(sides, sides[1:], node.ops, strict=False):
-            self.between(left, right, COMPARED[type(sign)], signs[type(sign)])
+            choices = COMPARED[type(sign)]
+            if isinstance(sign, ast.Eq):
+                choices = ("!=", *self.unequal(left, right))
+            self.between(left, right, choices, signs[type(sign)])
         self.generic_visit(node)
+
+    def unequal(self, *sides: ast.expr) -> tuple[str, ...]:
+        """What an equality may become besides its negation: words have no order, counts a least."""
+        if any(ast.unparse(side) in self.words or _is(side, str) for side in sides):
+            return ()
+        return (">=",) if any(_is(side, int) for side in sides) else ("<=",)
 
     def visit_BinOp(self, node: ast.BinOp) -> None:
         """Arithmetic and masks."""
@@ -267,6 +278,21 @@ class Finder(ast.NodeVisitor):
 class _Span:
     lineno: int
     end_lineno: int
+
+
+def _is(node: ast.AST, kind: type) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, kind)
+
+
+def _words(tree: ast.Module) -> set[str]:
+    """The names of a module's constants that are words."""
+    found: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.Assign):
+            sides = node.targets[0], node.value
+            names, values = (x.elts if isinstance(x, ast.Tuple) else [x] for x in sides)
+            found |= {ast.unparse(x) for x, y in zip(names, values, strict=False) if _is(y, str)}
+    return found
 
 
 class Contexts:
@@ -376,11 +402,14 @@ def covered(
         kept = {k: s for k, s in watcher.seconds.items() if k not in watcher.failed}
         times.write_text("\n".join(f"{s} {name}" for name, s in kept.items()))
         os._exit(0)
-    os.waitpid(child, 0)
-    if not times.exists():
-        msg = f"the tests could not be run: python -m pytest {' '.join(tests)}"
-        raise ValueError(msg)
+    status = os.waitpid(child, 0)[1]
     try:
+        if not times.exists():
+            msg = (
+                f"the tests could not be run (exit status {os.waitstatus_to_exitcode(status)}): "
+                f"python -m pytest {' '.join(tests)}"
+            )
+            raise ValueError(msg)
         seconds = {
             name: float(spent)
             for spent, _, name in (line.partition(" ") for line in times.read_text().split("\n"))

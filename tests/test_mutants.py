@@ -49,6 +49,15 @@ def test_the_changes_of_a_small_file(place):
     }
 
 
+def test_an_equality_becomes_what_somebody_could_have_meant(place):
+    source = 'WORD, NUMBER = "a", 2.0\na = x == WORD\nb = x == "b"\nc = x == 1\nd = x == NUMBER\n'
+    place.write_text(source)
+    found = [mutant for mutant in mutants.Finder(place).found if mutant.old == "=="]
+    assert [(mutant.line, mutant.new) for mutant in found] == [
+        (2, "!="), (3, "!="), (4, "!="), (4, ">="), (5, "!="), (5, "<="),
+    ]  # fmt: skip
+
+
 def test_guards_are_the_quickest_tests_of_the_changed_lines(place):
     lines = {8: {"slow", "quick"}, 11: {"other"}}
     seconds = {"slow": 20.0, "quick": 1.0, "other": 2.0}

@@ -254,7 +254,8 @@ def _times(done: pd.DataFrame) -> str:
         return ""
     allowance = sorted(work["allowance"].unique())[len(work["allowance"].unique()) // 2]
     rows = work[work["allowance"] == allowance]
-    rows = rows[rows["n"] == rows["n"].max()]
+    n = rows["n"].max()
+    rows = rows[rows["n"] == n]
     said: list[str] = []
     for setting, mine in rows.groupby("setting", sort=False):
         times = {str(name): timing(x, "time") for name, x in mine.groupby("selector", sort=False)}
@@ -265,8 +266,8 @@ def _times(done: pd.DataFrame) -> str:
         if not any(one.endswith(names) for one in said):  # settings of the same cost are timed once
             said.append(f"{setting}: {names}")
     return (
-        f"At {_words(WORK, allowance)} of exact attention and n = {rows['n'].max():g}, the time of "
-        f"a call over that of exact attention, selection included: {'; '.join(said)}. Tokens "
+        f"At {_words(WORK, allowance)} of exact attention and n = {n:g}, the time of a call "
+        f"over that of exact attention, selection included: {'; '.join(said)}. Tokens "
         "chosen in turn take a pass each, which counted work does not see."
         if said
         else ""
@@ -311,7 +312,7 @@ def _selector_table(setting: str, rows: pd.DataFrame) -> Table:
 def _winner_table(setting: str, rows: pd.DataFrame) -> Table:
     columns = _allowances(rows)
     keys = ["source", "allowance", "selector"]
-    errors = rows.groupby(keys, sort=False)["output_error"].median().unstack()
+    errors = rows.groupby(keys)["output_error"].median().unstack()
     body: list[list[Cell]] = []
     for source in rows["source"].unique():
         cells: list[Cell] = [str(source)]

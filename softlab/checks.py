@@ -21,6 +21,7 @@ def admit(
     *,
     zeroed: bool = True,
     nothing: bool = False,
+    scale: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Check the tensors of one operator call and broadcast their leading dimensions.
 
@@ -33,7 +34,7 @@ def admit(
     in which masked keys weigh nothing, whatever number they hold, spares the copies by
     ``zeroed=False``: they are zeros only where what they held would not be admitted. One that
     answers where there is ``nothing`` to attend to takes no queries, no keys, no matrices, and a
-    mask that leaves no key.
+    mask that leaves no key. ``scale``: of the scores, where it is not 1 / sqrt(d).
 
     Raises ``TypeError`` for what is not a floating tensor, a mask that is not boolean, and mixed
     dtypes; ``ValueError`` for shapes, devices, empty axes, NaN or inf, and a fully masked row.
@@ -67,15 +68,17 @@ def admit(
         key_mask = admit_mask(key_mask, k, nothing=nothing)
         if not zeroed:
             try:
-                return *admit(q, k, v, nothing=nothing)[:3], key_mask
+                return *admit(q, k, v, nothing=nothing, scale=scale)[:3], key_mask
             except ValueError:
                 pass  # perhaps for what is masked
         k, v = (torch.where(key_mask.unsqueeze(-1), x, 0) for x in (k, v))
     # Tied keys are looked at once: masking changes no finite entry to another.
     seen = {"q": q, "v": v} if tied else {"q": q, "k": k, "v": v}
     for name, largest in magnitudes(seen).items():
-        if name != "v":
-            _products_fit(name, q, largest)
+        if name == "v":
+            _sums_fit(v, largest)
+        else:
+            _products_fit(name, q, largest, scale or 1.0)
     return q, k, v, key_mask
 
 
@@ -178,6 +181,26 @@ def rank_fits(rank: int, available: int, what: str) -> None:
         raise ValueError(msg)
 
 
+def tokens(x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor | None:
+    """The mask expanded to (..., n), or None; raise unless x (..., n, d) has m landmarks.
+
+    ``TypeError`` for what is no floating tensor, no integer, or no boolean mask; ``ValueError``
+    for shapes, for NaN or inf at a token that takes part, and for more landmarks than tokens.
+    """
+    _floating_matrix("x", x)
+    if isinstance(m, bool) or not isinstance(m, int):
+        msg = f"m is {m!r}; give the number of landmarks, an integer of at least 1."
+        raise TypeError(msg)
+    if key_mask is not None:
+        mask = admit_mask(key_mask, x, token="token")
+        finite("x", torch.where(mask.unsqueeze(-1), x, 0))
+        rank_fits(m, survivors(mask, x), "tokens")
+        return mask
+    finite("x", x)
+    rank_fits(m, x.shape[-2], "tokens")
+    return None
+
+
 def query_at_every_key(q: Tensor, k: Tensor) -> None:
     """Raise ``ValueError`` unless there are as many queries as keys, as a causal form needs."""
     if q.shape[-2] != k.shape[-2]:
@@ -216,14 +239,79 @@ def square(a: Tensor) -> None:
         raise ValueError(msg)
 
 
+MOST, MOST_STEPS, MOST_NUMBERS, MOST_TOKENS = 2**31 - 1, 10_000, 1 << 20, 1 << 30
+"""The largest count; the most repetitions, which take hours; the most numbers a token, or a draw,
+that a knob may ask for; the most numbers of a drawn tensor, 8 GiB."""
+
+
 def positive_int(owner: object, **fields: Any) -> None:
-    """Raise unless every named field is an integer of at least 1."""
+    """Raise unless every named field is an integer from 1 to 2^31 - 1."""
+    _integers(owner, fields, 1, MOST, "")
+
+
+def natural(owner: object, **fields: Any) -> None:
+    """Raise unless every named field is an integer of at least 0, and at most 2^31 - 1.
+
+    A ``seed`` has no greatest value.
+    """
+    for name, got in fields.items():
+        _integers(owner, {name: got}, 0, math.inf if name == "seed" else MOST, "")
+
+
+def repeats(owner: object, **fields: Any) -> None:
+    """Raise unless every named field, how often something is done, is an integer 1 to 10 000."""
+    _integers(owner, fields, 1, MOST_STEPS, "more would run for hours without a word")
+
+
+def numbers(owner: object, **fields: Any) -> None:
+    """Raise unless every named field is an integer from 1 to 2^20.
+
+    For what memory grows with, however few the tokens are.
+    """
+    _integers(owner, fields, 1, MOST_NUMBERS, "memory grows with it, however few the tokens are")
+
+
+def count(name: str, got: Any, least: int = 1, most: int = MOST) -> None:
+    """Raise unless an argument is an integer from ``least`` to ``most``."""
+    if isinstance(got, bool) or not isinstance(got, int):
+        msg = f"{name} is {got!r}; give an integer of at least {least}."
+        raise TypeError(msg)
+    if not least <= got <= most:
+        msg = f"{name} is {got}; give an integer from {least} to {most}."
+        raise ValueError(msg)
+
+
+def span(name: str, got: Any) -> None:
+    """Raise unless an argument is a positive finite number."""
+    if isinstance(got, bool) or not isinstance(got, (int, float)):
+        msg = f"{name} is {got!r}; give a positive number."
+        raise TypeError(msg)
+    if not (got > 0 and math.isfinite(got)):
+        msg = f"{name} is {got}; give a positive finite number."
+        raise ValueError(msg)
+
+
+def tensor_fits(owner: object, *sides: int) -> None:
+    """Raise ``ValueError`` unless a tensor of these sides has at most 2^30 numbers."""
+    if math.prod(sides) > MOST_TOKENS:
+        msg = (
+            f"{owner!r} is a tensor of {' x '.join(map(str, sides))} numbers; give sizes whose "
+            f"product is at most {MOST_TOKENS}, 8 GiB in float64."
+        )
+        raise ValueError(msg)
+
+
+def _integers(owner: object, fields: dict[str, Any], least: int, most: float, why: str) -> None:
     for name, got in fields.items():
         if isinstance(got, bool) or not isinstance(got, int):
-            msg = f"{type(owner).__name__}.{name} is {got!r}; give an integer of at least 1."
+            msg = f"{type(owner).__name__}.{name} is {got!r}; give an integer of at least {least}."
             raise TypeError(msg)
-        if got < 1:
-            msg = f"{type(owner).__name__}.{name} is {got}; give an integer of at least 1."
+        if got < least:
+            msg = f"{type(owner).__name__}.{name} is {got}; give an integer of at least {least}."
+            raise ValueError(msg)
+        if got > most:
+            reason = f": {why}" if why else ""
+            msg = f"{type(owner).__name__}.{name} is {got}; give {least} to {most}{reason}."
             raise ValueError(msg)
 
 
@@ -253,34 +341,52 @@ def above_one(owner: object, **fields: int) -> None:
             raise ValueError(msg)
 
 
-def natural(owner: object, **fields: Any) -> None:
-    """Raise unless every named field is an integer of at least 0."""
-    for name, got in fields.items():
-        if isinstance(got, bool) or not isinstance(got, int):
-            msg = f"{type(owner).__name__}.{name} is {got!r}; give an integer of at least 0."
-            raise TypeError(msg)
-        if got < 0:
-            msg = f"{type(owner).__name__}.{name} is {got}; give an integer of at least 0."
-            raise ValueError(msg)
+SMALLEST, LARGEST = 1e-30, 1e18
+"""The range of a positive knob: its product with an ordinary number is one in float32, too."""
 
 
 def positive(owner: object, **fields: Any) -> None:
-    """Raise unless every named field is a positive finite number."""
+    """Raise unless every named field is a number from 1e-30 to 1e18."""
     for name, got in fields.items():
-        if isinstance(got, bool) or not isinstance(got, (int, float)):
-            msg = f"{type(owner).__name__}.{name} is {got!r}; give a positive number."
-            raise TypeError(msg)
+        _number(owner, name, got, "a positive number")
         if not (got > 0 and math.isfinite(got)):
             msg = f"{type(owner).__name__}.{name} is {got}; give a positive finite number."
             raise ValueError(msg)
+        if not SMALLEST <= got <= LARGEST:
+            msg = f"{type(owner).__name__}.{name} is {got}; give {SMALLEST:g} to {LARGEST:g}."
+            raise ValueError(msg)
+
+
+def zero_or_positive(owner: object, **fields: Any) -> None:
+    """Raise unless every named field is 0, or a number from 1e-30 to 1e18."""
+    for name, got in fields.items():
+        _number(owner, name, got, "a number of at least 0")
+        if got < 0 or not math.isfinite(got):
+            msg = f"{type(owner).__name__}.{name} is {got}; give a finite number of at least 0."
+            raise ValueError(msg)
+        if got:
+            positive(owner, **{name: got})
+
+
+def fraction(owner: object, **fields: Any) -> None:
+    """Raise unless every named field is a number from 0 to below 1."""
+    for name, got in fields.items():
+        _number(owner, name, got, "a number from 0 to below 1")
+        if not 0 <= got < 1:
+            msg = f"{type(owner).__name__}.{name} is {got}; give a number from 0 to below 1."
+            raise ValueError(msg)
+
+
+def _number(owner: object, name: str, got: Any, wanted: str) -> None:
+    if isinstance(got, bool) or not isinstance(got, (int, float)):
+        msg = f"{type(owner).__name__}.{name} is {got!r}; give {wanted}."
+        raise TypeError(msg)
 
 
 def share(owner: object, **fields: Any) -> None:
     """Raise unless every named field is a number from 0 to 1."""
     for name, got in fields.items():
-        if isinstance(got, bool) or not isinstance(got, (int, float)):
-            msg = f"{type(owner).__name__}.{name} is {got!r}; give a number from 0 to 1."
-            raise TypeError(msg)
+        _number(owner, name, got, "a number from 0 to 1")
         if not 0 <= got <= 1:
             msg = f"{type(owner).__name__}.{name} is {got}; give a number from 0 to 1."
             raise ValueError(msg)
@@ -289,7 +395,7 @@ def share(owner: object, **fields: Any) -> None:
 def one_of(owner: object, allowed: tuple[str, ...], **fields: Any) -> None:
     """Raise unless every named field is one of the ``allowed`` words."""
     for name, got in fields.items():
-        if got not in allowed:
+        if not isinstance(got, str) or got not in allowed:
             msg = f"{type(owner).__name__}.{name} is {got!r}; give one of {', '.join(allowed)}."
             raise ValueError(msg)
 
@@ -370,10 +476,27 @@ def _as_it_lies(x: Tensor) -> Tensor:
     return x.permute(sorted(range(x.ndim), key=lambda axis: -strides[axis]))
 
 
-def _products_fit(name: str, x: Tensor, largest: float) -> None:
+def _sums_fit(v: Tensor, largest: float) -> None:
+    """Raise ``ValueError`` where sums of such values over the keys would overflow.
+
+    With room for the weights of an ill-conditioned inverse, which reach eps^(-1/2) and more.
+    """
+    working = torch.float32 if v.dtype.itemsize < 4 else v.dtype
+    info = torch.finfo(working)
+    limit = info.max * math.sqrt(info.eps) / max(1, v.shape[-2])
+    if largest > limit:
+        msg = (
+            f"v reaches {largest:.3g}, and weighted sums of {v.shape[-2]} such values overflow "
+            f"{working}; entries must be at most {limit:.3g} in magnitude. Rescale v, or use "
+            "float64."
+        )
+        raise ValueError(msg)
+
+
+def _products_fit(name: str, x: Tensor, largest: float, scale: float) -> None:
     """Raise ``ValueError`` where scores and squared distances of such points would overflow."""
     working = torch.float32 if x.dtype.itemsize < 4 else x.dtype
-    limit = math.sqrt(torch.finfo(working).max / x.shape[-1]) / 4
+    limit = math.sqrt(torch.finfo(working).max / x.shape[-1] / max(1.0, scale)) / 4
     if largest > limit:
         msg = (
             f"{name} reaches {largest:.3g}, and inner products of such points overflow {working}; "

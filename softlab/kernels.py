@@ -93,13 +93,15 @@ class Gaussian:
     bandwidth: float
 
     def __post_init__(self) -> None:
-        checks.positive(self, bandwidth=self.bandwidth)
-        if not 1e-15 <= self.bandwidth <= 1e15:
+        got: object = self.bandwidth
+        known = isinstance(got, (int, float)) and 0 < got < math.inf
+        if known and not 1e-15 <= self.bandwidth <= 1e15:
             msg = (
                 f"Gaussian.bandwidth is {self.bandwidth}; its square must fit float32, so give "
                 "1e-15 to 1e15. Rescale the points instead."
             )
             raise ValueError(msg)
+        checks.positive(self, bandwidth=self.bandwidth)
 
     @own_precision
     def matrix(self, x: Tensor, y: Tensor) -> Tensor:

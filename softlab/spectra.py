@@ -330,6 +330,9 @@ class Tails(NamedTuple):
 
     def relative(self, rank: int) -> Tails:
         """Those at this rank over the norms of the matrix, (...); 0 beyond min(n, m)."""
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
+            msg = f"rank is {rank!r}; give an integer of at least 0."
+            raise ValueError(msg)
         if rank >= self.spectral.shape[-1]:
             return Tails(*(torch.zeros_like(x[..., 0]) for x in self))
         return Tails(*(x[..., rank] / torch.where(x[..., 0] > 0, x[..., 0], 1) for x in self))

@@ -285,7 +285,7 @@ def test_no_square_overflows_or_vanishes_on_the_way(scale):
     assert sums[1] == pytest.approx(scale * sums[0], rel=1e-6)
 
 
-@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e170, 1e300])
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e170, 1e290])
 def test_relative_errors_know_no_scale(scale):
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(20, 4, generator=g, dtype=F64) for _ in range(3))

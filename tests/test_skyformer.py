@@ -99,8 +99,16 @@ def test_masked_queries_are_no_landmarks():
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
-        (lambda: Skyformer(4, gamma=-0.1), ValueError, "Skyformer.gamma is -0.1; give a positive"),
-        (lambda: Skyformer(4, gamma="0"), TypeError, "Skyformer.gamma is '0'; give a positive"),
+        (
+            lambda: Skyformer(4, gamma=-0.1),
+            ValueError,
+            "Skyformer.gamma is -0.1; give a finite number of at least 0",
+        ),
+        (
+            lambda: Skyformer(4, gamma="0"),
+            TypeError,
+            "Skyformer.gamma is '0'; give a number of at least 0",
+        ),
         (lambda: Skyformer(4, bandwidth=0.0), ValueError, "Skyformer.bandwidth is 0.0; give a"),
         (lambda: Skyformer(0), ValueError, "Skyformer.rank is 0; give an integer of at least 1"),
     ],

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from softlab.checks import MOST_STEPS
 from softlab.core import Stream
 from softlab.estimators.estimate import (
     Estimate,
@@ -165,6 +166,9 @@ def _density(found: list[tuple[Tensor, Tensor]], size: int) -> Density:
 
 
 def _check(probes: int) -> None:
-    if isinstance(probes, bool) or not isinstance(probes, int) or probes < 2:
-        msg = f"probes is {probes!r}; give an integer of at least 2, for an error estimate."
+    if isinstance(probes, bool) or not isinstance(probes, int) or not 2 <= probes <= MOST_STEPS:
+        msg = (
+            f"probes is {probes!r}; give an integer of at least 2, for an error estimate, and at "
+            f"most {MOST_STEPS}, each of which takes its own steps."
+        )
         raise ValueError(msg)

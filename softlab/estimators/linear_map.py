@@ -36,9 +36,22 @@ class LinearMap:
     device: torch.device | str = "cpu"
 
     def __post_init__(self) -> None:
-        if len(self.shape) != 2 or min(self.shape) < 1:
+        shape: object = self.shape
+        sides = shape if isinstance(shape, tuple) and len(shape) == 2 else (None,)
+        whole = all(isinstance(x, int) and not isinstance(x, bool) for x in sides)
+        if not whole or min(self.shape) < 1:
             msg = f"LinearMap.shape is {self.shape!r}; give (rows, columns), both at least 1."
             raise ValueError(msg)
+        products: dict[str, object] = {"apply": self.apply}
+        products |= {} if self.adjoint is None else {"adjoint": self.adjoint}
+        for name, given in products.items():
+            if not callable(given):
+                msg = f"LinearMap.{name} is {given!r}; give a function of a tensor (columns, c)."
+                raise TypeError(msg)
+        checks.flag(self, symmetric=self.symmetric)
+        if self.dtype not in checks.FLOATING:
+            msg = f"LinearMap.dtype is {self.dtype!r}; give a floating dtype of 16 bits or more."
+            raise TypeError(msg)
         if self.symmetric and self.shape[0] != self.shape[1]:
             msg = f"LinearMap.symmetric is True and shape is {self.shape}; make it square."
             raise ValueError(msg)
@@ -87,6 +100,10 @@ class LinearMap:
 
     def __matmul__(self, x: Tensor) -> Tensor:
         """A x for x (l,) or (l, c), float64."""
+        if not isinstance(x, Tensor) or x.ndim not in (1, 2) or x.shape[0] != self.shape[1]:
+            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            msg = f"a {self.shape} map takes a tensor ({self.shape[1]},) or that by c, got {got}."
+            raise ValueError(msg)
         columns = x.unsqueeze(-1) if x.ndim == 1 else x
         with torch.no_grad():
             out = self.apply(columns.to(self.device, self.dtype)).double()

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from softlab.checks import one_of, positive, positive_int
+from softlab.checks import one_of, positive, positive_int, tensor_fits, zero_or_positive
 from softlab.core import Stream, value
 from softlab.inputs.case import QKV, delivered
 
@@ -72,9 +72,7 @@ class Clustered:
         if self.clusters > self.n:
             msg = f"Clustered.clusters is {self.clusters} for n = {self.n}; give 1 to {self.n}."
             raise ValueError(msg)
-        if not (self.spread >= 0 and math.isfinite(self.spread)):
-            msg = f"Clustered.spread is {self.spread}; give a finite number of at least 0."
-            raise ValueError(msg)
+        zero_or_positive(self, spread=self.spread)
 
     def __call__(
         self,
@@ -226,4 +224,6 @@ def _stream(family: object, seed: int) -> Stream:
 
 def _check(owner: object, n: int, d: int, e: int | None, scale: float) -> None:
     positive_int(owner, n=n, d=d, **({} if e is None else {"e": e}))
+    tensor_fits(owner, n, max(d, e or d))
+    tensor_fits(owner, d, d)
     positive(owner, scale=scale)

@@ -60,6 +60,7 @@ class GridConv:
     @own_precision
     def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Landmarks (..., m, d) of tokens x (..., n, d)."""
+        checks.tokens(x, m, key_mask)
 
         def apply(y: Tensor) -> Tensor:
             window = cells(*sides(y.shape[-2], self.height, self.width), m, y.device)

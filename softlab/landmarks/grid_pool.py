@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from softlab import checks
 from softlab.core import Cost, Dims, own_precision, value, widened
 from softlab.landmarks.grids import cells, check_sides, sides
 from softlab.landmarks.lloyd import means
@@ -43,6 +44,7 @@ class GridPool:
     @own_precision
     def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Landmarks (..., m, d) of tokens x (..., n, d)."""
+        checks.tokens(x, m, key_mask)
         return of_survivors(widened(x), m, key_mask, lambda y: self._pooled(y, m)).to(x.dtype)
 
     def _pooled(self, x: Tensor, m: int) -> Tensor:

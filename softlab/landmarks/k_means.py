@@ -34,7 +34,7 @@ class KMeans:
     nested = False
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, iterations=self.iterations)
+        checks.repeats(self, iterations=self.iterations)
         checks.natural(self, seed=self.seed)
 
     def cost(self, dims: Dims, m: int) -> Cost:
@@ -44,6 +44,7 @@ class KMeans:
     @own_precision
     def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Landmarks (..., m, d) of tokens x (..., n, d)."""
+        checks.tokens(x, m, key_mask)
         return of_survivors(widened(x), m, key_mask, lambda y: self._centres(y, m)).to(x.dtype)
 
     def _centres(self, x: Tensor, m: int) -> Tensor:

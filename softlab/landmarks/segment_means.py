@@ -31,7 +31,8 @@ class SegmentMeans:
     @own_precision
     def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Landmarks (..., m, d) of tokens x (..., n, d)."""
-        size = kept(x, m, key_mask).unsqueeze(-1)
+        size, key_mask = kept(x, m, key_mask)
+        size = size.unsqueeze(-1)
         wide = widened(x)
         n, d = x.shape[-2:]
         if key_mask is None and n % m == 0:

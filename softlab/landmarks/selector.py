@@ -47,12 +47,12 @@ class Selector(Protocol):
         ...
 
 
-def kept(x: Tensor, m: int, key_mask: Tensor | None) -> Tensor:
-    """How many tokens take part in each matrix, (...); raise if any has fewer than ``m``."""
-    checks.rank_fits(m, checks.survivors(key_mask, x), "tokens")
+def kept(x: Tensor, m: int, key_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """How many tokens take part in each matrix, (...), and the mask; raise as ``checks.tokens``."""
+    key_mask = checks.tokens(x, m, key_mask)
     if key_mask is None:
-        return torch.full(x.shape[:-2], x.shape[-2], device=x.device)
-    return key_mask.sum(-1)
+        return torch.full(x.shape[:-2], x.shape[-2], device=x.device), None
+    return key_mask.sum(-1), key_mask
 
 
 def take(x: Tensor, indices: Tensor) -> Tensor:
@@ -75,7 +75,8 @@ def of_survivors(
 
     Matrices with equally many of them are treated together. Returns (..., m, ...).
     """
-    size, lead = kept(x, m, key_mask).reshape(-1), x.shape[:-2]
+    size, key_mask = kept(x, m, key_mask)
+    size, lead = size.reshape(-1), x.shape[:-2]
     flat = x.reshape(-1, *x.shape[-2:])
     if key_mask is None:
         return choose(flat).unflatten(0, lead) if lead else choose(flat).squeeze(0)
@@ -97,5 +98,6 @@ def indices_of_survivors(
     It sees the tokens that take part, detached and in float64: the choice is discrete, and
     should not hang on the precision.
     """
+    key_mask = checks.tokens(x, m, key_mask)
     picked = of_survivors(x.detach().double(), m, key_mask, choose)
     return position_of(picked.sort(-1).values, key_mask)

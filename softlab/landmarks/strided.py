@@ -28,7 +28,8 @@ class Strided:
 
     def indices(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Positions (..., m) of the landmarks, increasing and distinct."""
-        size = kept(x, m, key_mask).unsqueeze(-1)
+        size, key_mask = kept(x, m, key_mask)
+        size = size.unsqueeze(-1)
         ordinal = torch.arange(m, device=x.device) * size // m
         return position_of(ordinal, key_mask)
 

@@ -35,7 +35,7 @@ class UniformRandom:
 
     def indices(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Positions (..., m) of the landmarks, increasing and distinct."""
-        size = kept(x, m, key_mask)
+        size, key_mask = kept(x, m, key_mask)
         ordinal = torch.empty(*size.shape, m, dtype=torch.long, device=x.device)
         for s in size.unique().tolist():
             draw = Stream(self.seed, "landmarks.UniformRandom").permutation(s)[:m]

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softlab import checks
 from softlab.laws.law import Draws, Gap, Law, OutOfScopeError, drawing, generator, said
 
 EXAMPLES, SECONDS = 5, 30.0
@@ -107,10 +108,15 @@ def examine(
     """Put the subject under each law in turn; what it raises, prints or hangs at is an outcome.
 
     ``examples``: seeds of each law; ``seconds``: the most that one law may take; ``name``: what
-    stands for the subject in the lines that reproduce a failure.
+    stands for the subject in the lines that reproduce a failure. Raises ``TypeError`` or
+    ``ValueError`` at once unless ``examples`` is an integer of at least 1 and ``seconds`` positive.
     """
-    for law in suite:
-        yield outcome(subject, law, seeds=range(examples), seconds=seconds, draws=draws, name=name)
+    checks.count("examples", examples)
+    checks.span("seconds", seconds)
+    return (
+        outcome(subject, law, seeds=range(examples), seconds=seconds, draws=draws, name=name)
+        for law in suite
+    )
 
 
 def outcome(

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from softlab.checks import is_a, positive, positive_int
+from softlab.checks import is_a, positive, positive_int, tensor_fits
 from softlab.core import Stream, value
 from softlab.inputs import Input
 from softlab.kernels import Gaussian
@@ -44,6 +44,7 @@ class NearDuplicates:
 
     def __post_init__(self) -> None:
         positive_int(self, m=self.m, d=self.d)
+        tensor_fits(self, self.m, max(self.m, self.d))
         positive(self, spread=self.spread)
 
     def __call__(

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from softlab.checks import positive, positive_int
+from softlab.checks import flag, positive, positive_int, tensor_fits
 from softlab.core import Stream
 
 F64 = torch.float64
@@ -110,6 +110,9 @@ def check_count(owner: object, name: str, got: int, low: int, high: int) -> None
 def check_condition(owner: object, m: int, condition: float, *, nonzero: int = 1) -> None:
     """Check size and condition; ``nonzero`` tells how many values the condition can spread over."""
     positive_int(owner, m=m)
+    tensor_fits(owner, m, m)
+    if hasattr(owner, "symmetric"):
+        flag(owner, symmetric=owner.symmetric)
     positive(owner, condition=condition)
     name = type(owner).__name__
     if condition < 1:

@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor
 
-from softlab.checks import positive, positive_int
+from softlab.checks import positive_int, zero_or_positive
 from softlab.core import Stream, value
 from softlab.matrices.matrix import (
     F64,
@@ -134,8 +134,7 @@ class Clusters:
     def __post_init__(self) -> None:
         check_condition(self, self.m, self.condition, nonzero=self.m)
         check_count(self, "clusters", self.clusters, 2, self.m)
-        if self.width != 0:
-            positive(self, width=self.width)
+        zero_or_positive(self, width=self.width)
         apart = math.log(self.condition) / (self.clusters - 1)
         if not math.log1p(self.width) < apart:
             msg = (

@@ -133,7 +133,7 @@ class Pyramid(nn.Module):
         checks.one_of(self, VARIANTS, variant=variant)
         checks.natural(self, num_classes=num_classes, seed=seed)
         checks.positive_int(self, channels=channels)
-        checks.share(self, drop_path=drop_path)
+        checks.fraction(self, drop_path=drop_path)
         released = variant == "released"
         sampling = sampling or ("conv" if released else "pool")
         checks.one_of(self, SAMPLINGS, sampling=sampling)

@@ -75,7 +75,7 @@ class Recipe:
         checks.positive_int(self, epochs=self.epochs, batch=self.batch, side=self.side)
         checks.positive(self, rate=self.rate)
         checks.natural(self, warm_up=self.warm_up, seed=self.seed)
-        checks.share(self, smoothing=self.smoothing, drop_path=self.drop_path)
+        checks.fraction(self, smoothing=self.smoothing, drop_path=self.drop_path)
         checks.one_of(self, tuple(PRECISIONS), precision=self.precision)
 
     def rate_at(self, epoch: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -49,6 +50,8 @@ class BigBird:
     def __post_init__(self) -> None:
         checks.positive_int(self, window=self.window, block=self.block)
         checks.natural(self, globals=self.globals, random=self.random, seed=self.seed)
+        if self.random:
+            checks.numbers(self, random=self.random)
 
     @property
     def traits(self) -> Traits:
@@ -77,6 +80,8 @@ class BigBird:
 
     def cost(self, dims: Dims) -> Cost:
         """2 (d + e) for each kept entry, at the drawn keys."""
+        if self != (fitted := self._fitted(dims.n, dims.l)):
+            return fitted.cost(dims)
         keys = torch.tensor([[dims.l]], device="cpu")
         at = centres(dims.n, keys)
         sizes = support_sizes(*self._interval(at, keys), self._others(dims.n, keys), self.block)
@@ -87,6 +92,8 @@ class BigBird:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
         q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        if self != (fitted := self._fitted(q.shape[-2], k.shape[-2])):
+            return fitted(q, k, v, key_mask)
         lead, n, l, dtype = q.shape[:-2], q.shape[-2], k.shape[-2], v.dtype  # noqa: E741
         q, k, v = (widened(x).reshape(-1, *x.shape[-2:]) for x in (q, k, v))
         mask = None if key_mask is None else key_mask.reshape(-1, l)
@@ -106,6 +113,11 @@ class BigBird:
             whole = torch.where(seeing[:, :first, None], whole, out[:, :first])
             out = torch.cat((whole, out[:, first:]), 1)
         return out.reshape(*lead, n, v.shape[-1]).to(dtype)
+
+    def _fitted(self, n: int, l: int) -> BigBird:  # noqa: E741
+        """The same on n queries and l keys: no knob asks for memory beyond them."""
+        window, kept = min(self.window, l), min(self.globals, l)
+        return replace(self, window=window, globals=kept, block=min(self.block, n))
 
     def _interval(self, at: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """The first and last key of each query's band."""

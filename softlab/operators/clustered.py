@@ -45,7 +45,8 @@ class Clustered:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, clusters=self.clusters, iterations=self.iterations)
+        checks.positive_int(self, clusters=self.clusters)
+        checks.repeats(self, iterations=self.iterations)
         checks.natural(self, top=self.top, seed=self.seed)
 
     @property

@@ -64,6 +64,8 @@ class KDEFormer:
     def __post_init__(self) -> None:
         checks.positive_int(self, block=self.block, bits=self.bits)
         checks.natural(self, samples=self.samples, seed=self.seed)
+        if self.samples:
+            checks.numbers(self, samples=self.samples)
         bits_fit(self, self.bits)
 
     @property

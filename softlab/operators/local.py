@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -77,6 +78,8 @@ class Local:
 
     def cost(self, dims: Dims) -> Cost:
         """2 (d + e) for each kept entry: n (2 window + 1 + sinks) of them, less at the ends."""
+        if self != (fitted := self._fitted(dims.l)):
+            return fitted.cost(dims)
         keys = torch.tensor([[dims.l]], device="cpu")
         at = centres(dims.n, keys)
         low, high = self._interval(at, keys)
@@ -94,6 +97,8 @@ class Local:
 
     def _average(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         lead, n, l, dtype = q.shape[:-2], q.shape[-2], k.shape[-2], v.dtype  # noqa: E741
+        if self != (fitted := self._fitted(l)):
+            return fitted._average(q, k, v, key_mask)
         q, k, v = (widened(x).reshape(-1, *x.shape[-2:]) for x in (q, k, v))
         mask = None if key_mask is None else key_mask.reshape(-1, l)
         keys, survivor = ordinals(mask, l, q.device)
@@ -115,6 +120,10 @@ class Local:
         if order is not None:
             out = rows(out, order.argsort(-1))
         return out.reshape(*lead, n, v.shape[-1]).to(dtype)
+
+    def _fitted(self, l: int) -> Local:  # noqa: E741
+        """The same on l keys: no knob asks for memory beyond them."""
+        return replace(self, window=min(self.window, l), sinks=min(self.sinks, l))
 
     def _rank(self, position: Tensor, keys: Tensor) -> Tensor:
         """Where a position among the keys stands when they are sorted by residue, then position."""

@@ -61,7 +61,7 @@ class Performer:
     causal: bool = False
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, features=self.features)
+        checks.numbers(self, features=self.features)
         checks.is_a(self, Weights, weights=self.weights)
         checks.one_of(self, ESTIMATORS, estimator=self.estimator)
         Softmax(self.scale, self.causal)
@@ -170,7 +170,7 @@ class Performer:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        q, k, v, key_mask = checks.admit(q, k, v, key_mask, scale=self.scale)
         if self.causal:
             return of_kept(self._causal, q, k, v, key_mask)
         dtype = v.dtype

@@ -54,7 +54,7 @@ class RandomFourier:
     weights: Weights = Orthogonal()
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, features=self.features)
+        checks.numbers(self, features=self.features)
         checks.is_a(self, Weights, weights=self.weights)
         if self.features % 2:
             msg = (

@@ -69,7 +69,9 @@ class Reformer:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, buckets=self.buckets, chunk=self.chunk, rounds=self.rounds)
+        checks.numbers(self, buckets=self.buckets)
+        checks.positive_int(self, chunk=self.chunk)
+        checks.repeats(self, rounds=self.rounds)
         checks.natural(self, seed=self.seed)
         if self.buckets > 1 and self.buckets % 2:
             msg = (

@@ -58,7 +58,8 @@ class Scatterbrain:
     causal: bool = False
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, window=self.window, features=self.features)
+        checks.positive_int(self, window=self.window)
+        checks.numbers(self, features=self.features)
         checks.natural(self, sinks=self.sinks)
         checks.is_a(self, Weights, weights=self.weights)
         checks.one_of(self, ESTIMATORS, estimator=self.estimator)
@@ -126,7 +127,7 @@ class Scatterbrain:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        q, k, v, key_mask = checks.admit(q, k, v, key_mask, scale=self.scale)
         if self.causal:
             return of_kept(self._by_parts, q, k, v, key_mask)
         return self._by_parts(q, k, v, key_mask)

@@ -54,7 +54,8 @@ class SketchedTaylor:
     causal: bool = False
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, features=self.features, degree=self.degree)
+        checks.numbers(self, features=self.features)
+        checks.positive_int(self, degree=self.degree)
         checks.natural(self, seed=self.seed)
         Softmax(self.scale, self.causal)
         if not 2 <= self.degree <= 12:
@@ -127,7 +128,7 @@ class SketchedTaylor:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        q, k, v, key_mask = checks.admit(q, k, v, key_mask, scale=self.scale)
         if self.causal:
             return of_kept(self._causal, q, k, v, key_mask)
         x, y, wide = self._scaled(widened(q)), self._scaled(widened(k)), widened(v)

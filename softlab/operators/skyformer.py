@@ -53,8 +53,7 @@ class Skyformer:
 
     def __post_init__(self) -> None:
         checks.positive_int(self, rank=self.rank)
-        if self.gamma != 0:
-            checks.positive(self, gamma=self.gamma)
+        checks.zero_or_positive(self, gamma=self.gamma)
         if self.bandwidth is not None:
             checks.positive(self, bandwidth=self.bandwidth)
             Gaussian(self.bandwidth)  # refuses what its square cannot carry

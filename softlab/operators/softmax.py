@@ -61,7 +61,9 @@ class Softmax:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask, zeroed=self.causal, nothing=True)
+        q, k, v, key_mask = checks.admit(
+            q, k, v, key_mask, zeroed=self.causal, nothing=True, scale=self.scale
+        )
         if not (q.numel() and k.numel()):
             return q @ k.mT @ v  # a sum over nothing
         kernel = Exponential(self.scale)

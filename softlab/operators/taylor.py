@@ -77,7 +77,7 @@ class Taylor:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        q, k, v, key_mask = checks.admit(q, k, v, key_mask, scale=self.scale)
         if self.causal:
             return of_kept(self._causal, q, k, v, key_mask)
         root = math.sqrt(self.target.kernel(q.shape[-1]).scale or 1.0)

@@ -48,10 +48,15 @@ class Chebyshev(Unrolled):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, steps=self.steps, degree=self.degree, sweeps=self.sweeps)
+        checks.repeats(self, steps=self.steps, degree=self.degree, sweeps=self.sweeps)
         checks.natural(self, seed=self.seed)
+        checks.flag(self, definite=self.definite)
         checks.above_one(self, degree=self.degree)
         if self.bounds is not None:
+            pair: object = self.bounds
+            if not isinstance(pair, tuple) or len(pair) != 2:
+                msg = f"Chebyshev.bounds is {pair!r}; give (lower, upper), lower <= upper."
+                raise TypeError(msg)
             low, high = self.bounds
             checks.positive(self, bounds=low)
             checks.positive(self, bounds=high)

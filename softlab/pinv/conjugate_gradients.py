@@ -31,7 +31,7 @@ class ConjugateGradients:
     steps: int = 32
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, steps=self.steps)
+        checks.repeats(self, steps=self.steps)
 
     @property
     def traits(self) -> SolverTraits:

@@ -35,7 +35,7 @@ class Hyperpower(Unrolled):
     scaling: Scaling = NormProduct(1.8)
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, order=self.order, steps=self.steps)
+        checks.repeats(self, order=self.order, steps=self.steps)
         checks.above_one(self, order=self.order)
         checks.is_a(self, Scaling, scaling=self.scaling)
 

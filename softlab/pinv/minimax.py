@@ -47,7 +47,7 @@ class Minimax(Unrolled):
         if self.condition < 1:
             msg = f"Minimax.condition is {self.condition}; give a number of at least 1."
             raise ValueError(msg)
-        checks.positive_int(self, steps=self.steps, degree=self.degree)
+        checks.repeats(self, steps=self.steps, degree=self.degree)
         checks.above_one(self, degree=self.degree)
         checks.is_a(self, Scaling, scaling=self.scaling)
 

@@ -32,7 +32,7 @@ class NewtonRaphson(Unrolled):
     scaling: Scaling = NormProduct(1.8)
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, steps=self.steps)
+        checks.repeats(self, steps=self.steps)
         checks.is_a(self, Scaling, scaling=self.scaling)
 
     @property

@@ -33,7 +33,7 @@ class NystromformerCubic(Unrolled):
     scaling: Scaling = NormProduct(1.0)
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, steps=self.steps)
+        checks.repeats(self, steps=self.steps)
         checks.is_a(self, Scaling, scaling=self.scaling)
 
     @property

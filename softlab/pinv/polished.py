@@ -43,7 +43,7 @@ class Polished:
     def __post_init__(self) -> None:
         checks.is_a(self, Solver, solver=self.solver)
         checks.one_of(self, tuple(PRECISIONS), precision=self.precision)
-        checks.positive_int(self, steps=self.steps)
+        checks.repeats(self, steps=self.steps)
 
     @property
     def traits(self) -> SolverTraits:

@@ -176,6 +176,7 @@ class Optimal:
     def __post_init__(self) -> None:
         if self.rtol is not None:
             checks.positive(self, rtol=self.rtol)
+            checks.fraction(self, rtol=self.rtol)
 
     def __call__(self, a: Tensor) -> Tensor:
         """The initial guess, (..., m, m)."""
@@ -209,7 +210,7 @@ class PowerEstimate:
     definite: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, sweeps=self.sweeps)
+        checks.repeats(self, sweeps=self.sweeps)
         checks.positive(self, safety=self.safety)
         checks.natural(self, seed=self.seed)
 
@@ -248,7 +249,7 @@ class KrylovEstimate:
     definite: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, sweeps=self.sweeps)
+        checks.repeats(self, sweeps=self.sweeps)
         checks.positive(self, safety=self.safety)
         checks.natural(self, seed=self.seed)
 

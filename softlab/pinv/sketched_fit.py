@@ -43,7 +43,8 @@ class SketchedFit(Unrolled):
     scaling: Scaling = NormProduct(1.0)
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, steps=self.steps, columns=self.columns)
+        checks.repeats(self, steps=self.steps)
+        checks.numbers(self, columns=self.columns)
         checks.natural(self, seed=self.seed)
         checks.is_a(self, Scaling, scaling=self.scaling)
 

@@ -27,6 +27,7 @@ class SVD:
     def __post_init__(self) -> None:
         if self.rtol is not None:
             checks.positive(self, rtol=self.rtol)
+            checks.fraction(self, rtol=self.rtol)
 
     @property
     def traits(self) -> SolverTraits:

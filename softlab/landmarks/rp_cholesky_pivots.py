@@ -54,6 +54,7 @@ class RPCholeskyPivots:
 
     def indices(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Positions (..., m) of the landmarks, increasing and distinct."""
+        checks.tokens(x, m, key_mask)
         kernel = gaussian(self.bandwidth, x)
         choose = by_weight(self.seed, "landmarks.RPCholeskyPivots", m)
 

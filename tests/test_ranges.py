@@ -1,0 +1,251 @@
+"""Every knob, given what it is not for: a sentence of softlab's own, or a finite answer, at once.
+
+The cases are made from the fields of all public dataclasses, so that a new one is asked, too.
+"""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from zoo import OPERATORS, SCALINGS, SELECTORS, SOLVERS, WEIGHTS
+
+from softlab import estimators, inputs, laws, matrices, operators, spectra
+from softlab.core import Dims, as_matrix
+from softlab.estimators import LinearMap
+from softlab.kernels import Exponential, Gaussian
+from softlab.models.pyramid import Design, Pyramid
+from softlab.operators import MRA, BigBird, Local, Scatterbrain, Soft, Softmax
+from softlab.pinv import SVD, Chebyshev
+
+SECONDS, BYTES = 20, 8 << 30
+"""For one call; a busy machine included. Address space beyond what the process has."""
+
+q, k, v = (torch.randn(9, w, generator=torch.Generator().manual_seed(w)) for w in (4, 5, 3))
+k = k[:, :4]
+core = k @ k.mT + torch.eye(9)
+
+USES = {
+    "operator": lambda op: (op.cost(Dims(1, 9, 9, 4, 3)), op(q, k, v))[1],
+    "solver": lambda solver: (solver.cost(9), solver(core))[1],
+    "selector": lambda selector: selector(k, 4),
+    "weights": lambda weights: weights(8, 4),
+    "scaling": lambda scaling: scaling(core),
+    "kernel": lambda kernel: kernel.average(q, k, v),
+    "input": lambda inp: inp(0).q,
+    "matrix": lambda matrix: matrix(0),
+}
+
+REQUIRED = {
+    "n": 9, "d": 4, "m": 9, "clusters": 3, "rate": 0.1, "length": 3.0, "condition": 10.0,
+    "rank": 4, "spread": 0.1,
+}  # fmt: skip
+
+
+def of_package(package):
+    for name in package.__all__:
+        kind = getattr(package, name)
+        if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+            continue
+        needed = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
+        if set(needed) <= set(REQUIRED):
+            yield kind(**{name: REQUIRED[name] for name in needed})
+
+
+SUBJECTS = {
+    type(subject): (subject, use)
+    for use, subjects in {
+        "operator": OPERATORS,
+        "solver": SOLVERS,
+        "selector": SELECTORS,
+        "weights": WEIGHTS,
+        "scaling": SCALINGS,
+        "kernel": (Gaussian(1.0), Exponential(1.0)),
+        "input": of_package(inputs),
+        "matrix": of_package(matrices),
+    }.items()
+    for subject in subjects
+}
+
+WRONG = [
+    True, None, "x", "4", math.nan, math.inf, -math.inf, -1, 0, 2**70, 10**9, 2.5, 1e308, 1e-308,
+    -0.5, [], (), {}, 1 + 2j, np.int64(4), np.float32(1.5), object(),
+]  # fmt: skip
+
+
+@contextlib.contextmanager
+def bounded():
+    """In so many seconds and with so much memory more, or it fails."""
+    resource = pytest.importorskip("resource")
+
+    def late(*_):
+        raise AssertionError("it took too long without a word")
+
+    limits, before = resource.getrlimit(resource.RLIMIT_AS), signal.signal(signal.SIGALRM, late)
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + BYTES, limits[1]))
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def answer(call):
+    """What it returns, or the ``TypeError`` or ``ValueError`` that it raises."""
+    try:
+        return call()
+    except (TypeError, ValueError) as error:
+        return error
+
+
+def raised_by_softlab(error):
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return "softlab" in frame.f_code.co_filename
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs alarms and limits")
+@pytest.mark.parametrize("kind", SUBJECTS, ids=lambda kind: kind.__name__)
+def test_a_knob_is_refused_with_a_sentence_or_answers(kind):
+    subject, use = SUBJECTS[kind]
+    for field in dataclasses.fields(subject):
+        for wrong in WRONG:
+            where = f"{field.name} = {wrong!r}"
+            with bounded():
+                out = answer(
+                    lambda given={field.name: wrong}: USES[use](
+                        dataclasses.replace(subject, **given)
+                    )
+                )
+            if isinstance(out, Exception):
+                assert raised_by_softlab(out), f"{where}: {out!r}"
+                assert len(str(out)) > 20, where
+                continue
+            assert bool(torch.isfinite(out).all()), where
+            if isinstance(getattr(subject, field.name), bool):
+                assert isinstance(wrong, bool), f"{where} passes for a flag"
+
+
+FAR = [
+    (Local(10**9), Local(9)),
+    (Local(2, sinks=10**9), Local(2, sinks=9)),
+    (Local(2, sinks=10**9, causal=True), Local(2, sinks=9, causal=True)),
+    (Local(10**9, dilation=10**9, sinks=3), Local(9, dilation=9, sinks=3)),
+    (BigBird(1, 10**9, 1, block=3), BigBird(1, 9, 1, block=3)),
+    (BigBird(10**9, 1, 1, block=3), BigBird(9, 1, 1, block=3)),
+    (BigBird(1, 1, 1, block=10**9), BigBird(1, 1, 1, block=9)),
+    (MRA(block=10**9, refined=1), MRA(block=9, refined=1)),
+    (Scatterbrain(10**9, 8, sinks=10**9), Scatterbrain(9, 8, sinks=9)),
+]
+
+
+@pytest.mark.parametrize(("far", "near"), FAR, ids=repr)
+def test_a_knob_far_above_the_tokens_costs_by_the_tokens(far, near):
+    with bounded():
+        torch.testing.assert_close(far(q, k, v), near(q, k, v))
+        mask = torch.arange(9) < 6
+        torch.testing.assert_close(far(q, k, v, mask), near(q, k, v, mask))
+        if not isinstance(far, MRA):
+            assert far.cost(Dims(2, 9, 9, 4, 3)).flops == near.cost(Dims(2, 9, 9, 4, 3)).flops
+
+
+TOKENS = {
+    "numpy": ((k.numpy(), 4, None), TypeError, "x must be a torch.Tensor"),
+    "integers": ((k.long(), 4, None), TypeError, "x must be floating point"),
+    "one dimension": ((k[0], 2, None), ValueError, "at least two dimensions"),
+    "m as a word": ((k, "4", None), TypeError, "m is '4'; give the number of landmarks"),
+    "m as a fraction": ((k, 2.5, None), TypeError, "m is 2.5"),
+    "m of zero": ((k, 0, None), ValueError, "use a rank of 1 to 9"),
+    "m beyond the tokens": ((k, 10, None), ValueError, "rank 10 is asked of 9 tokens"),
+    "a mask of floats": ((k, 4, torch.ones(9)), TypeError, "key_mask must be boolean"),
+    "a mask too short": ((k, 4, torch.ones(8) > 0), ValueError, "key_mask must broadcast"),
+    "a mask of nothing": ((k, 4, torch.ones(9) < 0), ValueError, "leaves no token"),
+    "NaN": ((k * math.nan, 4, None), ValueError, "x has 36 entries that are NaN or inf"),
+    "inf": ((k / 0, 4, None), ValueError, "x has 36 entries that are NaN or inf"),
+}
+
+
+@pytest.mark.parametrize("name", TOKENS)
+@pytest.mark.parametrize("selector", SELECTORS, ids=repr)
+def test_selectors_refuse_what_they_cannot_choose_from(selector, name):
+    given, error, says = TOKENS[name]
+    with pytest.raises(error, match=says):
+        selector(*given)
+
+
+@pytest.mark.parametrize("selector", SELECTORS, ids=repr)
+def test_padding_may_hold_anything_and_a_mask_broadcasts(selector):
+    if type(selector).__name__.startswith("Grid"):
+        pytest.skip("a grid has no padding")
+    x, mask = torch.stack((k, 2 * k)), torch.arange(9) < 6
+    found = selector(x, 3, mask)
+    torch.testing.assert_close(found, selector(x[:, :6], 3), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("op", OPERATORS, ids=repr)
+@pytest.mark.parametrize("size", [1e31, 1e34, 3e38])
+def test_values_near_the_greatest_number_are_answered_or_refused(op, size):
+    wide = v / v.abs().max() * size
+    out = answer(lambda: op(q, k, wide))
+    if isinstance(out, Exception):
+        assert "v reaches" in str(out)
+        assert size > 1e32
+    else:
+        assert bool(out.isfinite().all())
+
+
+REFUSED = {
+    "the zero map": (lambda: SVD(rtol=2.5), ValueError, "from 0 to below 1"),
+    "a word for a flag": (lambda: Chebyshev(definite="no"), TypeError, "give True or False"),
+    "one for a matrix": (lambda: matrices.Geometric(4, 2.0, "no"), TypeError, "True or False"),
+    "a scale that overflows": (lambda: Softmax(1e308), ValueError, "1e-30 to 1e\\+18"),
+    "scores that overflow": (lambda: Softmax(1e18)(1e15 * q, 1e15 * k, v), ValueError, "overflow"),
+    "a negative rank": (
+        lambda: spectra.tails(core).relative(-1), ValueError, "integer of at least 0",
+    ),
+    "no examples": (lambda: laws.examine(Softmax(), examples=0), ValueError, "examples is 0"),
+    "half an example": (lambda: laws.examine(Softmax(), examples=1.5), TypeError, "examples is"),
+    "no time": (lambda: laws.examine(Softmax(), seconds=math.nan), ValueError, "seconds is nan"),
+    "a path always dropped": (
+        lambda: Pyramid(
+            Design((1, 1, 1, 1), (8, 8, 8, 8), (1, 1, 1, 1), (2, 2, 2, 2), image=32), drop_path=1.0
+        ),
+        ValueError, "from 0 to below 1",
+    ),
+    "a billion probes": (
+        lambda: estimators.effective_rank(LinearMap.of_matrix(core), probes=10**9),
+        ValueError, "probes is 1000000000",
+    ),
+    "a map of words": (lambda: LinearMap(("4", 4), lambda x: x), ValueError, "give \\(rows"),
+    "a map of nothing": (lambda: LinearMap((4, 4), None), TypeError, "apply is None"),
+    "an adjoint that is none": (
+        lambda: LinearMap((4, 4), lambda x: x, 3), TypeError, "adjoint is 3",
+    ),
+    "a map in integers": (
+        lambda: LinearMap((4, 4), lambda x: x, dtype=torch.int64), TypeError, "dtype is",
+    ),
+    "a product of another size": (
+        lambda: LinearMap.of_matrix(core) @ torch.ones(5), ValueError, "takes a tensor \\(9,\\)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_silent_nonsense_is_refused(name):
+    call, error, says = REFUSED[name]
+    with bounded(), pytest.raises(error, match=says):
+        call()
+
+
+def test_what_is_within_the_ranges_stays():
+    torch.testing.assert_close(as_matrix(Softmax(1e-30), q, k), torch.full((9, 9), 1 / 9))
+    assert Soft(4)(q, k, 1e31 * v).isfinite().all()
+    assert {operators.Softmax, inputs.Normal, matrices.Geometric} <= set(SUBJECTS)
+    assert len(SUBJECTS) > 60

@@ -182,23 +182,19 @@ def rank_fits(rank: int, available: int, what: str) -> None:
 
 
 def tokens(x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor | None:
-    """The mask expanded to (..., n), or None; raise unless x (..., n, d) has m landmarks.
+    """The mask expanded to (..., n), or None; raise where tokens x (..., n, d) have no landmarks.
 
     ``TypeError`` for what is no floating tensor, no integer, or no boolean mask; ``ValueError``
-    for shapes, for NaN or inf at a token that takes part, and for more landmarks than tokens.
+    for shapes, and for NaN or inf at a token that takes part.
     """
     _floating_matrix("x", x)
     if isinstance(m, bool) or not isinstance(m, int):
         msg = f"m is {m!r}; give the number of landmarks, an integer of at least 1."
         raise TypeError(msg)
     if key_mask is not None:
-        mask = admit_mask(key_mask, x, token="token")
-        finite("x", torch.where(mask.unsqueeze(-1), x, 0))
-        rank_fits(m, survivors(mask, x), "tokens")
-        return mask
-    finite("x", x)
-    rank_fits(m, x.shape[-2], "tokens")
-    return None
+        key_mask = admit_mask(key_mask, x, token="token")
+    finite("x", x if key_mask is None else torch.where(key_mask.unsqueeze(-1), x, 0))
+    return key_mask
 
 
 def query_at_every_key(q: Tensor, k: Tensor) -> None:

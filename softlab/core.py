@@ -405,12 +405,17 @@ def own_precision(call: F) -> F:
 
 
 class _Inside(threading.local):
-    """Whether the thread is inside an ``own_precision`` already, which then has nothing to do."""
+    """In how many calls of ``own_precision`` a thread is; all but the first have nothing to do."""
 
-    now = False
+    depth = 0
 
 
 _inside = _Inside()
+
+
+def nested() -> bool:
+    """Whether this call of ``own_precision`` is made by another, which has checked its tensors."""
+    return _inside.depth > 1
 
 
 def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
@@ -426,8 +431,12 @@ def _alone(
     """``call(*args, **kwargs)``, a function of ``tensors`` or its arguments, with autocast off."""
     if torch.compiler.is_compiling():  # a compiled backward pass has no nodes of ours
         return _without_autocast(call, args, kwargs, _tensors(args, kwargs))
-    if _inside.now:
-        return call(*args, **kwargs)
+    if _inside.depth:
+        _inside.depth += 1
+        try:
+            return call(*args, **kwargs)
+        finally:
+            _inside.depth -= 1
     if torch._C._is_tracing():
         msg = (
             "torch.jit.trace cannot record softlab: checks, draws and choices look at the values, "
@@ -435,7 +444,7 @@ def _alone(
         )
         raise RuntimeError(msg)
     tensors = _tensors(args, kwargs) if tensors is None else tensors
-    _inside.now = True
+    _inside.depth = 1
     try:
         out = _without_autocast(call, args, kwargs, tensors)
     except (RuntimeError, NotImplementedError) as error:
@@ -446,7 +455,7 @@ def _alone(
         msg = f"{why} (torch: {lines[0][:160]})"
         raise RuntimeError(msg) from error
     finally:
-        _inside.now = False
+        _inside.depth = 0
     if torch.is_grad_enabled():
         ends = {x.grad_fn for x in tensors}
         for x in out if isinstance(out, tuple) else (out,):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softlab.core import Cost, Dims, own_precision, value
+from softlab.core import Cost, Dims, value
 from softlab.landmarks.draws import Choose, heaviest, nearest_to_mean, open_to
-from softlab.landmarks.selector import indices_of_survivors, take
+from softlab.landmarks.selector import indices_of_survivors, of_tokens, take
 
 
 @value
@@ -29,13 +29,14 @@ class FarthestPoint:
         """The distances, two operations an entry."""
         return Cost(2 * dims.batch * (m - 1) * dims.l * dims.d)
 
+    @of_tokens
     def indices(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Positions (..., m) of the landmarks, increasing and distinct."""
         return indices_of_survivors(
             x, m, key_mask, lambda y: spread(y, m, nearest_to_mean(y), heaviest)
         )
 
-    @own_precision
+    @of_tokens
     def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Landmarks (..., m, d) of tokens x (..., n, d)."""
         return take(x, self.indices(x, m, key_mask))

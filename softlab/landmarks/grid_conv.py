@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from softlab import checks
-from softlab.core import Cost, Dims, Stream, own_precision, value, widened
+from softlab.core import Cost, Dims, Stream, value, widened
 from softlab.landmarks.grids import Cells, cells, check_sides, sides
-from softlab.landmarks.selector import of_survivors
+from softlab.landmarks.selector import of_survivors, of_tokens
 
 EPS = 1e-5
 """Of the layer norm, as in torch."""
@@ -57,10 +57,9 @@ class GridConv:
         uniform = Stream(self.seed, "landmarks.GridConv").uniform(*shape)
         return (2 * uniform - 1) * bound
 
-    @own_precision
+    @of_tokens
     def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Landmarks (..., m, d) of tokens x (..., n, d)."""
-        checks.tokens(x, m, key_mask)
 
         def apply(y: Tensor) -> Tensor:
             window = cells(*sides(y.shape[-2], self.height, self.width), m, y.device)

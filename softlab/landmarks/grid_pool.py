@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from softlab import checks
-from softlab.core import Cost, Dims, own_precision, value, widened
+from softlab.core import Cost, Dims, value, widened
 from softlab.landmarks.grids import cells, check_sides, sides
 from softlab.landmarks.lloyd import means
-from softlab.landmarks.selector import of_survivors
+from softlab.landmarks.selector import of_survivors, of_tokens
 
 
 @value
@@ -41,10 +40,9 @@ class GridPool:
         """Nothing that is counted."""
         return Cost(0)
 
-    @own_precision
+    @of_tokens
     def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Landmarks (..., m, d) of tokens x (..., n, d)."""
-        checks.tokens(x, m, key_mask)
         return of_survivors(widened(x), m, key_mask, lambda y: self._pooled(y, m)).to(x.dtype)
 
     def _pooled(self, x: Tensor, m: int) -> Tensor:

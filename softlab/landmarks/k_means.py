@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, Dims, own_precision, value, widened
+from softlab.core import Cost, Dims, value, widened
 from softlab.landmarks.draws import by_weight
 from softlab.landmarks.farthest_point import spread
 from softlab.landmarks.lloyd import means, nearest
-from softlab.landmarks.selector import of_survivors, take
+from softlab.landmarks.selector import of_survivors, of_tokens, take
 
 
 @value
@@ -41,10 +41,9 @@ class KMeans:
         """Distances of the seeding and of Lloyd's steps, two operations an entry."""
         return Cost(2 * dims.batch * (m - 1 + self.iterations * m) * dims.l * dims.d)
 
-    @own_precision
+    @of_tokens
     def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Landmarks (..., m, d) of tokens x (..., n, d)."""
-        checks.tokens(x, m, key_mask)
         return of_survivors(widened(x), m, key_mask, lambda y: self._centres(y, m)).to(x.dtype)
 
     def _centres(self, x: Tensor, m: int) -> Tensor:

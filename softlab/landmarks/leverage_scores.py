@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, Dims, Stream, own_precision, value
+from softlab.core import Cost, Dims, Stream, value
 from softlab.kernels import Gaussian, kernel_cost
 from softlab.landmarks.bandwidths import gaussian
 from softlab.landmarks.draws import by_weight, open_to
-from softlab.landmarks.selector import indices_of_survivors, take
+from softlab.landmarks.selector import indices_of_survivors, of_tokens, take
 
 HELD_ENTRIES = 1 << 20
 """Kernel entries held at once."""
@@ -59,6 +59,7 @@ class LeverageScores:
         rows = kernel_cost(Dims(dims.batch, p, p + dims.l, dims.d, dims.e), 0)
         return rows + Cost(0, factorization_flops=dims.batch * (p**3 // 3 + p**2 * dims.l))
 
+    @of_tokens
     def indices(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Positions (..., m) of the landmarks, increasing and distinct."""
 
@@ -74,10 +75,11 @@ class LeverageScores:
 
     def scores(self, x: Tensor, m: int) -> Tensor:
         """The estimated scores (..., n) of tokens x (..., n, d) at the ridge of rank m."""
+        checks.tokens(x, m)
         checks.rank_fits(m, x.shape[-2], "tokens")
         return self._scores(x.detach().double(), m)
 
-    @own_precision
+    @of_tokens
     def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Landmarks (..., m, d) of tokens x (..., n, d)."""
         return take(x, self.indices(x, m, key_mask))

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, Dims, own_precision, value
+from softlab.core import Cost, Dims, value
 from softlab.kernels import Gaussian, kernel_cost
 from softlab.landmarks.bandwidths import gaussian
 from softlab.landmarks.draws import by_weight
 from softlab.landmarks.pivoting import pivots
-from softlab.landmarks.selector import indices_of_survivors, take
+from softlab.landmarks.selector import indices_of_survivors, of_tokens, take
 
 
 @value
@@ -52,9 +52,9 @@ class RPCholeskyPivots:
         rows = kernel_cost(Dims(dims.batch, m, dims.l, dims.d, dims.e), 0)
         return rows + Cost(dims.batch * m * (m - 1) * dims.l)
 
+    @of_tokens
     def indices(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Positions (..., m) of the landmarks, increasing and distinct."""
-        checks.tokens(x, m, key_mask)
         kernel = gaussian(self.bandwidth, x)
         choose = by_weight(self.seed, "landmarks.RPCholeskyPivots", m)
 
@@ -63,7 +63,7 @@ class RPCholeskyPivots:
 
         return indices_of_survivors(x, m, key_mask, pick)
 
-    @own_precision
+    @of_tokens
     def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Landmarks (..., m, d) of tokens x (..., n, d)."""
         return take(x, self.indices(x, m, key_mask))

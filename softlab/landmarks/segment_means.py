@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softlab.core import Cost, Dims, own_precision, value, widened
-from softlab.landmarks.selector import kept
+from softlab.core import Cost, Dims, value, widened
+from softlab.landmarks.selector import kept, of_tokens
 
 
 @value
@@ -28,11 +28,10 @@ class SegmentMeans:
         """Nothing that is counted."""
         return Cost(0)
 
-    @own_precision
+    @of_tokens
     def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Landmarks (..., m, d) of tokens x (..., n, d)."""
-        size, key_mask = kept(x, m, key_mask)
-        size = size.unsqueeze(-1)
+        size = kept(x, m, key_mask).unsqueeze(-1)
         wide = widened(x)
         n, d = x.shape[-2:]
         if key_mask is None and n % m == 0:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, Dims
+from softlab.core import Cost, Dims, nested, own_precision
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @runtime_checkable
@@ -47,12 +50,26 @@ class Selector(Protocol):
         ...
 
 
-def kept(x: Tensor, m: int, key_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """How many tokens take part in each matrix, (...), and the mask; raise as ``checks.tokens``."""
-    key_mask = checks.tokens(x, m, key_mask)
+def of_tokens(call: F) -> F:
+    """Run a selector's method of (x, m, key_mask) in its own precision, its arguments checked.
+
+    They are checked once: neither in a call of its own, nor in that of an operator, which has.
+    """
+
+    @own_precision
+    @functools.wraps(call)
+    def checked(self: Any, x: Tensor, m: int, key_mask: Tensor | None = None) -> Any:
+        return call(self, x, m, key_mask if nested() else checks.tokens(x, m, key_mask))
+
+    return cast("F", checked)
+
+
+def kept(x: Tensor, m: int, key_mask: Tensor | None) -> Tensor:
+    """How many tokens take part in each matrix, (...); raise if any has fewer than ``m``."""
+    checks.rank_fits(m, checks.survivors(key_mask, x), "tokens")
     if key_mask is None:
-        return torch.full(x.shape[:-2], x.shape[-2], device=x.device), None
-    return key_mask.sum(-1), key_mask
+        return torch.full(x.shape[:-2], x.shape[-2], device=x.device)
+    return key_mask.sum(-1)
 
 
 def take(x: Tensor, indices: Tensor) -> Tensor:
@@ -75,8 +92,7 @@ def of_survivors(
 
     Matrices with equally many of them are treated together. Returns (..., m, ...).
     """
-    size, key_mask = kept(x, m, key_mask)
-    size, lead = size.reshape(-1), x.shape[:-2]
+    size, lead = kept(x, m, key_mask).reshape(-1), x.shape[:-2]
     flat = x.reshape(-1, *x.shape[-2:])
     if key_mask is None:
         return choose(flat).unflatten(0, lead) if lead else choose(flat).squeeze(0)
@@ -98,6 +114,5 @@ def indices_of_survivors(
     It sees the tokens that take part, detached and in float64: the choice is discrete, and
     should not hang on the precision.
     """
-    key_mask = checks.tokens(x, m, key_mask)
     picked = of_survivors(x.detach().double(), m, key_mask, choose)
     return position_of(picked.sort(-1).values, key_mask)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softlab.core import Cost, Dims, own_precision, value
-from softlab.landmarks.selector import kept, position_of, take
+from softlab.core import Cost, Dims, value
+from softlab.landmarks.selector import kept, of_tokens, position_of, take
 
 
 @value
@@ -26,14 +26,14 @@ class Strided:
         """Nothing that is counted."""
         return Cost(0)
 
+    @of_tokens
     def indices(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Positions (..., m) of the landmarks, increasing and distinct."""
-        size, key_mask = kept(x, m, key_mask)
-        size = size.unsqueeze(-1)
+        size = kept(x, m, key_mask).unsqueeze(-1)
         ordinal = torch.arange(m, device=x.device) * size // m
         return position_of(ordinal, key_mask)
 
-    @own_precision
+    @of_tokens
     def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Landmarks (..., m, d) of tokens x (..., n, d)."""
         return take(x, self.indices(x, m, key_mask))

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from softlab import checks
-from softlab.core import Cost, Dims, Stream, own_precision, value
-from softlab.landmarks.selector import kept, position_of, take
+from softlab.core import Cost, Dims, Stream, value
+from softlab.landmarks.selector import kept, of_tokens, position_of, take
 
 
 @value
@@ -33,16 +33,17 @@ class UniformRandom:
         """Nothing that is counted."""
         return Cost(0)
 
+    @of_tokens
     def indices(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Positions (..., m) of the landmarks, increasing and distinct."""
-        size, key_mask = kept(x, m, key_mask)
+        size = kept(x, m, key_mask)
         ordinal = torch.empty(*size.shape, m, dtype=torch.long, device=x.device)
         for s in size.unique().tolist():
             draw = Stream(self.seed, "landmarks.UniformRandom").permutation(s)[:m]
             ordinal[size == s] = draw.sort().values.to(x.device)
         return position_of(ordinal, key_mask)
 
-    @own_precision
+    @of_tokens
     def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Landmarks (..., m, d) of tokens x (..., n, d)."""
         return take(x, self.indices(x, m, key_mask))

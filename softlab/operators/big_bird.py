@@ -80,8 +80,8 @@ class BigBird:
 
     def cost(self, dims: Dims) -> Cost:
         """2 (d + e) for each kept entry, at the drawn keys."""
-        if self != (fitted := self._fitted(dims.n, dims.l)):
-            return fitted.cost(dims)
+        if self._beyond(dims.n, dims.l):
+            return self._fitted(dims.n, dims.l).cost(dims)
         keys = torch.tensor([[dims.l]], device="cpu")
         at = centres(dims.n, keys)
         sizes = support_sizes(*self._interval(at, keys), self._others(dims.n, keys), self.block)
@@ -92,9 +92,9 @@ class BigBird:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
         q, k, v, key_mask = checks.admit(q, k, v, key_mask)
-        if self != (fitted := self._fitted(q.shape[-2], k.shape[-2])):
-            return fitted(q, k, v, key_mask)
         lead, n, l, dtype = q.shape[:-2], q.shape[-2], k.shape[-2], v.dtype  # noqa: E741
+        if self._beyond(n, l):
+            return self._fitted(n, l)(q, k, v, key_mask)
         q, k, v = (widened(x).reshape(-1, *x.shape[-2:]) for x in (q, k, v))
         mask = None if key_mask is None else key_mask.reshape(-1, l)
         keys, survivor = ordinals(mask, l, q.device)
@@ -113,6 +113,10 @@ class BigBird:
             whole = torch.where(seeing[:, :first, None], whole, out[:, :first])
             out = torch.cat((whole, out[:, first:]), 1)
         return out.reshape(*lead, n, v.shape[-1]).to(dtype)
+
+    def _beyond(self, n: int, l: int) -> bool:  # noqa: E741
+        """Whether a knob is larger than n queries and l keys can use."""
+        return self.window > l or self.globals > l or self.block > n
 
     def _fitted(self, n: int, l: int) -> BigBird:  # noqa: E741
         """The same on n queries and l keys: no knob asks for memory beyond them."""

@@ -78,8 +78,8 @@ class Local:
 
     def cost(self, dims: Dims) -> Cost:
         """2 (d + e) for each kept entry: n (2 window + 1 + sinks) of them, less at the ends."""
-        if self != (fitted := self._fitted(dims.l)):
-            return fitted.cost(dims)
+        if max(self.window, self.sinks) > dims.l:
+            return self._fitted(dims.l).cost(dims)
         keys = torch.tensor([[dims.l]], device="cpu")
         at = centres(dims.n, keys)
         low, high = self._interval(at, keys)
@@ -97,8 +97,8 @@ class Local:
 
     def _average(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         lead, n, l, dtype = q.shape[:-2], q.shape[-2], k.shape[-2], v.dtype  # noqa: E741
-        if self != (fitted := self._fitted(l)):
-            return fitted._average(q, k, v, key_mask)
+        if max(self.window, self.sinks) > l:
+            return self._fitted(l)._average(q, k, v, key_mask)
         q, k, v = (widened(x).reshape(-1, *x.shape[-2:]) for x in (q, k, v))
         mask = None if key_mask is None else key_mask.reshape(-1, l)
         keys, survivor = ordinals(mask, l, q.device)

@@ -73,6 +73,7 @@ class Nystromformer:
     @own_precision
     def core(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """The core sm(z_q z_k^T), (..., m, m): what ``pinv`` must invert."""
+        q, k, _, key_mask = checks.admit(q, k, k, key_mask)
         z_q = self.landmarks(widened(q), self.rank)
         return _core(z_q, self.landmarks(widened(k), self.rank, key_mask))
 

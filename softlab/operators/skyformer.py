@@ -84,6 +84,7 @@ class Skyformer:
     @own_precision
     def core(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """The normalised core A, (..., m, m): what ``pinv`` must invert."""
+        q, k, _, key_mask = checks.admit(q, k, k, key_mask)
         points, mask = _lifted(q, k, key_mask, None)
         return self._core(self.landmarks(widened(points), self.rank, mask))[0]
 

@@ -104,6 +104,7 @@ class Soft:
     @own_precision
     def core(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """The core A = K(z, z), (..., m, m), of keys k (..., l, d): what ``pinv`` must invert."""
+        _, k, _, key_mask = checks.admit(k, k, k, key_mask)
         z = self.landmarks(widened(k), self.rank, key_mask)
         return self.kernel(k.shape[-1]).matrix(z, z)
 

@@ -12,7 +12,7 @@ from softlab.chapters.in_model import binned, correlations, findings, scope, tab
 PREDICTORS = ("matrix_error", "output_error", "lack_of_skill")
 
 
-def made(seed=0, methods=("a", "b", "c", "d", "e"), models=("one", "two"), knobs=(16, 64)):
+def made(seed=0, methods=("a", "b", "c", "d", "e"), models=("one", "duo"), knobs=(16, 64)):
     """Changes that follow the matrix error at a place, loosely; rows that no rank may count."""
     rng, rows = np.random.default_rng(seed), []
     for model in models:
@@ -22,7 +22,7 @@ def made(seed=0, methods=("a", "b", "c", "d", "e"), models=("one", "two"), knobs
                     error = 0.01 * 2 ** rng.uniform(0, 6)
                     rows.append({
                         "status": "ok", "model": model, "method": method, "op": f"{method}({knob})",
-                        "family": ("low rank", "sparse")[i % 2], "part": part, "layers": 2,
+                        "family": ("tensor", "sparse")[i % 2], "part": part, "layers": 1,
                         "depth": 4, "matrix_error": error, "output_error": rng.uniform(0.1, 1),
                         "lack_of_skill": rng.uniform(0.1, 1), "within": 0.1,
                         "work": 0.25, "change": error * 2 ** rng.normal(0, 1.5),
@@ -93,7 +93,7 @@ def test_knobs_and_places_that_agree_are_no_more_methods():
 
 def test_families_of_few_methods_have_no_interval():
     found = correlations(made()).set_index(["model", "family", "predictor"])
-    family = found.xs("low rank", level="family")  # three methods, six operators
+    family = found.xs("tensor", level="family")  # three methods, six operators
     assert family["rho"].notna().all()
     assert family[["low", "high"]].isna().all(axis=None)
     assert (family["operators"] == 6).all()
@@ -101,7 +101,7 @@ def test_families_of_few_methods_have_no_interval():
     assert few.empty
     four = correlations(made(methods=("a", "b", "c", "d"), knobs=(64,)))
     assert four.loc[four["family"] == "all", "low"].notna().all()
-    assert "low rank" not in set(four["family"])  # two operators
+    assert "tensor" not in set(four["family"])  # two operators
 
 
 def words(at):
@@ -157,14 +157,14 @@ def test_the_table_of_correlations():
     assert table["header"][2:] == ["rows", "matrix error", "output error", "1 - skill"]
     assert [row[:3] for row in table["rows"]] == [
         [model if i == 0 else "", family, str(count)]
-        for model, times in (("one", 1), ("two", 1), ("all", 2))
+        for model, times in (("one", 1), ("duo", 1), ("all", 2))
         for i, (family, count) in enumerate(zip(
-            ("one place", "all", "low rank", "sparse"), np.array((15, 15, 9, 6)) * times,
+            ("one place", "all", "tensor", "sparse"), np.array((15, 15, 9, 6)) * times,
             strict=True))
     ]  # fmt: skip
     at = found.loc[("one", "one place", "output_error")]
     assert table["rows"][0][4] == [f"{at['rho']:.2f}", f"{at['low']:.2f} to {at['high']:.2f}"]
-    assert table["rows"][2][3] == f"{found.loc[('one', 'low rank', 'matrix_error'), 'rho']:.2f}"
+    assert table["rows"][2][3] == f"{found.loc[('one', 'tensor', 'matrix_error'), 'rho']:.2f}"
     assert table["left"] == 2
 
 
@@ -193,13 +193,13 @@ def swaps():
         ("one", "b(64)", "first third", 2, 0.1, None),
         ("one", "b(64)", "last third", 2, 0.05, None),
         ("one", "b(64)", "middle third", 2, 0.11, None), ("one", "b(64)", "greedy", 4, 0.09, None),
-        ("two", "c(64)", "all layers", 6, 0.5, 3.0), ("two", "c(64)", "first third", 2, 0.4, None),
-        ("two", "d(64)", "all layers", 6, 0.7, 3.0), ("two", "d(64)", "greedy", 1, 0.05, None),
-        ("two", "e(64)", "all layers", 6, 0.05, None),
+        ("duo", "c(64)", "all layers", 6, 0.5, 3.0), ("duo", "c(64)", "first third", 2, 0.4, None),
+        ("duo", "d(64)", "all layers", 6, 0.7, 3.0), ("duo", "d(64)", "greedy", 1, 0.05, None),
+        ("duo", "e(64)", "all layers", 6, 0.05, None),
     ]  # fmt: skip
     found = pd.DataFrame(
         rows, columns=["model", "op", "part", "layers", "change", "task_loss"]
-    ).assign(status="ok", family="low rank", depth=6, within=0.1, work=0.25)
+    ).assign(status="ok", family="tensor", depth=6, within=0.1, work=0.25)
     found["method"] = found["op"].str[0]
     late = {"part": "first third", "change": 0.01, "status": "failed"}
     return pd.concat([found, found.iloc[[9]].assign(**late)], ignore_index=True)
@@ -207,7 +207,7 @@ def swaps():
 
 def test_what_can_be_swapped_is_what_moves_the_output_little():
     assert findings(swaps()) == [
-        "In all layers at once these move the output by at most 0.1: one: a(64) (0.100); two: e(64)"
+        "In all layers at once these move the output by at most 0.1: one: a(64) (0.100); duo: e(64)"
         " (0.0500). All others belong into some layers only, or nowhere."
     ]
     alone = findings(swaps().query("method == 'b'"))
@@ -219,7 +219,7 @@ def test_the_table_of_swaps_says_where():
     assert table["rows"] == [
         ["one", "a(64)", "0.250", "0.100", "0.0200", "all layers"],
         ["", "b(16)", "0.250", "0.110", "", ["first, last", "greedy 4 of 6"]],
-        ["two", "e(64)", "0.250", "0.0500", "", "all layers"],
+        ["duo", "e(64)", "0.250", "0.0500", "", "all layers"],
         ["", "c(64)", "0.250", "0.500", "3.00", "nowhere"],
         ["", "d(64)", "0.250", "0.700", "3.00", ["no third", "greedy 1 of 6"]],
     ]
@@ -236,7 +236,7 @@ def test_errors_that_gather_have_a_range_over_the_operators():
     """At the last layer 2, 3 and 10 times in one model; an own error of 0 is no ratio."""
     rows = [
         ("one", 5, 0.1, 0.2), ("one", 5, 0.1, 1.0), ("one", 5, 0.1, 0.3), ("one", 5, 0.0, 0.3),
-        ("one", 4, 0.1, 90.0), ("two", 3, 0.5, 0.25), ("one", 5, 0.1, None), ("odd", 1, 0.0, 1.0),
+        ("one", 4, 0.1, 90.0), ("duo", 3, 0.5, 0.25), ("one", 5, 0.1, None), ("odd", 1, 0.0, 1.0),
     ]  # fmt: skip
     table = pd.DataFrame(rows, columns=["model", "layer", "own", "accumulated"])
     table = table.assign(status="ok", method="a")
@@ -244,7 +244,7 @@ def test_errors_that_gather_have_a_range_over_the_operators():
     assert findings(pd.concat([table, lost])) == [
         "At the last layer, with the operator in all of them, the attention's output has moved by "
         "so many times the operator's own error there, from the least to the greatest of the "
-        "operators (in brackets how many): one 2.00 to 10.0 (3) and two 0.500 (1)."
+        "operators (in brackets how many): one 2.00 to 10.0 (3) and duo 0.500 (1)."
     ]
     assert findings(table[-1:]) == []
 
@@ -257,7 +257,7 @@ def costs():
         ("one", "exact", 512, 1.02, 0.99, 1.03, 0.125), ("one", "a", 512, 0.8, 0.75, 0.9, 0.125),
         ("one", "b", 512, 0.9, 0.85, 1.0, 0.125), ("one", "c", 512, 0.7, 0.5, 0.8, 0.125),
         ("one", "d", 512, 1.3, 1.2, 1.35, 0.125), ("one", "a", 128, 0.1, 0.1, 0.1, 0.5),
-        ("two", "a", 1500, 0.5, 0.49, 0.52, 0.31), ("two", "exact", 1500, 0.97, 0.96, 0.98, 0.31),
+        ("duo", "a", 1500, 0.5, 0.49, 0.52, 0.31), ("duo", "exact", 1500, 0.97, 0.96, 0.98, 0.31),
     ]  # fmt: skip
     names = ["model", "method", "tokens", "time", "time_q1", "time_q3", "attention_share"]
     found = pd.DataFrame(rows, columns=names)
@@ -270,13 +270,13 @@ def test_what_is_faster_is_so_with_its_quartiles():
     """b reaches 1 with its third quartile, c is too noisy: (0.8 - 0.5) / 0.7 is above 0.25."""
     assert findings(costs()) == [
         "At the greatest length attention's scores and sums are of the counted work: one 12 % and "
-        "two 31 %. Faster than the model as it is, then, quartiles too: a(64) in one 0.800 "
-        "(quartiles 0.750 to 0.900) and a(64) in two 0.500 (quartiles 0.490 to 0.520). Too noisy to"
+        "duo 31 %. Faster than the model as it is, then, quartiles too: a(64) in one 0.800 "
+        "(quartiles 0.750 to 0.900) and a(64) in duo 0.500 (quartiles 0.490 to 0.520). Too noisy to"
         " compare: 1. Exact attention substituted for itself takes 0.970 to 1.02."
     ]
     plain = costs().drop(columns=["time_q1", "time_q3"])
     assert (
-        "c(64) in one 0.700 (noise not recorded) and a(64) in two 0.500 (noise not recorded). Exact"
+        "c(64) in one 0.700 (noise not recorded) and a(64) in duo 0.500 (noise not recorded). Exact"
         in findings(plain)[0]
     )
     slow = costs().query("method == 'd'")
@@ -287,7 +287,7 @@ def test_the_table_of_costs_has_a_row_an_operator():
     (table,) = tables(costs())
     assert [row[:3] for row in table["rows"]] == [
         ["one", "512", "exact(64)"], ["", "", "a(64)"], ["", "", "b(64)"], ["", "", "c(64)"],
-        ["", "", "d(64)"], ["one", "128", "a(64)"], ["two", "1500", "a(64)"], ["", "", "exact(64)"],
+        ["", "", "d(64)"], ["one", "128", "a(64)"], ["duo", "1500", "a(64)"], ["", "", "exact(64)"],
     ]  # fmt: skip
     assert [row[3:] for row in table["rows"]][:4] == [
         ["0.76", ["1.02", ".99–1.0"], "0.34"], ["0.76", ["0.800", ".75–.90"], "0.34"],
@@ -298,7 +298,7 @@ def test_the_table_of_costs_has_a_row_an_operator():
 
 
 def test_the_scope_and_what_failed():
-    assert scope(swaps()) == "Models: one and two. Operators: a, b, c, d and e."
+    assert scope(swaps()) == "Models: one and duo. Operators: a, b, c, d and e."
     assert scope(pd.DataFrame({"model": ["one"]})) == ""
     for table in (made(), swaps(), costs()):
         failed = table.assign(status="failed")

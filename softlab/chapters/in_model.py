@@ -144,7 +144,7 @@ def _ranks(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     levels, level = np.unique(x, return_inverse=True)
     held = np.zeros((len(w), len(levels)))
     np.add.at(held.T, level, w.T)
-    middle = held.cumsum(1) - held / 2 + 0.5
+    middle = held.cumsum(1) - held / 2
     ranks: np.ndarray = middle[:, level]
     return ranks
 
@@ -162,7 +162,7 @@ def _prediction(table: pd.DataFrame) -> str:
     found = correlations(table)
     if found.empty or not (found["model"] == EVERY).any():
         return ""
-    pooled = found[(found["model"] == EVERY)]
+    pooled = found[found["model"] == EVERY]
     place, together = (pooled[pooled["family"] == group] for group in (PLACE, EVERY))
     words = [
         f"Rank correlation with the relative change of the model's output, among "

@@ -121,6 +121,8 @@ def test_without_rank_64_the_middle_rank_tells_and_one_rank_has_no_trend():
     rows["op.rank"] = rows["op.rank"].replace({64: 32, 128: 63})
     (said,) = findings(rows)
     assert said.startswith("At rank 32 ")
+    (said,) = findings(table().assign(**{"op.rank": table()["op.rank"].replace({128: 32})}))
+    assert said.startswith("At rank 64 ")  # of 16, 32 and 64
     (said,) = findings(rows[rows["op.rank"].isna() | (rows["op.rank"] == 16)])
     assert said.startswith("At rank 16 ")
     assert "goes from" not in said
@@ -199,13 +201,23 @@ def test_what_is_absent_is_left_out():
 
 
 def test_each_target_has_its_own_paragraph_and_its_own_exact_operator():
-    other = table(target="Gaussian", seconds=0.02, seconds_q1=0.02, seconds_q3=0.02)
+    times = dict.fromkeys(
+        ("seconds", "seconds_q1", "seconds_q3"), lambda t: 0.02 + 0 * t["peak_bytes"]
+    )
+    other = table(target="Gaussian", flops=lambda t: 2 * t["flops"], **times)
     rows = pd.concat([table(), other], ignore_index=True)
     assert [re.search(r"against (\w+) attention", text)[1] for text in findings(rows)] == [
         "softmax", "Gaussian",
     ]  # fmt: skip
+    assert findings(rows) == [*findings(table()), *findings(other)]
     assert "exact operator 20.0 ms" in findings(rows)[1]
     assert "exact operator 9.00 ms" in findings(rows)[0]
+    *errors, costs = tables(rows)
+    (first, first_costs), (second, second_costs) = tables(table()), tables(other)
+    assert errors == [first, second]
+    by = {name: [row for i, row in enumerate(costs["rows"]) if i // 4 % 2 == k]
+          for k, name in enumerate(("Gaussian", "softmax"))}  # fmt: skip
+    assert by == {"Gaussian": second_costs["rows"], "softmax": first_costs["rows"]}
     assert scope(rows).startswith(
         "Methods: Low against softmax attention; Low against Gaussian attention. Inputs: "
         "h5 (n = 300), h1 (n = 100), h2 (n = 200), h3 (n = 200),"
@@ -216,6 +228,37 @@ def test_each_target_has_its_own_paragraph_and_its_own_exact_operator():
     for column in ("method", "target", "source", "op.rank", "output_error"):
         assert list(headlines(rows.drop(columns=column))) == []
         assert not [one for one in tables(rows.drop(columns=column)) if "by rank" in one["caption"]]
+
+
+def test_a_method_without_a_rank_has_a_paragraph_and_a_table_of_its_own():
+    rows = table()
+    own = rows[low(rows) & (rows["op.rank"] == 16)].assign(method="Own", **{"op.rank": None})
+    own.loc[own.index[:2], "skill"] = [0.0, np.nan]  # neither is skill
+    (_, said) = findings(pd.concat([rows, own], ignore_index=True))
+    at = sorted(SOURCES[source][1] for source in REAL)
+    bad = 2 + int((own["skill"] <= 0).sum()) - 1
+    assert said == (
+        f"Own has no rank. Against softmax attention its relative output error is {middle(16)}, in "
+        f"the median over 7 recorded inputs, each the median over its samples (95 % {three(at[0])} "
+        f"to {three(at[-1])}; 21 cases); that of the uniform average is "
+        f"{three(median(UNIFORM[s] for s in REAL))}. It is no better than a trivial answer (skill "
+        f"at most 0) in {bad} of 24 cases."
+    )
+    (alone,) = findings(own[own["source"] == "h5"])
+    assert "over its samples (3 cases); that of" in alone
+    both = pd.concat([rows, own, own.assign(target="Gaussian")], ignore_index=True)
+    made = below("Methods without a rank", tables(both))
+    assert made["left"] == 2
+    expected = []
+    for target in ("softmax", "Gaussian"):
+        for i, (source, errors) in enumerate(SOURCES.items()):
+            q1, q3 = np.quantile([errors[1] * f for f in SEEDS], [0.25, 0.75])
+            spread = [short(x, 2).removeprefix("0") for x in (q1, q3)]
+            expected.append([
+                ["Own", target] if i == 0 else "", source, three(UNIFORM[source]),
+                [short(errors[1]), "\u2013".join(spread)],
+            ])  # fmt: skip
+    assert made["rows"] == expected
 
 
 def test_the_table_of_errors_has_medians_over_quartiles():

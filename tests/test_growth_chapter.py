@@ -153,6 +153,28 @@ def test_noisy_timings_are_left_out_and_said():
     assert list(headlines(every)) == []
 
 
+def test_the_last_doubling_needs_its_own_two_timings_alone():
+    rows = table()
+    own = (rows["method"] == "A") & (rows["status"] == "ok")
+    rows.loc[own & (rows["n"] == 2048), "seconds_q3"] = 3 * rows["seconds_q1"]
+    assert exponents(rows).set_index("method").loc["A", "last"] == pytest.approx(
+        1.2 + 0.02 / np.log(2)
+    )
+    rows.loc[own & (rows["n"] == 4096), "seconds_q3"] = 3 * rows["seconds_q1"]
+    assert np.isnan(exponents(rows).set_index("method").loc["A", "last"])
+
+
+def test_memory_is_compared_at_the_greatest_length_of_all():
+    rows = table()
+    rows = rows[(rows["method"] != "B") | (rows["n"] < 8192)]
+    memory, _, crossings = findings(rows)
+    assert memory.startswith("At n = 8192 the 4 operators of less than quadratic work take between")
+    assert "None takes more than 10 times." in memory
+    light = rows[~rows["method"].isin(["B", "D"])]
+    assert "Never" in crossings
+    assert "Never" not in findings(light)[2]
+
+
 def test_a_race_is_won_where_the_upper_quartile_is_below_the_others_lower():
     rows = table()
     own = (rows["method"] == "F") & (rows["status"] == "ok")

@@ -13,12 +13,12 @@ METHODS = {
     # name: target, error at 1024; exponents of error by input, time, memory; seconds to estimate
     "Soft(64)": ("Gaussian", 0.21, {"smooth": 0.4, "normal": 0.12}, 1.1, 1.0, 3.1),
     "Zeta(64)": ("Gaussian", 0.13, {"smooth": 0.3, "normal": 0.05}, 1.3, 0.9, 1.7),
-    "Low(64)": ("Softmax", 0.33, {"smooth": 0.21, "normal": -0.11}, 0.9, 1.2, 2.4),
-    "Local(64)": ("Softmax", 0.08, {"smooth": 0.55, "normal": 0.31}, 1.0, 1.1, 9.2),
-    "Uniform": ("Softmax", 0.9, {"smooth": 0.9, "normal": -0.9}, 0.1, 0.1, 99.0),
+    "Low(64)": ("Dense", 0.33, {"smooth": 0.21, "normal": -0.11}, 0.9, 1.2, 2.4),
+    "Local(64)": ("Dense", 0.08, {"smooth": 0.55, "normal": 0.31}, 1.0, 1.1, 9.2),
+    "Uniform": ("Dense", 0.9, {"smooth": 0.9, "normal": -0.9}, 0.1, 0.1, 99.0),
 }
 BEND = 0.03
-SECONDS = {"Gaussian": 700.0, "Softmax": 450.0}
+SECONDS = {"Gaussian": 700.0, "Dense": 450.0}
 """Of a whole target of 32768 tokens."""
 
 
@@ -113,7 +113,7 @@ def test_the_greatest_length_target_by_target():
     assert first == (
         "At n = 32768 the sampled relative output errors on smooth input, with their 95 % "
         f"intervals, are: against Gaussian, {words['Soft(64)']} and {words['Zeta(64)']}; against "
-        f"Softmax, {words['Low(64)']} and {words['Local(64)']}. Errors against different targets "
+        f"Dense, {words['Low(64)']} and {words['Local(64)']}. Errors against different targets "
         "are not comparable, nor those of methods of different work. The 256 exact rows of a "
         f"target, which all its operators share, took at most {three(700 * 256 / 32768)} seconds, "
         "and an estimate beside them at most 9.20 (Local(64)), each timed once. The whole target "
@@ -122,6 +122,9 @@ def test_the_greatest_length_target_by_target():
     hours = table()
     hours["target_seconds"] *= 100
     assert "would take 12.5 to 19.4 hours." in findings(hours)[0]
+    hours["target_seconds"] *= 0.06
+    assert "would take 2700 to 4200 seconds." in findings(hours)[0]
+    assert "take 10.1 to 10.1 hours." in findings(table(target_seconds=10.0501 * 3600))[0]
     hour = table(target_seconds=3600.0)
     assert "would take 3600 to 3600 seconds." in findings(hour)[0]
     rough = table()

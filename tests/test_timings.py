@@ -96,3 +96,7 @@ def test_a_ratio_has_the_widest_quartiles_and_is_withheld_with_either():
     for pair in ((table(), wild), (wild, table())):
         assert not ratio(*pair).known
         assert "withheld" in ratio(*pair).words()
+    wide = table(seconds_q3=[1.1e-3, 20e-3, 20e-3, 20e-3])
+    many = pd.concat([exact] * 5)
+    for pair in ((wide, many), (many, wide)):  # three of nine are noisy, but three of the four
+        assert not ratio(*pair).known

@@ -4,6 +4,10 @@ A mutant is a subclass of an operator or a solver with one fault, and claims wha
 claims. Laws are asked in turn until one breaks; a mutant that keeps them all survives. The right
 ones are asked every law, at twenty seeds, and none may break. Laws draw in precisions of their own,
 so a run-level dtype changes nothing.
+
+Mutants were planted by those who wrote the laws. The faults of ``planted`` were not: half of them
+are held out, so that no law is ever mended after one, and measure what a check of a stranger's
+subject is worth. They are asked as ``laws.examine`` asks, as are correct subjects in unusual style.
 """
 
 # ruff: noqa: ARG001, ARG005  signatures are kept where their calls are spoilt
@@ -17,6 +21,11 @@ from functools import partial
 from typing import Any
 
 import torch
+from planted import UNSEEN, Planted, Sound, tuned
+from planted import operators as planted_operators
+from planted import solvers as planted_solvers
+from planted.correct import CORRECT
+from planted.shown import undisturbed
 from torch import Tensor
 
 from softlab import laws, operators, pinv
@@ -24,6 +33,7 @@ from softlab.core import Cost, as_matrix, causal_form
 from softlab.features import IID
 from softlab.journal import Row
 from softlab.landmarks import SegmentMeans, UniformRandom
+from softlab.laws.subjects import is_solver
 from softlab.operators import (
     ColumnSample,
     GaussianAttention,
@@ -64,14 +74,17 @@ Wrong = Callable[..., Any]
 class Specimen:
     """A subject with the fault that was planted in it, or none.
 
-    ``reason``: why no law can be expected to see the fault. A worker is sent its name, by which it
-    finds its own: a class that is made here cannot be sent.
+    ``reason``: why no law can be expected to see the fault. ``origin``: empty for what is made of
+    the catalogue; "tuned" and "held out" of planted faults, "unusual" of correct subjects, whose
+    ``subject`` is made anew for the laws. A worker is sent its name, by which it finds its own: a
+    class that is made here cannot be sent.
     """
 
     fault: str
     base: str
     subject: Any = field(repr=False)
     reason: str = ""
+    origin: str = ""
 
     def __reduce__(self) -> tuple[Callable[[str, str], Specimen], tuple[str, str]]:
         return named, (self.fault, self.base)
@@ -484,52 +497,71 @@ def catalogue() -> Iterator[Specimen]:
     yield from (Specimen("", repr(one), one) for one in solvers)
 
 
+def planted(one: Planted) -> Specimen:
+    """A fault of the half that its name is in; planted in its kind."""
+    half = "tuned" if tuned(one.name) else "held out"
+    return Specimen(one.name, one.kind, one.make, UNSEEN.get(one.name, ""), half)
+
+
+def unusual(one: Sound) -> Specimen:
+    """A correct subject."""
+    return Specimen("", one.name, one.make, origin="unusual")
+
+
 MUTANTS = [*operators_mutated(), *solvers_mutated()]
 CATALOGUE = list(catalogue())
+PLANTED = [planted(x) for x in (*planted_operators.OPERATORS, *planted_solvers.SOLVERS)]
+UNUSUAL = [unusual(x) for x in CORRECT]
 
 
 def named(fault: str, base: str) -> Specimen:
     """The specimen of that fault in that part; no fault of the catalogue."""
-    both = (*MUTANTS, *CATALOGUE)
-    return next(one for one in both if (one.fault, one.base) == (fault, base))
+    all_of_them = (*MUTANTS, *CATALOGUE, *PLANTED, *UNUSUAL)
+    return next(one for one in all_of_them if (one.fault, one.base) == (fault, base))
 
 
 def keep(specimen: Specimen, seed: int) -> bool:
-    """A mutant is asked once, at ``MUTANT_SEEDS`` seeds in turn."""
-    return not specimen.fault or seed == 0
+    """What is not of the catalogue is asked once, at seeds in turn."""
+    return not (specimen.fault or specimen.origin) or seed == 0
 
 
 def measure(specimen: Specimen, seed: int, *, dtype: torch.dtype, device: torch.device) -> Row:
-    """Of a mutant the first law that breaks; of a right one how many were asked and which broke."""
-    subject = specimen.subject
+    """Of a faulty one the first law that breaks; of a right one how many were asked, and broke."""
+    if not specimen.origin:
+        return _row(specimen, specimen.subject, MUTANT_SEEDS if specimen.fault else (seed,))
+    with undisturbed():
+        return _row(specimen, laws.adapted(specimen.subject()), laws.EXAMPLES)
+
+
+def _row(specimen: Specimen, subject: Any, seeds: int | tuple[int, ...]) -> Row:
     suite = [law for law in laws.suite(subject) if law.applies(subject)]
     row: Row = {
-        "solver": hasattr(subject, "iterates"),
+        "solver": is_solver(subject),
         "fault": specimen.fault,
         "base": specimen.base,
         "reason": specimen.reason,
+        "origin": specimen.origin,
         "laws": len(suite),
     }
+    chosen = tuple(range(seeds)) if isinstance(seeds, int) else seeds
     if specimen.fault:
-        found = _caught(subject, suite)
-        return row | {"caught": bool(found), "law": found[0] if found else "", "gap": found[1]
-                      if found else ""}  # fmt: skip
-    broken = [law.name for law in suite if _breaks(law, subject, seed)]
+        law, gap = _caught(subject, suite, chosen) or ("", "")
+        return row | {"caught": bool(law), "law": law, "gap": gap}
+    broken = [law.name for law in suite if _breaks(law, subject, chosen)]
     return row | {"alarms": len(broken), "law": ", ".join(broken)}
 
 
-def _caught(subject: Any, suite: list[Any]) -> tuple[str, str] | None:
+def _caught(subject: Any, suite: list[Any], seeds: tuple[int, ...]) -> tuple[str, str] | None:
     # What takes long comes last.
     for law in sorted(suite, key=lambda law: law.examples < 3):
-        for seed in range(min(MUTANT_SEEDS, law.examples)):
-            said = _breaks(law, subject, seed)
-            if said:
-                return law.name, said
+        said = _breaks(law, subject, seeds)
+        if said:
+            return law.name, said
     return None
 
 
-def _breaks(law: Any, subject: Any, seed: int) -> str:
-    one = laws.outcome(subject, law, seeds=(seed,), seconds=PATIENCE, simplest=False)
+def _breaks(law: Any, subject: Any, seeds: tuple[int, ...]) -> str:
+    one = laws.outcome(subject, law, seeds=seeds, seconds=PATIENCE, simplest=False)
     return one.detail or "broken" if one.verdict is laws.Verdict.FAILS else ""
 
 
@@ -537,10 +569,16 @@ STUDY = Study(
     name="mutations",
     title="The power of the laws",
     chapter="mutations",
-    question="Of faulty operators and solvers made of the catalogue, how many break a law, and "
-    "does the catalogue itself break any?",
-    axes={"specimen": [*MUTANTS, *CATALOGUE], "seed": tuple(range(SEEDS))},
-    quick={"specimen": [*MUTANTS[::9], *CATALOGUE[::9]], "seed": (0, 1)},
+    question="Of faulty operators and solvers, made of the catalogue or by a stranger to the laws, "
+    "how many break a law, and does anything right break any?",
+    axes={
+        "specimen": [*MUTANTS, *CATALOGUE, *PLANTED, *UNUSUAL],
+        "seed": tuple(range(SEEDS)),
+    },
+    quick={
+        "specimen": [*MUTANTS[::9], *CATALOGUE[::9], *PLANTED[::24], *UNUSUAL[::19]],
+        "seed": (0, 1),
+    },
     measure=measure,
     keep=keep,
 )

@@ -56,6 +56,56 @@ def test_mutants_or_the_catalogue_alone_have_their_say():
     assert (scope(failed), findings(failed), list(tables(failed))) == ("", [], [])
 
 
+PLANTED = [  # fault, kind, reason, origin, caught
+    ("zeros beyond", "sizes", None, "tuned", True), ("one short", "sizes", None, "tuned", False),
+    ("not to be seen", "state", "it is no fault", "tuned", False),
+    ("a secret", "sizes", None, "held out", True), ("another", "state", None, "held out", True),
+    ("a third", "state", None, "held out", False),
+]  # fmt: skip
+UNUSUAL = [("a module", 0, None), ("a lambda", 2, "mask, scale"), ("NumPy", 0, None)]
+
+
+def planted():
+    columns = ["fault", "base", "reason", "origin", "caught"]
+    faults = pd.DataFrame(PLANTED, columns=columns).assign(law="mask")
+    right = pd.DataFrame(UNUSUAL, columns=["base", "alarms", "law"]).assign(origin="unusual")
+    more = pd.concat([faults, right]).assign(solver=False, seed=0, laws=9, status="ok")
+    return pd.concat([made().assign(origin=None), more], ignore_index=True)
+
+
+def test_faults_by_a_stranger_have_an_interval_for_each_half():
+    assert scope(planted()).endswith(
+        " 6 faults by a stranger to the laws; 3 correct subjects in unusual style."
+    )
+    alone, found = findings(made()), findings(planted())
+    assert found[1:3] == [
+        # Clopper and Pearson: of 1 of 3 from 1 - (1 - 0.025)^(1/3) on; of 1 of 2 from
+        # 1 - 0.975^(1/2); of 2 of 3 the mirror image of 1 of 3.
+        "Of 3 faults by a stranger to the laws after which laws may be mended, 1 breaks a law, "
+        "33.3 % (95 % 0.8 to 90.6); of the others, 1 cannot be seen from outside, and without them "
+        "it is 1 breaks a law, 50.0 % (95 % 1.3 to 98.7).",
+        "Of 3 faults by a stranger to the laws which are held out, 2 break a law, "
+        "66.7 % (95 % 9.4 to 99.2).",
+    ]
+    assert found[4] == (
+        "Of 3 correct subjects in unusual style 1 breaks a law (95 % 0.8 to 90.6 %): "
+        "a lambda: mask, scale."
+    )
+    assert [found[0], found[3], *found[5:7]] == alone
+    quiet = planted().assign(alarms=0)
+    assert "style none break a law (95 % 0.0 to 70.8 %)." in findings(quiet)[4]
+
+
+def test_what_is_held_out_is_counted_and_not_named():
+    assert survivors(planted())["fault"].tolist()[2:] == ["one short", "not to be seen"]
+    kinds, *rest = tables(planted())
+    assert (kinds["header"], kinds["left"]) == (["kind", "tuned", "held out"], 1)
+    assert kinds["rows"] == [["sizes", "1 of 2", "1 of 1"], ["state", "0 of 1", "1 of 2"]]
+    assert rest == list(tables(made()))
+    said = " ".join(findings(planted())) + str(list(tables(planted())))
+    assert not any(name in said for name in ("a secret", "another", "a third"))
+
+
 def test_tables_have_every_mutant_and_count_the_laws_that_broke_first():
     operators, solvers, laws = tables(made())
     assert operators["rows"] == [

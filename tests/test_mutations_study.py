@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from softlab.chapters.mutations import findings, scope, survivors, tables
 from softlab.report.folder import read
@@ -21,7 +22,7 @@ def test_there_are_mutants_of_every_kind():
         assert name in faults
     assert len({(one.fault, one.base) for one in MUTATIONS.MUTANTS}) == len(MUTATIONS.MUTANTS)
     assert len(MUTATIONS.CATALOGUE) > 50
-    for one in (*MUTATIONS.MUTANTS, *MUTATIONS.CATALOGUE):
+    for one in MUTATIONS.STUDY.axes["specimen"]:
         assert pickle.loads(pickle.dumps(one)) is one
 
 
@@ -33,6 +34,29 @@ def test_a_mutant_breaks_a_law_or_has_a_reason(one):
     if row["caught"]:
         assert row["law"]
         assert row["gap"]
+
+
+def test_planted_faults_and_correct_subjects_are_asked_as_a_check_asks():
+    seen = next(one for one in MUTATIONS.PLANTED if one.fault == "zeros beyond 64 keys")
+    row = MUTATIONS.measure(seen, 0, dtype=None, device=None)
+    assert (row["base"], row["caught"], row["solver"]) == ("sizes", True, False)
+    assert row["origin"] in ("tuned", "held out")
+    module = next(one for one in MUTATIONS.UNUSUAL if one.base == "linalg.inv")
+    row = MUTATIONS.measure(module, 0, dtype=None, device=None)
+    assert (row["fault"], row["origin"], row["alarms"], row["solver"]) == ("", "unusual", 0, True)
+    assert MUTATIONS.keep(seen, 0)
+    assert not MUTATIONS.keep(seen, 1)
+    assert not MUTATIONS.keep(module, 1)
+
+
+def test_reasons_are_given_of_planted_faults_alone():
+    assert set(MUTATIONS.UNSEEN) <= {one.fault for one in MUTATIONS.PLANTED}
+
+
+def test_what_a_planted_fault_does_to_all_is_undone():
+    careless = next(one for one in MUTATIONS.PLANTED if one.fault == "the default dtype is changed")
+    MUTATIONS.measure(careless, 0, dtype=None, device=None)
+    assert torch.get_default_dtype() == torch.float32
 
 
 @pytest.fixture(scope="module")

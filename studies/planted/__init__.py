@@ -10,6 +10,9 @@ from softlab.core import Stream
 SPLIT = 16
 """The seed that tells the tuned half from the one held out."""
 
+UNSEEN: dict[str, str] = {}
+"""Faults that nobody can see from outside, and why."""
+
 
 def tuned(name: str) -> bool:
     """Whether the laws may be mended after a fault of that name; the others measure them alone.

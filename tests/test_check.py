@@ -128,8 +128,8 @@ def test_a_failure_comes_small_and_can_be_had_again():
     )
     (found,) = laws.examine(biased, only="row-stochastic")
     # Two tokens or so of one number each, to one decimal.
-    assert len(found.counterexample) < 60
-    assert found.counterexample.startswith("[[[")
+    assert len(found.counterexample) < 80
+    assert found.counterexample.startswith("q = [[[")
 
 
 def test_the_alarm_of_another_goes_on():
@@ -288,8 +288,8 @@ def test_the_table_of_a_subject_that_keeps_them_all(monkeypatch):
     result = call("softlab.pinv:SVD()", "--examples", 1)
     assert result.exit_code == 0, result.output
     assert "Penrose identities" in result.stdout
-    assert " 0 fails" in result.stdout
-    assert "holds" in result.stdout.splitlines()[1]
+    assert ", 0 fail, " in result.stdout
+    assert "holds: shape, dtype and trace; Penrose identities;" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,11 @@
 """What an examination draws, how it reduces a failure, and how it says what it found."""
 
+import csv
+import io
+import time
+from pathlib import Path
+
+import pytest
 import torch
 
 from softlab import laws
@@ -43,3 +49,162 @@ def test_a_thorough_examination_draws_every_size_up_to_thousands_of_keys():
         case.q.shape[-2] * case.k.shape[-2] <= situations.MOST
         for case in drawn(triangle, 9, thorough=True)
     )
+
+
+def nothing_beyond(most):
+    def attend(q, k, v):
+        out = softmax(q, k, v)
+        return torch.zeros_like(out) if k.shape[-2] > most else out
+
+    return attend
+
+
+def heads_mixed(q, k, v):
+    out = softmax(q, k, v)
+    return out.roll(1, -3) if out.ndim == 4 else out
+
+
+def wide_alone(q, k, v):
+    return softmax(q, k, v) * (1 + 1e-3 * (q.shape[-1] > 64))
+
+
+def masked_wrongly(q, k, v, key_mask=None):
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    if key_mask is not None:
+        scores = scores - 2.0 * ~key_mask.unsqueeze(-2)
+    return scores.softmax(-1) @ v
+
+
+def tied_wrongly(q, k, v):
+    return softmax(q, k, v) * (0.5 if q is k else 1.0)
+
+
+def one_query_wrongly(q, k, v):
+    return softmax(q, k, v) * (1 + (q.shape[-2] == 1 and k.shape[-2] > 12))
+
+
+def raises_beyond(q, k, v):
+    if k.shape[-2] > 100:
+        msg = f"{k.shape[-2]} keys are too many"
+        raise RuntimeError(msg)
+    return softmax(q, k, v)
+
+
+FORM = "same form everywhere"
+
+
+@pytest.mark.parametrize(
+    ("attend", "only", "condition"),
+    [
+        (nothing_beyond(16), FORM, "with 17 keys and not with 16"),
+        (nothing_beyond(200), FORM, "with 201 keys and not with 200"),
+        (heads_mixed, "each matrix alone", "with 2 leading dimensions"),
+        (wide_alone, FORM, "with q and k of width 65 and not with 64"),
+        (masked_wrongly, "each matrix alone", "under a mask"),
+        (tied_wrongly, FORM, "where q is k"),
+        (one_query_wrongly, FORM, "with 13 keys and not with 12, with one query"),
+        (raises_beyond, "leaves no trace", "with 101 keys and not with 100"),
+    ],
+)
+def test_a_failure_is_reduced_to_what_it_needs(attend, only, condition):
+    (found,) = laws.examine(attend, only=only)
+    assert found.verdict == "fails"
+    assert found.condition.startswith(condition)
+    op = laws.adapted(attend)
+    call = found.reproduce.partition("; ")[2]
+    with pytest.raises(laws.BrokenLawError):
+        eval(call, {"laws": laws, "op": op})
+    # What is no part of the condition is ordinary or small.
+    changed = eval(call.partition("draws=")[2][:-1], {"laws": laws}).situation
+    assert (
+        set(found.situation)
+        <= set(changed)
+        <= {*found.situation, "keys", "queries", "width", "values"}
+    )
+
+
+def test_the_tensors_of_a_counterexample_have_their_names():
+    (found,) = laws.examine(nothing_beyond(9), only=FORM)
+    names = [part.split(" = ")[0] for part in found.counterexample.split(", ") if " = " in part]
+    assert names == ["q", "k", "v"]
+    (found,) = laws.examine(lambda a: a.mT.clone(), only="Penrose identities")
+    assert found.counterexample.startswith("a = [[")
+
+
+def test_laws_that_break_for_one_reason_are_one_cause():
+    (cause,) = laws.causes(laws.examine(raises_beyond))
+    assert cause.what == (
+        "raised RuntimeError: 101 keys are too many with 101 keys and not with 100"
+    )
+    line = raises_beyond.__code__.co_firstlineno + 3
+    assert cause.at.endswith(f"test_examination.py:{line}")
+    assert len(cause.outcomes) > 4
+    (cause,) = laws.causes(laws.examine(heads_mixed))
+    assert cause.what == "the output is wrong with 2 leading dimensions"
+    assert cause.at.endswith(f"test_examination.py:{heads_mixed.__code__.co_firstlineno}")
+    assert laws.causes(laws.examine(softmax)) == []
+
+
+def test_two_reasons_are_two_causes():
+    def attend(q, k, v):
+        return heads_mixed(*((q, k, v) if k.shape[-2] < 100 else (raises_beyond(q, k, v),)))
+
+    found = [cause.what.split(":")[0] for cause in laws.causes(laws.examine(attend))]
+    assert found == ["the output is wrong with 2 leading dimensions", "raised RuntimeError"] or (
+        sorted(found) == ["raised RuntimeError", "the output is wrong with 2 leading dimensions"]
+    )
+
+
+def test_where_it_hangs_is_said():
+    def hangs(q, k, v):
+        while k.shape[-2] > 1:
+            time.sleep(0.01)
+
+    plain = laws.subjects.Plain(hangs, "hangs")
+    (found,) = laws.examine(plain, only="answers", seconds=0.3)
+    where, _, line = found.at.rpartition(":")
+    assert Path(where).name == "test_examination.py"
+    assert int(line) in (hangs.__code__.co_firstlineno + 1, hangs.__code__.co_firstlineno + 2)
+
+
+def test_coverage_is_counted_while_laws_run_and_by_law():
+    calls = []
+
+    def attend(q, k, v):
+        calls.append((q.shape, k.shape, q.dtype))
+        return softmax(q, k, v)
+
+    op = laws.subjects.Plain(attend, "attend")
+    found = laws.examine(op, only="each matrix alone")
+    table = laws.coverage(found)
+    assert table.laws == ("each matrix alone",)
+    one_key = sum(keys[-2] == 1 for _, keys, _ in calls)
+    assert table.of("keys", "1") == {"each matrix alone": one_key}
+    two = sum(len(q) == 4 and q[:2] == k[:2] for q, k, _ in calls)
+    assert table.of("leading dimensions", "two") == {"each matrix alone": two}
+    assert two > 0
+    assert sum(table.of("dtype", "float64").values()) == len(calls)
+    rows = list(csv.reader(io.StringIO(table.as_csv())))
+    assert rows[0] == ["law", "factor", "level", "calls"]
+    assert ["each matrix alone", "keys", "1", str(one_key)] in rows
+    assert ["each matrix alone", "keys", "more", "0"] in rows
+    thorough = laws.examine(op, only="each matrix alone", examples=11, thorough=True)
+    assert laws.coverage(thorough).of("keys", "more")
+
+
+def test_nothing_stays_behind_on_the_class_of_a_subject():
+    from softlab.operators import Softmax
+    from softlab.pinv import SVD
+
+    before = [dict(vars(kind)) for kind in (Softmax, SVD, laws.subjects.Plain)]
+    laws.examine(Softmax(), only="silent")
+    laws.examine(SVD(), only="adjoint")
+    laws.examine(softmax, only="silent")
+    assert [dict(vars(kind)) for kind in (Softmax, SVD, laws.subjects.Plain)] == before
+
+
+def test_the_default_of_one_softmax_is_within_its_budget():
+    laws.examine(softmax, only="answers")
+    before = time.process_time()
+    laws.examine(softmax)
+    assert time.process_time() - before < 10

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from softlab.cli.speech import COULD_NOT, FINDING, err, fail, out, say
+from softlab.cli.speech import FINDING, err, fail, out, say
 
 if TYPE_CHECKING:
-    from softlab.laws import Outcome
+    from softlab.laws import Cause, Outcome
 
 EXAMPLES = (
     "Examples:  softlab check mine.py:attend   |   "
@@ -20,8 +20,8 @@ EXAMPLES = (
     "softlab check mine.py:attend --traits 'row_stochastic, causal' "
     "--target 'softlab.operators:Softmax()'"
 )
-MARKS = {"holds": "green", "fails": "bold red", "does not apply": "dim"}
 DAY = 86400.0
+SKIPPED = "does not apply"
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
@@ -30,7 +30,9 @@ def check(
         str | None,
         typer.Argument(help="package.module:object or path/file.py:object; an expression will do."),
     ] = None,
-    examples: Annotated[int, typer.Option(help="Seeds of each law.")] = 5,
+    examples: Annotated[
+        int | None, typer.Option(help="Seeds of each law: 5, or 20 if thorough.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="Of the inputs: float64, float32, ...")] = "float64",
     device: Annotated[str, typer.Option(help="Of the inputs: cpu, cuda, ...")] = "cpu",
     traits: Annotated[
@@ -39,7 +41,16 @@ def check(
     ] = None,
     target: Annotated[str | None, typer.Option(help="What a callable approximates.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="A law by name; again for more.")] = None,
-    seconds: Annotated[float, typer.Option(help="The most that one law may take.")] = 30.0,
+    seconds: Annotated[
+        float | None, typer.Option(help="The most that one law may take: 30, or 180 if thorough.")
+    ] = None,
+    thorough: Annotated[
+        bool, typer.Option("--thorough", help="Minutes: every size up to some thousand keys.")
+    ] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="Show failures alone.")] = False,
+    coverage: Annotated[
+        bool, typer.Option("--coverage", help="Show in which regimes each law called the subject.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Outcomes as JSON.")] = False,
     laws_alone: Annotated[
         bool, typer.Option("--laws", help="Say what the laws are, and check nothing.")
@@ -47,10 +58,11 @@ def check(
 ) -> None:
     """Put an operator, a solver or a callable f(q, k, v) under every law that applies.
 
-    A law holds, fails with the simplest counterexample and a line of Python that reproduces it, or
-    does not apply and says why. The subject runs in a process of its own: one that raises, hangs,
-    prints or ends it is an outcome. Exit codes: 0 no law is broken, 1 one is, 2 the laws could not
-    be asked, as of a subject that cannot be imported.
+    Failures come first, those of one cause together, with the simplest counterexample and a line of
+    Python that reproduces it; then the laws that hold, and those that do not apply. The subject
+    runs in a process of its own: one that raises, hangs, prints or ends it is an outcome. Exit
+    codes: 0 no law is broken, 1 one is, 2 the laws could not be asked, as of a subject that cannot
+    be imported.
     """
     from softlab import laws
     from softlab.laws.confined import Request, examined
@@ -60,6 +72,7 @@ def check(
         return
     if subject is None:
         fail("name a subject: softlab check package.module:object, or path/file.py:object.")
+    examples, seconds = laws.budgeted(examples, seconds, thorough=thorough)
     if examples < 1 or not 0 < seconds <= DAY:
         fail(
             f"examples is {examples} and seconds {seconds:g}; give at least one, and more than 0 "
@@ -73,20 +86,25 @@ def check(
         if name not in names:
             fail(f"there is no law {name!r}; softlab check --laws lists them.{_near(name, names)}")
     _usable(device)
-    request = Request(subject, traits, target, examples, seconds, dtype, device, tuple(only or ()))
+    request = Request(
+        subject, traits, target, examples, seconds, dtype, device, tuple(only or ()), thorough
+    )
     found = _shown(examined(request), quiet=as_json)
     if as_json:
         print(json.dumps([dataclasses.asdict(one) for one in found], indent=2))  # noqa: T201
     else:
-        _table(found)
+        _told(found, failed=failed)
+        if coverage:
+            _covered(found)
     _leave(found, only or ())
 
 
 def _leave(found: list[Outcome], only: Iterable[str]) -> None:
     """End with 1 if a law is broken, with 2 if there was no subject, or a law was not asked."""
     by = {one.law: one for one in found}
-    if by.pop("subject").verdict == "fails":
-        raise typer.Exit(COULD_NOT)
+    subject = by.pop("subject")
+    if subject.verdict == "fails":
+        fail(f"it cannot be asked: {subject.detail}")
     for name in only:
         if name not in by:
             fail(f"{name!r} was not asked: it is no law of such a subject.")
@@ -122,27 +140,79 @@ def _shown(outcomes: Iterator[Outcome], *, quiet: bool) -> list[Outcome]:
     return found
 
 
-def _table(found: list[Outcome]) -> None:
-    from rich.table import Table
+def _told(found: list[Outcome], *, failed: bool) -> None:
+    """The causes of failures, then what holds and what does not apply."""
+    from softlab import laws
+
+    subject, *found = found
+    if subject.verdict == "fails":
+        return
+    causes = laws.causes(found)
+    if not failed:
+        say(subject.detail)
+    for number, cause in enumerate(causes, 1):
+        _cause(number, cause)
+    by = {x: [one for one in found if one.verdict == x] for x in ("holds", "fails", SKIPPED)}
+    if not failed:
+        _listed("holds", by["holds"])
+        for one in by["holds"]:
+            if one.detail:
+                say(f"  {one.law}: {one.detail}")
+        _listed(f"{SKIPPED} (--json says why)", by[SKIPPED])
+    spent = sum(one.seconds for one in found)
+    why = f" by {len(causes)} cause{'s' * (len(causes) != 1)}" if causes else ""
+    counts = {x: len(these) for x, these in by.items()}
+    say(
+        f"\n{counts['holds']} hold, {counts['fails']} fail{why}, {counts[SKIPPED]} do not apply; "
+        f"{spent:.0f} s"
+    )
+
+
+def _cause(number: int, cause: Cause) -> None:
+    """A line with the cause and its place; below it the laws, and the simplest counterexample."""
     from rich.text import Text
 
-    table = Table("law", "", "", box=None, pad_edge=False)
-    table.columns[0].no_wrap = table.columns[1].no_wrap = True
-    for one in found:
-        detail = one.detail or (f"{one.examples} examples" if one.examples > 1 else "")
-        if one.verdict == "fails":
-            drawn = f"drawn: {one.counterexample}" if one.counterexample else ""
-            detail = "\n".join(filter(None, (one.statement, one.detail, drawn)))
-        table.add_row(one.law, Text(str(one.verdict), style=MARKS[one.verdict]), Text(detail))
-    out.print(table)
-    broken = [one for one in found if one.verdict == "fails" and one.reproduce]
-    if broken:
-        say("\nTo see a failure again:")
-    for one in broken:
-        say(f"  {one.reproduce}")
-    counts = {mark: sum(one.verdict == mark for one in found) for mark in MARKS}
-    spent = sum(one.seconds for one in found)
-    say("\n" + ", ".join(f"{n} {mark}" for mark, n in counts.items()) + f"; {spent:.0f} s")
+    out.print(
+        Text(f"\n{number}. ", style="bold red") + Text(cause.what, style="bold")
+        + Text(f"  {cause.at}", style="cyan"),
+        soft_wrap=True,
+    )  # fmt: skip
+    one = cause.simplest
+    say(f"   breaks: {'; '.join(x.law for x in cause.outcomes)}")
+    if one.detail not in cause.what:
+        say(f"   {one.law}: {one.detail}")
+    if one.counterexample:
+        say(f"   on {one.counterexample}")
+    if one.reproduce:
+        say(f"   again: {one.reproduce}")
+
+
+def _listed(title: str, outcomes: list[Outcome]) -> None:
+    if outcomes:
+        say(f"\n{title}: {'; '.join(one.law for one in outcomes)}")
+
+
+def _covered(found: list[Outcome]) -> None:
+    """For each law how many calls were in each regime, a dash for none."""
+    from softlab import laws
+    from softlab.laws.regimes import REGIMES
+
+    rows = laws.coverage(found).rows
+    names = list(dict.fromkeys(law for law, *_ in rows))
+    counts = {(law, factor, level): n for law, factor, level, n in rows}
+    factors = [x for x in REGIMES if any(x == factor for _, factor, *_ in rows)]
+    for some in (factors[:4], factors[4:8], factors[8:]):
+        say("")
+        for factor in some:
+            say(f"{factor}: {' / '.join(REGIMES[factor])}")
+        cells = [["law", *some]] + [
+            [law, *("/".join(str(counts.get((law, x, level)) or "-") for level in REGIMES[x])
+                    for x in some)]
+            for law in names
+        ]  # fmt: skip
+        widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+        for row in cells:
+            say("  ".join(x.ljust(width) for x, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _laws(*, as_json: bool) -> None:

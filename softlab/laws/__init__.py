@@ -19,6 +19,7 @@ it allows, and which fault, planted in the tests of this repository, makes it fa
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,8 +45,10 @@ from softlab.laws import (
     spectral,
     temperature,
 )
-from softlab.laws.examination import EXAMPLES, SECONDS, Outcome, Verdict, outcome
+from softlab.laws.examination import EXAMPLES, SECONDS, Outcome, Verdict, budgeted, outcome
+from softlab.laws.grouping import Cause, causes
 from softlab.laws.law import BrokenLawError, Draws, Gap, Law, OutOfScopeError, tolerance
+from softlab.laws.regimes import Coverage, coverage
 from softlab.laws.subjects import adapted, is_solver, load
 from softlab.pinv import Solver
 
@@ -150,20 +153,25 @@ def check(
 def examine(
     subject: Any,
     *,
-    examples: int = EXAMPLES,
-    seconds: float = SECONDS,
+    examples: int | None = None,
+    seconds: float | None = None,
     draws: Draws | None = None,
     only: str | None = None,
     name: str = "op",
+    thorough: bool = False,
 ) -> list[Outcome]:
     """What becomes of each law: holds, fails with a counterexample, or does not apply and why.
 
-    ``subject``: as of ``check``. ``examples``: seeds of each law. ``seconds``: the most that one
-    may take, where Python can interrupt it; ``softlab check`` runs in a process that it can end.
-    ``draws``: dtype and device. ``name``: of the subject, in lines that reproduce failures.
+    ``subject``: as of ``check``. ``examples``: seeds of each law, 5. ``seconds``: the most that one
+    may take, where Python can interrupt it, 30; ``softlab check`` runs in a process that it can
+    end. ``draws``: dtype and device. ``name``: of the subject, in lines that reproduce failures.
+    ``thorough``: minutes instead of seconds, 20 seeds and every size up to some thousand keys.
+    ``laws.causes`` puts failures of one cause together, ``laws.coverage`` counts what was drawn.
     """
     subject = adapted(subject)
     found = _chosen(subject, only)
+    examples, seconds = budgeted(examples, seconds, thorough=thorough)
+    draws = dataclasses.replace(draws or Draws(), thorough=thorough)
     return list(
         examination.examine(
             subject, found, examples=examples, seconds=seconds, draws=draws, name=name
@@ -211,6 +219,8 @@ __all__ = [
     "SECONDS",
     "SOLVER_LAWS",
     "BrokenLawError",
+    "Cause",
+    "Coverage",
     "Draws",
     "Gap",
     "Law",
@@ -218,7 +228,10 @@ __all__ = [
     "Outcome",
     "Verdict",
     "adapted",
+    "budgeted",
+    "causes",
     "check",
+    "coverage",
     "examine",
     "load",
     "outcome",

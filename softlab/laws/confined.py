@@ -26,6 +26,7 @@ from softlab.laws.examination import (
     limit,
     outcome,
 )
+from softlab.laws.grouping import raised_at
 from softlab.laws.law import Draws, Law, is_plain, said
 
 STARTING = 120.0
@@ -37,7 +38,7 @@ class Request:
     """What to examine: a spec as ``laws.load`` takes it, and how.
 
     ``examples``, ``seconds``, ``dtype``, ``device``: as of ``laws.examine``. ``only``: names of
-    laws, empty for all.
+    laws, empty for all. ``thorough``: many more sizes.
     """
 
     spec: str
@@ -48,6 +49,7 @@ class Request:
     dtype: str = "float64"
     device: str = "cpu"
     only: tuple[str, ...] = ()
+    thorough: bool = False
 
     @property
     def name(self) -> str:
@@ -153,10 +155,12 @@ def report(pipe: Connection, request: Request, done: tuple[str, ...]) -> None:
         return
     except BaseException as error:
         text = str(error) if isinstance(error, ValueError) else said(error)
+        place = raised_at(error)
+        text += f" ({place})" if place and not isinstance(error, ValueError) else ""
         pipe.send(_subject(Verdict.FAILS, text))
         return
-    pipe.send(_subject(Verdict.HOLDS, _described(subject)))
-    draws = Draws(getattr(torch, request.dtype), request.device)
+    pipe.send(_subject(Verdict.HOLDS, _described(subject, said=request.traits is not None)))
+    draws = Draws(getattr(torch, request.dtype), request.device, thorough=request.thorough)
     for law in laws.suite(subject):
         if law.name in done or (request.only and law.name not in request.only):
             continue
@@ -170,12 +174,12 @@ def report(pipe: Connection, request: Request, done: tuple[str, ...]) -> None:
     pipe.send(("",))
 
 
-def _described(subject: Any) -> str:
+def _described(subject: Any, *, said: bool) -> str:
     """The subject's name and, of a callable, what it claims or was found to keep."""
     if not is_plain(subject):
         return repr(subject)
     claims = dataclasses.asdict(subject.traits)  # growth of 1 is no claim
     held = {name: x for name, x in claims.items() if x and name != "growth"}
     words = [name if x is True else f"{name} {x}" for name, x in held.items()]
-    how = "found" if getattr(subject, "inferred", ()) else "said"
+    how = "said" if said or not hasattr(subject, "inferred") else "found"
     return f"{subject!r}, {how} to be: {', '.join(words) or 'nothing in particular'}"

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
-import itertools
 import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from softlab import checks
-from softlab.laws.law import Draws, Gap, Law, OutOfScopeError, drawing, generator, said
+from softlab.laws.grouping import defined, raised_at
+from softlab.laws.law import Draws, Law, OutOfScopeError, met, said
+from softlab.laws.reduction import Reduced, reduced, shown
+from softlab.laws.regimes import recorded
 
 EXAMPLES, SECONDS = 5, 30.0
-SHOWN = 36
-"""Entries of a counterexample that are written out."""
+THOROUGH, THOROUGH_SECONDS = 20, 180.0
+"""Seeds of each law, and the seconds that one may take, of a thorough examination."""
 
 
 class Verdict(StrEnum):
@@ -39,8 +41,11 @@ class Outcome:
     """One law and what became of it.
 
     ``detail``: by how much it was missed and on what, or why it does not apply. ``examples``: seeds
-    that were drawn. Of a failure ``counterexample`` shows what was drawn, the simplest draw that
-    fails, and ``reproduce`` is a line of Python that draws it again.
+    that were drawn. Of a failure ``counterexample`` shows the tensors of a call, the simplest that
+    fails, and ``reproduce`` is a line of Python that draws it again; ``at`` is the file and line
+    that raised or, of what raised nothing, where the subject is defined; ``condition`` says in
+    which situations alone it fails, and ``situation`` has their choices. ``drawn`` counts the calls
+    in each regime, for ``laws.coverage``.
     """
 
     law: str
@@ -52,6 +57,10 @@ class Outcome:
     seconds: float = 0.0
     counterexample: str = ""
     reproduce: str = ""
+    at: str = ""
+    condition: str = ""
+    situation: Mapping[str, Any] = field(default_factory=dict)
+    drawn: Mapping[str, int] = field(default_factory=dict)
 
 
 class TooLongError(BaseException):
@@ -96,6 +105,12 @@ def _importing(frame: FrameType | None) -> bool:
     return False
 
 
+def budgeted(examples: int | None, seconds: float | None, *, thorough: bool) -> tuple[int, float]:
+    """Seeds of each law and seconds for one: what is given, else the default of the two budgets."""
+    usual = (THOROUGH, THOROUGH_SECONDS) if thorough else (EXAMPLES, SECONDS)
+    return usual[0] if examples is None else examples, usual[1] if seconds is None else seconds
+
+
 def examine(
     subject: Any,
     suite: Sequence[Law[Any]],
@@ -133,42 +148,65 @@ def outcome(
 
     ``simplest``: look for a simpler draw that fails, too.
     """
-    start, done, missed, draws = time.perf_counter(), 0, None, draws or Draws()
-    verdict, detail, seed, seeds = Verdict.HOLDS, "", 0, seeds[: law.examples]
+    draws, seeds = draws or Draws(), seeds[: law.examples]
     if draws.dtype != torch.float64 and not law.any_dtype:
         chosen = str(draws.dtype).removeprefix("torch.")
-        return _outcome(law, Verdict.SKIPPED, f"is asked in precisions of its own, not in {chosen}")
+        return _of(law, Verdict.SKIPPED, f"is asked in precisions of its own, not in {chosen}")
+    with recorded(subject) as record:
+        trial = _asked(subject, law, seeds, seconds, draws)
+    found = dataclasses.replace(
+        trial.outcome, drawn={": ".join(where): n for where, n in record.counts.items()}
+    )
+    if found.verdict is not Verdict.FAILS:
+        return found
+    place = raised_at(trial.error) if trial.error is not None else ""
+    found = dataclasses.replace(
+        found, at=place or defined(subject), reproduce=_line(law, name, trial.seed, draws)
+    )
+    if not simplest or isinstance(trial.error, TooLongError):
+        return found
+    return _simplest(found, subject, law, trial, draws, seconds, name)
+
+
+@dataclass
+class _Trial:
+    """An outcome, and of a failure the seed, the situation's choices and what was raised."""
+
+    outcome: Outcome
+    seed: int = 0
+    row: Mapping[str, Any] | None = None
+    error: BaseException | None = None
+
+
+def _asked(
+    subject: Any, law: Law[Any], seeds: Sequence[int], seconds: float, draws: Draws
+) -> _Trial:
+    """Ask the law at one seed after another until it fails."""
+    start, done, seed, detail = time.perf_counter(), 0, 0, ""
+    caught: BaseException | None = None
     try:
         with _alone(), limit(seconds):
             if not law.applies(subject):
-                return _outcome(law, Verdict.SKIPPED, _why(law, subject))
+                return _Trial(_of(law, Verdict.SKIPPED, _why(law, subject)))
             for seed in seeds:
                 missed = law.broken(subject, seed=seed, draws=draws)
                 if missed is not None:
+                    detail = missed.said
                     break
                 done += 1
     except OutOfScopeError as reason:
-        return _outcome(law, Verdict.SKIPPED, str(reason))
-    except TooLongError:
-        if not done:
-            verdict, detail = Verdict.FAILS, f"gave no answer within {seconds:g} s"
+        return _Trial(_of(law, Verdict.SKIPPED, str(reason)))
+    except TooLongError as error:
+        caught, detail = error, "" if done else f"gave no answer within {seconds:g} s"
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        verdict, detail = Verdict.FAILS, said(error)
-    if missed is None and verdict is Verdict.HOLDS:
-        note = "" if done >= len(seeds) else f"{done} examples in {seconds:g} s"
-        return _outcome(law, verdict, note, done, time.perf_counter() - start)
-    shown, how = "", draws
-    if missed is not None:
-        detail = missed.said
-    if simplest and not detail.startswith("gave"):
-        how, seed, words, shown = _simplest(subject, law, seed, draws, seeds, seconds)
-        detail = words or detail
-    return Outcome(
-        law.name, law.family, law.statement, Verdict.FAILS, detail, done + 1,
-        time.perf_counter() - start, shown, _line(law, name, seed, how),
-    )  # fmt: skip
+        caught, detail = error, said(error)
+    spent = time.perf_counter() - start
+    if detail:
+        return _Trial(_of(law, Verdict.FAILS, detail, done + 1, spent), seed, met(), caught)
+    note = "" if done >= len(seeds) else f"{done} examples in {seconds:g} s"
+    return _Trial(_of(law, Verdict.HOLDS, note, done, spent))
 
 
 def _why(law: Law[Any], subject: Any) -> str:
@@ -177,7 +215,7 @@ def _why(law: Law[Any], subject: Any) -> str:
     return f"is for what {law.when}" + (f"; on trial {missed}" if missed else "")
 
 
-def _outcome(
+def _of(
     law: Law[Any], verdict: Verdict, detail: str, examples: int = 0, seconds: float = 0.0
 ) -> Outcome:
     return Outcome(law.name, law.family, law.statement, verdict, detail, examples, seconds)
@@ -194,58 +232,47 @@ def _alone() -> Iterator[None]:
 
 
 def _simplest(
-    subject: Any, law: Law[Any], seed: int, draws: Draws, seeds: Sequence[int], seconds: float
-) -> tuple[Draws, int, str, str]:
-    """The simplest draw that fails: small, then of one decimal; and what it shows."""
-    plain = draws
-    ways = itertools.product((True, False), (1, None))
-    tried = [Draws(draws.dtype, draws.device, digits, small) for small, digits in ways]
-    order = [(how, s) for how in tried[:-1] for s in seeds] if law.examples > 2 else []
+    found: Outcome,
+    subject: Any,
+    law: Law[Any],
+    trial: _Trial,
+    draws: Draws,
+    seconds: float,
+    name: str,
+) -> Outcome:
+    """The failure at the simplest draw that was found in half the time that a law may take."""
+    least: Reduced | None = None
+    start = time.perf_counter()
     with contextlib.suppress(TooLongError), _alone(), limit(seconds / 2):
-        for how, s in [*order, (plain, seed)]:
-            found, drawn = _tried(subject, law, s, how)
-            if found:
-                return how, s, found, _shown(drawn)
-    return plain, seed, "", ""
-
-
-def _tried(subject: Any, law: Law[Any], seed: int, draws: Draws) -> tuple[str, Sequence[Tensor]]:
-    with drawing(draws) as drawn:
-        try:
-            gaps = law.measure(subject, generator(seed))
-            gap: Gap | None = next((gap for gap in gaps if not gap.holds), None)
-        except OutOfScopeError:
-            return "", drawn
-        except (Exception, SystemExit) as error:
-            return said(error), drawn
-        return "" if gap is None else gap.said, drawn
-
-
-def _shown(drawn: Sequence[Tensor]) -> str:
-    """The tensors that were drawn, in full if they are few numbers."""
-    if sum(x.numel() for x in drawn) <= SHOWN:
-        return ", ".join(_written(x) for x in drawn)
-    return "shapes " + ", ".join(str(tuple(x.shape)) for x in drawn[:6])
-
-
-def _written(x: Tensor) -> str:
-    if x.ndim == 0:
-        return f"{float(x) + 0:.4g}"
-    return f"[{', '.join(map(_written, x.detach()))}]"
+        for one in reduced(subject, law, trial.seed, draws, trial.row):
+            least = one
+        if least is None and trial.row is not None:
+            least = next(reduced(subject, law, trial.seed, draws, None), None)
+    if least is None:
+        return found
+    error = least.failure.error
+    place = raised_at(error) if error is not None else ""
+    return dataclasses.replace(
+        found,
+        detail=least.failure.detail,
+        seconds=found.seconds + time.perf_counter() - start,
+        counterexample=shown(least.failure.call),
+        reproduce=_line(law, name, least.seed, least.draws),
+        at=place or found.at,
+        condition=least.words,
+        situation=dict(least.condition),
+    )
 
 
 def _line(law: Law[Any], name: str, seed: int, draws: Draws) -> str:
     """A line of Python that draws the failure again."""
-    said_ = []
-    if draws.dtype != torch.float64:
-        said_.append(f"dtype={draws.dtype}")
-    if draws.device != "cpu":
-        said_.append(f"device={draws.device!r}")
-    if draws.digits is not None:
-        said_.append(f"digits={draws.digits}")
-    if draws.small:
-        said_.append("small=True")
-    how = f", draws=laws.Draws({', '.join(said_)})" if said_ else ""
+    usual = Draws()
+    changed = [
+        f"{x.name}={getattr(draws, x.name)!r}"
+        for x in dataclasses.fields(Draws)
+        if getattr(draws, x.name) != getattr(usual, x.name)
+    ]
+    how = f", draws=laws.Draws({', '.join(changed)})" if changed else ""
     imports = "import torch; " if "dtype=" in how else ""
     call = f"laws.check({name}, only={law.name!r}, seed={seed}{how})"
     return f"{imports}from softlab import laws; {call}"

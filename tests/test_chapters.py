@@ -10,7 +10,7 @@ from tables import INPUTS, rank_table, steps_table
 from typer.testing import CliRunner
 
 from softlab import chapters
-from softlab.chapters.numbers import joined, number, short, span
+from softlab.chapters.numbers import counted, joined, median, number, short, span
 from softlab.chapters.operators import findings, scope, tables
 from softlab.chapters.quartiles import cell, summary
 from softlab.cli import app
@@ -77,7 +77,7 @@ def test_every_row_of_a_table_is_as_long_as_its_header():
     ("x", "said"),
     [
         (0, "0"), (0.12345, "0.123"), (9.999, "10.0"), (12.345, "12.3"), (1234.5, "1230"),
-        (0.00034, "3.40 \u00d7 10⁻⁴"),
+        (0.00034, "3.40 \u00d7 10⁻⁴"), (0.001234, "0.00123"), (12345, "1.23 \u00d7 10⁴"),
         (1e-9, "1.00 \u00d7 10⁻⁹"), (2.5e7, "2.50 \u00d7 10⁷"), (-0.5, "-0.500"),
         (float("inf"), "∞"), (float("nan"), "n/a"),
     ],
@@ -120,7 +120,8 @@ def test_findings_count_the_cores_that_were_left_unconverged():
     ("x", "said"),
     [
         (0.01234, "0.0123"), (12.345, "12.3"), (1.234e-5, "1.23e-5"), (1234.5, "1234"),
-        (1e6, "1.00e6"), (math.inf, "∞"), (math.nan, "n/a"),
+        (1e6, "1.00e6"), (1e5, "1.00e5"), (99999, "99999"), (1000, "1000"), (-1234.5, "-1234"),
+        (999.4, "999"), (math.inf, "∞"), (math.nan, "n/a"),
     ],
 )  # fmt: skip
 def test_short_fits_a_column(x, said):
@@ -133,6 +134,15 @@ def test_short_fits_a_column(x, said):
 )
 def test_joined_is_a_list_in_a_sentence(words, said):
     assert joined(words) == said
+
+
+def test_what_is_counted_is_one_or_many():
+    assert [counted(n, "case") for n in (0, 1, 2)] == ["0 cases", "1 case", "2 cases"]
+
+
+def test_a_median_in_words_has_its_unit():
+    rows = pd.DataFrame({"x": [1.0, 2.0, 30.0, math.nan]})
+    assert (median(rows, "x"), median(rows, "x", 1e3)) == ("2.00", "2000")
 
 
 def test_a_span_goes_from_the_least_to_the_greatest():

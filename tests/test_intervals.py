@@ -166,6 +166,7 @@ def test_all_exponents_of_a_table_hold_together():
 )
 def test_two_points_and_what_is_not_positive_have_no_exponent(x, y):
     assert np.isnan(exponent(pd.Series(x), pd.Series(y))).all()
+    assert exponent(pd.Series([1, 2, 4]), pd.Series([0.1, 0.2, 0.4])).value == pytest.approx(1)
 
 
 def test_the_interval_of_a_share_is_exact():
@@ -294,6 +295,7 @@ def test_a_sentence_that_its_study_contradicts_is_not_said():
     [
         ([1.0, 2.0], True), ([1.0, 2.01], False), ([-1.0, -1.9], True), ([-1.0, 1.0], False),
         ([0.0, 1.0], False), ([1.0, math.inf], False), ([3.0], True),
+        ([0.0, 0.0], False), ([1.0, -math.inf], False), ([2.0, 1.0, 1.5], True),
     ],
 )  # fmt: skip
 def test_constant_is_within_a_factor_of_two_at_every_condition(levels, held):

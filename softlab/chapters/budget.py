@@ -267,7 +267,7 @@ def _dominant(points: pd.DataFrame) -> Iterator[str]:
 def _normalisers(points: pd.DataFrame) -> Iterator[str]:
     """Soft's symmetric form beside the published one; own degrees beside the target's."""
     rows = _most(_single(points[points["solver"] == PUBLISHED]))
-    sizes = rows.groupby("method", sort=False)["normaliser_error"].median()
+    sizes = rows.groupby("method")["normaliser_error"].median()
     pair = ("Soft (symmetric)", "Soft (published)")
     if set(pair) <= set(sizes.index):
         yield (

@@ -39,6 +39,7 @@ from typing import Any
 
 import coverage
 import pytest
+from matplotlib import rcParams
 from scipy.stats import binomtest
 
 ROOT = Path(__file__).parents[1]
@@ -72,6 +73,7 @@ DROPPED = {"sort_values", "sort_index", "drop_duplicates", "dropna", "abs", "shi
 STYLE = {
     *("linewidth", "lw", "alpha", "fontsize", "size", "markersize", "zorder", "pad", "color"),
     *("markeredgewidth", "capsize", "labelpad", "figsize", "dpi", "rotation", "hspace", "wspace"),
+    *("handlelength", "labelspacing", "borderaxespad", "linestyle"),
 }
 """Keywords of matplotlib that say how a thing looks, not what it shows."""
 VERDICTS = {0: "survived", 5: "untested"}
@@ -232,6 +234,17 @@ class Finder(ast.NodeVisitor):
         elif isinstance(value, str) and value in SWAPPED:
             for new in SWAPPED[value]:
                 self.add(node, repr(new))
+
+    def visit_Dict(self, node: ast.Dict) -> None:
+        """All but matplotlib's own settings of how things look."""
+        for key, value in zip(node.keys, node.values, strict=True):
+            if not (isinstance(key, ast.Constant) and key.value in {*rcParams, *STYLE}):
+                self.visit(value)
+
+    def visit_Tuple(self, node: ast.Tuple) -> None:
+        """All but a dashed line, (0, (2.5, 1.5))."""
+        if not (len(node.elts) == 2 and _is(node.elts[0], int) and isinstance(node.elts[1], ast.Tuple)):
+            self.generic_visit(node)
 
     def visit_Expr(self, node: ast.Expr) -> None:
         """A statement that acts is left out; docstrings are none."""

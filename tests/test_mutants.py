@@ -58,6 +58,13 @@ def test_an_equality_becomes_what_somebody_could_have_meant(place):
     ]  # fmt: skip
 
 
+def test_how_a_figure_looks_is_not_changed(place):
+    place.write_text(
+        'a = {"axes.linewidth": 0.5, "lw": 1, "x": 3}\nb = ("-", (0, (6, 2)))\nc = f(y=2, lw=4)\n'
+    )
+    assert [mutant.old for mutant in mutants.Finder(place).found] == ["3", "2"]
+
+
 def test_guards_are_the_quickest_tests_of_the_changed_lines(place):
     lines = {8: {"slow", "quick"}, 11: {"other"}}
     seconds = {"slow": 20.0, "quick": 1.0, "other": 2.0}

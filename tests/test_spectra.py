@@ -113,6 +113,7 @@ def test_ranks_are_between_one_and_the_rank_and_in_order(s):
 @pytest.mark.parametrize("power", [-160, -40, 0, 40, 160])
 def test_no_factor_changes_a_diagnostic(name, power):
     a = normal(7, 7)
+    a[2, 3] = 0.0  # the least magnitude is no size to divide by
     find = (OF_VALUES | OF_MATRICES)[name]
     close(find(a * 10.0**power).double(), find(a).double())
 

@@ -243,7 +243,15 @@ class Finder(ast.NodeVisitor):
 
     def visit_Tuple(self, node: ast.Tuple) -> None:
         """All but a dashed line, (0, (2.5, 1.5))."""
-        if not (len(node.elts) == 2 and _is(node.elts[0], int) and isinstance(node.elts[1], ast.Tuple)):
+        if not (
+            len(node.elts) == 2 and _is(node.elts[0], int) and isinstance(node.elts[1], ast.Tuple)
+        ):
+            self.generic_visit(node)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        """All but what a protocol asks for, whose body is an ellipsis."""
+        last = node.body[-1]
+        if not (isinstance(last, ast.Expr) and _is(last.value, type(...))):
             self.generic_visit(node)
 
     def visit_Expr(self, node: ast.Expr) -> None:
@@ -269,7 +277,7 @@ class Finder(ast.NodeVisitor):
             if called.attr in DROPPED and held is not None and not module:
                 self.add(node, held)
         for keyword in node.keywords:
-            if keyword.arg not in STYLE:
+            if keyword.arg not in {*STYLE, "strict"}:  # strict asserts, as an error's message says
                 self.visit(keyword.value)
         for part in (called, *node.args):
             self.visit(part)

@@ -507,17 +507,15 @@ def _curve(rows: pd.DataFrame, lines: Lines, y: str) -> pd.DataFrame:
 
 
 def _marks(figure: Figure, axes: Axes, panel: str, points: pd.DataFrame) -> Iterable[Mark]:
-    """The points of a curve that lie in the frame."""
+    """The points of a curve, which the frame follows."""
     places = axes.transData.transform(points[["x", "median"]].to_numpy(float))
     places = figure.transFigure.inverted().transform(places)
-    frame = axes.get_position()
     for (left, up), row in zip(places, points.to_dict("records"), strict=True):
-        if frame.x0 - 0.01 <= left <= frame.x1 + 0.01 and frame.y0 - 0.01 <= up <= frame.y1 + 0.01:
-            yield Mark(
-                left=round(float(left), 5), top=round(float(1 - up), 5), panel=panel,
-                group=row["group"], x=row["x"], y=row["median"], q1=row["q1"], q3=row["q3"],
-                cases=row["cases"], case=row["case"],
-            )  # fmt: skip
+        yield Mark(
+            left=round(float(left), 5), top=round(float(1 - up), 5), panel=panel,
+            group=row["group"], x=row["x"], y=row["median"], q1=row["q1"], q3=row["q3"],
+            cases=row["cases"], case=row["case"],
+        )  # fmt: skip
 
 
 def _common(rows: pd.DataFrame, by: str) -> pd.DataFrame:
@@ -525,7 +523,7 @@ def _common(rows: pd.DataFrame, by: str) -> pd.DataFrame:
     names = list(rows.columns)
     ahead = names[: names.index("status")]  # a row begins with its case
     axes = [x for x in ahead if "." not in x and x != by]
-    groups = rows.groupby(by, sort=False)
+    groups = rows.groupby(by)
     found = pd.DataFrame({"cases": groups.size()})
     first = rows.drop_duplicates(by).set_index(by)[axes]
     first = first.astype(object).mask(first.isna(), None).map(lambda x: brief(str(x), LONGEST))

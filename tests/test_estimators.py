@@ -1,11 +1,12 @@
 """Matrix-free estimates: exact where nothing is random, intervals that cover, no n x n matrix."""
 
+import inspect
 import math
 
 import pytest
 import torch
 
-from softlab import as_matrix
+from softlab import as_matrix, estimators
 from softlab.core import Stream
 from softlab.estimators import (
     ExactRows,
@@ -472,3 +473,23 @@ CAUSAL = Local(4, causal=True)
 def test_bad_input_is_refused(call, said):
     with pytest.raises((ValueError, TypeError), match=said):
         call()
+
+
+def test_estimates_without_keywords_are_those_of_the_stated_defaults():
+    """A default is part of every number that was made without the keyword."""
+    probes, density = {"probes": 32, "seed": 0}, {"steps": 40, "probes": 10, "seed": 0}
+    stated = {
+        **dict.fromkeys(
+            ("frobenius_norm", "hutch_plus_plus", "hutchinson", "probed_error", "x_trace"), probes
+        ),
+        **dict.fromkeys(("effective_rank", "eigenvalues", "singular_values"), density),
+        "matrix_error": {"rows": 64, "seed": 0},
+        "output_error": {"exact": None, "rows": 256, "seed": 0},
+        "ExactRows": {"rows": 256, "seed": 0},
+        "spectral_norm": {"steps": 100, "tolerance": 1e-6, "seed": 0},
+    }
+    for name, due in stated.items():
+        asked = inspect.signature(getattr(estimators, name)).parameters.values()
+        found = {x.name: x.default for x in asked if x.default is not x.empty}
+        assert found.pop("confidence", 0.95) == 0.95, name
+        assert found == due, name

@@ -338,6 +338,16 @@ def test_long_names_share_the_legend_without_leaving_the_figure():
         ),
         (solvers(page="bits", caption="Own words, {page}."), 64, "Own words, bits = 64."),
         (solvers(caption="Own {words}."), "", "Own {words}."),
+        (
+            solvers(references=("A", "B"), exact="E"),
+            "",
+            "Steps against condition; medians and quartiles; thin black: A, B.",
+        ),
+        (
+            solvers(exact="E", by="b"),
+            "",
+            "Steps against condition; medians and quartiles; grey vertical: E.",
+        ),
     ],
 )
 def test_caption_is_own_or_says_what_is_drawn(lines, page, said):
@@ -516,6 +526,11 @@ def test_rows_without_group_panel_or_page_are_counted_and_groups_are_named():
     many = pd.concat([uneven(name=f"G{i}", x=None) for i in range(7)] + [uneven()])
     (said,) = draw(many, own()).left_out
     assert said.endswith("x is missing (105: G0, G1, G2, G3, G4 and 2 more).")
+    (said,) = draw(many[~many["name"].isin(["G5", "G6"])], own()).left_out
+    assert said.endswith("x is missing (75: G0, G1, G2, G3, G4).")
+    part = uneven(name=["A"] * 5 + ["B"] * 10, y=[0.0, *[1.0] * 14])
+    (axes,) = draw(part, own()).axes
+    assert axes.texts[0].get_position() == (0.5, 0.02)
 
 
 @pytest.mark.parametrize("role", ["group", "panel", "page"])
@@ -593,6 +608,79 @@ def test_ticks_are_the_few_values_of_x_or_plain_numbers_of_a_short_axis():
     assert axes.yaxis.get_major_formatter()(0.5, 0) == "0.5"
     wide = draw(uneven(y=np.geomspace(1, 1e5, 15)), own()).axes[0]
     assert wide.yaxis.get_major_formatter()(1000.0, 0) != "1000"
+
+
+@pytest.mark.parametrize(
+    ("xs", "fixed"),
+    [
+        ([1e-3, 1e-2, 1e-1], True), ([1.0, 1.6, 100.0], True), ([7.0], True),
+        ([2.0**i for i in range(8)], True), ([1.0, 1.3, 100.0], False), ([1.0, 50.0, 51.0], False),
+    ],
+)  # fmt: skip
+def test_ticks_stand_at_eight_values_at_most_that_are_apart(xs, fixed):
+    (axes,) = draw(pd.concat([uneven(x=x) for x in xs]), own()).axes
+    found = getattr(axes.xaxis.get_major_locator(), "locs", None)
+    assert (found is not None and list(found) == xs) == fixed
+    linear = draw(uneven(), own(xscale="linear")).axes[0]
+    assert not hasattr(linear.xaxis.get_major_locator(), "locs")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "between", "plain"),
+    [(1, 50, True, True), (1e-3, 0.5, False, True), (1e-3, 20.0, False, False), (1, 9, True, True)],
+)
+def test_ticks_of_a_short_axis_are_close_and_of_one_of_three_decades_plain(
+    low, high, between, plain
+):
+    table = uneven(y=np.geomspace(low, high, 15))
+    (axes,) = draw(table, own(xscale="linear")).axes
+    ticks = [x / 10 ** np.floor(np.log10(x)) for x in axes.get_yticks()]
+    assert {round(x, 3) for x in ticks} == ({1, 2, 5} if between else {1})
+    assert (axes.yaxis.get_major_formatter()(0.002, 0) == "0.002") == plain
+    assert not len(axes.yaxis.get_minorticklocs())
+
+
+def test_panels_share_their_axes_and_a_panels_own_legend_leaves_the_frame_to_methods():
+    far = uneven(name="Far", y=1e-9)
+    table = pd.concat([uneven(part="p"), uneven(part="q", x=3000.0, y=500.0), far.assign(part="q")])
+    figure = draw(table, own(panel="part", legend="panel", references=("None", "Far")))
+    first, second = figure.axes
+    assert first.get_xlim() == second.get_xlim()
+    assert first.get_ylim() == second.get_ylim()
+    assert first.get_ylim()[0] == pytest.approx(0.5 / 4)
+    assert second.get_ylim()[1] > 500
+    assert legend(figure) == ["Far"]  # a reference without rows hides no other
+
+
+@pytest.mark.parametrize(("letters", "rows"), [(3, 2), (8, 2), (20, 3), (45, 7), (58, 7)])
+def test_a_legend_has_as_many_columns_as_fit_and_five_at_most(letters, rows):
+    """Seven entries: 6.3 inches over 0.5 and 0.06 a letter are 9.3, 6.4, 3.7, 1.97 and 1.6."""
+    table = pd.concat([uneven(name=f"{i}" * letters) for i in range(7)])
+    figure = draw(table, own())
+    assert figure.get_size_inches()[1] == pytest.approx(0.1 + 0.18 * rows + 0.42 + 2.4)
+    FigureCanvasAgg(figure).draw()
+    box = figure.legends[0].get_window_extent()
+    assert (box.x0 + box.x1) / 2 == pytest.approx(figure.bbox.x1 / 2, abs=1)
+    assert box.y1 <= figure.bbox.y1
+
+
+def test_words_stand_beside_the_frame_and_within_the_figure():
+    figure = draw(uneven(), own())
+    width, height = figure.get_size_inches()
+    frame = figure.axes[0].get_position()
+    assert (frame.x0 * width, (1 - frame.x1) * width) == pytest.approx((0.62, 0.08))
+    assert (frame.y0 * height, (1 - frame.y1) * height) == pytest.approx((0.42, 0.1 + 0.18))
+    below, beside = figure._supxlabel, figure._supylabel
+    assert (below.get_position()[1] * height, beside.get_position()[0] * width) == pytest.approx(
+        (0.06, 0.06)
+    )
+    assert beside.get_position()[1] == pytest.approx((frame.y0 + frame.y1) / 2)
+
+
+def test_five_lines_leave_a_row_of_panels_low_and_six_make_it_high():
+    table = pd.concat(uneven(name=f"g{j}", part=f"p{i}") for i in range(2) for j in range(5))
+    height = draw(table, own(panel="part")).get_size_inches()[1]
+    assert height == pytest.approx(0.3 + 0.18 + 0.42 + 1.75)
 
 
 def test_marks_lie_where_their_points_do():

@@ -251,6 +251,12 @@ def test_a_headline_says_over_how_many_of_what_it_is_a_median():
     (plain,) = headline("It errs by {}", pd.Series([1.0, 2.0, 4.0]), "inputs")
     assert plain["text"] == "It errs by {}, in the median over 3 inputs."
     assert (plain["value"], plain["interval"]) == ("2.00", "range over 3 inputs: 1.00 to 4.00")
+    (known,) = headline("It errs by {}", pd.Series([1.0, math.nan, 2.0, 4.0]), "inputs")
+    assert known == plain  # what has no answer is no input
+    lost = ERRORS.where(HEADS != "g")
+    (known,) = headline("It errs by {}", lost, "heads", unit=HEADS, nested="samples")
+    assert known["text"].endswith("over 6 heads (each the median over its samples).")
+    assert not list(headline("It errs by {}", pd.Series([math.nan]), "inputs"))
     ratios = pd.Series([1.0, 4.0, 8.0, 2.0])
     (said,) = headline("{} times", ratios, "inputs", unit=HEADS[2:6].reset_index(drop=True),
                        nested="ranks", ratios=True)  # fmt: skip

@@ -189,9 +189,62 @@ def test_operators_without_a_matrix_or_a_rank_leave_those_columns_out():
     assert "svd_bound" not in accuracy(Exact(), *draw())
 
 
-def test_a_batch_is_refused():
+@pytest.mark.parametrize("batched", ["qkv", "q", "k", "v"])
+def test_a_batch_is_refused(batched):
+    given = [
+        x.unsqueeze(0) if name in batched else x for name, x in zip("qkv", draw(), strict=True)
+    ]
     with pytest.raises(ValueError, match="one case is one head"):
-        Reference(Exact(), *(x.unsqueeze(0) for x in draw()))
+        Reference(Exact(), *given)
+    with pytest.raises(ValueError, match="one case is one head"):
+        Reference(
+            Exact(),
+            *(x[0] if name in batched else x for name, x in zip("qkv", draw(), strict=True)),
+        )
+
+
+@value
+class Causal(Exact):
+    """Softmax attention to the keys up to the query's own."""
+
+    @property
+    def traits(self):
+        return Traits(exact=True, causal=True)
+
+    def __call__(self, q, k, v, key_mask=None):
+        scores = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(
+            torch.ones(len(q), len(k)).triu(1).bool(), -math.inf
+        )
+        return scores.softmax(-1) @ v
+
+
+def test_the_uniform_answer_of_a_causal_target_is_the_mean_of_the_values_so_far():
+    q, k, v = draw(n=6, l=6)
+    ref = Reference(Causal(), q, k, v)
+    exact = Causal()(q, k, v)
+    means = torch.stack([v[: i + 1].mean(0) for i in range(6)])
+    assert ref.uniform_error == pytest.approx(float((means - exact).norm() / exact.norm()))
+    assert ref.row_mass.shape == (6,)
+
+
+@pytest.mark.parametrize("count", [1, 3, 30])
+def test_the_best_of_keys_is_the_target_on_the_heaviest_of_each_query(count):
+    q, k, v = draw()
+    found = measures.best_of_keys(count, Reference(Exact(), q, k, v))
+    rows = []
+    for weights in Exact()(q, k, torch.eye(30, dtype=torch.float64)):
+        heaviest = sorted(range(30), key=lambda j: -float(weights[j]))[:count]
+        rows.append(sum(weights[j] * v[j] for j in heaviest) / sum(weights[j] for j in heaviest))
+    exact = Exact()(q, k, v)
+    error = float((torch.stack(rows) - exact).norm() / exact.norm())
+    assert found["output_error"] == pytest.approx(error, abs=1e-14)
+    assert found["row_mass"] == pytest.approx(1)
+
+
+def test_a_relative_error_of_nothing_is_none_and_of_something_beside_nothing_infinite():
+    zero, one = torch.zeros(3), torch.ones(3)
+    found = [measures.relative(*pair) for pair in ((zero, zero), (one, zero), (one, 2 * one))]
+    assert found == [0, math.inf, 0.5]
 
 
 def test_references_are_computed_once_an_input():
@@ -291,6 +344,37 @@ def test_the_residual_of_the_core_is_that_of_the_inverse_that_is_applied(pinv):
     residual = (op(k, k, torch.eye(32)) - core).norm() / core.norm()
     found = measures.inversion(op, k, k)["core_residual"]
     assert found == pytest.approx(float(residual), rel=1e-3, abs=1e-5)
+
+
+def test_the_inversion_of_a_batch_is_its_worst():
+    easy = 20 * Normal(64, 8)(0, dtype=torch.float64).q
+    hard = Clustered(64, 8, clusters=4, spread=1e-3)(0, dtype=torch.float64).q
+    op = Soft(16, pinv=NewtonRaphson(steps=9))
+    each = [measures.inversion(op, x, x) for x in (easy, hard)]
+    assert [one["core_status"] for one in each] == ["CONVERGED", "OUT_OF_STEPS"]
+    assert each[0]["core_steps"] < each[1]["core_steps"] == 9
+    for order in ([easy, hard], [hard, easy]):
+        found = measures.inversion(op, torch.stack(order), torch.stack(order))
+        assert found == pytest.approx(each[1])
+
+
+@pytest.mark.parametrize(
+    ("factor", "residual", "status"),
+    [(2.0, 1.0, "CONVERGED"), (2.001, 1.001, "DIVERGED"), (None, math.inf, "DIVERGED")],
+)
+def test_an_inverse_that_is_worse_than_nothing_diverged(monkeypatch, factor, residual, status):
+    """The applied inverse is patched to a multiple of the identity: A (f I) - A is (f - 1) A."""
+
+    def applier(pinv, core):
+        if factor is None:
+            raise ValueError("overflow")
+        return lambda x: factor * torch.linalg.solve(core, x)
+
+    monkeypatch.setattr(measures, "applier", applier)
+    x = 20 * Normal(64, 8)(0, dtype=torch.float64).q
+    found = measures.inversion(Soft(16), x, x)
+    assert found["core_residual"] == pytest.approx(residual)
+    assert found["core_status"] == status
 
 
 def test_a_residual_is_not_that_of_a_better_iterate_on_the_way():

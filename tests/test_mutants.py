@@ -58,6 +58,11 @@ def test_an_equality_becomes_what_somebody_could_have_meant(place):
     ]  # fmt: skip
 
 
+def test_what_a_protocol_asks_for_and_strictness_are_not_changed(place):
+    place.write_text("def f(x=True):\n    ...\n\n\na = zip(b, c, strict=True)\nd = f(x=False)\n")
+    assert [mutant.old for mutant in mutants.Finder(place).found] == ["False"]
+
+
 def test_how_a_figure_looks_is_not_changed(place):
     place.write_text(
         'a = {"axes.linewidth": 0.5, "lw": 1, "x": 3}\nb = ("-", (0, (6, 2)))\nc = f(y=2, lw=4)\n'

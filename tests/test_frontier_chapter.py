@@ -279,6 +279,9 @@ def test_saved_work_is_counted_as_time_and_memory_by_length():
             f"softmax attention, {fast} take less time and {light} less memory."
         )
     assert said == " ".join(sentences)
+    even = table()[lambda x: x["source"] == "q"].assign(time=1.0, memory=1.0)
+    assert findings(even)[4].endswith("0 take less time and 0 less memory.")
+    assert list(headlines(even))[1]["value"] == "0"
 
 
 def test_the_headlines():

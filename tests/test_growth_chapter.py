@@ -203,6 +203,8 @@ def test_the_scope_and_what_is_missing():
     assert findings(few) == []
     assert list(headlines(few)) == []
     assert list(tables(few)) == []
+    three_lengths = table()
+    assert len(exponents(three_lengths[three_lengths["n"] > 1024])) == len(OPS)
     dense = table()
     (said,) = findings(dense[dense["method"] == "Dense"])
     assert said.endswith("for all operators together).")

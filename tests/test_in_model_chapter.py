@@ -23,9 +23,9 @@ def made(seed=0, methods=("a", "b", "c", "d", "e"), models=("one", "duo"), knobs
                     rows.append({
                         "status": "ok", "model": model, "method": method, "op": f"{method}({knob})",
                         "family": ("tensor", "sparse")[i % 2], "part": part, "layers": 1,
-                        "depth": 4, "matrix_error": error, "output_error": rng.uniform(0.1, 1),
-                        "lack_of_skill": rng.uniform(0.1, 1), "within": 0.1,
-                        "work": 0.25, "change": error * 2 ** rng.normal(0, 1.5),
+                        "depth": 4, "matrix_error": error,
+                        "output_error": round(rng.uniform(0.1, 1), 1), "lack_of_skill": rng.uniform(0.1, 1),
+                        "within": 0.1, "work": 0.25, "change": error * 2 ** rng.normal(0, 1.5),
                     })  # fmt: skip
     lost = {**rows[0], "matrix_error": 9.0, "change": 1e-9}
     rows += [
@@ -91,6 +91,16 @@ def test_knobs_and_places_that_agree_are_no_more_methods():
     np.testing.assert_allclose(more.loc[same], few.loc[same], atol=1e-12)
 
 
+def test_three_operators_at_a_place_are_enough():
+    table = made(methods=("a", "b", "c"), knobs=(16, 32, 64))
+    found = correlations(table).set_index(["model", "family", "predictor"])
+    parts = [of for _, of in counted(table)[lambda x: x["model"] == "one"].groupby("part")]
+    assert sorted(map(len, parts)) == [3, 9]
+    for predictor in PREDICTORS:
+        at = found.loc[("one", "one place", predictor)]
+        assert at["rho"] == pytest.approx(rho(parts, predictor))
+
+
 def test_families_of_few_methods_have_no_interval():
     found = correlations(made()).set_index(["model", "family", "predictor"])
     family = found.xs("tensor", level="family")  # three methods, six operators
@@ -149,6 +159,8 @@ def test_the_verdict_follows_the_interval(monkeypatch, low, high, says):
     fixed[["low", "high"]] = np.nan
     assert "matrix error 0.50; over" in findings(made())[0]
     assert "So the error" not in findings(made())[0]
+    fixed.loc[fixed["model"] == "one", "rho"] = np.nan
+    assert "Least of" not in findings(made())[0]
 
 
 def test_the_table_of_correlations():
@@ -180,6 +192,9 @@ def test_bins_are_thirds_of_a_decade():
     assert (points["error"] == points["same"]).all()
     assert points["predictor"].value_counts().to_dict() == {"output error": 6, "matrix error": 4}
     assert binned(made()[["status"]]).empty
+    bare = made().drop(columns=list(PREDICTORS))
+    assert binned(bare).empty
+    assert {"predictor", "bin", "error", "same"} < set(binned(bare))
 
 
 # --- swaps -------------------------------------------------------------------------------------
@@ -195,7 +210,7 @@ def swaps():
         ("one", "b(64)", "middle third", 2, 0.11, None), ("one", "b(64)", "greedy", 4, 0.09, None),
         ("duo", "c(64)", "all layers", 6, 0.5, 3.0), ("duo", "c(64)", "first third", 2, 0.4, None),
         ("duo", "d(64)", "all layers", 6, 0.7, 3.0), ("duo", "d(64)", "greedy", 1, 0.05, None),
-        ("duo", "e(64)", "all layers", 6, 0.05, None),
+        ("duo", "e(64)", "all layers", 6, 0.05, None), ("duo", "d(16)", "greedy", 5, 0.05, None),
     ]  # fmt: skip
     found = pd.DataFrame(
         rows, columns=["model", "op", "part", "layers", "change", "task_loss"]

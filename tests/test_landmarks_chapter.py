@@ -150,6 +150,24 @@ def test_the_headline_says_both_comparisons_in_one_sentence():
     assert "(plain), their choice not counted as work, in the median" in second["text"]
 
 
+def test_equal_errors_are_not_less_and_a_setting_has_only_its_own_comparisons():
+    rows = table()
+    less = sum(x < 1 for x in over("softmax", "k-means", "uniform", (0.25,)))
+    assert f"(less on {less} of 7 inputs)" in next(headlines(rows))["text"]
+    rows.loc[(rows["source"] == "z") & (rows["equal"] == "work"), "output_error"] = 1e-9
+    assert f"(less on {less - 1} of 7 inputs)" in next(headlines(rows))["text"]
+    assert f"with uniform (less on {less - 1} of 7)" in findings(rows)[0].split("equal work")[1]
+    named = table().replace({"setting": {"softmax": "alpha"}})  # before "plain"
+    assert findings(named)[1] == findings(table())[1]
+    bare = list(tables(table().assign(uniform_error=lambda x: x["output_error"].clip(upper=1))))
+    at_most = [one["rows"] for one in bare[::2]]
+    assert {row[-1] for body in at_most for row in body} == {"1.00"}  # as bad is no skill
+
+
+def test_of_thirty_inputs_half_may_be_a_third():
+    assert known_to(30, 1).startswith("15 of 30 inputs may stand for a share of 31 to 69 %")
+
+
 def shares(setting, allowances, tau):
     """On how many inputs and allowances each selector's median error is within tau of the least."""
     found = {}

@@ -125,6 +125,7 @@ def test_the_greatest_length_target_by_target():
     hours["target_seconds"] *= 0.06
     assert "would take 2700 to 4200 seconds." in findings(hours)[0]
     assert "take 10.1 to 10.1 hours." in findings(table(target_seconds=10.0501 * 3600))[0]
+    assert "take 1.00 to 1.00 hours." in findings(table(target_seconds=3600.5))[0]
     hour = table(target_seconds=3600.0)
     assert "would take 3600 to 3600 seconds." in findings(hour)[0]
     rough = table()
@@ -179,6 +180,9 @@ def test_growth_of_time_memory_and_error():
     few = table()
     few = few[few["n"] <= 4096]
     assert len(findings(few)) == 2
+    none = table()
+    none.loc[(none["method"] == "Low(64)") & (none["input"] == "normal"), "sampled_error"] = 0.0
+    assert "The least of 7 exponents of the error" in findings(none)[2]
 
 
 def test_headlines_name_no_winner():

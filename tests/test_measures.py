@@ -161,6 +161,9 @@ def test_row_mass_shows_underflow():
     assert near["row_mass"] == pytest.approx(
         float(torch.exp(-0.5 * torch.cdist(q, k) ** 2).sum(1).mean())
     )
+    assert near["row_mass_min"] == pytest.approx(
+        float(torch.exp(-0.5 * torch.cdist(q, k) ** 2).sum(1).min())
+    )
     assert far["row_mass"] == 0
     assert output_error(Exact(), q, k, v)["row_mass_min"] == pytest.approx(1)
 
@@ -170,6 +173,22 @@ def test_nan_is_flagged_and_never_looks_accurate():
     assert row["finite"] is False
     assert row["output_error"] == row["matrix_error"] == row["spectral_error"] == math.inf
     assert row["skill"] == -math.inf
+
+
+@value
+class OneNaN(Best):
+    """Right but for one number."""
+
+    def __call__(self, q, k, v, key_mask=None):
+        out = super().__call__(q, k, v).clone()
+        out[3, 1] = math.nan
+        return out
+
+
+def test_one_number_that_is_not_finite_is_enough():
+    row = accuracy(OneNaN(4), *draw())
+    assert row["finite"] is False
+    assert row["output_error"] == row["matrix_error"] == row["spectral_error"] == math.inf
 
 
 def test_constant_values_make_uniform_exact_and_skill_harsh():

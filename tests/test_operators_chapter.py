@@ -276,6 +276,8 @@ def test_the_table_of_errors_has_medians_over_quartiles():
                 cells.append([short(factor * error), f"{spread[0]}\u2013{spread[1]}"])
             expected.append([*row, method, *cells])
     assert made["rows"] == expected
+    late = below("attention by rank", tables(table().replace({"method": {"Low": "Zoo"}})))
+    assert [row[2] for row in late["rows"]] == ["Zoo", "TruncatedSVD"] * 8  # controls stand last
 
 
 def short(x, digits=3):

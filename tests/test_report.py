@@ -16,7 +16,7 @@ from test_figures import RANK
 
 from softlab import chapters, journal
 from softlab.chapters.numbers import number
-from softlab.chapters.runs import environments, failures, notes
+from softlab.chapters.runs import environments, failures, grid, notes
 from softlab.report import FORMAT, findings, read, report
 from softlab.study import Study, run
 
@@ -580,3 +580,42 @@ def test_a_failed_case_without_a_reason_and_a_busy_machine_are_said():
     assert "2 of 3 cases were measured while the machine was busy." in said
     assert "Its meta.json says nothing usable of axes, seeds." in said
     assert "busy" not in " ".join(notes(table, META | {"timed": ["t"]}))
+
+
+def test_every_sentence_of_a_run_is_said_where_it_is_true_and_nowhere_else():
+    table = pd.DataFrame({
+        "x": range(5), "status": ["ok", "failed", "failed", "ok", "ok"], "case_seconds": [1.5] * 5,
+        "error": [None, "E: a", "E: a", None, None],
+    })  # fmt: skip
+    calm = META | {"dirty": False}
+    assert list(notes(table[3:], calm)) == []
+    sentences = {
+        "quick": "This is the quick grid, a trial run; its numbers are few.",
+        "dirty": "The code had changes that no commit holds.",
+    }
+    for name, said in sentences.items():
+        assert list(notes(table[3:], calm | {name: True})) == [said]
+    (said,) = notes(table[3:], calm | {"complete": False})
+    assert said.startswith("The run was interrupted, or other shards of it are to come;")
+    assert list(notes(table, calm)) == ["2 of 5 cases failed and are in no number or figure."]
+    assert list(notes(table[3:], calm | {"timed": ["t"]})) == [
+        "Timings are those of a processor; another machine orders methods anew."
+    ]
+    assert grid(table, META | {"cases": 7}) == (
+        "The study has 7 cases (values of its axes: 4 of input, 3 of seed, 48 of op)."
+    )
+    assert grid(table[:1], META).startswith("The study has 1 case (")
+    assert findings(table[3:4], META | {"chapter": "memory"}) == ["The one case finished."]
+    assert findings(table[3:], META | {"chapter": "memory"}) == ["All 2 cases finished."]
+    (cases,) = failures(table)
+    assert (cases["rows"], cases["left"]) == ([["E: a", "2"]], 1)
+    assert list(failures(table[3:])) == []
+    other = META | {"name": "b", "dtype": "float64", "dirty": False, "seeds": []}
+    made = environments([(table, META), (table[3:].drop(columns="case_seconds"), other)])
+    assert made["header"][:6] == ["study", "Commit", "Arithmetic", "seeds", "rows", "failed"]
+    assert made["rows"] == [
+        ["rank", f"{META['commit']}, with changes", "float32, 2 threads", "0, 1, 2", "5", "2", "8",
+         *made["rows"][0][7:]],
+        ["b", META["commit"], "float64, 2 threads", "none", "2", "0", "", *made["rows"][1][7:]],
+    ]  # fmt: skip
+    assert [name for name, _ in made["shared"]] == ["Versions", "Device", "Platform"]

@@ -205,9 +205,8 @@ def _crossings(light: pd.DataFrame) -> Iterator[str]:
     """From which length on each is faster than exact attention."""
     if light.empty:
         return
-    found = light.dropna(subset=["from"])
     words = (
-        f"{joined(rows['method'])} from n = {length:.0f}" for length, rows in found.groupby("from")
+        f"{joined(rows['method'])} from n = {length:.0f}" for length, rows in light.groupby("from")
     )
     never = light[light["from"].isna()]["method"]
     yield "Faster than exact softmax attention at every length from here on are " + (

@@ -67,7 +67,8 @@ def binned(table: pd.DataFrame) -> pd.DataFrame:
             at = np.floor(BINS * np.log10(rows[column].astype(float)))
             middle = 10 ** ((at + 0.5) / BINS)
             parts.append(rows.assign(predictor=name, bin=at, error=middle, same=middle))
-    return pd.concat(parts) if parts else done.assign(predictor="", bin=0, error=0.0, same=0.0)
+    made = [*done.columns, "predictor", "bin", "error", "same"]
+    return pd.concat(parts) if parts else done[:0].reindex(columns=made)
 
 
 def correlations(table: pd.DataFrame) -> pd.DataFrame:

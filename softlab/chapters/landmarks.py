@@ -143,7 +143,7 @@ def _within(done: pd.DataFrame, tau: float) -> pd.DataFrame:
 
 def _taking_part(done: pd.DataFrame, errors: pd.DataFrame) -> pd.DataFrame:
     """Whether a selector is tried on the source of a row at all, answer or none."""
-    tried = done.groupby(["source", "selector"], sort=False).size().unstack().notna()
+    tried = done.groupby(["source", "selector"]).size().unstack().notna()
     return tried.reindex(errors.index.get_level_values("source")).set_axis(errors.index)
 
 

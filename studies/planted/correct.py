@@ -12,7 +12,6 @@ import numpy as np
 import scipy.linalg
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import elu, normalize, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
@@ -82,7 +81,7 @@ class Held:
 
 
 class Flash(torch.autograd.Function):
-    """Attention with a backward pass by hand, once differentiable."""
+    """Attention with a backward pass by hand, of operations that torch differentiates."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -91,7 +90,6 @@ class Flash(torch.autograd.Function):
         return attend(q, k, v)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         """The textbook formula."""
         q, k, v = ctx.saved_tensors
@@ -114,13 +112,14 @@ class NumpyAttention(torch.autograd.Function):
         return by_numpy(q, k, v)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         """By torch, which recomputes."""
-        leaves = [x.detach().requires_grad_() for x in ctx.saved_tensors]
+        graph, saved = torch.is_grad_enabled(), ctx.saved_tensors
         with torch.enable_grad():
-            out = attend(*leaves)
-        return torch.autograd.grad(out, leaves, grad)
+            leaves = [
+                x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in saved
+            ]
+            return torch.autograd.grad(attend(*leaves), leaves, grad, create_graph=graph)
 
 
 def relative(q: Tensor, k: Tensor) -> Tensor:
@@ -256,7 +255,8 @@ def fused(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Te
 def multi_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """nn.MultiheadAttention of one head with identities for weights, on three dimensions."""
     d, e = q.shape[-1], v.shape[-1]
-    layer = nn.MultiheadAttention(d, 1, bias=False, batch_first=True, vdim=d, dtype=q.dtype)
+    sizes: Any = {"embed_dim": d, "num_heads": 1, "bias": False, "batch_first": True, "vdim": d}
+    layer: Any = nn.utils.skip_init(nn.MultiheadAttention, **sizes, dtype=q.dtype)
     with torch.no_grad():
         layer.in_proj_weight.copy_(torch.eye(d, dtype=q.dtype).repeat(3, 1))
         layer.out_proj.weight.copy_(torch.eye(d, dtype=q.dtype))
@@ -360,8 +360,9 @@ def right_window(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def elu_linear(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """With the 1e-6 of its authors, since features of large tokens can all be zero."""
     q, k = elu(q) + 1, elu(k) + 1
-    return q @ (k.mT @ v) / (q @ k.sum(-2).unsqueeze(-1))
+    return q @ (k.mT @ v) / (q @ k.sum(-2).unsqueeze(-1) + 1e-6)
 
 
 def right_elu(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -369,7 +370,7 @@ def right_elu(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return torch.where(x > 0, x + 1, x.clamp_max(0).exp())
 
     weights = feature(q) @ feature(k).mT
-    return weights / weights.sum(-1, keepdim=True) @ v
+    return weights / (weights.sum(-1, keepdim=True) + 1e-6) @ v
 
 
 def by_cdist(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -425,6 +426,7 @@ def top(s: Tensor) -> Tensor:
 
 def sparsemax(s: Tensor) -> Tensor:
     """The projection of the scores on the simplex (Martins and Astudillo 2016)."""
+    s = s - s.amax(-1, keepdim=True)
     z = s.sort(-1, descending=True).values
     count = torch.arange(1, s.shape[-1] + 1, dtype=s.dtype)
     size = (1 + count * z > z.cumsum(-1)).sum(-1, keepdim=True)
@@ -579,7 +581,7 @@ OPERATORS: tuple[Sound, ...] = (
     _right("an output that is a view", strided),
     _right("in place on its own", in_place),
     _right(
-        "once differentiable by hand",
+        "a backward pass by hand",
         lambda q, k, v: Flash.apply(q, k, v),
     ),
     _right("torch's fused attention", scaled_dot_product_attention),
@@ -616,7 +618,11 @@ OPERATORS: tuple[Sound, ...] = (
         lambda q, k, v: summed(lambda s: (s * math.log(k.shape[-2] + 1)).softmax(-1))(q, k, v),
     ),
     _right("root mean squares divided out", normed, right_normed),
-    _right("the mean of v", averaged, lambda q, k, v: attend(q * 0, k, v)),
+    _built(
+        "the mean of v, said to be blind",
+        lambda: laws.adapted(averaged, traits="blind, row_stochastic, nonnegative"),
+        lambda q, k, v: attend(q * 0, k, v),
+    ),
     _right("inverse distances", inverse_distance, right_inverse),
     _right(
         "a difference of two",
@@ -640,11 +646,13 @@ class Newton(nn.Module):
 
     def forward(self, a: Tensor) -> Tensor:
         """The inverse."""
+        scale = a.abs().amax((-1, -2), keepdim=True)
+        a = a / scale
         sizes = a.abs().sum(-1).amax(-1) * a.abs().sum(-2).amax(-1)
         x = a.mT / sizes[..., None, None]
         for _ in range(60):
             x = x @ (2 * torch.eye(a.shape[-1], dtype=a.dtype) - a @ x)
-        return x
+        return x / scale
 
 
 class Inverse(torch.autograd.Function):
@@ -658,7 +666,6 @@ class Inverse(torch.autograd.Function):
         return x
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         """-X^T G X^T."""
         (x,) = ctx.saved_tensors

@@ -112,6 +112,12 @@ def altered(base: Any, **methods: Any) -> Any:
     return kind(**{x.name: getattr(base, x.name) for x in dataclasses.fields(base)})
 
 
+def base_of(op: Any, **changes: Any) -> Any:
+    """The catalogue object that was altered, with other knobs."""
+    fields = {x.name: getattr(op, x.name) for x in dataclasses.fields(op)}
+    return type(op).__mro__[1](**fields | changes)
+
+
 def raw(x: Tensor, offset: int | None = None) -> Tensor:
     """The storage read as if contiguous, from where the tensor begins or from ``offset``."""
     strides = torch.empty(x.shape, device="meta").stride()
@@ -1023,7 +1029,7 @@ CLAIMS = [
         lambda: altered(
             Local(window=2),
             cost=lambda op, dims: dataclasses.replace(
-                Local(op.window).cost(dims), flops=4 * Local(op.window).cost(dims).flops
+                base_of(op).cost(dims), flops=4 * base_of(op).cost(dims).flops
             ),
         ),
         costs(Dims(1, 20, 20, 4, 3)),
@@ -1033,7 +1039,7 @@ CLAIMS = [
         "the cost does not see the width of v",
         lambda: altered(
             Nystromformer(rank=3),
-            cost=lambda op, dims: Nystromformer(op.rank).cost(dataclasses.replace(dims, e=dims.d)),
+            cost=lambda op, dims: base_of(op).cost(dataclasses.replace(dims, e=dims.d)),
         ),
         costs(Dims(1, 20, 20, 4, 3)),
         Nystromformer(rank=3),
@@ -1041,7 +1047,7 @@ CLAIMS = [
     _claim(
         "the cost does not see the batch",
         lambda: altered(
-            Softmax(), cost=lambda _, dims: Softmax().cost(dataclasses.replace(dims, batch=1))
+            Softmax(), cost=lambda op, dims: base_of(op).cost(dataclasses.replace(dims, batch=1))
         ),
         costs(Dims(6, 20, 20, 4, 3)),
         Softmax(),
@@ -1050,14 +1056,16 @@ CLAIMS = [
         "the cost takes the number of keys for that of queries",
         lambda: altered(
             Linformer(rank=3),
-            cost=lambda op, dims: Linformer(op.rank).cost(dataclasses.replace(dims, n=dims.l)),
+            cost=lambda op, dims: base_of(op).cost(dataclasses.replace(dims, n=dims.l)),
         ),
         costs(Dims(1, 20, 30, 4, 3)),
         Linformer(rank=3),
     ),
     _claim(
         "a rank that is one less",
-        lambda: altered(Soft(rank=4), __call__=lambda op, *x: Soft(rank=max(1, op.rank - 1))(*x)),
+        lambda: altered(
+            Soft(rank=4), __call__=lambda op, *x: base_of(op, rank=max(1, op.rank - 1))(*x)
+        ),
         differs(_TIED),
         Soft(rank=4),
     ),
@@ -1072,12 +1080,16 @@ CLAIMS = [
                 ),
             ),
         ),
-        lambda op: dataclasses.replace(At(n=20, l=20), right=Nystromformer(rank=op.rank))(op),
+        lambda op: dataclasses.replace(
+            At(n=20, l=20), right=dataclasses.replace(op, landmarks=SegmentMeans())
+        )(op),
         Nystromformer(rank=4),
     ),
     _claim(
         "a window one token short",
-        lambda: altered(Local(window=4), __call__=lambda op, *x: Local(max(1, op.window - 1))(*x)),
+        lambda: altered(
+            Local(window=4), __call__=lambda op, *x: base_of(op, window=max(1, op.window - 1))(*x)
+        ),
         differs(At(n=12, l=12)),
         Local(window=4),
     ),
@@ -1085,7 +1097,7 @@ CLAIMS = [
         "a window one token short of more than ten",
         lambda: altered(
             Local(window=12),
-            __call__=lambda op, *x: Local(op.window - (op.window > 10))(*x),
+            __call__=lambda op, *x: base_of(op, window=op.window - (op.window > 10))(*x),
         ),
         differs(At(n=30, l=30)),
         Local(window=12),
@@ -1094,7 +1106,7 @@ CLAIMS = [
         "tokens are rounded to half precision before their features",
         lambda: altered(
             Performer(features=8, weights=IID()),
-            __call__=lambda op, q, k, v, key_mask=None: Performer(op.features, op.weights)(
+            __call__=lambda op, q, k, v, key_mask=None: base_of(op)(
                 q.half().to(q.dtype), k.half().to(k.dtype), v, key_mask
             ),
         ),
@@ -1156,16 +1168,14 @@ CLAIMS = [
         "random features with one part in their number too much",
         lambda: altered(
             RandomFourier(features=16, target=GaussianAttention()),
-            __call__=lambda op, *x: (
-                (1 + 1 / op.features) * RandomFourier(op.features, op.target, op.weights)(*x)
-            ),
+            __call__=lambda op, *x: (1 + 1 / op.features) * base_of(op)(*x),
         ),
         differs(At()),
         RandomFourier(features=16, target=GaussianAttention()),
     ),
     _claim(
         "one key less than k of eight or more",
-        lambda: altered(TopK(k=9), __call__=lambda op, *x: TopK(k=op.k - (op.k >= 8))(*x)),
+        lambda: altered(TopK(k=9), __call__=lambda op, *x: base_of(op, k=op.k - (op.k >= 8))(*x)),
         differs(At(l=12)),
         TopK(k=9),
     ),
@@ -1173,7 +1183,7 @@ CLAIMS = [
         "the seed is not read",
         lambda: altered(
             HyperAttention(block=2, seed=3),
-            __call__=lambda op, *x: dataclasses.replace(HyperAttention(op.block), seed=0)(*x),
+            __call__=lambda op, *x: base_of(op, seed=0)(*x),
         ),
         differs(At(n=200, l=200)),
         HyperAttention(block=2, seed=3),
@@ -1203,7 +1213,7 @@ CLAIMS = [
         lambda: altered(
             Linformer(rank=3),
             __call__=lambda op, q, k, v, key_mask=None: (
-                Linformer(op.rank)(q, k, v, key_mask) + 1e-6 * Softmax()(q, k, v, key_mask)
+                base_of(op)(q, k, v, key_mask) + 1e-6 * Softmax()(q, k, v, key_mask)
             ),
         ),
         differs(At(n=12, l=12)),
@@ -1243,7 +1253,7 @@ CLAIMS = [
         "keys are rounded on one scale for the batch",
         lambda: altered(
             Quantized(),
-            __call__=lambda op, q, k, v, key_mask=None: Quantized(op.precision)(
+            __call__=lambda op, q, k, v, key_mask=None: base_of(op)(
                 q + 0 * q.abs().amax(), _coarse(k), v, key_mask
             ),
         ),
@@ -1270,8 +1280,8 @@ CLAIMS = [
 
 
 def _next_value(op: Any, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
-    fewer, more = (TruncatedSVD(rank=max(1, op.rank + x)) for x in (-1, 1))
-    whole = TruncatedSVD(rank=op.rank)(q, k, v, key_mask)
+    fewer, more = (base_of(op, rank=max(1, op.rank + x)) for x in (-1, 1))
+    whole = base_of(op)(q, k, v, key_mask)
     if op.rank < 2 or op.rank + 1 >= min(q.shape[-2], k.shape[-2]):
         return whole
     return fewer(q, k, v, key_mask) + more(q, k, v, key_mask) - whole

@@ -239,7 +239,10 @@ def hidden_ridge(size: float) -> Call:
 
 
 BASE = NewtonRaphson(steps=40)
-FEW = NewtonRaphson(steps=8)
+FEW = NewtonRaphson(steps=26)
+LONG = altered(
+    NewtonRaphson(steps=200), traits=lambda _: dataclasses.replace(BASE.traits, singular=False)
+)
 HARD = matrix(8, condition=1e3)
 EASY = matrix(6, condition=5)
 SINGULAR = matrix(6, rank=4)
@@ -439,7 +442,7 @@ SOLVERS: tuple[Planted, ...] = (
         "iterates end one step early",
         "solver",
         lambda: altered(FEW, iterates=lambda _, a: NewtonRaphson(FEW.steps - 1).iterates(a)),
-        lambda s: apart(list(s.iterates(EASY))[-1], FEW(EASY), EASY.dtype),
+        lambda s: apart(list(s.iterates(HARD))[-1], FEW(HARD), HARD.dtype),
         lambda: FEW,
     ),
     Planted(
@@ -464,7 +467,7 @@ SOLVERS: tuple[Planted, ...] = (
         "converged from 1e-2 on",
         FEW,
         lambda _, a, r: r._replace(status=torch.where(r.residual < 1e-2, 0, r.status)),
-        matrix(6, condition=4),
+        matrix(8, condition=1e4),
         "status",
     ),
     _lie(
@@ -478,12 +481,12 @@ SOLVERS: tuple[Planted, ...] = (
         "out of steps is called converged",
         FEW,
         renamed(Status.OUT_OF_STEPS, Status.CONVERGED),
-        HARD,
+        matrix(8, condition=1e5),
         "status",
     ),
     _lie(
         "diverged is called out of steps",
-        NewtonRaphson(steps=200),
+        LONG,
         renamed(Status.DIVERGED, Status.OUT_OF_STEPS),
         matrix(8, rank=3, condition=1e13),
         "status",
@@ -497,7 +500,7 @@ SOLVERS: tuple[Planted, ...] = (
     ),
     _lie(
         "the first matrix's status for the batch",
-        NewtonRaphson(steps=16),
+        FEW,
         lambda _, a, r: r._replace(
             status=r.status.reshape(-1)[:1].expand(r.status.numel()).reshape(r.status.shape)
         ),
@@ -513,7 +516,7 @@ SOLVERS: tuple[Planted, ...] = (
     ),
     _lie(
         "x is the last iterate, the residual that of the best",
-        NewtonRaphson(steps=200),
+        LONG,
         lambda op, a, r: r._replace(x=list(op.iterates(a))[-1]),
         matrix(6, rank=3, condition=1e6),
         "x",

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from softlab import laws
+
 STUDIES = str(Path(__file__).parents[1] / "studies")
 sys.path.insert(0, STUDIES)
 try:
@@ -44,6 +46,18 @@ def test_a_fault_is_wrong_beyond_rounding_where_the_right_form_is_not(fault):
 @pytest.mark.parametrize("subject", correct.CORRECT, ids=lambda x: x.name)
 def test_a_correct_subject_is_right(subject):
     assert subject.shown(subject.make()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "law"),
+    [("the four largest", "two errors"), ("lstsq", "shape, dtype and trace")],
+)
+def test_a_law_that_raised_a_false_alarm_raises_none(name, law):
+    made = next(one for one in correct.CORRECT if one.name == name).make()
+    subject = laws.adapted(made)
+    chosen = next(one for one in laws.suite(subject) if one.name == law)
+    for seed in range(25):
+        chosen.check(subject, seed=seed)
 
 
 def test_what_is_compared_is_seen():

@@ -13,6 +13,7 @@ from softlab.laws.law import (
     Gap,
     Law,
     always,
+    is_plain,
     need_gradient,
     normal,
     refused,
@@ -64,7 +65,11 @@ def _call(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
     kept, state = a.clone(), torch.get_rng_state()
     first = solver(a)
     solver(other)
-    yield Gap(float(not torch.equal(solver(a), first)), 0, "two equal calls, another between")
+    # LAPACK's least squares round by where their memory lies, and a function may call them.
+    rounding = tolerance(F64, 5, kappa=KAPPA) if is_plain(solver) else 0
+    again = solver(a)
+    missed = 0.0 if torch.equal(again, first) else relative(again, first)
+    yield Gap(missed, rounding, "two equal calls, another between")
     yield Gap(float(not torch.equal(state, torch.get_rng_state())), 0, "the global generator")
     yield Gap(float(not torch.equal(a, kept)), 0, "the caller's matrix")
     text = printed(lambda: solver(a))
@@ -106,13 +111,13 @@ INVOLUTION: Law[Solver] = Law(
 )
 CALL: Law[Solver] = Law(
     "shape, dtype and trace",
-    "A (..., m, m) gives a finite X like it; equal calls agree to the bit, print nothing, draw "
-    "nothing from the global generator and change no argument",
+    "A (..., m, m) gives a finite X like it; equal calls agree to the bit, those of a function to "
+    "rounding, print nothing, draw nothing from the global generator and change no argument",
     faithful,
     _call,
     family="interface",
     when="is no copy of published code with its defects",
-    allows="no bit; between memory layouts rounding",
+    allows="no bit; between memory layouts, and calls of a function, rounding",
     catches="a result in float64; noise; an update in place; a print",
 )
 SECOND: Law[Solver] = Law(

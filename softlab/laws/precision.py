@@ -51,7 +51,7 @@ def _two_errors(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
         plain = largest(reference.to(dtype).double() - reference)
         if is_plain(op):
             # A choice, as of the largest scores, may fall otherwise once tokens are rounded.
-            for _ in range(4):
+            for _ in range(16):
                 noise = (4 * torch.finfo(dtype).eps * normal(rng, *x.shape).sign() for x in wide)
                 near = (x * (1 + y) for x, y in zip(wide, noise, strict=True))
                 plain = max(plain, largest(op(*near) - reference))

@@ -24,8 +24,9 @@ def made(seed=0, methods=("a", "b", "c", "d", "e"), models=("one", "duo"), knobs
                         "status": "ok", "model": model, "method": method, "op": f"{method}({knob})",
                         "family": ("tensor", "sparse")[i % 2], "part": part, "layers": 1,
                         "depth": 4, "matrix_error": error,
-                        "output_error": round(rng.uniform(0.1, 1), 1), "lack_of_skill": rng.uniform(0.1, 1),
-                        "within": 0.1, "work": 0.25, "change": error * 2 ** rng.normal(0, 1.5),
+                        "output_error": round(rng.uniform(0.1, 1), 1),
+                        "lack_of_skill": rng.uniform(0.1, 1), "within": 0.1, "work": 0.25,
+                        "change": error * 2 ** rng.normal(0, 1.5),
                     })  # fmt: skip
     lost = {**rows[0], "matrix_error": 9.0, "change": 1e-9}
     rows += [

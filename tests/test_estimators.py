@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from scipy.stats import chi2, norm, t
 
 from softlab import as_matrix, estimators
 from softlab.core import Stream
@@ -23,7 +24,8 @@ from softlab.estimators import (
     spectral_norm,
     x_trace,
 )
-from softlab.estimators.estimate import of_ratio
+from softlab.estimators.densities import Density
+from softlab.estimators.estimate import Estimate, magnitude, of_mean, of_ratio, of_squares
 from softlab.inputs import Normal, Smooth
 from softlab.instruments import peak_memory
 from softlab.matrices import haar
@@ -488,8 +490,112 @@ def test_estimates_without_keywords_are_those_of_the_stated_defaults():
         "ExactRows": {"rows": 256, "seed": 0},
         "spectral_norm": {"steps": 100, "tolerance": 1e-6, "seed": 0},
     }
+    a = diagonal(1 / torch.arange(1, 51, dtype=F64))
     for name, due in stated.items():
+        if {"probes", "steps"} & due.keys() and name != "probed_error":
+            find = getattr(estimators, name)
+            assert str(find(a)) == str(find(a, **due))
         asked = inspect.signature(getattr(estimators, name)).parameters.values()
         found = {x.name: x.default for x in asked if x.default is not x.empty}
         assert found.pop("confidence", 0.95) == 0.95, name
         assert found == due, name
+
+
+# --- intervals against their formulas ------------------------------------------------------------
+
+
+def student_of(values, confidence):
+    """Mean and Student's interval, from the textbook."""
+    m, mean = len(values), sum(values) / len(values)
+    error = math.sqrt(sum((x - mean) ** 2 for x in values) / (m - 1) / m)
+    reach = t.ppf((1 + confidence) / 2, m - 1) * error
+    return pytest.approx((mean, mean - reach, mean + reach))
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95])
+def test_intervals_of_traces_are_students_over_the_forms(confidence):
+    n, probes = 30, 9
+    w = rotated(1 / torch.arange(1, n + 1, dtype=F64)) + torch.eye(n, dtype=F64).roll(1, 0)
+    a, how = LinearMap.of_matrix(w), {"probes": probes, "confidence": confidence, "seed": 4}
+    signs = Stream(4, "estimators.hutchinson").signs(n, probes)
+    forms = [float(x @ w @ x) for x in signs.mT]
+    assert ends(hutchinson(a, **how)) == student_of(forms, confidence)
+    signs = Stream(4, "estimators.hutch_plus_plus").signs(n, 6).mT
+    q = torch.linalg.qr(w @ signs[:3].mT).Q
+    inside = float((q.mT @ w @ q).trace())
+    outer = [x - q @ (q.mT @ x) for x in signs[3:]]
+    forms = [inside + float(x @ w @ x) for x in outer]
+    assert ends(hutch_plus_plus(a, **how)) == student_of(forms, confidence)
+    found = x_trace(a, **how)
+    assert found.high - found.value == pytest.approx(found.value - found.low)
+    assert found.confidence == confidence
+
+
+@pytest.mark.parametrize("share", [0.0, 0.36])
+def test_the_interval_of_a_ratio_is_the_jackknifes_on_the_logarithm(share):
+    a, b = [1.0, 4.0, 2.0, 0.5], [3.0, 5.0, 1.0, 2.0]
+    left = [math.log((7.5 - x) / (11 - y)) for x, y in zip(a, b, strict=True)]
+    mean = sum(left) / 4
+    error = math.sqrt((1 - share) * 3 / 4 * sum((x - mean) ** 2 for x in left))
+    reach = math.exp(t.ppf(0.95, 3) * error)
+    found = of_ratio(torch.tensor(a), torch.tensor(b), 0.9, share=share)
+    assert ends(found) == pytest.approx((7.5 / 11, 7.5 / 11 / reach, 7.5 / 11 * reach), rel=1e-6)
+    assert ends(of_ratio(torch.tensor(a), torch.tensor(b), 0.9, share=1.0)) == (7.5 / 11,) * 3
+    zero, one = torch.zeros(3), torch.tensor([0.0, 0.0, 2.0])
+    assert ends(of_ratio(zero, one, 0.9)) == (0, 0, 0)
+    assert ends(of_ratio(one, zero, 0.9)) == (math.inf,) * 3
+    assert ends(of_ratio(one, torch.ones(3), 0.9)) == (pytest.approx(2 / 3), 0, math.inf)
+
+
+def test_the_interval_of_a_sum_of_squares_is_a_chi_squares():
+    gram = torch.tensor([[4.0, 1.0, -1.0], [1.0, 6.0, 2.0], [-1.0, 2.0, 11.0]], dtype=F64)
+    products = 2 * (4 * 6 + 4 * 11 + 6 * 11)
+    freedom = 3 * products / (2 * (1 + 1 + 4))  # 66.7, cut to the size 3 * 20
+    for size, f in ((200, freedom), (20, 60.0), (1, 3.0)):
+        f *= (norm.ppf(0.975) / t.ppf(0.975, 2)) ** 2
+        found = of_squares(gram, size, 0.95)
+        due = (7, 7 * f / chi2.ppf(0.975, f), 7 * f / chi2.ppf(0.025, f))
+        assert ends(found) == pytest.approx(due)
+    assert ends(of_squares(0 * gram, 5, 0.95)) == (0, 0, 0)
+    alone = of_squares(torch.diag(torch.tensor([1.0, 2.0], dtype=F64)), 7, 0.95)  # f is the size
+    f = 14 * (norm.ppf(0.975) / t.ppf(0.975, 1)) ** 2
+    assert alone.high == pytest.approx(1.5 * f / chi2.ppf(0.025, f))
+
+
+def test_estimates_are_scaled_and_rooted_end_by_end():
+    found = Estimate(9.0, 4.0, 16.0, 0.9)
+    assert found.root() == Estimate(3.0, 2.0, 4.0, 0.9)
+    assert found.times(0.5) == Estimate(4.5, 2.0, 8.0, 0.9)
+    assert ends(of_mean(5.0, 2.0, 3, 0.8)) == pytest.approx(
+        (5, 5 - 2 * t.ppf(0.9, 3), 5 + 2 * t.ppf(0.9, 3))
+    )
+    sizes = [magnitude(torch.tensor([x, -x / 3])) for x in (0.0, 1.0, 1.99, -2.0, 0.3, -5e8)]
+    assert sizes == [1, 1, 1, 2, 0.25, 2.0**28]
+
+
+def test_a_density_sums_and_counts_with_its_weights():
+    nodes = torch.tensor([[1.0, 2.0], [0.5, 4.0], [2.0, 3.0]], dtype=F64)
+    weights = torch.tensor([[0.25, 0.75], [0.5, 0.5], [1.0, 0.0]], dtype=F64)
+    found = Density(nodes, weights, 10)
+    sums = [10 * (0.25 + 0.75 * 4), 10 * (0.125 + 8), 10 * 4.0]
+    assert found.sums(torch.square).tolist() == pytest.approx(sums)
+    assert ends(found.sum(torch.square, confidence=0.9)) == student_of(sums, 0.9)
+    at = torch.tensor([0.4, 0.5, 1.0, 2.0, 4.0], dtype=F64)
+    shares = [0, 0.5 / 3, 0.75 / 3, 2.5 / 3, 1]
+    assert found.below(at).tolist() == pytest.approx(shares)
+
+
+@pytest.mark.parametrize(
+    ("find", "what", "least"),
+    [
+        (hutchinson, "probes", 2), (hutch_plus_plus, "probes", 6), (x_trace, "probes", 4),
+        (frobenius_norm, "probes", 2), (spectral_norm, "steps", 1), (eigenvalues, "probes", 2),
+        (eigenvalues, "steps", 1), (singular_values, "probes", 2), (singular_values, "steps", 1),
+        (effective_rank, "probes", 2), (effective_rank, "steps", 1),
+    ],
+)  # fmt: skip
+def test_the_least_of_probes_and_steps_is_served_and_one_less_refused(find, what, least):
+    a = diagonal(1 / torch.arange(1, 13, dtype=F64))
+    assert find(a, **{what: least})
+    with pytest.raises(ValueError, match=f"{what} is {least - 1}"):
+        find(a, **{what: least - 1})

@@ -10,7 +10,12 @@ from softlab.core import Stream
 SPLIT = 16
 """The seed that tells the tuned half from the one held out."""
 
-UNSEEN: dict[str, str] = {}
+UNSEEN = {
+    "1e-6 is added to the row sums": "nothing is said of it, and an attention whose rows sum to a "
+    "little less than one is one, too",
+    "a bias by position stops at 100 keys": "nothing is said of it, and a bias that stops growing "
+    "is one, too",
+}
 """Faults that nobody can see from outside, and why."""
 
 

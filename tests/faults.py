@@ -615,6 +615,59 @@ def cached_by_address():
     return wrong
 
 
+def defaulting(op, q, k, v, mask):
+    torch.set_default_dtype(torch.float64)
+    return op(q, k, v, mask)
+
+
+def in_place_of_v(op, q, k, v, mask):
+    out = op(q, k, v, mask)
+    return v.view_as(out).copy_(out) if out.shape == v.shape and v.is_contiguous() else out
+
+
+def view_kept_alive():
+    held = []
+
+    def wrong(op, q, k, v, mask):
+        held[:] = [k.detach()[:1]]
+        return op(q, k, v, mask)
+
+    return wrong
+
+
+def by_ten_thousand(op, q, k, v, mask):
+    """A mask of a large negative score, which scores below it overcome."""
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    if mask is None:
+        return op(q, k, v)
+    return scores.masked_fill(~mask.unsqueeze(-2), -1e4).softmax(-1) @ v.masked_fill(
+        ~mask.unsqueeze(-1), 0
+    )
+
+
+def gradient_of(x, factor):
+    """The same values with that multiple of the gradient."""
+    return x.detach() + factor * (x - x.detach())
+
+
+def mean_where_shared(op, q, k, v, mask):
+    """The gradient of values that a batch shares is a mean over it."""
+    share = max(1, v.shape[:-2].numel()) / max(1, q.shape[:-2].numel())
+    return op(q, k, gradient_of(v, share), mask)
+
+
+class Gathered(torch.autograd.Function):
+    """The identity, whose backward pass reads a gradient as if it were contiguous."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.as_strided(grad.shape, torch.empty(grad.shape).stride())
+
+
 def kept_alive():
     held = []
 
@@ -661,6 +714,18 @@ def zeros_beyond_sixteen(q, k, v):
 def unscaled_beyond_d_64(q, k, v):
     scale = q.shape[-1] ** -0.5 if q.shape[-1] <= 64 else 0.1
     return (scale * q @ k.mT).softmax(-1) @ v
+
+
+def transposed_beyond_eight(q, k, v):
+    if q.shape[-2] == k.shape[-2] > 8:
+        q, k = k, q
+    return (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v
+
+
+def a_millionth_in_the_sums(q, k, v):
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    weights = (scores - scores.amax(-1, keepdim=True)).exp()
+    return weights @ v / (weights.sum(-1, keepdim=True) + 1e-6)
 
 
 OPERATOR_FAULTS = {
@@ -776,12 +841,8 @@ OPERATOR_FAULTS = {
             lambda op, q, k, v, mask: (op(q, k, v) + Reformer(2, 4, 1, seed=1)(q, k, v)) / 2,
         ),
     ],
-    "batch independence": [
-        Faulty(Softmax(), batch_scaled),
-        Soft(4, pinv=NewtonRaphson(20, BatchWide(1.8))),
-        Nystromformer(4, pinv=NystromformerCubic(6, BatchWide())),
-    ],
     "mask is deletion": [
+        Faulty(Softmax(), by_ten_thousand),
         Faulty(Softmax(), lambda op, q, k, v, mask: op(q, k, v)),
         Faulty(Softmax(scale=1.0), multiplied_mask),
         Soft(4, landmarks=PaddedMeans()),
@@ -847,12 +908,23 @@ OPERATOR_FAULTS = {
         Faulty(KDEFormer(3, 4), lambda op, q, k, v, mask: op.target(q, k, v, mask)),
     ],
     "finite": [Faulty(GaussianAttention(), unguarded_gaussian)],
-    "each matrix alone": [
+    "batch independence": [
+        Faulty(Softmax(), batch_scaled),
+        Soft(4, pinv=NewtonRaphson(20, BatchWide(1.8))),
+        Nystromformer(4, pinv=NystromformerCubic(6, BatchWide())),
         Faulty(Softmax(), after(lambda x: x.roll(1, -3) if x.ndim > 3 else x)),
         Faulty(Softmax(), lambda op, q, k, v, mask: op(q, k, v, first_mask(mask))),
         Faulty(Softmax(), beyond(64, lambda x: 1.01 * x)),
         Faulty(Softmax(), beyond(512, lambda x: 1.01 * x)),
         Faulty(Softmax(), temperature_by_head),
+        Faulty(Softmax(), after(lambda x: x.squeeze(0) if x.ndim == 3 else x)),
+        Faulty(Softmax(), lambda op, q, k, v, m: op(q, k, v[:, :1] if v.ndim > 4 else v, m)),
+        Faulty(
+            Softmax(),
+            lambda op, q, k, v, m: op(
+                q, k, v, None if m is not None and m.ndim < v.ndim - 1 else m
+            ),
+        ),
         Faulty(Local(2), after(lambda x: x + 1e-3 * (x.ndim > 2 and len(x) > 8))),
     ],
     "each column alone": [
@@ -862,26 +934,58 @@ OPERATOR_FAULTS = {
     "leaves no trace": [
         Faulty(Softmax(), zeroed_in_place),
         Faulty(Softmax(), seeded),
+        Faulty(Softmax(), defaulting),
+        Faulty(Softmax(), in_place_of_v),
         Faulty(Softmax(), in_one_buffer()),
         Faulty(Softmax(), cached_by_address()),
     ],
-    "holds no input": [Faulty(Softmax(), kept_alive())],
+    "holds no input": [Faulty(Softmax(), kept_alive()), Faulty(Softmax(), view_kept_alive())],
     "gradient of each matrix": [
         Faulty(Softmax(), after(lambda x: MeanOverBatch.apply(x) if x.ndim > 2 else x)),
         Faulty(Softmax(), detached_under_a_mask),
+        Faulty(Softmax(), mean_where_shared),
+        Faulty(Softmax(), after(Gathered.apply)),
+        Faulty(
+            Softmax(),
+            lambda op, q, k, v, mask: op(q if k.requires_grad else q.detach(), k, v, mask),
+        ),
     ],
     "gradient where q is k": [
+        Faulty(
+            Softmax(),
+            lambda op, q, k, v, mask: op(q, k, v.detach() if v is k else v, mask),
+        ),
         Faulty(
             Softmax(),
             lambda op, q, k, v, mask: op(q, k.detach() if k is q else k, v, mask),
         ),
     ],
-    "gradient in float32": [
+    "float32 everywhere": [
+        Faulty(
+            Softmax(),
+            lambda op, q, k, v, mask: (
+                op(q.bfloat16(), k.bfloat16(), v.bfloat16(), mask).to(v)
+                if v.dtype == torch.float32 and k.shape[-2] > 64
+                else op(q, k, v, mask)
+            ),
+        ),
         Faulty(Softmax(), after(lambda x: Halved.apply(x) if x.dtype == torch.float32 else x)),
     ],
     "same form everywhere": [
         laws.adapted(zeros_beyond_sixteen),
         laws.adapted(unscaled_beyond_d_64),
+        laws.adapted(transposed_beyond_eight),
+        laws.adapted(a_millionth_in_the_sums),
+        Faulty(
+            Softmax(), lambda op, q, k, v, mask: op(q, k[..., :1024, :], v[..., :1024, :], mask)
+        ),
+        Faulty(
+            Softmax(),
+            lambda op, q, k, v, mask: op(
+                gradient_of(q, 2.0 if k.shape[-2] > 64 else 1), k, v, mask
+            ),
+        ),
+        Faulty(TopK(4), lambda op, q, k, v, mask: TopK(min(op.k, 64))(q, k, v, mask)),
     ],
     "unbiased": [
         SpoiltFeatures(16, spoil=lambda phi, *_: 1.01 * phi),

@@ -73,7 +73,6 @@ OPERATOR_LAWS: tuple[Law[Operator], ...] = (
     spectral.BELOW,
     spectral.ECKART_YOUNG,
     algebra.RESTRICTED,
-    isolation.BATCH_INDEPENDENT,
     isolation.MASK_IS_DELETION,
     isolation.PADDING_IS_IGNORED,
     isolation.CAUSAL,

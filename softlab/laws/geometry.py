@@ -89,25 +89,24 @@ def _reciprocal(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
 def _kernel(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     q, k, _ = _draw(op, rng)
     for queries in (q, normal(rng, *k.shape)):  # and as many as keys
-        wanted = _normalised(op, queries, k)
+        wanted = normalised(op, queries, k)
         allowed = tolerance(F64, len(k), kappa=10, scale=largest(wanted))
         missed = largest(as_matrix(op, queries, k) - wanted)
         yield Gap(missed, allowed, f"n={len(queries)}, l={len(k)}")
 
 
-def _normalised(op: Any, q: Tensor, k: Tensor) -> Tensor:
+def normalised(op: Any, q: Tensor, k: Tensor) -> Tensor:
     """The matrix of the operator's kernel, normalised as it says."""
     kernel = op.kernel(q.shape[-1])
     matrix: Tensor = kernel.matrix(q, k)
     if op.traits.causal:
         matrix = matrix.tril()
     if op.traits.row_stochastic:
-        matrix /= matrix.sum(-1, keepdim=True)
-        return matrix
+        return matrix / matrix.sum(-1, keepdim=True)
     if getattr(op, "normalization", "none") != "symmetric":
         return matrix
-    matrix /= (matrix.sum(-1, keepdim=True) * kernel.matrix(k, k).sum(-1)).sqrt()
-    return matrix
+    degrees: Tensor = matrix.sum(-1, keepdim=True) * kernel.matrix(k, k).sum(-1)
+    return matrix / degrees.sqrt()
 
 
 KERNEL: Law[Any] = Law(

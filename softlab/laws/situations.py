@@ -29,14 +29,14 @@ from softlab.laws.law import (
 )
 
 DESIGN: Mapping[str, Sequence[Any]] = {
-    "lead": ((), (2,), (2, 3), (3, 1), (11,), (2, 1, 3)),
+    "lead": ((), (1,), (2, 9), (3, 1), (11,), (2, 3, 2)),
     "keys": (1, 2, 9, 17, 33, 65, 129, 257, 513),
     "queries": ("one", "fewer", "equal", "more"),
     "width": (1, 4, 16, 65, 96, "keys"),
     "values": (1, 3, 40, "width", "keys"),
     "layout": ("plain", "transposed", "offset", "strided", "expanded"),
     "mask": ("none", "shared", "per matrix", "broadcast", "one key left", "all kept"),
-    "size": (0.3, 1.0, 3.0),
+    "size": (0.3, 1.0, 3.0, 300.0),
     "tied": (False, True),
 }
 """The factors and their choices. Keys lie above and below the powers of two, at which blocks,
@@ -54,6 +54,18 @@ SIZES = (
 """Numbers of keys of a thorough examination, shared out among ``SHARES`` seeds."""
 SHARES = 20
 
+NEAR: Mapping[Any, Sequence[int]] = {
+    17: (17, 16, 24), 33: (33, 32, 48), 65: (65, 64, 100), 129: (129, 128, 200),
+    257: (257, 256, 300), 513: (513, 512, 640), 40: (40, 64, 130), 96: (96, 128, 257),
+}  # fmt: skip
+"""What a choice of a size stands for, in turn: sizes above, at and between the powers of two."""
+
+LONG = (1025, 2048, 4097, 1536, 4096)
+"""Keys of the one long draw of a seed, few queries beside them; of a causal operator a quarter."""
+
+UNLIKE = (1.0, 3.0, 0.3)
+"""Factors of the tokens of a batch's matrices in turn, so that none can lend another its scale."""
+
 MOST = 1 << 19
 """Most entries that the scores of one situation may have, over all its matrices."""
 
@@ -70,13 +82,18 @@ class Situation:
 
     def call(self, op: Any) -> Tensor:
         """The operator's answer, the mask given where there is one."""
-        out: Tensor = op(self.q, self.k, self.v, *(() if self.mask is None else (self.mask,)))
+        out: Tensor = op(*self.tokens, *self.masked)
         return out
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Situation:
         """The same with changed tokens."""
         q, k, v = (change(x) for x in self.tokens)
         return Situation(q, k, v, self.mask, self.where)
+
+    @property
+    def masked(self) -> tuple[Tensor, ...]:
+        """The mask as further arguments of a call: one, or none."""
+        return () if self.mask is None else (self.mask,)
 
     def matrices(self) -> Iterator[tuple[int, Tensor, Tensor, Tensor, Tensor | None]]:
         """Each matrix by itself: its number, q, k, v and which keys it keeps."""
@@ -86,6 +103,12 @@ class Situation:
         mask = None if self.mask is None else self.mask.expand(*lead, l).reshape(-1, l)
         for i in range(len(q)):
             yield i, q[i], k[i], v[i], None if mask is None else mask[i]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the output."""
+        lead = torch.broadcast_shapes(self.q.shape[:-2], self.k.shape[:-2], self.v.shape[:-2])
+        return (*lead, self.q.shape[-2], self.v.shape[-1])
 
     @property
     def tokens(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,19 +149,26 @@ def covering() -> tuple[dict[str, Any], ...]:
         missing -= {frozenset(pair) for pair in itertools.combinations(row.items(), 2)}
         rows.append({name: DESIGN[name][row[name]] for name in names})
     order.shuffle(rows)
+    for name in ("keys", "width", "values"):
+        turns = {choice: itertools.cycle(sizes) for choice, sizes in NEAR.items()}
+        for row in rows:
+            row[name] = next(turns[row[name]]) if row[name] in turns else row[name]
     return tuple(rows)
 
 
-def drawn(
-    op: Any, rng: torch.Generator, count: int, dtype: torch.dtype | None = None
-) -> Iterator[Situation]:
+def drawn(op: Any, rng: torch.Generator, count: int, *, long: bool = False) -> Iterator[Situation]:
     """``count`` situations that the operator can be asked in, other rows for other seeds.
 
-    More of them where ``Draws`` is thorough, and the one that it names if it does.
+    More of them where ``Draws`` is thorough, the one that it names if it does; and where ``long``
+    one with some thousand keys.
     """
+    if long and draws_now().situation is None:
+        keys = LONG[asked() % len(LONG)] // (4 if needs_equal(op) else 1)
+        mask = "few" if takes_mask(op) and asked() % 2 else "none"
+        yield _made(op, {**ORDINARY, "keys": keys, "queries": "one", "mask": mask}, rng)
     for row in _rows(count):
         meet(row)
-        yield _made(op, row, rng, dtype)
+        yield _made(op, row, rng)
 
 
 def _rows(count: int) -> Iterator[Mapping[str, Any]]:
@@ -154,9 +184,7 @@ def _rows(count: int) -> Iterator[Mapping[str, Any]]:
         yield {**rows[i % len(rows)], "keys": keys}
 
 
-def _made(
-    op: Any, row: Mapping[str, Any], rng: torch.Generator, dtype: torch.dtype | None
-) -> Situation:
+def _made(op: Any, row: Mapping[str, Any], rng: torch.Generator) -> Situation:
     """The tensors of a row, within what the operator takes and ``MOST`` allows."""
     lead = row["lead"]
     least = rank_of(op)
@@ -170,19 +198,34 @@ def _made(
     d = min(l, 64) if row["width"] == "keys" else row["width"]
     e = {"keys": min(l, 64), "width": d}.get(row["values"], row["values"])
     tied = row["tied"] and n == l
-    inner = (1,) * (len(lead) - 1) + lead[-1:]  # keys that all of a batch share
-    key_lead = inner if row["mask"] == "broadcast" and not tied else lead
-    q = _laid(row["layout"], row["size"] * normal(rng, *lead, n, d, dtype=dtype))
-    k = q if tied else _laid(row["layout"], row["size"] * normal(rng, *key_lead, l, d, dtype=dtype))
-    v = _laid(row["layout"], normal(rng, *key_lead, l, e, dtype=dtype))
+    key_lead = _key_lead(row, lead) if not tied else lead
+    q = _laid(row["layout"], row["size"] * _unlike(normal(rng, *lead, n, d)))
+    k = q if tied else _laid(row["layout"], row["size"] * _unlike(normal(rng, *key_lead, l, d)))
+    v = _laid(row["layout"], normal(rng, *key_lead, l, e))
     mask = _mask(row["mask"], lead, l, least, rng) if takes_mask(op) else None
     said = f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
     words = [said, *(f"{name} {row[name]}" for name in ("layout", "size"))]
     words += ["q is k"] * tied
     if mask is not None:
-        mask = mask.to(q.device)
+        mask = _laid(row["layout"], mask.to(q.device)) if mask.ndim > 1 else mask.to(q.device)
         words.append(f"mask {row['mask']} {tuple(mask.shape)}")
     return Situation(q, k, v, mask, "; ".join(words))
+
+
+def _key_lead(row: Mapping[str, Any], lead: tuple[int, ...]) -> tuple[int, ...]:
+    """The leading dimensions of keys, which a batch may share."""
+    if row["mask"] != "broadcast":
+        return lead
+    return (
+        lead[1:] if row["layout"] in ("plain", "strided") else (*(1 for _ in lead[1:]), *lead[-1:])
+    )
+
+
+def _unlike(x: Tensor) -> Tensor:
+    """The matrices of a batch times ``UNLIKE``."""
+    count = x.shape[:-2].numel()
+    factors = torch.tensor(UNLIKE).repeat(-(-count // len(UNLIKE)))[:count]
+    return x * factors.to(x).view(*x.shape[:-2], 1, 1)
 
 
 def _laid(layout: str, x: Tensor) -> Tensor:
@@ -208,8 +251,8 @@ def _mask(
     """A mask of that kind; it keeps at least as many keys as the operator needs."""
     if kind == "none":
         return None
-    shape = {"shared": (), "broadcast": (*lead[:-1], 1) if lead else ()}.get(kind, lead)
-    chance = {"one key left": 0.0, "all kept": 2.0}.get(kind, 0.7)
+    shape = {"shared": (), "few": (), "broadcast": (*lead[:-1], 1) if lead else ()}.get(kind, lead)
+    chance = {"one key left": 0.0, "all kept": 2.0, "few": 8 / l}.get(kind, 0.7)
     order = torch.rand(*shape, l, generator=rng, device="cpu").argsort(-1)
     kept = torch.rand(*shape, l, generator=rng, device="cpu") < chance
     return kept | (order < least)

@@ -57,9 +57,10 @@ class Plain:
     that it takes, 0 for any number of leading ones. ``equal_lengths``, ``equal_widths``: it takes
     as many queries as keys, and values as wide as keys, only; others are then not drawn, and values
     passed a part at a time. ``target``: what it approximates, None if that is not known. ``rank``:
-    how many tokens it needs. ``form``: the known attention that it equals on few tokens, if any.
-    ``inferred``: claims that were found out; ``refused``: the laws of
-    those that were not kept, and by how much they were missed.
+    how many tokens it needs. ``broadcasts``, ``broadcasts_masks``: it takes keys and values, and
+    masks, of fewer leading dimensions than queries; else they are written out. ``form``: the known
+    attention that it equals on few tokens, if any. ``inferred``: claims that were found out;
+    ``refused``: the laws of those that were not kept, and by how much they were missed.
     """
 
     call: Callable[..., Tensor] = field(repr=False)
@@ -71,6 +72,8 @@ class Plain:
     equal_lengths: bool = False
     equal_widths: bool = False
     rank: int = 1
+    broadcasts: bool = False
+    broadcasts_masks: bool = False
     form: str = ""
     inferred: tuple[str, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
@@ -85,9 +88,12 @@ class Plain:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v = aligned(q=q, k=k, v=v)
+        if not self.broadcasts:
+            q, k, v = aligned(q=q, k=k, v=v)
         lead = q.shape[:-2]
-        mask = None if key_mask is None else key_mask.expand(*lead, k.shape[-2])
+        mask = key_mask
+        if mask is not None and not self.broadcasts_masks:
+            mask = mask.expand(*lead, k.shape[-2])
         if self.axes:
             least = max(0, self.axes - 2)
             shape = (*(1,) * (least - len(lead)), *lead)
@@ -234,7 +240,27 @@ def _fitted(plain: Plain) -> Plain:
     one that answers for a single matrix alone is a fault that the laws are to see.
     """
     some = (_taken(plain, leads) for leads in (((), (2,), (2, 3)), ((),)))
-    return next((form for form in some if form is not None), plain)
+    form = next((form for form in some if form is not None), plain)
+    if form.axes:
+        return form
+    freer = dataclasses.replace(form, broadcasts=True)
+    form = freer if _broadcasts(freer) else form
+    freer = dataclasses.replace(form, broadcasts_masks=True)
+    return freer if form.masked and _broadcasts(freer) else form
+
+
+def _broadcasts(plain: Plain) -> bool:
+    """Whether keys of fewer leading dimensions, or such a mask, are taken as they are."""
+    rng = Stream(SEEDS.start, "laws").generator
+    n, l = (7, 7) if plain.equal_lengths else (5, 7)  # noqa: E741
+    width = 4 if plain.equal_widths else 3
+    lead = (3,) if plain.broadcasts and not plain.broadcasts_masks else (2, 3)
+    q, k, v = normal(rng, 2, 3, n, 4), normal(rng, *lead, l, 4), normal(rng, *lead, l, width)
+    mask = (torch.arange(l) != 1,) if plain.broadcasts_masks else ()
+    try:
+        return bool(plain(q, k, v, *mask).shape == (2, 3, n, width))
+    except Exception:
+        return False
 
 
 def _taken(plain: Plain, leads: Sequence[tuple[int, ...]]) -> Plain | None:

@@ -123,7 +123,7 @@ class _Search:
         choices, beside = dict(row), {}
         for name, usual in ORDINARY.items():
             for choice in ((), (2,), (2, 3)) if name == "lead" else (usual,):
-                if choices[name] != choice and self.fails({**choices, name: choice}):
+                if choices[name] == choice or self.fails({**choices, name: choice}):
                     choices[name] = choice
                     break
         for name in SIZES:

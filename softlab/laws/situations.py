@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,11 +162,12 @@ def drawn(op: Any, rng: torch.Generator, count: int, *, long: bool = False) -> I
     More of them where ``Draws`` is thorough, the one that it names if it does; and where ``long``
     one with some thousand keys.
     """
+    rows: Iterable[Mapping[str, Any]] = _rows(count)
     if long and draws_now().situation is None:
         keys = LONG[asked() % len(LONG)] // (4 if needs_equal(op) else 1)
         mask = "few" if takes_mask(op) and asked() % 2 else "none"
-        yield _made(op, {**ORDINARY, "keys": keys, "queries": "one", "mask": mask}, rng)
-    for row in _rows(count):
+        rows = (*rows, {**ORDINARY, "keys": keys, "queries": "one", "mask": mask})
+    for row in rows:
         meet(row)
         yield _made(op, row, rng)
 

@@ -2,15 +2,124 @@
 
 from __future__ import annotations
 
+import collections.abc
+import dataclasses
 import difflib
+import functools
+import inspect
 import math
-from collections.abc import Iterable
-from typing import Any
+import reprlib
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+F = TypeVar("F", bound=Callable[..., Any])
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+WORDS = {
+    bool: "True or False", int: "an integer", float: "a finite number", str: "a string",
+    types.NoneType: "None", torch.dtype: "a dtype such as torch.float64",
+    torch.device: "a torch.device", collections.abc.Callable: "a function",
+}  # fmt: skip
+"""What is asked for, by the annotation that says so."""
+
+
+def typed(call: F) -> F:
+    """Refuse arguments that are not what the signature says, before the call does anything.
+
+    A bool is no number, a number is finite, a flag is True or False and nothing like it, a string
+    is no sequence, a protocol is met by an object and not by its class, and a tensor is dense.
+    Which numbers fit is left to the call.
+
+    Raises ``TypeError``, and ``ValueError`` for NaN and inf where a number belongs.
+    """
+    names = tuple(inspect.signature(call).parameters)
+
+    @functools.wraps(call)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        kinds = _kinds(call)
+        for name, got in (*zip(names, args, strict=False), *kwargs.items()):
+            if name in kinds:
+                _of_kind(name, got, kinds[name])
+        return call(*args, **kwargs)
+
+    return cast("F", checked)
+
+
+def fields(owner: Any) -> None:
+    """Raise as ``typed`` unless each field of a dataclass is what its annotation says."""
+    kinds = _kinds(owner.__class__)
+    for field in dataclasses.fields(owner):
+        got, wanted = getattr(owner, field.name), kinds[field.name]
+        if type(got) not in wanted or type(got) is float:  # most fields are plain, and many
+            _of_kind(f"{type(owner).__name__}.{field.name}", got, wanted)
+
+
+@functools.cache
+def _kinds(owner: Any) -> dict[str, tuple[Any, ...]]:
+    """What each argument or field may be, by the annotations."""
+    found = typing.get_type_hints(owner)
+    unions = (typing.Union, types.UnionType)
+    return {
+        name: typing.get_args(hint) if typing.get_origin(hint) in unions else (hint,)
+        for name, hint in found.items()
+    }
+
+
+def _of_kind(name: str, got: Any, kinds: tuple[Any, ...]) -> None:
+    if not any(_is_a(got, kind) for kind in kinds):
+        if Tensor in kinds:
+            _floating_matrix(name, got)  # which says how to make one
+        wanted = [_word(kind) for kind in kinds]
+        msg = f"{name} is {_shown(got)}; give {' or '.join(wanted)}."
+        raise TypeError(msg)
+    if isinstance(got, Tensor):
+        _strided(name, got)
+    if float in kinds and got is not None and not abs(got) <= sys.float_info.max:
+        msg = f"{name} is {_shown(got)}; give a finite number."
+        raise ValueError(msg)
+
+
+def _is_a(got: Any, kind: Any) -> bool:
+    """Whether it is of this kind, as far as that can be seen without calling it."""
+    if kind is Any:
+        return True
+    if kind in (int, float):
+        return isinstance(got, (int, kind)) and not isinstance(got, bool)
+    origin, parts = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if origin is collections.abc.Callable:
+        return callable(got)
+    if not isinstance(origin, type):  # Any, or a variable
+        return True
+    if origin is tuple and parts and Ellipsis not in parts:
+        whole = isinstance(got, tuple) and len(got) == len(parts)
+        return whole and all(map(_is_a, got, parts))
+    if getattr(origin, "_is_protocol", False) and not isinstance(got, (type, Tensor)):
+        # A part is enough, for who asks may need no more; but all have traits and costs.
+        own = {name for name in vars(origin) if not name.startswith("_")} - {"traits", "cost"}
+        return isinstance(got, origin) or any(hasattr(got, name) for name in own)
+    letters = isinstance(got, (str, bytes)) and origin is not str
+    return isinstance(got, origin) and not isinstance(got, type) and not letters
+
+
+def _word(kind: Any) -> str:
+    origin, parts = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if origin is tuple and parts:
+        return f"a tuple ({', '.join(map(_word, parts))})"
+    return WORDS.get(origin) or f"an object of {getattr(origin, '__name__', origin)}"
+
+
+def _shown(got: Any) -> str:
+    """It in a few words, on one line."""
+    if hasattr(got, "shape") and hasattr(got, "dtype") and getattr(got, "ndim", None):
+        return f"a {type(got).__name__} {tuple(got.shape)}"
+    return reprlib.repr(got).replace("\n", " ")
 
 
 def admit(
@@ -216,22 +325,53 @@ def flag(owner: object, **fields: Any) -> None:
             raise TypeError(msg)
 
 
+def placed(what: str, drawn: Iterable[Tensor], dtype: object, device: object) -> tuple[Tensor, ...]:
+    """What was drawn, in this dtype and on this device.
+
+    Raises ``TypeError`` for what is no floating dtype or no device, ``ValueError`` for a device
+    that is not there.
+    """
+    if not isinstance(dtype, torch.dtype) or dtype not in FLOATING:
+        msg = f"{what} needs a floating dtype, got {_shown(dtype)}. Use torch.float64 or float32."
+        raise TypeError(msg)
+    if not isinstance(device, (str, torch.device)):
+        msg = f"device is {_shown(device)}; give a name such as 'cpu', or a torch.device."
+        raise TypeError(msg)
+    try:
+        return tuple(x.to(device, dtype) for x in drawn)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0].split(". ")[0][:120]
+        msg = f"device {str(device)!r} cannot be used here ({reason}). Use 'cpu'."
+        raise ValueError(msg) from None
+
+
+def floating(name: str, dtype: torch.dtype) -> None:
+    """Raise ``TypeError`` unless it is a floating dtype of 16 bits or more."""
+    if dtype not in FLOATING:
+        msg = f"{name} is {dtype}; give torch.float64, float32, bfloat16 or float16."
+        raise TypeError(msg)
+
+
 def survivors(key_mask: Tensor | None, x: Tensor) -> int:
     """The smallest number of tokens that take part in any one matrix of the batch."""
     return x.shape[-2] if key_mask is None else int(held(key_mask.sum(-1)).min())
 
 
-def matrix(a: Tensor) -> None:
+def matrix(a: Tensor, name: str = "a") -> None:
     """Raise unless ``a`` is a floating tensor of finite matrices (..., n, m), n and m >= 1."""
-    _floating_matrix("a", a)
-    finite("a", a)
+    _floating_matrix(name, a)
+    finite(name, a)
 
 
-def square(a: Tensor) -> None:
+def square(a: Tensor, name: str = "a") -> None:
     """Raise unless ``a`` is a floating tensor of square matrices (..., m, m), m >= 1."""
-    _floating_matrix("a", a)
+    _floating_matrix(name, a)
     if a.shape[-1] != a.shape[-2]:
-        msg = f"a must be square (..., m, m), got {tuple(a.shape)}. Pass the core matrix alone."
+        msg = (
+            f"{name} must be square (..., m, m), got {tuple(a.shape)}. Pass the core matrix alone."
+        )
         raise ValueError(msg)
 
 
@@ -267,7 +407,7 @@ def numbers(owner: object, **fields: Any) -> None:
     _integers(owner, fields, 1, MOST_NUMBERS, "memory grows with it, however few the tokens are")
 
 
-def count(name: str, got: Any, least: int = 1, most: int = MOST) -> None:
+def count(name: str, got: Any, least: int = 1, most: float = MOST) -> None:
     """Raise unless an argument is an integer from ``least`` to ``most``."""
     if isinstance(got, bool) or not isinstance(got, int):
         msg = f"{name} is {got!r}; give an integer of at least {least}."
@@ -277,13 +417,16 @@ def count(name: str, got: Any, least: int = 1, most: int = MOST) -> None:
         raise ValueError(msg)
 
 
-def span(name: str, got: Any) -> None:
-    """Raise unless an argument is a positive finite number."""
+def span(name: str, got: Any, most: float = sys.float_info.max) -> None:
+    """Raise unless an argument is a positive finite number, of at most ``most``."""
     if isinstance(got, bool) or not isinstance(got, (int, float)):
         msg = f"{name} is {got!r}; give a positive number."
         raise TypeError(msg)
     if not (got > 0 and math.isfinite(got)):
         msg = f"{name} is {got}; give a positive finite number."
+        raise ValueError(msg)
+    if got > most:
+        msg = f"{name} is {got}; give at most {most:g}."
         raise ValueError(msg)
 
 

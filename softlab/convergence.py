@@ -99,6 +99,7 @@ class Growth(NamedTuple):
     factor: float | None
 
 
+@checks.typed
 @own_precision
 def trace(
     solver: Solver, a: Tensor, *, reference: Tensor | None = None, rank: int | None = None
@@ -148,6 +149,7 @@ def trace(
     return Trace(a.dtype, len(a), rank, _condition(s), *columns)
 
 
+@checks.typed
 def observed_order(trace: Trace) -> float | None:
     """The order p of the residual, |R'| = c |R|^p, from three iterates in turn.
 
@@ -170,12 +172,14 @@ def observed_order(trace: Trace) -> float | None:
     return math.log(third / second) / math.log(second / first)
 
 
+@checks.typed
 def observed_steps(trace: Trace, tolerance: float) -> int | None:
     """The first step whose right residual on the range is at most ``tolerance``, or None."""
     met = (trace.right <= _fraction(tolerance)).nonzero()
     return int(met[0]) if len(met) else None
 
 
+@checks.typed
 def precision_floor(trace: Trace) -> Floor:
     """The least error that any iterate reached, at which step, and c of c eps kappa.
 
@@ -185,6 +189,7 @@ def precision_floor(trace: Trace) -> Floor:
     return Floor(float(error), int(step), float(error) / trace.rounding)
 
 
+@checks.typed
 def onset_and_growth(trace: Trace) -> Growth | None:
     """Where the error rises after its floor, and its factor a step; None where it never does.
 
@@ -208,6 +213,7 @@ def onset_and_growth(trace: Trace) -> Growth | None:
     return Growth(calm + 1, factor)
 
 
+@checks.typed
 def residual_spectra(
     solver: Solver, a: Tensor, *, rank: int | None = None, at: Tensor | None = None
 ) -> Iterator[Tensor] | None:
@@ -225,7 +231,8 @@ def residual_spectra(
     if not isinstance(solver, Iteration):
         return None
     with torch.no_grad():
-        s = _decomposed(a, rank)[1] if at is None else at.double()
+        _fits(rank, len(a))
+        s = _decomposed(a, rank)[1] if at is None else _singular_values(at)
         # Estimates of norms and bounds are those of the run, in its own dtype.
         start, maps = solver.begin(a)
         steps: list[ResidualPolynomial] = []
@@ -239,6 +246,7 @@ def residual_spectra(
     return _carried(torch.where(limit, -1, 1 - eigenvalues), steps)
 
 
+@checks.typed
 def predicted_steps(
     solver: Solver, a: Tensor, tolerance: float, *, rank: int | None = None
 ) -> int | None:
@@ -254,6 +262,7 @@ def predicted_steps(
     return None
 
 
+@checks.typed
 def filter_factors(
     solver: Solver,
     a: Tensor,
@@ -279,12 +288,13 @@ def filter_factors(
     found = list(spectra)
     last = len(found) - 1
     taken = last if steps is None else steps
-    if isinstance(taken, bool) or not isinstance(taken, int) or not 0 <= taken <= last:
+    if not 0 <= taken <= last:
         msg = f"steps is {steps!r}, and {solver!r} takes {last}; give an integer from 0 to {last}."
         raise ValueError(msg)
     return 1 - found[taken]
 
 
+@checks.typed
 def degrees_of_freedom(
     solver: Solver, a: Tensor, steps: int | None = None, *, rank: int | None = None
 ) -> float:
@@ -295,6 +305,7 @@ def degrees_of_freedom(
     return float(filter_factors(solver, a, steps, rank=rank).sum())
 
 
+@checks.typed
 def cutoff(solver: Solver, a: Tensor, steps: int | None = None) -> float | None:
     """The s / sigma_1 above which every singular value up to sigma_1 is inverted by half or more.
 
@@ -319,6 +330,7 @@ def cutoff(solver: Solver, a: Tensor, steps: int | None = None) -> float | None:
     return math.sqrt(low * high)
 
 
+@checks.typed
 def account(
     solver: Solver, a: Tensor, tolerance: float
 ) -> dict[str, str | int | float | bool | None]:
@@ -401,23 +413,33 @@ def _single(a: Tensor) -> None:
 
 def _decomposed(a: Tensor, rank: int | None) -> tuple[Tensor, Tensor, Tensor, int]:
     """U (m, rank), s (rank,), V (m, rank) in float64, and the rank."""
+    _fits(rank, len(a))
     u, s, vh = torch.linalg.svd(a.double())
     if rank is None:
         unit = len(s) * torch.finfo(a.dtype).eps
         rank = int(spectra.numerical_rank(spectra.Spectrum(s, unit)))
-    elif isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank <= len(s):
-        msg = (
-            f"rank is {rank!r} for a matrix {len(s)} x {len(s)}; give an integer of 0 to {len(s)}."
-        )
-        raise ValueError(msg)
     if rank and not float(s[rank - 1]) > 0:
         msg = f"rank is {rank}, and a has only {int((s > 0).sum())} singular values that are not 0."
         raise ValueError(msg)
     return u[:, :rank], s[:rank], vh[:rank].mT, rank
 
 
+def _fits(rank: int | None, m: int) -> None:
+    if rank is not None and not 0 <= rank <= m:
+        msg = f"rank is {rank!r} for a matrix {m} x {m}; give an integer of 0 to {m}."
+        raise ValueError(msg)
+
+
+def _singular_values(at: Tensor) -> Tensor:
+    values = at.double()
+    if at.ndim != 1 or not bool(((values >= 0) & values.isfinite()).all()):
+        msg = f"at holds singular values (k,), finite and not negative, got {tuple(at.shape)}."
+        raise ValueError(msg)
+    return values
+
+
 def _reference(given: Tensor, a: Tensor) -> Tensor:
-    checks.finite("reference", given)
+    checks.matrix(given, "reference")
     if given.shape != a.shape:
         msg = f"reference must be A^+, {tuple(a.shape)}, got {tuple(given.shape)}."
         raise ValueError(msg)
@@ -472,7 +494,7 @@ def _finite(x: Tensor) -> float:
 
 
 def _fraction(tolerance: float) -> float:
-    if isinstance(tolerance, bool) or not 0 < tolerance < 1:
+    if not 0 < tolerance < 1:
         msg = f"tolerance is {tolerance!r}; give a number between 0 and 1."
         raise ValueError(msg)
     return tolerance

@@ -21,6 +21,8 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.utils.checkpoint import checkpoint
 
+from softlab import checks
+
 S = TypeVar("S")
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -127,10 +129,7 @@ class Dims:
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 msg = f"Dims.{name} is {size!r}; give an integer of at least 1."
                 raise ValueError(msg)
-        tied: object = self.tied
-        if not isinstance(tied, bool):
-            msg = f"Dims.tied is {self.tied!r}; give True or False."
-            raise TypeError(msg)
+        checks.flag(self, tied=self.tied)
         if self.tied and self.n != self.l:
             msg = f"Dims.tied is True, with {self.n} queries and {self.l} keys; give equal numbers."
             raise ValueError(msg)
@@ -243,6 +242,9 @@ class Traits:
     causal: bool = False
     """No output depends on a later token. There are as many queries as keys, token by token, and
     masked tokens are deleted whole: their rows are zero."""
+
+    def __post_init__(self) -> None:
+        checks.fields(self)
 
     def made_causal(self) -> Traits:
         """What is left of these claims in a causal form, which tells positions apart."""

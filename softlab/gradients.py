@@ -77,6 +77,7 @@ class Bias(NamedTuple):
     residual: Tensor
 
 
+@checks.typed
 def reference_gradient(a: Tensor, g: Tensor, *, rank: int | None = None) -> Tensor:
     """dL/dA of L = <G, A^+> in closed form, in float64.
 
@@ -102,7 +103,7 @@ def reference_gradient(a: Tensor, g: Tensor, *, rank: int | None = None) -> Tens
     kept = _above_rounding(s)
     if rank is not None:
         reached = int(kept.sum(-1).min())
-        if isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank <= reached:
+        if not 0 <= rank <= reached:
             msg = (
                 f"rank is {rank!r}; give an integer of 0 to {reached}, the singular values above "
                 f"rounding in the poorest of the matrices ({m} x {m}), or None to count them."
@@ -118,6 +119,7 @@ def reference_gradient(a: Tensor, g: Tensor, *, rank: int | None = None) -> Tens
     return out
 
 
+@checks.typed
 def gradient(solver: Solver, a: Tensor, g: Tensor) -> Tensor:
     """What the backward pass of ``solver(a)`` makes of G = dL/dX, (..., m, m), in a's dtype.
 
@@ -140,6 +142,7 @@ def gradient(solver: Solver, a: Tensor, g: Tensor) -> Tensor:
     return found
 
 
+@checks.typed
 def bias(solver: Solver, a: Tensor, g: Tensor, *, symmetric: bool = False) -> Bias:
     """How far the gradient of ``solver`` at A is from the two true ones, and the residual.
 
@@ -166,8 +169,10 @@ def bias(solver: Solver, a: Tensor, g: Tensor, *, symmetric: bool = False) -> Bi
     return Bias(departure(found, of_inverse), departure(found, of_map), range_residual(inverted, x))
 
 
+@checks.typed
 def departure(found: Tensor, true: Tensor) -> Departure:
     """Relative error and cosine of one gradient against another, both (..., m, m)."""
+    _pair(found=found, true=true)
     size, own, missed = (norm(x, (-2, -1)) for x in (true, found, found - true))
     # Each is divided by its own norm first: the product of two small norms would vanish.
     unit, own_unit = (x / _or_one(n)[..., None, None] for x, n in ((true, size), (found, own)))
@@ -177,8 +182,10 @@ def departure(found: Tensor, true: Tensor) -> Departure:
     return Departure(error, torch.where(nothing, 1.0, cosine))
 
 
+@checks.typed
 def range_residual(a: Tensor, x: Tensor) -> Tensor:
     """|P - A X|_2 with P the projector on the range of A (at its numerical rank), (...)."""
+    _pair(a=a, x=x)
     u, s, _ = torch.linalg.svd(a)
     kept = _above_rounding(s).to(a.dtype)
     projector = (u * kept.unsqueeze(-2)) @ u.mT
@@ -186,16 +193,19 @@ def range_residual(a: Tensor, x: Tensor) -> Tensor:
     return out
 
 
+@checks.typed
 def symmetrized(grad: Tensor) -> Tensor:
     """(grad + grad^T) / 2, all that reaches what a symmetric A is made of.
 
     Along A = A^T the loss changes by <grad, dA> = <symmetrized(grad), dA>: gradients that differ by
     an antisymmetric matrix are the same gradient there. ``grad``: (..., m, m).
     """
-    checks.square(grad)
+    checks.square(grad, "grad")
+    checks.finite("grad", grad)
     return (grad + grad.mT) / 2
 
 
+@checks.typed
 def by_rule(rule: str, steps: int) -> Solver:
     """The solver of a name: one of ``RULES`` on so many Newton steps, or ``"exact"``.
 
@@ -214,6 +224,7 @@ def by_rule(rule: str, steps: int) -> Solver:
     return Ridge(solver) if ridged else solver
 
 
+@checks.typed
 def unrolled(solver: Solver) -> Solver:
     """The same map with the gradient of all its steps: every rule for the gradient taken off."""
     if isinstance(solver, ImplicitGradient | GolubPereyra | Checkpointed):
@@ -243,6 +254,20 @@ def _check_symmetric(a: Tensor) -> None:
         msg = (
             f"a must equal its transpose for symmetric=True, and differs by {float(gap.max()):.3g}."
             " Leave symmetric out, or pass (a + a.mT) / 2."
+        )
+        raise ValueError(msg)
+
+
+def _pair(**matrices: Tensor) -> None:
+    """Raise unless both are square, finite and alike in shape and dtype."""
+    for name, x in matrices.items():
+        checks.square(x, name)
+        checks.finite(name, x)
+    (one, x), (other, y) = matrices.items()
+    if x.shape != y.shape or x.dtype != y.dtype:
+        msg = (
+            f"{one} and {other} must be alike, got {tuple(x.shape)} {x.dtype} and "
+            f"{tuple(y.shape)} {y.dtype}. Convert one of them with .to(dtype), or expand it."
         )
         raise ValueError(msg)
 

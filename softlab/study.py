@@ -28,7 +28,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from softlab import provenance, sources
+from softlab import checks, provenance, sources
 from softlab.executors import Crew, Task, blocks, measured
 from softlab.executors import rows as elsewhere
 from softlab.identity import Identity, UnstableError, flat, identity, marked, shown
@@ -75,6 +75,7 @@ class Study:
     module: str = ""
 
     def __post_init__(self) -> None:
+        checks.fields(self)
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
             msg = f"Study.name is {self.name!r}; it names a folder: use letters, digits, _ . -"
             raise ValueError(msg)
@@ -154,6 +155,7 @@ class Outcome:
     share_failed: int = 0
 
 
+@checks.typed
 def run(
     study: Study,
     out: Path | str = "reports",
@@ -194,6 +196,7 @@ def run(
     folder in which another run is writing.
     """
     where = provenance.usable(device)
+    checks.floating("dtype", dtype)
     if not str(out).strip():
         msg = "out is empty; name the folder of the results, '.' for this one."
         raise ValueError(msg)
@@ -244,6 +247,7 @@ def run(
     return Outcome(folder, len(rows), reused, failed, len(cases), notes, len(mine), lost)
 
 
+@checks.typed
 def defined_in(file: Path | str) -> list[Study]:
     """The studies at the top level of ``file``; ``ValueError`` if there are none."""
     module = load(file)

@@ -628,7 +628,7 @@ def test_bad_matrices_are_refused(name):
             call(a, g)
 
 
-@pytest.mark.parametrize("rank", [-1, 4, 6, 1.0, True])
+@pytest.mark.parametrize("rank", [-1, 4, 6])
 def test_a_rank_that_no_matrix_reaches_is_refused(rank):
     message = re.escape(f"rank is {rank!r}; give an integer of 0 to 3")
     with pytest.raises(ValueError, match=message):

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     {"extras"},
-    {"core", "checks", "instruments", "journal", "locks"},
+    {"checks"},
+    {"core", "instruments", "journal", "locks"},
     {"exponential_sums", "gaussian_sums", "identity"},
     {"kernels", "sources"},
     {"landmarks", "features", "inputs", "spectra", "estimators", "pinv"}

@@ -1,10 +1,13 @@
-"""Every knob, given what it is not for: a sentence of softlab's own, or a finite answer, at once.
+"""Every knob and argument, given what it is not for: a sentence of softlab's own, or a finite
+answer, at once.
 
-The cases are made from the fields of all public dataclasses, so that a new one is asked, too.
+The cases are made from the fields of all public dataclasses, so that a new one is asked, too; of
+functions from one call that is right, by turning one argument after another into something else.
 """
 
 import contextlib
 import dataclasses
+import functools
 import math
 import signal
 import traceback
@@ -15,13 +18,23 @@ import pytest
 import torch
 from zoo import OPERATORS, SCALINGS, SELECTORS, SOLVERS, WEIGHTS
 
-from softlab import estimators, inputs, laws, matrices, operators, spectra
-from softlab.core import Dims, as_matrix
+from softlab import (
+    convergence,
+    estimators,
+    gradients,
+    inputs,
+    laws,
+    matrices,
+    operators,
+    spectra,
+    study,
+)
+from softlab.core import Dims, Stream, Traits, as_matrix
 from softlab.estimators import LinearMap
 from softlab.kernels import Exponential, Gaussian
 from softlab.models.pyramid import Design, Pyramid
 from softlab.operators import MRA, BigBird, Local, Scatterbrain, Soft, Softmax
-from softlab.pinv import SVD, Chebyshev
+from softlab.pinv import SVD, Chebyshev, NewtonRaphson, SolverTraits
 
 SECONDS, BYTES = 20, 8 << 30
 """For one call; a busy machine included. Address space beyond what the process has."""
@@ -208,7 +221,7 @@ REFUSED = {
     "a scale that overflows": (lambda: Softmax(1e308), ValueError, "1e-30 to 1e\\+18"),
     "scores that overflow": (lambda: Softmax(1e18)(1e15 * q, 1e15 * k, v), ValueError, "overflow"),
     "a negative rank": (
-        lambda: spectra.tails(core).relative(-1), ValueError, "integer of at least 0",
+        lambda: spectra.tails(core).relative(-1), ValueError, "integer from 0",
     ),
     "no examples": (lambda: laws.examine(Softmax(), examples=0), ValueError, "examples is 0"),
     "half an example": (lambda: laws.examine(Softmax(), examples=1.5), TypeError, "examples is"),
@@ -223,7 +236,8 @@ REFUSED = {
         lambda: estimators.effective_rank(LinearMap.of_matrix(core), probes=10**9),
         ValueError, "probes is 1000000000",
     ),
-    "a map of words": (lambda: LinearMap(("4", 4), lambda x: x), ValueError, "give \\(rows"),
+    "a map of words": (lambda: LinearMap(("4", 4), lambda x: x), TypeError, "give a tuple"),
+    "a map of no rows": (lambda: LinearMap((0, 4), lambda x: x), ValueError, "give \\(rows"),
     "a map of nothing": (lambda: LinearMap((4, 4), None), TypeError, "apply is None"),
     "an adjoint that is none": (
         lambda: LinearMap((4, 4), lambda x: x, 3), TypeError, "adjoint is 3",
@@ -249,3 +263,173 @@ def test_what_is_within_the_ranges_stays():
     assert Soft(4)(q, k, 1e31 * v).isfinite().all()
     assert {operators.Softmax, inputs.Normal, matrices.Geometric} <= set(SUBJECTS)
     assert len(SUBJECTS) > 60
+
+
+# --- the arguments of functions -------------------------------------------------------------
+
+wide = core.double()
+some, points = wide[:, :4], torch.ones(3, dtype=torch.float64)
+newton, band, held = NewtonRaphson(3), Local(2), LinearMap.of_matrix(wide)
+seen, density = convergence.trace(newton, wide), estimators.eigenvalues(held, steps=4)
+rows = estimators.ExactRows(Softmax(), q, k, v, rows=4)
+sure = {"confidence": 0.9, "seed": 0}
+study_of_one = {
+    "name": "s", "question": "q?", "axes": {"seed": [0]}, "keep": None, "quick": {}, "title": "t",
+    "figures": (), "chapter": "operators", "timed": (), "inputs": (), "module": "",
+    "measure": lambda seed, dtype, device: {"y": seed},
+}  # fmt: skip
+silent = laws.OPERATOR_LAWS[2]
+
+
+def spectra_at(**given):
+    found = convergence.residual_spectra(**given)
+    return None if found is None else list(found)[-1]
+
+
+def draw(subject):
+    return subject, {"seed": 0, "dtype": torch.float64, "device": "cpu"}
+
+
+CALLS = [
+    (convergence.trace, {"solver": newton, "a": wide, "reference": wide, "rank": 9}),
+    (convergence.observed_order, {"trace": seen}),
+    (convergence.observed_steps, {"trace": seen, "tolerance": 0.1}),
+    (convergence.precision_floor, {"trace": seen}),
+    (convergence.onset_and_growth, {"trace": seen}),
+    (spectra_at, {"solver": newton, "a": wide, "rank": 9, "at": points}),
+    (convergence.predicted_steps, {"solver": newton, "a": wide, "tolerance": 0.1, "rank": 9}),
+    (
+        convergence.filter_factors,
+        {"solver": newton, "a": wide, "steps": 3, "rank": 9, "at": points},
+    ),
+    (convergence.degrees_of_freedom, {"solver": newton, "a": wide, "steps": 3, "rank": 9}),
+    (convergence.cutoff, {"solver": newton, "a": wide, "steps": 3}),
+    (convergence.account, {"solver": newton, "a": wide, "tolerance": 0.1}),
+    (gradients.reference_gradient, {"a": wide, "g": wide, "rank": 9}),
+    (gradients.gradient, {"solver": newton, "a": wide, "g": wide}),
+    (gradients.bias, {"solver": newton, "a": wide, "g": wide, "symmetric": True}),
+    (gradients.departure, {"found": wide, "true": wide}),
+    (gradients.range_residual, {"a": wide, "x": wide}),
+    (gradients.symmetrized, {"grad": wide}),
+    (gradients.by_rule, {"rule": "unrolled", "steps": 3}),
+    (gradients.unrolled, {"solver": newton}),
+    *(
+        (getattr(spectra, name), {"a": wide.abs()})
+        for name in (
+            "spectrum", "singular_values", "eigenvalues", "symmetric_eigenvalues",
+            "effective_rank", "stable_rank", "participation_ratio", "condition", "row_entropy",
+            "row_normalised", "row_spectral_norm", "spectral_gap", "symmetry_defect",
+            "positivity_defect", "spectral_norm", "tails",
+        )
+    ),
+    (spectra.numerical_rank, {"a": wide, "tolerance": 0.1}),
+    (spectra.energy_rank, {"a": wide, "share": 0.9}),
+    (spectra.condition_on_range, {"a": wide, "tolerance": 0.1}),
+    (spectra.leverage_scores, {"a": wide, "rank": 3}),
+    (spectra.coherence, {"a": wide, "rank": 3}),
+    (spectra.ridge_leverage_scores, {"a": wide, "ridge": 0.1}),
+    (spectra.effective_dimension, {"a": wide, "ridge": 0.1}),
+    (spectra.decay, {"a": wide, "confidence": 0.9, "tolerance": 0.1}),
+    (spectra.Spectrum, {"values": points, "unit": 1e-10}),
+    (spectra.tails(wide).relative, {"rank": 3}),
+    (estimators.eigenvalues, {"a": held, "steps": 4, "probes": 3, "seed": 0}),
+    (estimators.singular_values, {"a": held, "steps": 4, "probes": 3, "seed": 0}),
+    (estimators.effective_rank, {"a": held, "steps": 4, "probes": 3, **sure}),
+    (estimators.hutchinson, {"a": held, "probes": 6, **sure}),
+    (estimators.hutch_plus_plus, {"a": held, "probes": 6, **sure}),
+    (estimators.x_trace, {"a": held, "probes": 6, **sure}),
+    (estimators.frobenius_norm, {"a": held, "probes": 6, **sure}),
+    (estimators.spectral_norm, {"a": held, "steps": 9, "tolerance": 1e-6, **sure}),
+    (estimators.ExactRows, {"target": Softmax(), "q": q, "k": k, "v": v, "rows": 4, "seed": 0}),
+    (estimators.output_error, {"op": band, "q": q, "k": k, "v": v, "exact": rows, **sure}),
+    (estimators.output_error, {"op": band, "q": q, "k": k, "v": v, "rows": 4, **sure}),
+    (estimators.matrix_error, {"op": band, "q": q, "k": k, "rows": 4, **sure}),
+    (estimators.probed_error, {"op": band, "q": q, "k": k, "probes": 4, **sure}),
+    (
+        LinearMap,
+        {"shape": (9, 9), "apply": held.apply, "adjoint": None, "symmetric": False}
+        | {"dtype": torch.float64, "device": "cpu"},
+    ),
+    (LinearMap.of_matrix, {"a": wide}),
+    (LinearMap.of_operator, {"op": band, "q": q, "k": k}),
+    (held.__matmul__, {"x": torch.ones(9)}),
+    (held.__sub__, {"other": held}),
+    (density.sum, {"f": torch.abs, "confidence": 0.9}),
+    (density.below, {"x": points}),
+    (estimators.hutchinson(held, probes=4).times, {"factor": 2.0}),
+    *(draw(subject) for subject, use in SUBJECTS.values() if use in ("input", "matrix")),
+    draw(inputs.Recorded("minilm.layer0.head0")),
+    (inputs.Recorded, {"name": "minilm.layer0.head0"}),
+    (matrices.haar, {"m": 4, "rng": Stream(0, "haar")}),
+    (laws.suite, {"subject": Softmax()}),
+    (laws.check, {"subject": Softmax(), "seed": 0, "only": silent.name}),
+    (
+        laws.examine,
+        {"subject": Softmax(), "examples": 1, "seconds": 0.01, "only": silent.name, "name": "op"}
+        | {"thorough": False},
+    ),
+    (
+        functools.partial(laws.outcome, Softmax()),  # an outcome and a law are of anything
+        {"law": silent, "seeds": range(1), "seconds": 0.1, "simplest": False, "name": "op"},
+    ),
+    (functools.partial(silent.check, Softmax()), {"seed": 0}),
+    (laws.Draws, {"dtype": torch.float64, "device": "cpu", "digits": 1, "small": False}),
+    (study.Study, study_of_one),
+    (
+        study.run,
+        {"study": study.Study(**study_of_one), "out": "out", "device": "cpu", "quick": False}
+        | {"dtype": torch.float32, "threads": 1, "fresh": False, "progress": False}
+        | {"crew": None, "shard": (1, 1)},
+    ),
+    (study.defined_in, {"file": "absent.py"}),
+    (Traits, {"causal": True, "reads": ""}),
+    (SolverTraits, {"order": 2, "singular": True, "growth": 1.0}),
+]  # fmt: skip
+
+WORSE = [
+    *WRONG, "no", "cuda:7", 10**6, -(10**9), 1e18, torch.int64, np.ones((9, 9)), torch.ones(9),
+    torch.full((9, 9), math.nan), torch.ones(9, 9).long(), torch.empty(0, 0), torch.ones(9, 8),
+    torch.ones(2, 9, 9), torch.ones(9, 9).to_sparse(),
+]  # fmt: skip
+
+
+def like(wrong, right):
+    """Whether one may stand for the other, as far as kinds go: then it answers, or is refused."""
+    if isinstance(right, float):
+        return isinstance(wrong, (int, float)) and not isinstance(wrong, bool)
+    if isinstance(right, (tuple, list)):
+        return isinstance(wrong, (tuple, list))
+    if isinstance(right, torch.Tensor):
+        finite = isinstance(wrong, torch.Tensor) and not wrong.is_sparse
+        return finite and bool(wrong.isfinite().all())
+    kinds = (bool, int, str, dict)
+    kind = next((kind for kind in kinds if isinstance(right, kind)), type(right))
+    return isinstance(wrong, kind) and (kind is bool or not isinstance(wrong, bool))
+
+
+def numbers_of(out):
+    for x in out if isinstance(out, tuple) else (out,):
+        if isinstance(x, torch.Tensor) and not x.is_meta:
+            yield x.detach()
+        elif isinstance(x, float):
+            yield torch.tensor(x)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs alarms and limits")
+@pytest.mark.parametrize(
+    ("call", "right"), CALLS, ids=[getattr(call, "__qualname__", repr(call)) for call, _ in CALLS]
+)
+def test_an_argument_is_refused_with_a_sentence_or_answers(call, right, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, wanted in right.items():
+        for wrong in WORSE:
+            where = f"{name} = {wrong!r}"
+            with bounded():
+                out = answer(lambda given={name: wrong}: call(**{**right, **given}))
+            if isinstance(out, Exception):
+                assert raised_by_softlab(out), f"{where}: {out!r}"
+                assert len(str(out)) > 20, where
+                continue
+            assert wrong is None or like(wrong, wanted) or wanted is None, f"{where} passes"
+            if call not in (spectra.condition, spectra.decay):  # infinite, and NaN where told
+                assert all(bool(x.isfinite().all()) for x in numbers_of(out)), where

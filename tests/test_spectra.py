@@ -510,7 +510,6 @@ def test_what_needs_a_square_matrix_says_so(name):
         (lambda a: spectra.energy_rank(a, 1.1), "share is 1.1"),
         (lambda a: spectra.leverage_scores(a, 0), "rank is 0; give an integer from 1 to 3"),
         (lambda a: spectra.coherence(a, 4), "rank is 4; give an integer from 1 to 3"),
-        (lambda a: spectra.leverage_scores(a, True), "rank is True"),
         (lambda a: spectra.ridge_leverage_scores(a, 0.0), "ridge is 0.0; give a positive"),
         (lambda a: spectra.effective_dimension(a, math.inf), "ridge is inf"),
         (lambda a: spectra.decay(a, 1.0), "confidence is 1.0; give a number between 0 and 1"),

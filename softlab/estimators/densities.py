@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from softlab.checks import MOST_STEPS
+from softlab.checks import MOST_STEPS, typed
 from softlab.core import Stream
 from softlab.estimators.estimate import (
     Estimate,
@@ -39,10 +39,12 @@ class Density:
     weights: Tensor
     size: int
 
+    @typed
     def sums(self, f: Callable[[Tensor], Tensor]) -> Tensor:
         """What each probe makes of the sum of f over all values, (probes,)."""
         return self.size * (self.weights * f(self.nodes)).sum(-1)
 
+    @typed
     def sum(self, f: Callable[[Tensor], Tensor], *, confidence: float = 0.95) -> Estimate:
         """The sum of f over all values; Student's interval over the probes."""
         check_confidence(confidence)
@@ -52,12 +54,17 @@ class Density:
         error = float(found.std()) / math.sqrt(len(found))
         return of_mean(float(found.mean()), error, len(found) - 1, confidence).times(unit)
 
+    @typed
     def below(self, x: Tensor) -> Tensor:
         """The share of values that are at most x (...,)."""
+        if bool(x.isnan().any()):
+            msg = "x holds NaN, below which there is nothing; give numbers."
+            raise ValueError(msg)
         under = self.nodes.flatten() <= x.unsqueeze(-1)
         return (under * self.weights.flatten()).sum(-1) / len(self.nodes)
 
 
+@typed
 def eigenvalues(a: LinearMap, *, steps: int = 40, probes: int = 10, seed: int = 0) -> Density:
     """The density of the eigenvalues of a symmetric matrix (n, n).
 
@@ -75,6 +82,7 @@ def eigenvalues(a: LinearMap, *, steps: int = 40, probes: int = 10, seed: int = 
     return _density([_quadrature(tridiagonal(a, start, steps)) for start in starts], n)
 
 
+@typed
 def singular_values(a: LinearMap, *, steps: int = 40, probes: int = 10, seed: int = 0) -> Density:
     """The density of the min(n, l) singular values of any matrix, which needs its adjoint.
 
@@ -104,6 +112,7 @@ def _both(a: LinearMap, steps: int, probes: int, seed: int) -> tuple[Density, De
     return _density(gauss, short), _density(radau, short)
 
 
+@typed
 def effective_rank(
     a: LinearMap,
     *,
@@ -166,7 +175,7 @@ def _density(found: list[tuple[Tensor, Tensor]], size: int) -> Density:
 
 
 def _check(probes: int) -> None:
-    if isinstance(probes, bool) or not isinstance(probes, int) or not 2 <= probes <= MOST_STEPS:
+    if not 2 <= probes <= MOST_STEPS:
         msg = (
             f"probes is {probes!r}; give an integer of at least 2, for an error estimate, and at "
             f"most {MOST_STEPS}, each of which takes its own steps."

@@ -36,27 +36,17 @@ class LinearMap:
     device: torch.device | str = "cpu"
 
     def __post_init__(self) -> None:
-        shape: object = self.shape
-        sides = shape if isinstance(shape, tuple) and len(shape) == 2 else (None,)
-        whole = all(isinstance(x, int) and not isinstance(x, bool) for x in sides)
-        if not whole or min(self.shape) < 1:
+        checks.fields(self)
+        if min(self.shape) < 1:
             msg = f"LinearMap.shape is {self.shape!r}; give (rows, columns), both at least 1."
             raise ValueError(msg)
-        products: dict[str, object] = {"apply": self.apply}
-        products |= {} if self.adjoint is None else {"adjoint": self.adjoint}
-        for name, given in products.items():
-            if not callable(given):
-                msg = f"LinearMap.{name} is {given!r}; give a function of a tensor (columns, c)."
-                raise TypeError(msg)
-        checks.flag(self, symmetric=self.symmetric)
-        if self.dtype not in checks.FLOATING:
-            msg = f"LinearMap.dtype is {self.dtype!r}; give a floating dtype of 16 bits or more."
-            raise TypeError(msg)
+        checks.floating("LinearMap.dtype", self.dtype)
         if self.symmetric and self.shape[0] != self.shape[1]:
             msg = f"LinearMap.symmetric is True and shape is {self.shape}; make it square."
             raise ValueError(msg)
 
     @classmethod
+    @checks.typed
     def of_matrix(cls, a: Tensor) -> LinearMap:
         """The matrix a (n, l) itself, finite."""
         _one("a", a)
@@ -66,6 +56,7 @@ class LinearMap:
         return cls(shape, lambda x: a @ x, lambda y: a.mT @ y, same, a.dtype, a.device)
 
     @classmethod
+    @checks.typed
     def of_operator(cls, op: Operator, q: Tensor, k: Tensor) -> LinearMap:
         """The matrix M of ``op(q, k, v) = M v``, for q (n, d) and k (l, d).
 
@@ -75,8 +66,9 @@ class LinearMap:
         if not op.traits.linear_in_v:
             msg = f"{op!r} is not linear in v, so it has no matrix; ask for its output_error."
             raise ValueError(msg)
-        _one("q", q)
-        _one("k", k)
+        for name, x in (("q", q), ("k", k)):
+            _one(name, x)
+            checks.finite(name, x)
 
         def adjoint(y: Tensor) -> Tensor:
             with torch.enable_grad():
@@ -98,10 +90,11 @@ class LinearMap:
         n, l = self.shape  # noqa: E741
         return LinearMap((l, n), self.adjoint, self.apply, False, self.dtype, self.device)
 
+    @checks.typed
     def __matmul__(self, x: Tensor) -> Tensor:
         """A x for x (l,) or (l, c), float64."""
-        if not isinstance(x, Tensor) or x.ndim not in (1, 2) or x.shape[0] != self.shape[1]:
-            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        if x.ndim not in (1, 2) or x.shape[0] != self.shape[1]:
+            got = tuple(x.shape)
             msg = f"a {self.shape} map takes a tensor ({self.shape[1]},) or that by c, got {got}."
             raise ValueError(msg)
         columns = x.unsqueeze(-1) if x.ndim == 1 else x
@@ -117,6 +110,7 @@ class LinearMap:
             checks.finite("a product of the map", out)
         return out.squeeze(-1) if x.ndim == 1 else out
 
+    @checks.typed
     def __sub__(self, other: LinearMap) -> LinearMap:
         """A - B."""
         if self.shape != other.shape:

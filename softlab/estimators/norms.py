@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from softlab import checks
 from softlab.core import Stream, norm
 from softlab.estimators.estimate import (
     Estimate,
@@ -38,6 +39,7 @@ class SpectralNorm:
     converged: bool
 
 
+@checks.typed
 def spectral_norm(
     a: LinearMap,
     *,
@@ -60,6 +62,9 @@ def spectral_norm(
     Raises ``ValueError`` where A has no adjoint, and for steps, confidence or seed out of range.
     """
     check_confidence(confidence)
+    if not 0 <= tolerance < 1:
+        msg = f"tolerance is {tolerance}, relative to the norm; give a number from 0 to below 1."
+        raise ValueError(msg)
     short = min(a.shape)
     check_count("steps", min(steps, short), 1, short, "rows or columns")
     a = a if a.shape[1] == short else a.T
@@ -81,6 +86,7 @@ def spectral_norm(
     )
 
 
+@checks.typed
 def frobenius_norm(
     a: LinearMap, *, probes: int = 32, confidence: float = 0.95, seed: int = 0
 ) -> Estimate:

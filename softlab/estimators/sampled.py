@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softlab import checks
+from softlab.checks import typed
 from softlab.core import Operator, Stream
 from softlab.estimators.estimate import (
     Estimate,
@@ -38,6 +40,7 @@ class ExactRows:
     matrix.
     """
 
+    @typed
     def __init__(
         self, target: Operator, q: Tensor, k: Tensor, v: Tensor, *, rows: int = 256, seed: int = 0
     ) -> None:
@@ -45,6 +48,8 @@ class ExactRows:
             shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
             msg = f"one case is one head: q, k and v must have two dimensions, got {shapes}."
             raise ValueError(msg)
+        for name, x in (("q", q), ("k", k), ("v", v)):
+            checks.matrix(x, name)
         check_count("rows", rows, 2, len(q), "queries")
         self.target, self.q, self.k, self.v = target, q, k, v
         rng = Stream(seed, "estimators.ExactRows")
@@ -71,6 +76,7 @@ class ExactRows:
         return torch.cat(list(each))
 
 
+@typed
 def output_error(
     op: Operator,
     q: Tensor,
@@ -110,6 +116,7 @@ def output_error(
         return _relative(out[exact.at].double() - exact.output, exact.output, exact, confidence)
 
 
+@typed
 def matrix_error(
     op: Operator,
     q: Tensor,
@@ -140,6 +147,7 @@ def matrix_error(
     return _relative(found - true, true, exact, confidence)
 
 
+@typed
 def probed_error(
     op: Operator,
     q: Tensor,

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from softlab.checks import typed
 from softlab.core import Stream
 from softlab.estimators.estimate import (
     Estimate,
@@ -24,6 +25,7 @@ from softlab.estimators.estimate import (
 from softlab.estimators.linear_map import LinearMap
 
 
+@typed
 def hutchinson(
     a: LinearMap, *, probes: int = 32, confidence: float = 0.95, seed: int = 0
 ) -> Estimate:
@@ -41,6 +43,7 @@ def hutchinson(
     return _mean(_forms(a, signs.to(a.device)), confidence)
 
 
+@typed
 def hutch_plus_plus(
     a: LinearMap, *, probes: int = 32, confidence: float = 0.95, seed: int = 0
 ) -> Estimate:
@@ -62,6 +65,7 @@ def hutch_plus_plus(
     return Estimate(inside + outside.value, inside + outside.low, inside + outside.high, confidence)
 
 
+@typed
 def x_trace(a: LinearMap, *, probes: int = 32, confidence: float = 0.95, seed: int = 0) -> Estimate:
     """Each half of the products tests the basis that all others of it make: leave one out.
 

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from softlab.checks import placed
 from softlab.core import value
 
 
@@ -46,11 +47,8 @@ class Input(Protocol):
 def delivered(
     q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype, device: torch.device | str
 ) -> QKV:
-    """Convert a drawn case; raise ``TypeError`` for a dtype that is not floating point."""
-    if not dtype.is_floating_point:
-        msg = f"an input needs a floating dtype, got {dtype}. Use torch.float32 or torch.float64."
-        raise TypeError(msg)
-    return QKV(*(x.to(device, dtype) for x in (q, k, v)))
+    """Convert a drawn case; raise as ``checks.placed``."""
+    return QKV(*placed("an input", (q, k, v), dtype, device))
 
 
 @value

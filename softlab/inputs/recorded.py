@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from softlab.checks import hint
+from softlab.checks import fields, hint, typed
 from softlab.core import value
 from softlab.inputs.case import QKV, delivered
 
@@ -38,9 +38,10 @@ class Recorded:
     name: str
 
     def __post_init__(self) -> None:
+        fields(self)
         names = recorded_names()
         if self.name not in names:
-            near = hint(str(self.name), names)
+            near = hint(self.name, names)
             msg = f"no recording is named {self.name!r}; there are {', '.join(names)}.{near}"
             raise ValueError(msg)
 
@@ -70,6 +71,7 @@ class Recorded:
             found: dict[str, Any] = json.loads(file.metadata()["origin"])
         return found
 
+    @typed
     def __call__(
         self,
         seed: int = 0,

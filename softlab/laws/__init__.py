@@ -23,7 +23,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from softlab.checks import hint
+from softlab.checks import hint, typed
 from softlab.core import Operator
 from softlab.laws import (
     algebra,
@@ -133,9 +133,13 @@ FAMILIES = (
 
 def suite(subject: Any) -> tuple[Law[Any], ...]:
     """The laws to ask of an operator, or of a solver."""
+    if not callable(subject):
+        msg = f"{subject!r} is no operator and no solver; give f(q, k, v) or f(a)."
+        raise TypeError(msg)
     return SOLVER_LAWS if is_solver(subject) else OPERATOR_LAWS
 
 
+@typed
 def check(
     subject: Any, *, seed: int = 0, only: str | None = None, draws: Draws | None = None
 ) -> None:
@@ -149,6 +153,7 @@ def check(
         law.check(subject, seed=seed, draws=draws)
 
 
+@typed
 def examine(
     subject: Any,
     *,
@@ -178,6 +183,7 @@ def examine(
     )
 
 
+@typed
 def parametrize(subjects: Sequence[Any]) -> Any:
     """A mark for pytest: a test of ``(subject, law)`` runs once for each law of each subject.
 

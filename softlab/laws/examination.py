@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import math
 import signal
 import threading
 import time
@@ -24,6 +25,8 @@ from softlab.laws.reduction import Reduced, reduced, shown
 from softlab.laws.regimes import recorded
 
 EXAMPLES, SECONDS = 5, 30.0
+LONGEST = 1e6
+"""Seconds that a law may take; the system's alarm counts no more than its clock."""
 THOROUGH, THOROUGH_SECONDS = 20, 180.0
 """Seeds of each law, and the seconds that one may take, of a thorough examination."""
 
@@ -127,13 +130,14 @@ def examine(
     ``ValueError`` at once unless ``examples`` is an integer of at least 1 and ``seconds`` positive.
     """
     checks.count("examples", examples)
-    checks.span("seconds", seconds)
+    checks.span("seconds", seconds, most=LONGEST)
     return (
         outcome(subject, law, seeds=range(examples), seconds=seconds, draws=draws, name=name)
         for law in suite
     )
 
 
+@checks.typed
 def outcome(
     subject: Any,
     law: Law[Any],
@@ -148,7 +152,13 @@ def outcome(
 
     ``simplest``: look for a simpler draw that fails, too.
     """
+    checks.span("seconds", seconds, most=LONGEST)
     draws, seeds = draws or Draws(), seeds[: law.examples]
+    if not seeds:
+        msg = "seeds is empty, and a law holds of nothing; give one seed at least."
+        raise ValueError(msg)
+    for seed in seeds:
+        checks.count("seed", seed, 0, math.inf)
     if draws.dtype != torch.float64 and not law.any_dtype:
         chosen = str(draws.dtype).removeprefix("torch.")
         return _of(law, Verdict.SKIPPED, f"is asked in precisions of its own, not in {chosen}")

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softlab.checks import natural, one_of, positive, positive_int
+from softlab.checks import flag, natural, one_of, positive, positive_int
 from softlab.core import Stream, value
 from softlab.extras import needed
 from softlab.matrices import Clusters, Geometric, LowRank, Matrix, Polynomial, Step
@@ -73,6 +73,7 @@ class Tokens:
         natural(self, seed=self.seed)
         one_of(self, GEOMETRIES, geometry=self.geometry)
         one_of(self, DTYPES, dtype=self.dtype)
+        flag(self, tied=self.tied)
         if self.tied and self.n != self.l:
             msg = f"Tokens is tied with n = {self.n} and l = {self.l}; give as many of each."
             raise ValueError(msg)

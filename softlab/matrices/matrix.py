@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from softlab.checks import flag, positive, positive_int, tensor_fits
+from softlab.checks import count, flag, placed, positive, positive_int, tensor_fits, typed
 from softlab.core import Stream
 
 F64 = torch.float64
@@ -64,6 +64,7 @@ class KnownSpectrum(Matrix, Protocol):
         ...
 
 
+@typed
 def haar(m: int, rng: Stream) -> Tensor:
     """An orthogonal matrix (m, m), float64, uniformly distributed (Haar measure).
 
@@ -71,17 +72,15 @@ def haar(m: int, rng: Stream) -> Tensor:
     Without them Q follows the signs that the factorisation happens to choose, and is not uniform
     (Mezzadri 2007, arXiv math-ph/0609050, section 5).
     """
+    count("m", m, most=1 << 15)
     q, r = torch.linalg.qr(rng.normal(m, m))
     out: Tensor = q * r.diagonal().sign()
     return out
 
 
 def delivered(a: Tensor, dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """Convert a drawn matrix; raise ``TypeError`` for a dtype that is not floating point."""
-    if not dtype.is_floating_point:
-        msg = f"a matrix needs a floating dtype, got {dtype}. Use torch.float64 or torch.float32."
-        raise TypeError(msg)
-    return a.to(device, dtype)
+    """Convert a drawn matrix; raise as ``checks.placed``."""
+    return placed("a matrix", (a,), dtype, device)[0]
 
 
 def formed(left: Tensor, s: Tensor, rng: Stream | None) -> Tensor:

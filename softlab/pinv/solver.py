@@ -79,6 +79,9 @@ class SolverTraits:
     precision: str | None = None
     """The dtype in which the result is rounded on the way, where it is not that of the input."""
 
+    def __post_init__(self) -> None:
+        checks.fields(self)
+
 
 @runtime_checkable
 class Solver(Protocol):

@@ -54,11 +54,15 @@ def typed(call: F) -> F:
 
 def fields(owner: Any) -> None:
     """Raise as ``typed`` unless each field of a dataclass is what its annotation says."""
-    kinds = _kinds(owner.__class__)
-    for field in dataclasses.fields(owner):
-        got, wanted = getattr(owner, field.name), kinds[field.name]
+    for name, wanted in _fields(owner.__class__):
+        got = getattr(owner, name)
         if type(got) not in wanted or type(got) is float:  # most fields are plain, and many
-            _of_kind(f"{type(owner).__name__}.{field.name}", got, wanted)
+            _of_kind(f"{type(owner).__name__}.{name}", got, wanted)
+
+
+@functools.cache
+def _fields(kind: Any) -> tuple[tuple[str, tuple[Any, ...]], ...]:
+    return tuple((field.name, _kinds(kind)[field.name]) for field in dataclasses.fields(kind))
 
 
 @functools.cache

@@ -212,6 +212,7 @@ def swaps():
         ("duo", "c(64)", "all layers", 6, 0.5, 3.0), ("duo", "c(64)", "first third", 2, 0.4, None),
         ("duo", "d(64)", "all layers", 6, 0.7, 3.0), ("duo", "d(64)", "greedy", 1, 0.05, None),
         ("duo", "e(64)", "all layers", 6, 0.05, None), ("duo", "d(16)", "greedy", 5, 0.05, None),
+        ("duo", "b(64)", "middle third", 2, 0.05, None),
     ]  # fmt: skip
     found = pd.DataFrame(
         rows, columns=["model", "op", "part", "layers", "change", "task_loss"]

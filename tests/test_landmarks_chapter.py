@@ -89,6 +89,9 @@ def test_ratios_are_geometric_means_of_medians():
     found = ratios(rows, "k-means", "uniform")
     assert list(found.index) == list(SOURCES)
     assert found.tolist() == pytest.approx(over("softmax", "k-means", "uniform", RANKS))
+    skewed = rows.copy()
+    skewed.loc[(rows["selector"] == "k-means") & (rows["seed"] == 2), "output_error"] *= 10
+    assert ratios(skewed, "k-means", "uniform").equals(found)  # medians of the seeds, not means
     rows.loc[(rows["source"] == "m") & (rows["allowance"] == 16), "output_error"] = np.nan
     assert ratios(rows, "k-means", "uniform")["m"] == pytest.approx(geometric([0.35, 0.4]))
     tiny = rows.assign(output_error=rows["output_error"] * 1e-9)

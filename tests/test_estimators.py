@@ -599,3 +599,15 @@ def test_the_least_of_probes_and_steps_is_served_and_one_less_refused(find, what
     assert find(a, **{what: least})
     with pytest.raises(ValueError, match=f"{what} is {least - 1}"):
         find(a, **{what: least - 1})
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0])
+def test_every_estimate_asks_for_a_confidence_between_none_and_certainty(confidence):
+    q, k, v = Normal(8, 2)(0, dtype=F64)
+    of_maps = (*TRACES, frobenius_norm, spectral_norm, effective_rank)
+    calls = [(find, (diagonal(torch.ones(8, dtype=F64)),)) for find in of_maps]
+    calls += [(find, (Soft(4), q, k)) for find in (matrix_error, probed_error)]
+    calls += [(output_error, (Soft(4), q, k, v, ExactRows(Soft(4).target, q, k, v, rows=4)))]
+    for find, given in calls:
+        with pytest.raises(ValueError, match="confidence is"):
+            find(*given, confidence=confidence)

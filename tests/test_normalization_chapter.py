@@ -124,7 +124,7 @@ def test_the_released_form():
     off.loc[mine & (off["n"] == 64), "spectral_norm"] *= 0.991
     off.loc[mine & (off["n"] == 512) & (off["status"] == "ok"), "spectral_norm"] *= 1.004
     assert findings(off)[1].endswith(alike.format("0.00900"))
-    off.loc[mine & (off["n"] == 64), "spectral_norm"] *= 0.99
+    off.loc[mine & (off["n"] == 64), "spectral_norm"] *= 0.997  # 1.2 % off
     assert "On identical" not in findings(off)[1]
     none = table()
     assert "On identical" not in findings(none[none["source"] != "identical tokens"])[1]

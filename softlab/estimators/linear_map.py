@@ -51,7 +51,7 @@ class LinearMap:
         """The matrix a (n, l) itself, finite."""
         _one("a", a)
         checks.finite("a", a)
-        same = a.shape[0] == a.shape[1] and torch.equal(a, a.mT)
+        same = torch.equal(a, a.mT)
         shape = (a.shape[0], a.shape[1])
         return cls(shape, lambda x: a @ x, lambda y: a.mT @ y, same, a.dtype, a.device)
 
@@ -76,7 +76,7 @@ class LinearMap:
                 out = op(q, k, v)
             return torch.autograd.grad(out, v, y)[0]
 
-        symmetric = op.traits.symmetric and q.shape == k.shape and torch.equal(q, k)
+        symmetric = op.traits.symmetric and torch.equal(q, k)
         return cls((len(q), len(k)), lambda x: op(q, k, x), adjoint, symmetric, q.dtype, q.device)
 
     @property

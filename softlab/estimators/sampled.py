@@ -178,7 +178,7 @@ def probed_error(
 
 
 def _same(x: Tensor, y: Tensor) -> bool:
-    alike = x.shape == y.shape and x.dtype == y.dtype and x.device == y.device
+    alike = x.dtype == y.dtype and x.device == y.device
     return x is y or (alike and torch.equal(x, y))
 
 

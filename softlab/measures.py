@@ -30,7 +30,7 @@ class Reference:
     """
 
     def __init__(self, target: Operator, q: Tensor, k: Tensor, v: Tensor) -> None:
-        if not q.ndim == k.ndim == v.ndim == 2:
+        if {q.ndim, k.ndim, v.ndim} != {2}:
             shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
             msg = f"one case is one head: q, k and v must have two dimensions, got {shapes}."
             raise ValueError(msg)

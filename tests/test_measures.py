@@ -208,7 +208,7 @@ def test_operators_without_a_matrix_or_a_rank_leave_those_columns_out():
     assert "svd_bound" not in accuracy(Exact(), *draw())
 
 
-@pytest.mark.parametrize("batched", ["qkv", "q", "k", "v"])
+@pytest.mark.parametrize("batched", ["qkv", "qk", "q", "k", "v"])
 def test_a_batch_is_refused(batched):
     given = [
         x.unsqueeze(0) if name in batched else x for name, x in zip("qkv", draw(), strict=True)

@@ -94,6 +94,14 @@ def test_shares_leave_accepted_mutants_out():
     assert list(mutants.summary(rows)) == [("a", 3, 2), ("b", 2, 1), ("all", 5, 3)]
 
 
+def test_every_accepted_change_is_of_a_line_that_is_there_and_has_a_reason():
+    for file, old, new in mutants._accepted():
+        lines = [line.strip() for line in (mutants.ROOT / file).read_text().splitlines()]
+        assert old in lines, f"{file} has no line {old}: take it out of mutants.toml"
+        assert old != new
+    assert all(mutants._accepted().values())
+
+
 def test_an_unknown_module_is_named(place):
     with pytest.raises(ValueError, match="there is no module softlab/nothing"):
         mutants.files(["nothing"])

@@ -226,7 +226,7 @@ def _traces(done: pd.DataFrame) -> str:
             str(name): over_units(
                 x["trace_error"] / x["best_trace_error"], x["source"], ratios=True
             )
-            for name, x in mine.groupby("selector", sort=False)
+            for name, x in mine.groupby("selector")
         }
         names = (
             f"{name} {number(over[name].value)}" for name in sorted(over, key=over.__getitem__)

@@ -26,7 +26,7 @@ def test_there_are_mutants_of_every_kind():
         assert pickle.loads(pickle.dumps(one)) is one
 
 
-# One in four here; all of them, and the catalogue at five seeds, is the study.
+# One in four here; all of them, and the catalogue at two seeds, is the study.
 @pytest.mark.parametrize("one", MUTATIONS.MUTANTS[::4], ids=lambda x: f"{x.fault}-{x.base}")
 def test_a_mutant_breaks_a_law_or_has_a_reason(one):
     row = MUTATIONS.measure(one, 0, dtype=None, device=None)

@@ -59,7 +59,7 @@ def keep(input: Input, seed: int, precision: str, op: Nystrom) -> bool:
 
     Landmarks that are drawn are drawn once for each seed of the values.
     """
-    if getattr(op.landmarks, "seed", seed) != seed:
+    if getattr(getattr(op, "landmarks", None), "seed", seed) != seed:
         return False
     swept = METHODS[op][1].endswith("steps")
     return isinstance(input, Tied) == isinstance(op, Soft) and (precision == "float32" or not swept)

@@ -121,8 +121,8 @@ def test_everything_is_drawn_from_a_stream():
     for part in ("softlab", "studies"):
         for file in (ROOT / part).rglob("*.py"):
             where = str(file.relative_to(ROOT))
-            # Chapters know no torch: they draw from NumPy, and from nothing that a study drew. What is
-            # planted stands for strangers' code, which draws as strangers do.
+            # Chapters know no torch: they draw from NumPy, and from nothing that a study drew.
+            # What is planted stands for strangers' code, which draws as strangers do.
             if where not in OWN and not where.startswith(("softlab/chapters/", "studies/planted/")):
                 assert list(strays(file.read_text())) == [], where
     for line in ("torch.manual_seed(0)", "torch.Generator().manual_seed(s)", "torch.randn(3)",

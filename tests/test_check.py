@@ -1,6 +1,7 @@
 """Whatever a subject does is the outcome of a law: in a notebook, a shell, and pytest."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -119,7 +120,7 @@ def test_a_module_that_is_on_its_way_in_when_time_is_up_arrives_whole(tmp_path, 
 def test_a_failure_comes_small_and_can_be_had_again():
     op = laws.subjects.Plain(batch_scaled, "op")
     (found,) = laws.examine(op, only="batch independence")
-    assert "small=True" in found.reproduce
+    assert "situation={'lead': (2,), 'keys': 2" in found.reproduce
     call = found.reproduce.partition("; ")[2]
     with pytest.raises(laws.BrokenLawError, match="batch independence"):
         eval(call, {"laws": laws, "op": op})
@@ -292,6 +293,48 @@ def test_the_table_of_a_subject_that_keeps_them_all(monkeypatch):
     assert "holds: shape, dtype and trace; Penrose identities;" in result.stdout
 
 
+def test_failures_come_first_by_cause_and_alone_if_asked(tmp_path, monkeypatch):
+    from softlab.laws import confined
+
+    monkeypatch.setattr(confined, "_Child", _Here)
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import torch\n\ndef attend(q, k, v):\n"
+        "    out = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v\n"
+        "    return torch.zeros_like(out) if k.shape[-2] > 16 else out\n"
+    )
+    asked = ("--only", "same form everywhere", "--only", "silent", "--only", "causal")
+    result = call(f"{path}:attend", *asked, "--failed", "--coverage")
+    assert result.exit_code == 1
+    lines = [line for line in result.stdout.splitlines() if line]
+    assert lines[0].startswith("1. the output is wrong with 17 keys and not with 16")
+    assert lines[0].endswith("mine.py:3")
+    assert lines[1] == "   breaks: same form everywhere"
+    assert lines[3].startswith("   on q = [[")
+    assert "1 hold, 1 fail by 1 cause, 1 do not apply" in lines[5]
+    assert not any("holds:" in line or "does not apply (" in line for line in lines)
+    assert any(line.startswith("same form everywhere ") for line in lines[6:])
+    whole = call(f"{path}:attend", *asked).stdout.splitlines()
+    assert whole[0].startswith("attend, found to be: linear_in_v")
+    assert "holds: silent" in whole
+    assert "does not apply (--json says why): causal" in whole
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded on Linux alone")
+def test_memory_has_an_end(own):
+    own.write_text(
+        "import torch\n\ndef greedy(q, k, v):\n"
+        "    if (q.shape[-2], k.shape[-2]) == (6, 8):\n"
+        "        torch.empty(1 << 33)\n"
+        "    return (q @ k.mT).softmax(-1) @ v\n"
+    )
+    result = call(f"{own}:greedy", "--only", "silent", "--traits", "linear_in_v", "--json")
+    found = {one["law"]: one for one in json.loads(result.stdout)}
+    assert result.exit_code == 1
+    assert found["silent"]["at"].endswith("own.py:5")
+    assert "raised RuntimeError" in found["silent"]["detail"]
+
+
 @pytest.mark.parametrize(
     ("claim", "law"),
     [
@@ -324,6 +367,7 @@ def test_a_subject_that_ends_its_process_or_cannot_be_stopped_is_an_outcome(own)
         assert found["subject"]["verdict"] == "holds"
         assert set(found) == {"subject", "silent"} | after
         assert said in found["silent"]["detail"]
+        assert re.search(r"own\.py:\d+$", found["silent"]["at"])
 
 
 @pytest.mark.parametrize(
@@ -361,7 +405,7 @@ def test_bad_requests(words, code, said, monkeypatch):
 
 
 class _Here:
-    def __init__(self, request, done):
+    def __init__(self, request, done, places):
         from softlab.laws import confined
 
         self.said, self.request, self.confined = [], request, confined

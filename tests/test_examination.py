@@ -1,7 +1,9 @@
 """What an examination draws, how it reduces a failure, and how it says what it found."""
 
 import csv
+import ctypes
 import io
+import os
 import time
 from pathlib import Path
 
@@ -207,3 +209,135 @@ def test_the_default_of_one_softmax_is_within_its_budget():
     before = time.process_time()
     laws.examine(softmax)
     assert time.process_time() - before < 10
+
+
+def beyond(most, otherwise):
+    """Softmax attention; something else with more keys."""
+
+    def attend(q, k, v):
+        if k.shape[-2] > most:
+            otherwise()
+        return softmax(q, k, v)
+
+    return attend
+
+
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        (lambda x: x.tolist(), "list"),
+        (lambda x: (x, None), "tuple"),
+        (lambda x: x.detach().numpy(), "ndarray"),
+        (lambda x: None, "NoneType"),
+        (lambda x: {"out": x}, "dict"),
+    ],
+)
+def test_an_answer_that_is_no_tensor_is_one_cause(answer, named):
+    def attend(q, k, v):
+        return answer(softmax(q, k, v))
+
+    (cause,) = laws.causes(laws.examine(attend))
+    assert cause.what == f"raised TypeError: the answer is a {named}; return one tensor"
+    assert cause.at.endswith(f":{attend.__code__.co_firstlineno}")
+    (cause,) = laws.causes(laws.examine(lambda a: answer(a), only="Penrose identities"))
+    assert f"the answer is a {named}" in cause.what
+
+
+def least(tokens, multiple=1):
+    def attend(q, k, v):
+        if k.shape[-2] < tokens or k.shape[-2] % multiple:
+            msg = "other lengths, please"
+            raise ValueError(msg)
+        return softmax(q, k, v)
+
+    return attend
+
+
+@pytest.mark.parametrize(
+    ("tokens", "multiple"), [(2, 1), (5, 1), (12, 1), (64, 1), (300, 1), (8, 8), (2, 2), (128, 64)]
+)
+def test_the_lengths_that_a_function_needs_are_found(tokens, multiple):
+    found = laws.adapted(least(tokens, multiple))
+    first = -(-tokens // multiple) * multiple
+    assert (found.rank, found.multiple) == (first, multiple)
+    assert found.form == "softmax attention"
+    assert found.traits.row_stochastic
+
+
+@pytest.mark.parametrize(("tokens", "multiple"), [(2, 1), (20, 1), (8, 8)])
+def test_laws_keep_to_the_lengths_that_a_function_needs(tokens, multiple):
+    found = laws.examine(least(tokens, multiple))
+    assert laws.causes(found) == []
+    held = {one.law for one in found if one.verdict == "holds"}
+    assert {"gradient", "linear in v", FORM, "batch independence"} <= held
+    spoilt = laws.examine(lambda q, k, v: 1.01 * least(tokens, multiple)(q, k, v), only="one key")
+    assert spoilt[0].verdict != "fails"
+
+
+def test_what_is_said_of_lengths_is_respected():
+    seen = []
+
+    def attend(q, k, v):
+        seen.append(k.shape[-2])
+        return softmax(q, k, v)
+
+    op = laws.adapted(attend, requires="tokens=40, multiple=4")
+    seen.clear()
+    laws.examine(op, only="batch independence")
+    assert all(x >= 40 and x % 4 == 0 for x in seen)
+    assert op.needs == "needs 40 tokens or more and lengths that 4 divides"
+    for words in ("tokens=0", "keys=4", "tokens", "multiple=x"):
+        with pytest.raises(ValueError, match="give whole numbers"):
+            laws.adapted(attend, requires=words)
+    with pytest.raises(ValueError, match="has no tokens"):
+        laws.adapted(torch.linalg.inv, requires="tokens=4")
+
+
+def test_what_c_code_prints_is_seen():
+    def attend(q, k, v):
+        ctypes.CDLL(None).puts(b"hello")
+        return softmax(q, k, v)
+
+    (found,) = laws.examine(laws.subjects.Plain(attend, "attend"), only="silent")
+    assert "'hello'" in found.detail
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without forks")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_copy_of_the_process_ends_where_it_comes_back():
+    me = os.getpid()
+
+    def attend(q, k, v):
+        child = os.fork()
+        if child:
+            os.waitpid(child, 0)
+        return softmax(q, k, v)
+
+    (found,) = laws.examine(laws.subjects.Plain(attend, "attend"), only="silent")
+    assert os.getpid() == me
+    assert found.detail.startswith("forked")
+
+    def worker(q, k, v):
+        child = os.fork()
+        if not child:
+            os._exit(0)
+        os.waitpid(child, 0)
+        return softmax(q, k, v)
+
+    (found,) = laws.examine(laws.subjects.Plain(worker, "worker"), only="silent")
+    assert found.verdict == "holds"
+
+
+def test_what_was_inferred_and_is_not_kept_is_dropped_and_no_failure():
+    def attend(q, k, v):
+        return softmax(q, k, v)
+
+    op = laws.subjects._with(laws.adapted(attend), symmetric=True, causal=True)
+    op = laws.subjects.dataclasses.replace(op, inferred=(*op.inferred, "symmetric"))
+    found = {one.law: one for one in laws.examine(op)}
+    assert found["symmetric"].verdict == "does not apply"
+    assert found["symmetric"].dropped == "symmetric"
+    assert found["symmetric"].detail.startswith("inferred symmetric, then dropped: missed by")
+    assert found["positive semidefinite"].verdict == "does not apply"
+    # What its author claims is held against it.
+    assert found["causal"].verdict == "fails"

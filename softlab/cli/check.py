@@ -40,6 +40,12 @@ def check(
         typer.Option(help="What a callable claims: 'causal, reads=scores'. Found out if not said."),
     ] = None,
     target: Annotated[str | None, typer.Option(help="What a callable approximates.")] = None,
+    requires: Annotated[
+        str | None,
+        typer.Option(
+            help="Lengths that a callable needs: 'tokens=64, multiple=8'. Found out, too."
+        ),
+    ] = None,
     only: Annotated[list[str] | None, typer.Option(help="A law by name; again for more.")] = None,
     seconds: Annotated[
         float | None, typer.Option(help="The most that one law may take: 30, or 180 if thorough.")
@@ -87,7 +93,16 @@ def check(
             fail(f"there is no law {name!r}; softlab check --laws lists them.{_near(name, names)}")
     _usable(device)
     request = Request(
-        subject, traits, target, examples, seconds, dtype, device, tuple(only or ()), thorough
+        subject,
+        traits,
+        target,
+        examples,
+        seconds,
+        dtype,
+        device,
+        tuple(only or ()),
+        thorough,
+        requires,
     )
     found = _shown(examined(request), quiet=as_json)
     if as_json:
@@ -158,7 +173,11 @@ def _told(found: list[Outcome], *, failed: bool) -> None:
         for one in by["holds"]:
             if one.detail:
                 say(f"  {one.law}: {one.detail}")
-        _listed(f"{SKIPPED} (--json says why)", by[SKIPPED])
+        for one in by[SKIPPED]:
+            if one.dropped:
+                say(f"\n{one.detail}")
+        idle = [one for one in by[SKIPPED] if not one.dropped]
+        _listed(f"{SKIPPED} (--json says why)", idle)
     spent = sum(one.seconds for one in found)
     why = f" by {len(causes)} cause{'s' * (len(causes) != 1)}" if causes else ""
     counts = {x: len(these) for x, these in by.items()}

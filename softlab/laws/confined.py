@@ -6,9 +6,11 @@ is killed, one that ends is noted, and another goes on with the laws that are le
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
+import signal
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -26,9 +28,11 @@ from softlab.laws.examination import (
     limit,
     outcome,
 )
-from softlab.laws.grouping import raised_at
+from softlab.laws.grouping import defined, raised_at
 from softlab.laws.law import Draws, Law, is_plain, said
 
+MEMORY = 8 << 30
+"""Most bytes that the child may hold on a CPU; the laws need less than one of these eight GiB."""
 STARTING = 120.0
 """Seconds that the child may take to start and to import the subject."""
 
@@ -50,11 +54,12 @@ class Request:
     device: str = "cpu"
     only: tuple[str, ...] = ()
     thorough: bool = False
+    requires: str | None = None
 
     @property
     def name(self) -> str:
         """The line of Python that loads the subject."""
-        given = ((key, getattr(self, key)) for key in ("traits", "target"))
+        given = ((key, getattr(self, key)) for key in ("traits", "target", "requires"))
         more = "".join(f", {key}={held!r}" for key, held in given if held is not None)
         return f"laws.load({self.spec!r}{more})"
 
@@ -62,8 +67,9 @@ class Request:
 def examined(request: Request) -> Iterator[Outcome]:
     """The outcome of every law; first whether there is a subject at all."""
     done: list[str] = []
+    places: list[str] = []
     while True:
-        child = _Child(request, done)
+        child = _Child(request, done, places)
         try:
             finished = yield from child.reports(done)
         finally:
@@ -73,9 +79,9 @@ def examined(request: Request) -> Iterator[Outcome]:
 
 
 class _Child:
-    def __init__(self, request: Request, done: Sequence[str]) -> None:
+    def __init__(self, request: Request, done: Sequence[str], places: list[str]) -> None:
         context = multiprocessing.get_context("spawn")
-        self.request = request
+        self.request, self.places = request, places
         self.pipe, theirs = context.Pipe(duplex=False)
         self.process = context.Process(target=_serve, args=(theirs, request, tuple(done)))
         self.process.start()
@@ -92,6 +98,7 @@ class _Child:
                 heard = f"ended the process, code {self.process.exitcode}"
             if isinstance(heard, Outcome):
                 if heard.law != SUBJECT or SUBJECT not in done:
+                    self.places.append(heard.at)
                     yield heard
                     done.append(heard.law)
                 if heard.law == SUBJECT and heard.verdict is Verdict.FAILS:
@@ -103,14 +110,18 @@ class _Child:
             else:
                 detail = heard or f"gave no answer within {self.request.seconds:g} s, nor stopped"
                 law, family, statement = _known(running)
-                yield Outcome(law, family, statement, Verdict.FAILS, detail, 1)
+                place = self.places[0] if self.places else ""
+                yield Outcome(law, family, statement, Verdict.FAILS, detail, 1, at=place)
                 done.append(law)
                 return law == SUBJECT
 
     def end(self) -> None:
-        """Kill it, if it is there."""
+        """Kill it, if it is there, and what it has started."""
         if self.process.is_alive():
             self.process.kill()
+        if hasattr(os, "killpg") and self.process.pid is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
         self.process.join()
         self.pipe.close()
 
@@ -118,8 +129,8 @@ class _Child:
 SUBJECT = "subject"
 
 
-def _subject(verdict: Verdict, detail: str) -> Outcome:
-    return Outcome(SUBJECT, "interface", "can be imported and called", verdict, detail, 1)
+def _subject(verdict: Verdict, detail: str, at: str = "") -> Outcome:
+    return Outcome(SUBJECT, "interface", "can be imported and called", verdict, detail, 1, at=at)
 
 
 def _known(name: str) -> tuple[str, str, str]:
@@ -133,11 +144,29 @@ def _known(name: str) -> tuple[str, str, str]:
 
 
 def _serve(pipe: Connection, request: Request, done: tuple[str, ...]) -> None:
-    """The child: what the subject prints goes nowhere."""
+    """The child: what the subject prints goes nowhere, and its memory has an end."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(nowhere, stream)
+    if hasattr(os, "setsid"):
+        os.setsid()  # so that its own children can be ended with it
+    if request.device == "cpu":
+        _bound_memory()
     report(pipe, request, done)
+
+
+def _bound_memory() -> None:
+    """Let an allocation beyond ``MEMORY``, or half of the machine's, raise where systems can."""
+    try:
+        import resource
+
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        wanted = min(MEMORY, machine // 2)
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+    except (ImportError, OSError, ValueError):
+        return  # a system without limits
 
 
 def report(pipe: Connection, request: Request, done: tuple[str, ...]) -> None:
@@ -148,7 +177,9 @@ def report(pipe: Connection, request: Request, done: tuple[str, ...]) -> None:
         target = None if request.target is None else subjects.found(request.target)
         given, name = subjects.found(request.spec), request.spec.rpartition(":")[2]
         with limit(3 * request.seconds):  # it is called, to see what it takes
-            subject = laws.adapted(given, traits=request.traits, target=target, name=name)
+            subject = laws.adapted(
+                given, traits=request.traits, target=target, name=name, requires=request.requires
+            )
     except TooLongError:
         detail = f"gave no answer within {3 * request.seconds:g} s"
         pipe.send(_subject(Verdict.FAILS, detail))
@@ -159,18 +190,19 @@ def report(pipe: Connection, request: Request, done: tuple[str, ...]) -> None:
         text += f" ({place})" if place and not isinstance(error, ValueError) else ""
         pipe.send(_subject(Verdict.FAILS, text))
         return
-    pipe.send(_subject(Verdict.HOLDS, _described(subject, said=request.traits is not None)))
+    words = _described(subject, said=request.traits is not None)
+    pipe.send(_subject(Verdict.HOLDS, words, defined(subject)))
     draws = Draws(getattr(torch, request.dtype), request.device, thorough=request.thorough)
     for law in laws.suite(subject):
         if law.name in done or (request.only and law.name not in request.only):
             continue
         pipe.send((law.name,))
-        pipe.send(
-            outcome(
-                subject, law, seeds=range(request.examples), seconds=request.seconds, draws=draws,
-                name=request.name,
-            )
+        found = outcome(
+            subject, law, seeds=range(request.examples), seconds=request.seconds, draws=draws,
+            name=request.name,
         )  # fmt: skip
+        subject = subjects.without(subject, found.dropped)
+        pipe.send(found)
     pipe.send(("",))
 
 
@@ -182,4 +214,6 @@ def _described(subject: Any, *, said: bool) -> str:
     held = {name: x for name, x in claims.items() if x and name != "growth"}
     words = [name if x is True else f"{name} {x}" for name, x in held.items()]
     how = "said" if said or not hasattr(subject, "inferred") else "found"
-    return f"{subject!r}, {how} to be: {', '.join(words) or 'nothing in particular'}"
+    needs = getattr(subject, "needs", "")
+    text = f"{subject!r}, {how} to be: {', '.join(words) or 'nothing in particular'}"
+    return text + (f"; it {needs}" if needs else "")

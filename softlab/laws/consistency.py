@@ -35,8 +35,10 @@ from softlab.laws.law import (
     has_field,
     has_target,
     largest,
+    lengths,
     needs_equal,
     normal,
+    rank_of,
     tolerance,
 )
 from softlab.laws.situations import Situation, drawn
@@ -413,7 +415,9 @@ def _equals(op: Any, matrix: Form, seed: int) -> bool:
     column to column.
     """
     rng = Stream(seed, "laws").generator
-    for n, l, d in ((4, 6, 4), (5, 3, 6)):  # noqa: E741
+    least = rank_of(op)
+    for few, many, d in ((4, 6, 4), (5, 3, 6)):
+        n, l = lengths(op, max(few, least), max(many, least))  # noqa: E741
         rows = l if needs_equal(op) or matrix is _triangular else n
         q, k, v = normal(rng, rows, d), normal(rng, l, d), normal(rng, l, 3)
         out, due = op(q, k, v), matrix(q, k) @ v

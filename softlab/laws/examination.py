@@ -19,16 +19,20 @@ from typing import Any
 import torch
 
 from softlab import checks
-from softlab.laws.grouping import defined, raised_at
-from softlab.laws.law import Draws, Law, OutOfScopeError, met, said
+from softlab.laws.grouping import ENDS, defined, raised_at
+from softlab.laws.law import Draws, Law, OutOfScopeError, copied, met, said
 from softlab.laws.reduction import Reduced, reduced, shown
 from softlab.laws.regimes import recorded
+from softlab.laws.subjects import claim_found, without
 
 EXAMPLES, SECONDS = 5, 30.0
 LONGEST = 1e6
 """Seconds that a law may take; the system's alarm counts no more than its clock."""
 THOROUGH, THOROUGH_SECONDS = 20, 180.0
 """Seeds of each law, and the seconds that one may take, of a thorough examination."""
+
+
+FORKED = "forked: a call came back a second time, in a copy of the process"
 
 
 class Verdict(StrEnum):
@@ -48,7 +52,8 @@ class Outcome:
     fails, and ``reproduce`` is a line of Python that draws it again; ``at`` is the file and line
     that raised or, of what raised nothing, where the subject is defined; ``condition`` says in
     which situations alone it fails, and ``situation`` has their choices. ``drawn`` counts the calls
-    in each regime, for ``laws.coverage``.
+    in each regime, for ``laws.coverage``. ``dropped`` names a claim that nobody made: few calls of
+    a callable seemed to keep it, and the law's own draws did not.
     """
 
     law: str
@@ -64,6 +69,7 @@ class Outcome:
     condition: str = ""
     situation: Mapping[str, Any] = field(default_factory=dict)
     drawn: Mapping[str, int] = field(default_factory=dict)
+    dropped: str = ""
 
 
 class TooLongError(BaseException):
@@ -131,10 +137,21 @@ def examine(
     """
     checks.count("examples", examples)
     checks.span("seconds", seconds, most=LONGEST)
-    return (
-        outcome(subject, law, seeds=range(examples), seconds=seconds, draws=draws, name=name)
-        for law in suite
-    )
+    return _each(subject, suite, range(examples), seconds, draws, name)
+
+
+def _each(
+    subject: Any,
+    suite: Sequence[Law[Any]],
+    seeds: Sequence[int],
+    seconds: float,
+    draws: Draws | None,
+    name: str,
+) -> Iterator[Outcome]:
+    for law in suite:
+        found = outcome(subject, law, seeds=seeds, seconds=seconds, draws=draws, name=name)
+        subject = without(subject, found.dropped)
+        yield found
 
 
 @checks.typed
@@ -164,11 +181,19 @@ def outcome(
         return _of(law, Verdict.SKIPPED, f"is asked in precisions of its own, not in {chosen}")
     with recorded(subject) as record:
         trial = _asked(subject, law, seeds, seconds, draws)
+    if copied():
+        done = trial.outcome
+        trial = _Trial(_of(law, Verdict.FAILS, FORKED, done.examples, done.seconds))
+        simplest = False
     found = dataclasses.replace(
         trial.outcome, drawn={": ".join(where): n for where, n in record.counts.items()}
     )
     if found.verdict is not Verdict.FAILS:
         return found
+    claim = claim_found(subject, law)
+    if claim and trial.error is None and not found.detail.startswith(ENDS):
+        why = f"inferred {claim}, then dropped: {found.detail}"
+        return dataclasses.replace(found, verdict=Verdict.SKIPPED, detail=why, dropped=claim)
     place = raised_at(trial.error) if trial.error is not None else ""
     found = dataclasses.replace(
         found, at=place or defined(subject), reproduce=_line(law, name, trial.seed, draws)

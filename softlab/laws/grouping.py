@@ -26,6 +26,8 @@ LIBRARIES = tuple(
     {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")}
     | {Path(torch.__file__).resolve().parent}
 )
+ENDS = ("raised", "ended", "gave no answer", "forked")
+"""How the detail begins of a failure that is no miss."""
 WRONG = {"gradients": "gradients are wrong", "honesty": "a call leaves traces"}
 
 
@@ -57,7 +59,7 @@ def causes(outcomes: Iterable[Outcome]) -> list[Cause]:
     groups: dict[Any, list[Outcome]] = {}
     for one in failed:
         key: Any = one.family
-        if one.detail.startswith(("raised", "ended", "gave no answer")):
+        if one.detail.startswith(ENDS):
             key = (re.sub(r"[\d.]+", "#", one.detail), one.at)
         elif one.situation:
             key = next(names for names in least if names <= frozenset(one.situation))
@@ -77,7 +79,7 @@ def _cause(found: Sequence[Outcome]) -> Cause:
     plainest = min(found, key=lambda one: len(one.situation))
     shared = [one for one in found if frozenset(one.situation) == frozenset(plainest.situation)]
     words = min((one.condition for one in shared), key=len)
-    if plainest.detail.startswith(("raised", "ended", "gave")):
+    if plainest.detail.startswith(ENDS):
         what = " ".join(filter(None, (plainest.detail, words)))
     elif plainest.situation:
         families = {one.family for one in found}

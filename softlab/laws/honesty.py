@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import ctypes
 import io
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -87,11 +90,40 @@ def _alike(x: Any, y: Any) -> bool:
 
 
 def printed(call: Callable[[], object]) -> str:
-    """What the call writes to the standard streams."""
+    """What the call writes to the standard streams, from Python or below it."""
     text = io.StringIO()
-    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+    with _below(text), contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
         call()
     return text.getvalue()
+
+
+@contextlib.contextmanager
+def _below(text: io.StringIO) -> Iterator[None]:
+    """Add to the text what C code writes to the descriptors of the standard streams inside."""
+    try:
+        kept = [os.dup(stream) for stream in (1, 2)]
+    except OSError:  # they are closed: nothing can be written
+        yield
+        return
+    with tempfile.TemporaryFile() as file:
+        _flush()
+        try:
+            for stream in (1, 2):
+                os.dup2(file.fileno(), stream)
+            yield
+        finally:
+            _flush()
+            for stream, before in zip((1, 2), kept, strict=True):
+                os.dup2(before, stream)
+                os.close(before)
+            file.seek(0)
+            text.write(file.read().decode(errors="replace"))
+
+
+def _flush() -> None:
+    """Empty the buffers of C, where its library can be had by no name."""
+    with contextlib.suppress(Exception):
+        ctypes.CDLL(None).fflush(None)
 
 
 def _silent(op: Operator, rng: torch.Generator) -> Iterator[Gap]:

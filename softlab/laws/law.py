@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import mmap
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -73,6 +75,8 @@ class Draws:
 _draws: ContextVar[Draws] = ContextVar("draws", default=Draws())  # noqa: B039  frozen
 _seed: ContextVar[int] = ContextVar("seed", default=0)
 _drawn: ContextVar[list[Tensor] | None] = ContextVar("drawn", default=None)
+_copies = mmap.mmap(-1, 1)
+"""A byte that a process shares with its copies."""
 _met: ContextVar[Mapping[str, Any] | None] = ContextVar("met", default=None)
 
 
@@ -152,6 +156,24 @@ def generator(seed: int) -> torch.Generator:
 def asked() -> int:
     """The seed that the law in hand is asked at."""
     return _seed.get()
+
+
+def guarded(call: Callable[..., Any], *given: Any, **named: Any) -> Any:
+    """The answer of a call; a copy of the process that it makes by a fork ends where it returns."""
+    process = os.getpid()
+    try:
+        return call(*given, **named)
+    finally:
+        if os.getpid() != process:
+            _copies[0] = 1
+            os._exit(0)
+
+
+def copied() -> bool:
+    """Whether a copy has come back from a ``guarded`` call since this was asked last."""
+    found = bool(_copies[0])
+    _copies[0] = 0
+    return found
 
 
 def draws_now() -> Draws:
@@ -255,7 +277,12 @@ def needs_equal(op: Any) -> bool:
 
 
 def lengths(op: Any, n: int, l: int) -> tuple[int, int]:  # noqa: E741
-    """Numbers of queries and keys to draw: n and l, or l and l where each key needs a query."""
+    """Numbers of queries and keys to draw: n and l, or l and l where each key needs a query.
+
+    A function that needs lengths with a divisor gets the next ones that have it.
+    """
+    step = int(getattr(op, "multiple", 1))
+    n, l = (-(-x // step) * step for x in (n, l))  # noqa: E741
     return (l, l) if needs_equal(op) else (n, l)
 
 

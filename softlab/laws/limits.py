@@ -186,9 +186,9 @@ def _gradient(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     # Spread tokens: an implicit gradient claims to be one only where its solver converges.
     n, l = lengths(op, m, m + 2)  # noqa: E741
     q, k = 2 * normal(rng, n, 3), 2 * normal(rng, l, 3)
-    x = [t.requires_grad_() for t in (q, k, normal(rng, m + 2, 1))]
+    x = [t.requires_grad_() for t in (q, k, normal(rng, l, 1))]
     need_gradient(op, *x)
-    for key_mask in (None, torch.arange(m + 2, device=q.device) != 1)[: 1 + takes_mask(op)]:
+    for key_mask in (None, torch.arange(l, device=q.device) != 1)[: 1 + takes_mask(op)]:
 
         def call(*tensors: Tensor, key_mask: Tensor | None = key_mask) -> Tensor:
             out: Tensor = op(*tensors, key_mask)

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from softlab.laws.law import guarded
+
 if TYPE_CHECKING:
     from softlab.laws.examination import Outcome
 
@@ -58,8 +60,7 @@ class Record:
 
     def note(self, given: Sequence[Any], named: Mapping[str, Any]) -> None:
         """Count a call by its tensors."""
-        flat = (y for x in given for y in (x if isinstance(x, tuple) else (x,)))
-        tensors = [x for x in (*flat, *named.values()) if isinstance(x, Tensor)]
+        tensors = [x for x in (*given, *named.values()) if isinstance(x, Tensor)]
         names = ("a",) if len(tensors) == 1 else ("q", "k", "v", "mask")
         call = dict(zip(names, tensors, strict=False))
         # Inside a transform of torch a tensor may have no values to read: then it is not counted.
@@ -74,7 +75,7 @@ def recorded(subject: Any, *, keeps: bool = False) -> Iterator[Record]:
     """Count the calls of all objects of the class of the subject inside."""
     kind, record = type(subject), Record(keeps=keeps)
     # Of a plain function, what reaches the function itself.
-    names = ("_by_parts",) if hasattr(kind, "_by_parts") else ("__call__", "solve")
+    names = ("answered",) if hasattr(kind, "answered") else ("__call__", "solve")
     before = {name: vars(kind).get(name) for name in names if hasattr(kind, name)}
     try:
         for name in before:
@@ -92,7 +93,7 @@ def _noting(inner: Callable[..., Any], record: Record) -> Callable[..., Any]:
     @functools.wraps(inner)
     def call(self: Any, *given: Any, **named: Any) -> Any:
         record.note(given, named)
-        return inner(self, *given, **named)
+        return guarded(inner, self, *given, **named)
 
     return call
 

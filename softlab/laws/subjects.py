@@ -9,6 +9,8 @@ at all is one that the callable was seen to keep, or one that its author claims.
 from __future__ import annotations
 
 import ast
+import bisect
+import contextlib
 import dataclasses
 import importlib
 import inspect
@@ -26,7 +28,17 @@ from softlab import study_file
 from softlab.checks import aligned, hint
 from softlab.core import Operator, Stream, Traits
 from softlab.laws import algebra, consistency, geometry, isolation
-from softlab.laws.law import Draws, Law, drawing, largest, normal, said
+from softlab.laws.law import (
+    Draws,
+    Law,
+    OutOfScopeError,
+    drawing,
+    guarded,
+    largest,
+    lengths,
+    normal,
+    said,
+)
 from softlab.pinv import Solver, SolverTraits
 
 NOTHING_CLAIMED = Traits(linear_in_v=False)
@@ -34,6 +46,9 @@ INVERTIBLE = SolverTraits(singular=False)
 UNMEASURED = ("order", "products", "growth", "implicit", "watched", "precision")
 """Claims of solvers that no law can measure of a function, which has a call alone."""
 SEEDS = range(9000, 9003)
+PROBED = (7, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+POWERS = tuple(2**i for i in range(12))
+"""Numbers of tokens that a function is tried on, and what may have to divide them."""
 INFERRED: dict[str, tuple[Law[Any], tuple[Any, ...]]] = {
     "linear_in_v": (algebra.LINEAR_IN_V, (True,)),
     "query_equivariant": (algebra.QUERY_EQUIVARIANT, (True,)),
@@ -57,10 +72,11 @@ class Plain:
     that it takes, 0 for any number of leading ones. ``equal_lengths``, ``equal_widths``: it takes
     as many queries as keys, and values as wide as keys, only; others are then not drawn, and values
     passed a part at a time. ``target``: what it approximates, None if that is not known. ``rank``:
-    how many tokens it needs. ``broadcasts``, ``broadcasts_masks``: it takes keys and values, and
-    masks, of fewer leading dimensions than queries; else they are written out. ``form``: the known
-    attention that it equals on few tokens, if any. ``inferred``: claims that were found out;
-    ``refused``: the laws of those that were not kept, and by how much they were missed.
+    how many queries and keys it needs, ``multiple`` what divides their numbers. ``broadcasts``,
+    ``broadcasts_masks``: it takes keys and values, and masks, of fewer leading dimensions than
+    queries; else they are written out. ``form``: the known attention that it equals on few tokens,
+    if any. ``inferred``: claims that were found out; ``refused``: the laws of those that were not
+    kept, and by how much they were missed.
     """
 
     call: Callable[..., Tensor] = field(repr=False)
@@ -74,6 +90,7 @@ class Plain:
     rank: int = 1
     broadcasts: bool = False
     broadcasts_masks: bool = False
+    multiple: int = 1
     form: str = ""
     inferred: tuple[str, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
@@ -106,10 +123,37 @@ class Plain:
     def _by_parts(self, q: Tensor, k: Tensor, v: Tensor, mask: tuple[Tensor, ...]) -> Tensor:
         width = v.shape[-1]
         if not self.equal_widths or width == q.shape[-1]:
-            return self.call(q, k, v, *mask)
+            return self.answered(q, k, v, *mask)
         padded = torch.nn.functional.pad(v, (0, -width % q.shape[-1]))
-        parts = [self.call(q, k, part, *mask) for part in padded.split(q.shape[-1], -1)]
+        parts = [self.answered(q, k, part, *mask) for part in padded.split(q.shape[-1], -1)]
         return torch.cat(parts, -1)[..., :width]
+
+    def answered(self, *tensors: Tensor) -> Tensor:
+        """The function's answer; ``OutOfScopeError`` where it raises and needs other lengths."""
+        try:
+            out = guarded(self.call, *tensors)
+        except Exception as error:
+            n, l = tensors[0].shape[-2], tensors[1].shape[-2]  # noqa: E741
+            if self.rank > min(n, l) or n % self.multiple or l % self.multiple:
+                msg = f"it {self.needs}, and the law draws {n} queries and {l} keys"
+                raise OutOfScopeError(msg) from error
+            raise
+        return _tensor(out)
+
+    @property
+    def needs(self) -> str:
+        """What it needs of the numbers of tokens, in words; empty if nothing."""
+        words = [f"{self.rank} tokens or more"] * (self.rank > 1)
+        words += [f"lengths that {self.multiple} divides"] * (self.multiple > 1)
+        return "needs " + " and ".join(words) if words else ""
+
+
+def _tensor(out: Any) -> Tensor:
+    """The answer of a function, which must be a tensor."""
+    if not isinstance(out, Tensor):
+        msg = f"the answer is a {type(out).__name__}; return one tensor"
+        raise TypeError(msg)
+    return out
 
 
 @dataclass(frozen=True)
@@ -130,7 +174,7 @@ class PlainSolver:
 
     def __call__(self, a: Tensor) -> Tensor:
         """The (pseudo-)inverse of a (..., m, m)."""
-        return self.call(a)
+        return _tensor(guarded(self.call, a))
 
 
 def is_solver(subject: object) -> bool:
@@ -138,12 +182,21 @@ def is_solver(subject: object) -> bool:
     return isinstance(subject, (Solver, PlainSolver))
 
 
-def adapted(subject: Any, *, traits: str | None = None, target: Any = None, name: str = "") -> Any:
+def adapted(
+    subject: Any,
+    *,
+    traits: str | None = None,
+    target: Any = None,
+    name: str = "",
+    requires: str | None = None,
+) -> Any:
     """The subject as the laws take it: itself, or a callable in the guise of an operator or solver.
 
     ``traits``: claims of a callable, in words: ``"row_stochastic, reads=scores"``; None finds out.
     ``target``: the exact operator that a callable approximates. ``name``: what to call it.
-    Raises ``ValueError`` for what is neither, and for traits that there are not.
+    ``requires``: the least number of tokens that it takes, and what divides it:
+    ``"tokens=64, multiple=8"``; None finds out. Raises ``ValueError`` for what is neither, and for
+    traits that there are not.
     """
     if isinstance(subject, type):
         msg = (
@@ -152,7 +205,7 @@ def adapted(subject: Any, *, traits: str | None = None, target: Any = None, name
         )
         raise ValueError(msg)  # noqa: TRY004
     if isinstance(subject, (Operator, Solver, Plain, PlainSolver)):
-        if traits is not None or target is not None:
+        if (traits, target, requires) != (None, None, None):
             msg = f"{subject!r} states its own traits and target; give them for a plain callable."
             raise ValueError(msg)
         return subject
@@ -168,9 +221,16 @@ def adapted(subject: Any, *, traits: str | None = None, target: Any = None, name
         if target is not None:
             msg = f"{name} is a solver, whose target is the inverse itself; give it no target."
             raise ValueError(msg)
+        if requires is not None:
+            msg = f"{name} is a solver, which has no tokens; give no requires={requires!r}."
+            raise ValueError(msg)
         return PlainSolver(subject, name, _parsed(traits, INVERTIBLE))
     plain = Plain(subject, name, target=target, masked=most > 3)
+    if requires is not None:
+        tokens, multiple = _required(requires)
+        plain = dataclasses.replace(plain, rank=tokens, multiple=multiple)
     with drawing(Draws()):
+        plain = _sized(plain) if requires is None else plain
         plain = _formed(_fitted(plain))
         if traits is not None:
             return dataclasses.replace(plain, traits=_parsed(traits, Traits()))
@@ -228,9 +288,21 @@ def _parsed(words: str | None, traits: Any) -> Any:
     return dataclasses.replace(traits, **changed)
 
 
+def _required(words: str) -> tuple[int, int]:
+    """The numbers of ``"tokens=64, multiple=8"``."""
+    found = {"tokens": 1, "multiple": 1}
+    for word in words.split(","):
+        key, _, held = (x.strip() for x in word.partition("="))
+        if key not in found or not held.isdecimal() or int(held) < 1:
+            msg = f"requires is {words!r}; give whole numbers, as in 'tokens=64, multiple=8'."
+            raise ValueError(msg)
+        found[key] = int(held)
+    return found["tokens"], found["multiple"]
+
+
 def _forms(plain: Plain) -> Iterator[Plain]:
-    for axes, lengths, widths in itertools.product((0, 3, 4), (False, True), (False, True)):
-        yield dataclasses.replace(plain, axes=axes, equal_lengths=lengths, equal_widths=widths)
+    for axes, same, widths in itertools.product((0, 3, 4), (False, True), (False, True)):
+        yield dataclasses.replace(plain, axes=axes, equal_lengths=same, equal_widths=widths)
 
 
 def _fitted(plain: Plain) -> Plain:
@@ -263,11 +335,42 @@ def _broadcasts(plain: Plain) -> bool:
         return False
 
 
+def _sized(plain: Plain) -> Plain:
+    """With the least number of tokens at which it does not raise, and what must divide it."""
+    found = next((x for x in PROBED if _takes(plain, x)), None)
+    if found is None or _takes(plain, 1):
+        return plain
+    step = next((x for x in POWERS if x <= found and _takes(plain, found + x)), 1)
+    sizes = range(step, found + 1, step)
+    # By halves where it is large: between the last probe that raised and this one.
+    below = max((x for x in PROBED if x < found and x % step == 0), default=0)
+    near = [x for x in sizes if x > below] or [found]
+    least = next(x for x in near if _takes(plain, x)) if len(near) < 40 else _edge(plain, near)
+    return dataclasses.replace(plain, rank=least, multiple=step)
+
+
+def _edge(plain: Plain, sizes: Sequence[int]) -> int:
+    """The first size from which on it answers."""
+    return sizes[bisect.bisect_left(sizes, x=True, key=lambda x: _takes(plain, x))]
+
+
+def _takes(plain: Plain, tokens: int) -> bool:
+    """Whether some form of it answers on so many tokens, whatever it answers."""
+    rng = Stream(SEEDS.start, "laws").generator
+    tensors = [normal(rng, tokens, 4) for _ in range(3)]
+    for form in _forms(plain):
+        with contextlib.suppress(Exception):
+            form(*tensors)
+            return True
+    return False
+
+
 def _taken(plain: Plain, leads: Sequence[tuple[int, ...]]) -> Plain | None:
     """The freest form that answers, in the right shape, at these leading dimensions."""
     for form in _forms(plain):
         rng = Stream(SEEDS.start, "laws").generator
-        n, l = (7, 7) if form.equal_lengths else (5, 7)  # noqa: E741
+        _, l = lengths(form, 1, max(7, form.rank))  # noqa: E741
+        n = l if form.equal_lengths or form.rank > 1 or form.multiple > 1 else 5
         try:
             shapes = [
                 form(*(normal(rng, *lead, *size) for size in ((n, 4), (l, 4), (l, 3)))).shape
@@ -315,24 +418,50 @@ def _missed(plain: Plain, law: Law[Any]) -> str:
     """By how much the law is missed on the draws of ``SEEDS``; empty if it is kept."""
     try:
         rng = Stream(SEEDS.start, "laws").generator
-        out = plain(normal(rng, 7, 4), normal(rng, 7, 4), normal(rng, 7, 3))
+        n, _ = lengths(plain, max(7, plain.rank), 7)
+        out = plain(normal(rng, n, 4), normal(rng, n, 4), normal(rng, n, 3))
         if largest(out) == 0:  # zeros keep many laws
             return "all outputs are zero"
         gaps = (law.broken(plain, seed=seed) for seed in SEEDS)
         return next((gap.said for gap in gaps if gap is not None), "")
+    except OutOfScopeError as error:
+        return str(error)
     except Exception as error:
         return said(error)
 
 
-def load(spec: str, *, traits: str | None = None, target: str | None = None) -> Any:
+def claim_found(subject: Any, law: Law[Any]) -> str:
+    """The claim that the law measures, if calls and not its author told it; else empty."""
+    found = getattr(subject, "inferred", ())
+    return next((name for name, (x, _) in INFERRED.items() if x is law and name in found), "")
+
+
+def without(subject: Any, claim: str) -> Any:
+    """The subject without a claim that was found and is not kept."""
+    if not claim:
+        return subject
+    nothing = getattr(NOTHING_CLAIMED, claim)
+    kept = tuple(x for x in subject.inferred if x != claim)
+    return dataclasses.replace(_with(subject, **{claim: nothing}), inferred=kept)
+
+
+def load(
+    spec: str,
+    *,
+    traits: str | None = None,
+    target: str | None = None,
+    requires: str | None = None,
+) -> Any:
     """The subject that ``package.module:object`` or ``path/file.py:object`` names.
 
     ``object`` may be an expression: ``softlab.operators:Soft(rank=16)``. ``traits`` as in
-    ``adapted``; ``target`` a spec itself. Raises ``ValueError`` for what cannot be had.
+    ``adapted``, and ``requires``; ``target`` a spec itself. Raises ``ValueError`` for what cannot
+    be had.
     """
     aim = None if target is None else found(target)
     subject = found(spec)
-    return adapted(subject, traits=traits, target=aim, name=spec.rpartition(":")[2] or spec)
+    name = spec.rpartition(":")[2] or spec
+    return adapted(subject, traits=traits, target=aim, name=name, requires=requires)
 
 
 def found(spec: str) -> Any:

@@ -60,7 +60,8 @@ def _cold(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
 
 
 def _one_key(op: Any, rng: torch.Generator) -> Iterator[Gap]:
-    subject = dataclasses.replace(op, rank=1) if "rank" in own_fields(op) else op
+    knob = "rank" in own_fields(op) and not is_plain(op)
+    subject = dataclasses.replace(op, rank=1) if knob else op
     for n in (1, 3):
         rows, _ = lengths(op, n, 1)
         # A kernel that underflows leaves a landmark method no weight at all.

@@ -459,6 +459,10 @@ def once(op, q, k, v, mask):
     return frozen(op, q, k, v, mask, OnceExponential)
 
 
+def once_masked(q, k, v, mask):
+    return frozen(None, q, k, v, mask)
+
+
 def unsquared(op, q, k, v, mask):
     return (-torch.cdist(q, k) / 4).exp() @ v
 
@@ -716,6 +720,40 @@ def unscaled_beyond_d_64(q, k, v):
     return (scale * q @ k.mT).softmax(-1) @ v
 
 
+@dataclass(frozen=True)
+class TokenShort(Local):
+    """A window that is one token narrower than it says, where it can be."""
+
+    def __call__(self, q, k, v, key_mask=None):
+        return Local(max(1, self.window - 1))(q, k, v, key_mask)
+
+
+def one_rank_less(op, q, k, v, mask):
+    return dataclasses.replace(op, rank=op.rank - 1)(q, k, v, mask)
+
+
+def over_d(q, k, v):
+    return (q @ k.mT / q.shape[-1]).softmax(-1) @ v
+
+
+def by_expanded_squares(q, k, v):
+    far = q.square().sum(-1, keepdim=True) + k.square().sum(-1).unsqueeze(-2) - 2 * q @ k.mT
+    return (-far.clamp_min(0) / (2 * q.shape[-1] ** 0.5)).exp() @ v
+
+
+def without_nan(q, k, v):
+    return ((q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v).nan_to_num()
+
+
+def nan_backwards(op, q, k, v, mask):
+    """Multiplies what padding holds by zero, which only a backward pass sees."""
+    out = op(q, k, v, mask)
+    if mask is None:
+        return out
+    held = torch.where(mask.unsqueeze(-1), 0, k.square()).sum((-2, -1), keepdim=True)
+    return out + torch.where(held.isfinite(), 0 * held, 0)
+
+
 def transposed_beyond_eight(q, k, v):
     if q.shape[-2] == k.shape[-2] > 8:
         q, k = k, q
@@ -739,6 +777,7 @@ OPERATOR_FAULTS = {
         Faulty(Softmax(), first_key_for_every_query),
     ],
     "reads": [
+        laws.adapted(by_expanded_squares, traits="reads=distances"),
         Faulty(Softmax(), by_norm),
         Faulty(Softmax(), lambda op, q, k, v, mask: op(q, k * k.norm(dim=-1, keepdim=True), v)),
         Faulty(GaussianAttention(), by_norm),
@@ -772,6 +811,7 @@ OPERATOR_FAULTS = {
         Faulty(Softmax(), after(lambda x: x.clamp(-1e6, 1e6))),
         Faulty(Softmax(), after(lambda x: x + 1e-20)),
     ],
+    "nothing is hidden": [laws.adapted(without_nan)],
     "denormal numbers": [Faulty(Softmax(), of_directions)],
     "seeds": [Unseeded(4)],
     "claimed work": [
@@ -784,7 +824,11 @@ OPERATOR_FAULTS = {
         ),
         Claiming(Local(2), 1e-4),
     ],
-    "second derivative": [Faulty(Softmax(), frozen), Faulty(Softmax(), once)],
+    "second derivative": [
+        Faulty(Softmax(), frozen),
+        Faulty(Softmax(), once),
+        Faulty(Softmax(), lambda op, q, k, v, m: (op if m is None else once_masked)(q, k, v, m)),
+    ],
     "gradient at its most": [
         Soft(4, landmarks=DetachedMeans()),
         Faulty(TopK(4), lambda op, q, k, v, mask: op(q, k.detach(), v, mask)),
@@ -850,7 +894,10 @@ OPERATOR_FAULTS = {
         Faulty(Softmax(causal=True), lambda op, q, k, v, mask: op(q, k, v)),
         Faulty(Local(1, causal=True), rows_of_the_deleted),
     ],
-    "padding is ignored": [Faulty(Softmax(scale=1.0), multiplied_mask)],
+    "padding is ignored": [
+        Faulty(Softmax(scale=1.0), multiplied_mask),
+        Faulty(Softmax(), nan_backwards),
+    ],
     "causal": [
         Faulty(Softmax(), after(lambda x: x), {"causal": True}),
         Faulty(Softmax(causal=True), lambda op, q, k, v, mask: op(q, k, v.roll(-1, -2), mask)),
@@ -881,6 +928,7 @@ OPERATOR_FAULTS = {
         WholeBlocks(2, 1),
     ],
     "low rank": [
+        Faulty(Nystromformer(4), one_rank_less),
         Faulty(Soft(4), silently_exact),
         Faulty(Nystromformer(4), silently_exact),
         Faulty(TruncatedSVD(4), silently_exact),
@@ -897,12 +945,14 @@ OPERATOR_FAULTS = {
         Faulty(Linformer(4), after(lambda x: x), {"exact_at": "rank"}),
     ],
     "monotone": [
+        TokenShort(4),
         Narrowing(2),
         # More landmarks need not be the better ones.
         Faulty(Nystromformer(4), after(lambda x: x), {"monotone": "Frobenius"}),
         Faulty(TruncatedSVD(4), lambda op, q, k, v, mask: TruncatedSVD(11 - op.rank)(q, k, v)),
     ],
     "target": [
+        laws.adapted(over_d, traits="", target=Softmax()),
         Faulty(Soft(4), lambda op, q, k, v, mask: op.target(q, k, v, mask)),
         Faulty(Thinformer(3), lambda op, q, k, v, mask: op.target(q, k, v, mask)),
         Faulty(KDEFormer(3, 4), lambda op, q, k, v, mask: op.target(q, k, v, mask)),
@@ -1128,6 +1178,13 @@ def of_the_diagonal(x, a):
     return torch.diag_embed(1 / a.diagonal(dim1=-2, dim2=-1))
 
 
+def of_nearly_diagonal(x, a):
+    """Where the rest is small it is not read."""
+    diagonal = a.diagonal(dim1=-2, dim2=-1)
+    rest = (a - torch.diag_embed(diagonal)).abs().amax()
+    return of_the_diagonal(x, a) if rest < 1e-2 * diagonal.abs().min() else x
+
+
 def right_up_to_sixteen(x, a):
     return x if a.shape[-1] <= 16 else 1.001 * x
 
@@ -1165,17 +1222,21 @@ def all_like_the_first(result):
 
 SOLVER_FAULTS = {
     "every size": [
+        laws.adapted(lambda a: torch.linalg.pinv(a, rtol=1e-3)),
+        Spoilt(spoil=of_nearly_diagonal),
         Spoilt(spoil=right_up_to_sixteen),
         Spoilt(spoil=of_definite_matrices),
         FaultySolver(Ridge(SVD(), 1e-6), {"regularized": False}),
     ],
     "solve tells the truth": [
+        Lying(24, lie=lambda result: result._replace(steps=24 + 0 * result.steps)),
         Lying(24, lie=lambda result: result._replace(residual=0 * result.residual)),
         Lying(24, lie=lambda result: result._replace(x=1.01 * result.x)),
         Lying(24, lie=all_like_the_first),
         Lying(6, lie=lambda result: result._replace(status=0 * result.status)),
     ],
     "gradient of any matrix": [
+        Spoilt(spoil=lambda x, a: gradient_of(x, 0.5) if x.dtype == torch.float32 else x),
         Spoilt(spoil=lambda x, a: TransposedGradient.apply(x)),
         Spoilt(spoil=lambda x, a: x.detach() + (x - x.detach() + (x - x.detach()).mT) / 2),
     ],

@@ -90,6 +90,7 @@ OPERATOR_LAWS: tuple[Law[Operator], ...] = (
     precision.TWO_ERRORS,
     precision.HOMOGENEOUS,
     precision.DENORMAL,
+    precision.SHOWN,
     estimates.UNBIASED,
     estimates.VARIANCE,
     estimates.RESEEDED,

@@ -22,6 +22,7 @@ from softlab.laws.law import (
     normal,
     rank_of,
     separated,
+    takes_mask,
     tolerance,
 )
 from softlab.laws.limits import unconverged
@@ -101,6 +102,10 @@ def _second(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     leaves = [2 * normal(rng, n, 3), 2 * normal(rng, l, 3), normal(rng, l, 2)]
     need_gradient(op, *leaves)
     yield from twice(lambda *x: op(*x), leaves, rng)
+    batch = [normal(rng, 2, *x.shape) for x in leaves]
+    masked = takes_mask(op) and l > m
+    mask = (torch.arange(l, device=leaves[0].device) != 1,) if masked else ()
+    yield from twice(lambda *x: op(*x, *mask), batch, rng)
 
 
 def _full(op: Any, rng: torch.Generator) -> Iterator[Gap]:
@@ -128,7 +133,8 @@ def _full(op: Any, rng: torch.Generator) -> Iterator[Gap]:
 SECOND: Law[Any] = Law(
     "second derivative",
     "the gradient of a loss with a gradient penalty equals central differences, by backward and by "
-    "grad, for a loss that is linear in the output and one that is not; or torch refuses it",
+    "grad, for a loss that is linear in the output and one that is not, of a matrix and of a batch "
+    "under a mask; or torch refuses it",
     always,
     _second,
     family="gradients",

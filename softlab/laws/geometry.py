@@ -25,6 +25,8 @@ from softlab.laws.law import (
 from softlab.pinv import Inverting
 
 F64 = torch.float64
+FAR = 1e5
+"""How far from the origin tokens are shifted whose distances alone are read."""
 KINDS = ("scores", "relative scores", "distances")
 
 
@@ -48,7 +50,12 @@ def _moves(op: Operator, q: Tensor, k: Tensor, rng: torch.Generator) -> dict[str
     turn = torch.linalg.qr(normal(rng, d, d, dtype=F64) + 2 * torch.eye(d, dtype=F64)).Q.to(q)
     shift = normal(rng, 1, d)
     if op.traits.reads == "distances":
-        return {"turned": (q @ turn, k @ turn), "shifted": (q + shift, k + shift)}
+        far = FAR * shift
+        return {
+            "turned": (q @ turn, k @ turn),
+            "shifted": (q + shift, k + shift),
+            "shifted far": (q + far, k + far),
+        }
     stretch = torch.linspace(0.5, 2, d, dtype=F64).to(q)
     moves = {"q B, k B^-T": (q @ (turn * stretch), k @ (turn / stretch))}
     if op.traits.reads == "relative scores":
@@ -62,7 +69,9 @@ def _reads(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
     out = op(q, k, v)
     kappa = 10 * max(10.0, condition(op, q, k))
     for where, (q_, k_) in _moves(op, q, k, rng).items():
-        allowed = tolerance(F64, len(k), kappa=kappa, scale=largest(v))
+        # Tokens far from the origin are rounded by its distance, their squares by its square.
+        away = FAR if where == "shifted far" else 1.0
+        allowed = tolerance(F64, len(k), kappa=kappa * away, scale=largest(v))
         yield Gap(largest(op(q_, k_, v) - out), allowed, f"{where}, n={len(q)}, l={len(k)}")
 
 
@@ -130,7 +139,7 @@ READS: Law[Operator] = Law(
     family="algebraic",
     when="says in traits.reads what M depends on",
     allows="rounding of sums over l, times the condition of a core",
-    catches="lengths of q or k in the scores",
+    catches="lengths of q or k in the scores; expanded squares far from the origin",
     any_dtype=True,
 )
 SCALE: Law[Any] = Law(

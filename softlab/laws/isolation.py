@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,9 +89,22 @@ def _padding(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
     q, k, v = normal(rng, n, 4), normal(rng, l, 4), normal(rng, l, 3)
     key_mask = torch.arange(l, device=k.device) < m + 3
     clean = op(q, k, v, key_mask)
+    due = _gradients(op, (q, k, v), key_mask)
     for held in (1e6, math.inf, math.nan):
         k2, v2 = (torch.where(key_mask[:, None], x, held) for x in (k, v))
         yield Gap(largest(op(q, k2, v2, key_mask) - clean), 0, f"padding holds {held}")
+        for name, x, y in zip("qkv", _gradients(op, (q, k2, v2), key_mask), due, strict=True):
+            allowed = tolerance(F64, l, c=1000, scale=1 + largest(y))
+            yield Gap(largest(x - y), allowed, f"padding holds {held}: gradient in {name}")
+
+
+def _gradients(op: Any, tokens: tuple[Tensor, ...], key_mask: Tensor) -> list[Tensor]:
+    """Of the sum of the output's squares; zeros where it has no gradient."""
+    leaves = [x.clone().requires_grad_() for x in tokens]
+    out = op(*leaves, key_mask)
+    if not out.requires_grad:
+        return [torch.zeros_like(x) for x in leaves]
+    return list(torch.autograd.grad(out.square().sum(), leaves, materialize_grads=True))
 
 
 def _causal(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
@@ -133,13 +147,13 @@ MASK_IS_DELETION: Law[Operator] = Law(
 )
 PADDING_IS_IGNORED: Law[Operator] = Law(
     "padding is ignored",
-    "what masked keys and values hold, NaN included, changes no bit of the output",
+    "what masked keys and values hold, NaN included, changes no bit of the output, and no gradient",
     takes_mask,
     _padding,
     family="isolation",
     when="takes a mask",
-    allows="no bit",
-    catches="a mask by multiplication, through which NaN spreads",
+    allows="no bit; of gradients rounding",
+    catches="a mask by multiplication, through which NaN spreads, forwards or backwards",
 )
 CAUSAL: Law[Operator] = Law(
     "causal",

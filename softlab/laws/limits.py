@@ -78,7 +78,10 @@ def _monotone(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     for knob in range(1, n + 1):
         subject = dataclasses.replace(op, **{op.traits.exact_at: knob})
         error = float((as_matrix(subject, q, k) - exact).flatten().norm(order))
-        yield Gap(error - before, tolerance(F64, n, scale=n), f"{subject!r}, from one less")
+        rounding = tolerance(F64, n, scale=n)
+        yield Gap(error - before, rounding, f"{subject!r}, from one less")
+        stands = before < math.inf and error > rounding and error == before
+        yield Gap(float(stands), 0, f"{subject!r} is what it was with one less, and errs")
         before = error
 
 
@@ -129,7 +132,9 @@ def _low_rank(op: Any, rng: torch.Generator) -> Iterator[Gap]:
         n, l = lengths(op, *sizes)  # noqa: E741
         matrix = as_matrix(op, normal(rng, n, 6), normal(rng, l, 6)).double()
         s = torch.linalg.svdvals(matrix)
-        yield Gap(float(s[m]), tolerance(F64, n, scale=float(s[0])), f"s_(m+1) at n={n}, l={l}")
+        rounding = tolerance(F64, n, scale=float(s[0]))
+        yield Gap(float(s[m]), rounding, f"s_(m+1) at n={n}, l={l}")
+        yield Gap(rounding, float(s[m - 1]), f"rank {m} is used: s_m at n={n}, l={l}")
 
 
 def _target(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
@@ -152,6 +157,26 @@ def _target(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
         apart = op(q, k, v) - target(q, k, v)
     same = largest(apart) < 1e-9
     yield Gap(float(same), 0, "below full rank an approximation is not its target in disguise")
+    if op.traits.linear_in_v and target.traits.linear_in_v and not op.traits.causal:
+        x, y = 0.5 * q, 0.5 * k
+        scale = _other_scale(as_matrix(op, x, y), as_matrix(target, x, y))
+        yield Gap(float(bool(scale)), 0, f"M is its target {scale}")
+
+
+def _other_scale(mine: Tensor, theirs: Tensor) -> str:
+    """In words, where log M = c log T + b in all entries, but for the sums of rows: T rescaled."""
+    if not (bool((mine > 0).all()) and bool((theirs > 0).all())):
+        return ""
+    logs = [x.log() for x in (mine, theirs)]
+    m, t = (x - x.mean(-1, keepdim=True) for x in logs)
+    factor = float((m * t).sum() / t.square().sum())
+    level = float((logs[0] - factor * logs[1]).mean())
+    if largest(m - factor * t) > 1e-9 * (1 + largest(t)) or not abs(factor) > 1e-6:
+        return ""  # another matrix, or one that is blind to its tokens
+    if abs(factor - 1) > 1e-9:
+        return f"with its exponents times {factor:.6g}"
+    even = largest(logs[0] - logs[1] - level) < 1e-9
+    return f"times {math.exp(level):.6g}" if even and abs(level) > 1e-9 else ""
 
 
 def _finite(op: Any, rng: torch.Generator) -> Iterator[Gap]:
@@ -231,13 +256,13 @@ IDENTICAL: Law[Operator] = Law(
 )
 LOW_RANK: Law[Operator] = Law(
     "low rank",
-    "M has at most m nonzero singular values, whatever n and l are",
+    "M has m nonzero singular values and no more, whatever n and l above m are",
     lambda op: op.traits.low_rank,
     _low_rank,
     family="spectral",
     when="claims low_rank",
     allows="rounding of sums over n, of the largest singular value",
-    catches="full attention where the sequence is short",
+    catches="full attention where the sequence is short; a rank one less; landmarks that repeat",
     any_dtype=True,
 )
 EXACT_AT: Law[Operator] = Law(
@@ -253,23 +278,24 @@ EXACT_AT: Law[Operator] = Law(
 )
 MONOTONE: Law[Operator] = Law(
     "monotone",
-    "the error of M does not grow with the knob",
+    "the error of M does not grow with the knob, nor stand still while there is one",
     lambda op: bool(op.traits.monotone),
     _monotone,
     family="spectral",
     when="claims monotone",
     allows="rounding of sums over n",
-    catches="a window that closes as it is opened",
+    catches="a window that closes as it is opened; one that is a token short",
 )
 TARGET: Law[Operator] = Law(
     "target",
-    "op.target is exact, and another operator than an approximation of it",
+    "op.target is exact, and an approximation is another operator: neither the target nor the "
+    "target at another scale",
     has_target,
     _target,
     family="honesty",
     when="says what it approximates",
     allows="nothing",
-    catches="the target in the guise of its approximation",
+    catches="the target in the guise of its approximation; scores over d for those over its root",
 )
 FINITE: Law[Operator] = Law(
     "finite",

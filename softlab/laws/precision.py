@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from softlab.laws.geometry import condition
 from softlab.laws.law import (
     Gap,
     Law,
+    always,
     has_target,
     is_plain,
     largest,
@@ -100,6 +102,32 @@ def _denormal(op: Any, rng: torch.Generator) -> Iterator[Gap]:
         yield Gap(largest(out - wanted), allowed, f"{dtype}, values below the normal numbers")
 
 
+def _shown(op: Any, rng: torch.Generator) -> Iterator[Gap]:
+    tokens = _draw(op, rng, F64)
+    # What a function hides of q and k may be meant, as for rows without a key; of v it is a loss.
+    names = "v" if is_plain(op) or op.traits.blind else "qkv"
+    for name in names:
+        for held in (math.nan, math.inf):
+            given = [x.clone() for x in tokens]
+            given["qkv".index(name)][:, 0] = held
+            try:
+                out = op(*given)
+            except Exception:  # a refusal hides nothing
+                continue
+            hidden = bool(out.isfinite().all())
+            yield Gap(float(hidden), 0, f"{held} in the first column of {name}: all is finite")
+
+
+SHOWN: Law[Any] = Law(
+    "nothing is hidden",
+    "NaN or inf in the values, of an operator also in q and k, is refused or seen in the output",
+    always,
+    _shown,
+    family="numerical",
+    allows="nothing",
+    catches="outputs through nan_to_num; values that are clamped",
+    examples=1,
+)
 TWO_ERRORS: Law[Operator] = Law(
     "two errors",
     "in float32, bfloat16 and float16 the error against float64 is at most 8 times that of a dense "

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from softlab.laws.inverse import KAPPA, faithful, relative, spd
 from softlab.laws.law import Gap, Law, after_steps, need_gradient, normal, steps_of, tolerance
-from softlab.pinv import Solver, Status
+from softlab.pinv import Iteration, PinvResult, Solver, Status
 
 F64 = torch.float64
 SIZES_DRAWN = (1, 2, 3, 7, 16, 17, 33, 64)
+PROJECTS = 1e-6
+"""How near A X is to its own square where it is a projection."""
 HONEST = 0.1
 """How far, relatively, a reported residual may be from that of the x that is returned."""
 
@@ -27,7 +29,9 @@ def _precision(solver: Any) -> torch.dtype:
 def _kinds(solver: Any, m: int, kappa: float, rng: torch.Generator) -> dict[str, Tensor]:
     """Invertible m x m matrices of that condition, of each kind that the solver is meant for."""
     spectrum = torch.logspace(0, -math.log10(kappa), m, dtype=F64)
-    kinds = {"definite": spd(rng, spectrum)}
+    noise = normal(rng, m, m, dtype=F64).cpu()
+    near = spectrum.diag() + 1e-4 * float(spectrum[-1]) * (noise + noise.mT)
+    kinds = {"definite": spd(rng, spectrum), "nearly diagonal": near}
     if solver.traits.definite or solver.traits.regularized:
         return kinds
     signs = torch.where(torch.arange(m) % 2 == 0, 1.0, -1.0).to(F64)
@@ -52,6 +56,18 @@ def _sizes(solver: Any, rng: torch.Generator) -> Iterator[Gap]:
             for place in (i, i + len(batch) - len(kinds)):
                 where_ = f"{where}, m={m}, matrix {place} of {len(batch)}"
                 yield Gap(relative(together[place], x), allowed, where_)
+    yield from _kept(solver, rng)
+
+
+def _kept(solver: Any, rng: torch.Generator) -> Iterator[Gap]:
+    """Whether A X projects, where A is invertible: small singular values are taken for zero."""
+    m = 6
+    for kappa in (1e3, 1e5):
+        a = spd(rng, torch.logspace(0, -math.log10(kappa), m, dtype=F64))
+        p = a @ solver(a).double()
+        # What has not converged is no projection.
+        cut = relative(p @ p, p) < PROJECTS and float(p.trace()) < m - 0.5
+        yield Gap(float(cut), 0, f"condition {kappa:g}: singular values are cut off")
 
 
 def _solve(solver: Any, rng: torch.Generator) -> Iterator[Gap]:
@@ -64,6 +80,7 @@ def _solve(solver: Any, rng: torch.Generator) -> Iterator[Gap]:
             )
         batch = torch.stack(list(cases.values()))
         result = solver.solve(batch)
+        yield from _steps(solver, batch, result)
         for i, (kind, a) in enumerate(cases.items()):
             where = f"{kind}, m={m}, condition {kappa:g}"
             x, said = result.x[i].double(), float(result.residual[i])
@@ -96,6 +113,20 @@ def _solve(solver: Any, rng: torch.Generator) -> Iterator[Gap]:
         yield Gap(float(lied), 0, f"{steps} steps at condition 1e4: converged, residual {true:.3g}")
 
 
+def _steps(solver: Any, batch: Tensor, result: PinvResult) -> Iterator[Gap]:
+    """The iterate that the steps name is the x that is returned, and took so many products."""
+    if not isinstance(solver, Iteration):
+        return
+    iterates = [x.double() for x in solver.iterates(batch)]
+    for i, steps in enumerate(result.steps.tolist()):
+        where = f"m={batch.shape[-1]}, matrix {i}: x is the iterate of step {steps}"
+        yield Gap(float(not 0 <= steps < len(iterates)), 0, where)
+        missed = relative(iterates[steps][i], result.x[i].double())
+        yield Gap(missed, HONEST, where)
+        products = steps * solver.traits.products
+        yield Gap(abs(int(result.matmuls[i]) - products), 0, f"{steps} steps, products")
+
+
 def _gradient(solver: Any, rng: torch.Generator) -> Iterator[Gap]:
     for m in (1, 2, 5, 17):
         for kind, a in _kinds(solver, m, KAPPA, rng).items():
@@ -105,11 +136,16 @@ def _gradient(solver: Any, rng: torch.Generator) -> Iterator[Gap]:
             leaf = a.clone().requires_grad_()
             need_gradient(solver, leaf)
             (mine,) = torch.autograd.grad((solver(leaf) * upstream).sum(), leaf)
+            single = a.float().requires_grad_()
+            (narrow,) = torch.autograd.grad((solver(single) * upstream.float()).sum(), single)
             x = torch.linalg.inv(a)
             due = -x.mT @ upstream @ x.mT  # d<G, A^-1> = -<A^-T G A^-T, dA>
             # Each step's backward products round.
             allowed = tolerance(_precision(solver), m, kappa=KAPPA**4) * (1 + steps_of(solver))
             yield Gap(relative(mine, due), allowed, f"-A^-T G A^-T, {kind}, m={m}")
+            allowed = tolerance(torch.float32, m, kappa=KAPPA**4) * (1 + steps_of(solver))
+            allowed = min(allowed, 0.1)
+            yield Gap(relative(narrow, due), allowed, f"float32, -A^-T G A^-T, {kind}, m={m}")
 
 
 SIZES: Law[Solver] = Law(

@@ -61,14 +61,16 @@ def twice(call: Callable[..., Tensor], leaves: list[Tensor], rng: torch.Generato
                 raise
             refused.append(str(error).splitlines()[0][:120])
             continue
-        ends = (
-            _penalized(call, _moved(leaves, along, s * STEP), weights, curved=curved).item()
-            for s in (1, -1)
-        )
-        expected = (next(ends) - next(ends)) / (2 * STEP)
+        at = {
+            s: _penalized(call, _moved(leaves, along, s * STEP), weights, curved=curved).item()
+            for s in (1, -1, 2, -2)
+        }
+        expected, wider = ((at[s] - at[-s]) / (2 * s * STEP) for s in (1, 2))
         slope = sum(float((x * d).sum()) for x, d in zip(found, along, strict=True))
         size = 1 + abs(total.item())
         allowed = 1e-4 * abs(expected) + 1000 * torch.finfo(F64).eps / STEP * size
+        # A central difference errs by c STEP^2, one of twice the step by four times that.
+        allowed += abs(wider - expected)
         how = f"{'sine of the output' if curved else 'linear loss'} and gradient penalty"
         yield Gap(abs(slope - expected), allowed, f"{how}, {'backward' if by_backward else 'grad'}")
     if len(refused) == len(asked):
@@ -102,7 +104,7 @@ def _second(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     leaves = [2 * normal(rng, n, 3), 2 * normal(rng, l, 3), normal(rng, l, 2)]
     need_gradient(op, *leaves)
     yield from twice(lambda *x: op(*x), leaves, rng)
-    batch = [normal(rng, 2, *x.shape) for x in leaves]
+    batch = [c * normal(rng, 2, *x.shape) for c, x in zip((2, 2, 1), leaves, strict=True)]
     masked = takes_mask(op) and l > m
     mask = (torch.arange(l, device=leaves[0].device) != 1,) if masked else ()
     yield from twice(lambda *x: op(*x, *mask), batch, rng)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import random
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -58,6 +59,8 @@ def _rounding(op: Any, case: Situation, scale: float, dtype: torch.dtype = F64) 
     if has_core(op):
         kappa = max(CORE_KAPPA, _condition(op, case))
     size = 1 + max(largest(x) for x in case.tokens[:2]) ** 2  # of scores, which are rounded
+    if op.traits.optimal and size > 100:
+        return math.inf  # rows are equal at such scores, and a truncated SVD is not unique
     kappa *= size * _cancelling(op, case)
     return tolerance(dtype, case.k.shape[-2], kappa=kappa, scale=scale)
 
@@ -434,6 +437,8 @@ def _dense(op: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
     if getattr(op, "form", ""):
         return lambda q, k, v: FORMS[op.form](q, k) @ v
     exact = op.traits.exact
+    if op.traits.optimal:  # its rank is limited by the queries, too
+        return None
     if (exact or op.traits.exact_at) and has_target(op) and op.target != op and not has_core(op):
         return lambda q, k, v: op.target(q, k, v)
     if exact and not op.traits.replacement and hasattr(op, "kernel"):
@@ -445,6 +450,8 @@ def _form(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     dense = _dense(op)
     assert dense is not None  # as ``applies`` asks
     for case in drawn(op, rng, EACH, long=True):
+        if op.traits.exact_at and case.mask is not None:
+            continue  # how far a knob goes depends on the keys that are left
         subject = at_most(op, case.k.shape[-2]) if op.traits.exact_at else op
         out = _flat(case.call(subject))
         upstream = normal(rng, *out.shape)

@@ -15,6 +15,7 @@ from softlab.laws.law import (
     OutOfScopeError,
     always,
     at_most,
+    has_core,
     has_target,
     largest,
     lengths,
@@ -105,6 +106,9 @@ def _second(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     need_gradient(op, *leaves)
     yield from twice(lambda *x: op(*x), leaves, rng)
     batch = [c * normal(rng, 2, *x.shape) for c, x in zip((2, 2, 1), leaves, strict=True)]
+    if not has_core(op):  # more tokens, nearer to each other: no row is that of one key
+        n, l = lengths(op, n + 3, l + 3)  # noqa: E741
+        batch = [normal(rng, 2, *shape) for shape in ((n, 3), (l, 3), (l, 2))]
     masked = takes_mask(op) and l > m
     mask = (torch.arange(l, device=leaves[0].device) != 1,) if masked else ()
     yield from twice(lambda *x: op(*x, *mask), batch, rng)

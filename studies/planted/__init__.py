@@ -11,8 +11,6 @@ SPLIT = 16
 """The seed that tells the tuned half from the one held out."""
 
 UNSEEN = {
-    "1e-6 is added to the row sums": "nothing is said of it, and an attention whose rows sum to a "
-    "little less than one is one, too",
     "a bias by position stops at 100 keys": "nothing is said of it, and a bias that stops growing "
     "is one, too",
 }

@@ -15,7 +15,7 @@ subject is worth. They are asked as ``laws.examine`` asks, as are correct subjec
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -528,12 +528,13 @@ def keep(specimen: Specimen, seed: int) -> bool:
 def measure(specimen: Specimen, seed: int, *, dtype: torch.dtype, device: torch.device) -> Row:
     """Of a faulty one the first law that breaks; of a right one how many were asked, and broke."""
     if not specimen.origin:
-        return _row(specimen, specimen.subject, MUTANT_SEEDS if specimen.fault else (seed,))
+        seeds = range(MUTANT_SEEDS) if specimen.fault else (seed,)
+        return _row(specimen, specimen.subject, seeds)
     with undisturbed():
-        return _row(specimen, laws.adapted(specimen.subject()), laws.EXAMPLES)
+        return _row(specimen, laws.adapted(specimen.subject()), range(laws.EXAMPLES))
 
 
-def _row(specimen: Specimen, subject: Any, seeds: int | tuple[int, ...]) -> Row:
+def _row(specimen: Specimen, subject: Any, seeds: Sequence[int]) -> Row:
     suite = [law for law in laws.suite(subject) if law.applies(subject)]
     row: Row = {
         "solver": is_solver(subject),
@@ -543,15 +544,14 @@ def _row(specimen: Specimen, subject: Any, seeds: int | tuple[int, ...]) -> Row:
         "origin": specimen.origin,
         "laws": len(suite),
     }
-    chosen = tuple(range(seeds)) if isinstance(seeds, int) else seeds
     if specimen.fault:
-        law, gap = _caught(subject, suite, chosen) or ("", "")
+        law, gap = _caught(subject, suite, seeds) or ("", "")
         return row | {"caught": bool(law), "law": law, "gap": gap}
-    broken = [law.name for law in suite if _breaks(law, subject, chosen)]
+    broken = [law.name for law in suite if _breaks(law, subject, seeds)]
     return row | {"alarms": len(broken), "law": ", ".join(broken)}
 
 
-def _caught(subject: Any, suite: list[Any], seeds: tuple[int, ...]) -> tuple[str, str] | None:
+def _caught(subject: Any, suite: list[Any], seeds: Sequence[int]) -> tuple[str, str] | None:
     # What takes long comes last.
     for law in sorted(suite, key=lambda law: law.examples < 3):
         said = _breaks(law, subject, seeds)
@@ -560,7 +560,7 @@ def _caught(subject: Any, suite: list[Any], seeds: tuple[int, ...]) -> tuple[str
     return None
 
 
-def _breaks(law: Any, subject: Any, seeds: tuple[int, ...]) -> str:
+def _breaks(law: Any, subject: Any, seeds: Sequence[int]) -> str:
     one = laws.outcome(subject, law, seeds=seeds, seconds=PATIENCE, simplest=False)
     return one.detail or "broken" if one.verdict is laws.Verdict.FAILS else ""
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import math
 import random
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -47,22 +47,28 @@ from softlab.laws.situations import Situation, drawn
 F64 = torch.float64
 Form = Callable[[Tensor, Tensor], Tensor]
 STEEP = 1e6
+"""The condition of a core beyond which its gradient is rounding alone."""
 ALMOST = 1e-4
 """How far from one a row's sum may be for the row to be meant to sum to one."""
 EACH = 13
 """Situations per seed: the five seeds of a default check meet every pair of choices."""
 
 
-def _rounding(op: Any, case: Situation, scale: float, dtype: torch.dtype = F64) -> float:
-    """What the order of sums may change, times the condition of a core, or of sums that cancel."""
+def _rounding(op: Any, case: Situation, dtype: torch.dtype = F64, *, cancelled: int = 1) -> float:
+    """What the order of sums may change of numbers of size one, which takes as long as a call.
+
+    Times the condition of a core, or of sums that cancel; ``cancelled``: to which power, which is
+    two for the gradient of a ratio.
+    """
     kappa = 1e3 if op.traits.optimal else 1.0  # of singular values that lie near each other
     if has_core(op):
         kappa = max(CORE_KAPPA, _condition(op, case))
     size = 1 + max(largest(x) for x in case.tokens[:2]) ** 2  # of scores, which are rounded
     if op.traits.optimal and size > 100:
-        return math.inf  # rows are equal at such scores, and a truncated SVD is not unique
-    kappa *= size * _cancelling(op, case)
-    return tolerance(dtype, case.k.shape[-2], kappa=kappa, scale=scale)
+        # Rows are equal at such scores, and a truncated SVD is not unique.
+        return sys.float_info.max
+    kappa *= size * _cancelling(op, case) ** cancelled
+    return tolerance(dtype, case.k.shape[-2], kappa=kappa)
 
 
 def _condition(op: Any, case: Situation) -> float:
@@ -153,17 +159,17 @@ def _matrices(op: Any, rng: torch.Generator) -> Iterator[Gap]:
             if out.shape != case.shape:
                 yield Gap(1, 0, f"{case.where}: the output is {tuple(out.shape)}")
                 return
-            out = _flat(out)
+            out, rounding = _flat(out), 10 * _rounding(subject, case)
             for one in _some(subject, case, rng):
                 alone = subject(*one.tokens)
-                allowed = 10 * _rounding(subject, case, largest(alone) + largest(case.v))
+                allowed = rounding * (largest(alone) + largest(case.v))
                 yield Gap(largest(out[one.number][one.rows] - alone), allowed, one.where)
 
 
 def _columns(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     for case in drawn(op, rng, EACH):
         out = case.call(op)
-        allowed = _rounding(op, case, largest(out) + largest(case.v))
+        allowed = _rounding(op, case) * (largest(out) + largest(case.v))
         for j in _places(case.v.shape[-1], rng):
             one = op(case.q, case.k, case.v[..., j : j + 1], *case.masked)
             yield Gap(largest(out[..., j] - one[..., 0]), allowed, f"{case.where}; column {j}")
@@ -193,7 +199,7 @@ def _traces(op: Any, rng: torch.Generator) -> Iterator[Gap]:
         yield Gap(float(not same), 0, f"{case.where}: asked again after another call")
         # In another place of the memory: a cache by address would answer for what is there no more.
         moved = case.mapped(torch.clone).call(op)
-        allowed = _rounding(op, case, largest(before) + largest(case.v))
+        allowed = _rounding(op, case) * (largest(before) + largest(case.v))
         yield Gap(largest(moved - before), allowed, f"{case.where}: copies in new memory")
         for x in case.tokens:
             if x.is_contiguous():
@@ -279,7 +285,7 @@ def _gradient(op: Any, rng: torch.Generator) -> Iterator[Gap]:
         upstream = normal(rng, *case.call(op).shape)
         tokens = _full(case)
         whole = _gradients(lambda *x, m=case.masked: op(*x, *m), tokens, upstream)
-        rounding = 100 * _rounding(op, case, 1.0) * _cancelling(op, case)  # of a ratio, squared
+        rounding = 100 * _rounding(op, case, cancelled=2)
         # In one tensor alone, as of keys and values that a cache holds.
         place = number % 3
         (single,) = _gradients(lambda *x, m=case.masked: op(*x, *m), tokens, upstream, (place,))
@@ -317,7 +323,7 @@ def _tied(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     for case in drawn(op, rng, EACH):
         if case.q.shape != case.k.shape or _steep(op, case):
             continue
-        x, mask = case.k, case.masked
+        x, mask, rounding = case.k, case.masked, 100 * _rounding(op, case, cancelled=2)
         ways: dict[str, tuple[list[int], Callable[..., Tensor]]] = {
             "q is k": ([0, 1], lambda x, v, m=mask: op(x, x, v, *m)),
             "v is k": ([1, 2], lambda x, q, m=mask: op(q, x, x, *m)),
@@ -328,7 +334,7 @@ def _tied(op: Any, rng: torch.Generator) -> Iterator[Gap]:
             upstream = normal(rng, *op(x, x, v, *mask).shape)
             apart = _gradients(lambda *y, m=mask: op(*y, *m), (x, x.clone(), v.clone()), upstream)
             (both,) = _gradients(call, (x, v.clone()), upstream, (0,))
-            allowed = 100 * _rounding(op, case, 1 + largest(both)) * _cancelling(op, case)
+            allowed = rounding * (1 + largest(both))
             due = torch.stack([apart[i] for i in same]).sum(0)
             yield Gap(largest(both - due), allowed, f"{case.where}; gradient where {where}")
 
@@ -338,13 +344,14 @@ def _single(op: Any, rng: torch.Generator) -> Iterator[Gap]:
         narrow = tuple(x.float() for x in _full(case))
         wide = tuple(x.double() for x in narrow)
         out, exact = (op(*x, *case.masked) for x in (narrow, wide))
-        allowed = 10 * _rounding(op, case, largest(exact) + largest(case.v), torch.float32)
+        size = largest(exact) + largest(case.v)
+        allowed = 10 * _rounding(op, case, torch.float32) * size
         yield Gap(largest(out.double() - exact), allowed, f"{case.where}; in float32")
         upstream = normal(rng, *exact.shape).float()
         mine, due = (
             _gradients(lambda *y, m=case.masked: op(*y, *m), x, upstream) for x in (narrow, wide)
         )
-        rounding = 200 * _rounding(op, case, 1.0, torch.float32) * _cancelling(op, case)
+        rounding = 200 * _rounding(op, case, torch.float32, cancelled=2)
         for name, x, y in zip("qkv", mine, due, strict=True):
             where = f"{case.where}; float32, gradient in {name}"
             yield Gap(largest(x.double() - y), rounding * (1 + largest(y)), where)
@@ -455,12 +462,12 @@ def _form(op: Any, rng: torch.Generator) -> Iterator[Gap]:
         subject = at_most(op, case.k.shape[-2]) if op.traits.exact_at else op
         out = _flat(case.call(subject))
         upstream = normal(rng, *out.shape)
-        gradients = _whole_gradients(subject, case, upstream)
+        gradients, rounding = _whole_gradients(subject, case, upstream), _rounding(op, case)
         for one in _some(op, case, rng):
             due = dense(*one.tokens)
             if not bool(due.isfinite().all()):
                 continue  # exponentials of large scores, taken one by one
-            allowed = 10 * _rounding(op, case, largest(case.v) + largest(due))
+            allowed = 10 * rounding * (largest(case.v) + largest(due))
             where = f"{one.where}, and {getattr(op, 'form', '') or 'its dense form'}"
             yield Gap(largest(out[one.number][one.rows] - due), allowed, where)
             if gradients is None:
@@ -470,7 +477,7 @@ def _form(op: Any, rng: torch.Generator) -> Iterator[Gap]:
                 if not bool(wanted.isfinite().all()):
                     continue  # of a quotient whose sums vanish, taken as it is written
                 mine = gradients[i][one.number][one.kept if i else one.rows]
-                allowed = 100 * _rounding(op, case, 1 + largest(wanted))
+                allowed = 100 * rounding * (1 + largest(wanted))
                 yield Gap(largest(mine - wanted), allowed, f"{where}: gradient in {'qkv'[i]}")
 
 

@@ -105,10 +105,11 @@ def _second(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     leaves = [2 * normal(rng, n, 3), 2 * normal(rng, l, 3), normal(rng, l, 2)]
     need_gradient(op, *leaves)
     yield from twice(lambda *x: op(*x), leaves, rng)
-    batch = [c * normal(rng, 2, *x.shape) for c, x in zip((2, 2, 1), leaves, strict=True)]
+    size = 2.0
     if not has_core(op):  # more tokens, nearer to each other: no row is that of one key
         n, l = lengths(op, n + 3, l + 3)  # noqa: E741
-        batch = [normal(rng, 2, *shape) for shape in ((n, 3), (l, 3), (l, 2))]
+        size = 1.0
+    batch = [size * normal(rng, 2, n, 3), size * normal(rng, 2, l, 3), normal(rng, 2, l, 2)]
     masked = takes_mask(op) and l > m
     mask = (torch.arange(l, device=leaves[0].device) != 1,) if masked else ()
     yield from twice(lambda *x: op(*x, *mask), batch, rng)

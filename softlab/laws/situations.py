@@ -97,7 +97,7 @@ class Situation:
 
     def matrices(self) -> Iterator[tuple[int, Tensor, Tensor, Tensor, Tensor | None]]:
         """Each matrix by itself: its number, q, k, v and which keys it keeps."""
-        lead = torch.broadcast_shapes(self.q.shape[:-2], self.k.shape[:-2], self.v.shape[:-2])
+        lead = self.shape[:-2]
         q, k, v = (x.expand(*lead, *x.shape[-2:]).reshape(-1, *x.shape[-2:]) for x in self.tokens)
         l = k.shape[-2]  # noqa: E741
         mask = None if self.mask is None else self.mask.expand(*lead, l).reshape(-1, l)

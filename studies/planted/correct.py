@@ -16,7 +16,7 @@ from torch.nn.functional import elu, normalize, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
 from planted import Sound
-from planted.shown import At, Call, Of, attend, causal, gaussian
+from planted.shown import At, Call, Kept, Of, attend, causal, gaussian
 from softlab import laws
 
 # -- style
@@ -80,14 +80,8 @@ class Held:
         return self(q, k, v)
 
 
-class Flash(torch.autograd.Function):
+class Flash(Kept):
     """Attention with a backward pass by hand, of operations that torch differentiates."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Keep the inputs."""
-        ctx.save_for_backward(q, k, v)
-        return attend(q, k, v)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from planted import Planted
-from planted.shown import At, Call, attend, causal, gaussian
+from planted.shown import At, Call, Kept, attend, causal, gaussian
 from softlab import Dims, laws
 from softlab.features import IID
 from softlab.landmarks import SegmentMeans, Strided
@@ -87,14 +87,8 @@ def passed(x: Tensor, back: Call) -> Tensor:
     return Passed.apply(x, back)
 
 
-class Once(torch.autograd.Function):
+class Once(Kept):
     """Attention whose backward pass takes the weights for constants of no further derivative."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Keep the inputs."""
-        ctx.save_for_backward(q, k, v)
-        return attend(q, k, v)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:

@@ -60,6 +60,16 @@ def attend(
     return (weights * some.unsqueeze(-2) @ v).to(dtype)
 
 
+class Kept(torch.autograd.Function):
+    """Softmax attention that keeps its inputs, for a backward pass by hand."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Keep the inputs."""
+        ctx.save_for_backward(q, k, v)
+        return attend(q, k, v)
+
+
 def gaussian(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Gaussian attention by differences, of bandwidth d^(1/4), no rows normalised."""
     squares = (q.unsqueeze(-2) - k.unsqueeze(-3)).square().sum(-1)
@@ -163,11 +173,16 @@ class At:
         for x in leaves:
             x.requires_grad_()
         out = call(q, k, v, *tensors[3:])
-        draw = torch.Generator().manual_seed(1)
-        weight = torch.randn(out.shape, generator=draw, dtype=torch.float64).to(out.dtype)
         twice = self.of == "second"
-        found = _gradients((out * weight).sum(), leaves, twice)
+        found = _gradients(_weighted(out), leaves, twice)
         return _gradients(sum(x.square().sum() for x in found), leaves) if twice else found
+
+
+def _weighted(out: Tensor) -> Tensor:
+    """The sum of the entries, each with a weight of its own."""
+    draw = torch.Generator().manual_seed(1)
+    weight = torch.randn(out.shape, generator=draw, dtype=torch.float64).to(out.dtype)
+    return (out * weight).sum()
 
 
 def _gradients(of: Any, leaves: list[Tensor], graph: bool = False) -> list[Tensor]:
@@ -242,8 +257,6 @@ class Of:
             return [call(a)]
         a = a.detach().clone().requires_grad_()
         out = call(a)
-        draw = torch.Generator().manual_seed(1)
-        weight = torch.randn(out.shape, generator=draw, dtype=torch.float64).to(out.dtype)
         twice = self.of == "second"
-        found = _gradients((out * weight).sum(), [a], twice)
+        found = _gradients(_weighted(out), [a], twice)
         return _gradients(found[0].square().sum(), [a]) if twice else found

@@ -2,6 +2,7 @@
 
 import csv
 import ctypes
+import gc
 import io
 import os
 import time
@@ -12,6 +13,7 @@ import torch
 
 from softlab import laws
 from softlab.laws import situations
+from softlab.laws.examination import TooLongError, limit
 from softlab.laws.law import drawing, generator
 
 
@@ -341,3 +343,38 @@ def test_what_was_inferred_and_is_not_kept_is_dropped_and_no_failure():
     assert found["positive semidefinite"].verdict == "does not apply"
     # What its author claims is held against it.
     assert found["causal"].verdict == "fails"
+
+
+def busy(*_):
+    start = time.monotonic()
+    while time.monotonic() < start + 0.2:
+        pass
+
+
+class Finalized:
+    def __del__(self):
+        busy()
+
+
+def collect():
+    gc.callbacks.append(busy)
+    try:
+        gc.collect()
+    finally:
+        gc.callbacks.remove(busy)
+
+
+def finalize():
+    Finalized()
+
+
+@pytest.mark.parametrize("call", [collect, finalize])
+def test_a_limit_is_not_lost_where_exceptions_are(call):
+    """What a callback of the collector, or a finalizer, raises is dropped by Python."""
+
+    def longer():
+        call()
+        time.sleep(1)
+
+    with pytest.raises(TooLongError), limit(0.1):
+        longer()

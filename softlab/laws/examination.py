@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import io
 import math
 import signal
@@ -80,7 +81,7 @@ class TooLongError(BaseException):
 def limit(seconds: float) -> Iterator[None]:
     """Raise ``TooLongError`` inside after so long, in the main thread of a system with alarms.
 
-    Later where a module is being imported then: once it is there.
+    Later where a module is being imported then, or an object finalized: once that is done.
     """
     usable = threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGALRM")
     if not usable:
@@ -88,7 +89,7 @@ def limit(seconds: float) -> Iterator[None]:
         return
 
     def ring(_: int, frame: FrameType | None) -> None:
-        if _importing(frame):  # torch imports parts of itself late
+        if _deaf(frame):  # torch imports parts of itself late
             signal.setitimer(signal.ITIMER_REAL, 0.02)
         else:
             raise TooLongError
@@ -105,10 +106,18 @@ def limit(seconds: float) -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, left, every)
 
 
-def _importing(frame: FrameType | None) -> bool:
-    """Whether a module is on its way in, which would stay broken in this process if cut short."""
+def _deaf(frame: FrameType | None) -> bool:
+    """Whether an exception would do harm or be lost here.
+
+    A module that is on its way in would stay broken in this process if cut short; what is raised in
+    a finalizer, or in a callback of the garbage collector, is written down and dropped.
+    """
+    callbacks = {getattr(x, "__code__", None) for x in gc.callbacks}
     while frame is not None and frame.f_code.co_filename != __file__:
-        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+        code = frame.f_code
+        if code.co_filename == "<frozen importlib._bootstrap>" or code.co_name == "__del__":
+            return True
+        if code in callbacks:
             return True
         frame = frame.f_back
     return False

@@ -414,22 +414,21 @@ def covered(
     child = os.fork()
     if child == 0:
         _silent()
-        measured = coverage.Coverage(data_file=str(data), include=[str(path) for path in paths])
-        watcher = Contexts(measured)
-        measured.start()
-        pytest.main([*tests, *QUIET], plugins=[watcher])
-        measured.stop()
-        measured.save()
-        kept = {k: s for k, s in watcher.seconds.items() if k not in watcher.failed}
-        times.write_text("\n".join(f"{s} {name}" for name, s in kept.items()))
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
+        try:
+            measured = coverage.Coverage(data_file=str(data), include=[str(path) for path in paths])
+            watcher = Contexts(measured)
+            measured.start()
+            pytest.main([*tests, *QUIET], plugins=[watcher])
+            measured.stop()
+            measured.save()
+            kept = {k: s for k, s in watcher.seconds.items() if k not in watcher.failed}
+            times.write_text("\n".join(f"{s} {name}" for name, s in kept.items()))
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
     try:
-        if not times.exists():
-            msg = (
-                f"the tests could not be run (exit status {os.waitstatus_to_exitcode(status)}): "
-                f"python -m pytest {' '.join(tests)}"
-            )
+        if not times.exists() or not times.read_text():  # one file that cannot be read ends all
+            msg = f"no test passed: python -m pytest {' '.join(tests)}"
             raise ValueError(msg)
         seconds = {
             name: float(spent)

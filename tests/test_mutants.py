@@ -105,3 +105,10 @@ def test_every_accepted_change_is_of_a_line_that_is_there_and_has_a_reason():
 def test_an_unknown_module_is_named(place):
     with pytest.raises(ValueError, match="there is no module softlab/nothing"):
         mutants.files(["nothing"])
+
+
+def test_a_test_file_that_cannot_be_read_is_said_with_the_command_that_shows_it(place):
+    test = place.parents[2] / "tests" / "test_subject.py"
+    test.write_text("raise OSError\n")
+    with pytest.raises(ValueError, match=r"no test passed: python -m pytest .*py"):
+        mutants.covered([place], [str(test)])

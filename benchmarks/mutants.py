@@ -567,6 +567,7 @@ def main() -> None:
     """Parse the words, measure coverage, ask the mutants, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("modules", nargs="*", default=TARGETS, help="under softlab/; all if none")
+    parser.add_argument("--tests", nargs="*", help="files; all that name the modules if none")
     parser.add_argument("--seconds", type=float, default=1800, help="budget of the mutants")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="of the order that they are drawn in")
@@ -582,7 +583,7 @@ def main() -> None:
         paths = files(arguments.modules)
         mutants = [mutant for path in paths for mutant in Finder(path).found]
         random.Random(arguments.seed).shuffle(mutants)
-        lines, seconds = covered(paths, tests_of(paths))
+        lines, seconds = covered(paths, arguments.tests or tests_of(paths))
     except ValueError as error:
         parser.error(str(error))
     same = Mutant(paths[0], 0, 0, 1, len(paths[0].read_text().splitlines()), "", "")

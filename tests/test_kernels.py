@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from matrices import F32, F64, normal
 from naive import HALVES, allowed, naive, naive_average, results, working
 
-from softlab.kernels import Exponential, Gaussian
+from softlab import kernels
+from softlab.core import Dims
+from softlab.kernels import Exponential, Gaussian, kernel_cost
 
 # --- values ----------------------------------------------------------------------------------
 
@@ -192,7 +194,7 @@ def test_autocast_does_not_round_the_products(kernel):
         assert all(torch.equal(call(), out) for call, out in zip(calls, plain, strict=True))
 
 
-@pytest.mark.parametrize("bandwidth", [1e-16, 1e16, 1e300])
+@pytest.mark.parametrize("bandwidth", [1e-16, 0.99e-15, 1.01e15, 1e16, 1e300])
 def test_bandwidths_whose_squares_do_not_fit_are_refused(bandwidth):
     with pytest.raises(
         ValueError, match=r"Gaussian\.bandwidth is .*so give 1e-15 to 1e15.*Rescale"
@@ -238,3 +240,94 @@ def test_causal_exponential_sums():
     torch.testing.assert_close(kernel.average(x, y, v, causal=True), wanted)
     with pytest.raises(ValueError, match="takes no key_mask; put the masked tokens last"):
         kernel.average(x, y, v, torch.ones(21, dtype=torch.bool), causal=True)
+
+
+# --- work and memory ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("n", "l"), [(1, 1), (7, 7), (8, 8), (7, 3)])
+def test_the_cost_of_a_kernel_is_that_of_the_pairs_that_it_sees(n, l, causal):  # noqa: E741
+    batch, d, widths = 3, 5, 2
+    l = n if causal else l  # noqa: E741
+    pairs = sum(batch for i in range(n) for j in range(l) if j <= i or not causal)
+    cost = kernel_cost(Dims(batch, n, l, d, 4), widths, causal=causal)
+    assert cost.kernel_entries == pairs
+    # Each pair takes d multiply-adds for its score and one a column of the product.
+    assert cost.flops == pairs * sum(2 for _ in range(d + widths))
+    assert cost.factorization_flops == 0
+    # Counts stay whole where a float would round them.
+    huge = kernel_cost(Dims(1, 10**9 + 1, 10**9 + 1, 1, 1), 1, causal=True)
+    assert huge.kernel_entries == 500000001500000001
+
+
+@pytest.mark.parametrize(
+    ("shapes", "dtype", "as_it_lies"),
+    [
+        (((2, 3, 5, 4), (2, 3, 7, 4), (2, 3, 7, 2)), F32, True),
+        (((2, 3, 5, 4), (2, 3, 7, 4), (2, 3, 7, 2)), F64, True),
+        (((2, 3, 5, 4), (2, 3, 7, 4), (2, 3, 7, 2)), torch.bfloat16, False),
+        (((2, 3, 5, 4), (1, 3, 7, 4), (2, 3, 7, 2)), F64, False),
+        (((2, 1, 5, 4), (2, 3, 7, 4), (2, 3, 7, 2)), F64, False),
+        (((1, 3, 5, 4), (1, 3, 7, 4), (2, 3, 7, 2)), F64, False),
+        (((2, 3, 5, 4), (2, 3, 7, 4), (1, 1, 7, 2)), F64, False),
+        (((1, 2, 3, 5, 4), (1, 2, 3, 7, 4), (1, 2, 3, 7, 2)), F64, False),
+        (((3, 5, 4), (3, 7, 4), (3, 7, 2)), F64, True),
+        (((2, 3, 5, 4), (3, 7, 4), (2, 3, 7, 2)), F64, False),
+        (((3, 5, 4), (2, 3, 7, 4), (2, 3, 7, 2)), F64, False),
+        (((2, 3, 5, 4), (2, 3, 7, 4), (3, 7, 2)), F64, False),
+    ],
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_batch_of_heads_is_averaged_where_it_lies_and_any_other_is_right(
+    shapes, dtype, as_it_lies, masked, monkeypatch
+):
+    # Tokens lie outside of heads, as a projection leaves them: a flattened batch would be a copy.
+    given = [
+        normal(*shape, seed=i, dtype=dtype).transpose(-2, -3).contiguous().transpose(-2, -3)
+        for i, shape in enumerate(shapes)
+    ]
+    places, inner = [], kernels.fused_average
+
+    def watched(x, y, v, *rest, **how):
+        places.append([z.data_ptr() for z in (x, y, v)])
+        return inner(x, y, v, *rest, **how)
+
+    monkeypatch.setattr(kernels, "fused_average", watched)
+    key_mask = normal(3, 7, seed=3) > -0.5 if masked else None
+    out = Exponential().average(*given, key_mask)
+    wanted = naive_average(Exponential(), *given, key_mask)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(out.double(), wanted, rtol=4 * eps, atol=16 * eps)
+    assert out.dtype == dtype
+    assert (places == [[z.data_ptr() for z in given]]) == as_it_lies
+
+
+def test_each_matrix_is_judged_by_its_farthest_point_of_either_side():
+    x, y = torch.zeros(2, 3, 2, dtype=F64), torch.ones(2, 4, 2, dtype=F64)
+    x[0, 1], y[1, 2], y[0, 0] = torch.tensor([3.0, -4.0]), torch.tensor([0.0, 7.0]), 2.0
+    assert kernels._radius(x, y).tolist() == [5.0, 7.0]
+    # A limit that the radius may reach: beyond it products lose more than half of the digits.
+    for dtype in (F32, F64):
+        limit = 0.5 * torch.finfo(dtype).eps ** -0.25
+        radius = torch.tensor([0.0, 0.999 * limit, 1.001 * limit, math.inf, math.nan], dtype=dtype)
+        assert kernels._rough(radius, 0.5).tolist() == [False, False, True, True, True]
+
+
+def test_matrices_far_off_the_origin_are_centred_and_their_neighbours_left_alone():
+    x, y = normal(3, 6, 2), normal(3, 5, 2, seed=1)
+    x[1], y[1] = x[1] + 1e6, y[1] + 1e6
+    near_x, near_y, rough = kernels._centred(x, y, 1.0)
+    assert rough is None  # so that none of them takes the slow way
+    torch.testing.assert_close(near_y[1], y[1] - y[1].mean(0))
+    torch.testing.assert_close(near_x[1], x[1] - y[1].mean(0))
+    for i in (0, 2):
+        assert torch.equal(near_x[i], x[i])
+        assert torch.equal(near_y[i], y[i])
+    # The mean of y is a large part of the points where it is above half of the largest.
+    for part, far in ((0.49, False), (0.51, True)):
+        y = torch.tensor([[[part, 1.0], [part, -1.0]]], dtype=F64) * torch.tensor([1.0, 0.0])
+        x = torch.tensor([[[1.0, 0.0]]], dtype=F64)
+        near_x, near_y, rough = kernels._centred(1e6 * x, 1e6 * y, 1.0)
+        assert (float(near_y.abs().max()) == 0) == far
+        assert rough.tolist() == [True]

@@ -231,6 +231,19 @@ def test_causal_sums_are_those_of_the_lower_triangle(dtype, spread):
     torch.testing.assert_close(out[heavy], wanted[heavy], rtol=0, atol=1e3 * size)
 
 
+def test_points_that_are_far_on_one_side_at_a_time_are_seen_by_causal_sums():
+    # Query 5 is near key 3 and both are far off; the key and the query at their places are not.
+    x, y, v = (normal(2, 9, w, seed=w, dtype=F32) for w in (4, 4, 3))
+    x[:, 5], y[:, 3] = 3e4, 3e4 + 0.3
+    kernel = Gaussian(1.0)
+    K = naive(kernel, x, y).tril()
+    assert float(K[:, 5, 3].min()) > 0.5
+    wanted = K @ v.double()
+    torch.testing.assert_close(
+        kernel.apply(x, y, v, causal=True).double(), wanted, rtol=0, atol=1e-5
+    )
+
+
 def test_causal_exponential_sums():
     x, y, v = (normal(3, 21, w, seed=w) for w in (5, 5, 2))
     kernel = Exponential()
@@ -331,3 +344,13 @@ def test_matrices_far_off_the_origin_are_centred_and_their_neighbours_left_alone
         near_x, near_y, rough = kernels._centred(1e6 * x, 1e6 * y, 1.0)
         assert (float(near_y.abs().max()) == 0) == far
         assert rough.tolist() == [True]
+
+
+def test_a_kernel_inside_a_transform_is_the_kernel_with_its_gradient():
+    x, y = normal(3, 5, 2), normal(3, 4, 2, seed=1)
+    kernel = Gaussian(1.7)
+    exact = naive(kernel, x, y)
+    torch.testing.assert_close(torch.func.vmap(kernel.matrix)(x, y), exact)
+    slope = torch.func.grad(lambda z: kernel.matrix(z, y).sum())(x)
+    pull = (y[:, None] - x[:, :, None]) * exact[..., None] / 1.7**2
+    torch.testing.assert_close(slope, pull.sum(-2))

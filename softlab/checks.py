@@ -116,7 +116,8 @@ def _word(kind: Any) -> str:
     origin, parts = typing.get_origin(kind) or kind, typing.get_args(kind)
     if origin is tuple and parts:
         return f"a tuple ({', '.join(map(_word, parts))})"
-    return WORDS.get(origin) or f"an object of {getattr(origin, '__name__', origin)}"
+    named = f"an object of {getattr(origin, '__name__', origin)}"
+    return WORDS.get(origin) or str(getattr(origin, "_wanted", named))
 
 
 def _shown(got: Any) -> str:

@@ -457,6 +457,8 @@ CAUSAL = Local(4, causal=True)
         (lambda: x_trace(of(EYE), probes=3), "4 to 12"),
         (lambda: frobenius_norm(of(EYE), probes=13), "2 to 12"),
         (lambda: frobenius_norm(of(EYE), probes=2.0), "give an integer"),
+        (lambda: frobenius_norm(EYE), "give a LinearMap; LinearMap.of_matrix makes one"),
+        (lambda: of(EYE) - EYE, "give a LinearMap; LinearMap.of_matrix makes one"),
         (lambda: hutchinson(of(EYE), probes=4, confidence=1.0), "between 0 and 1"),
         (lambda: spectral_norm(of(EYE), confidence=0), "between 0 and 1"),
         (lambda: spectral_norm(of(EYE), steps=0), "steps is 0"),
@@ -599,6 +601,34 @@ def test_the_least_of_probes_and_steps_is_served_and_one_less_refused(find, what
     assert find(a, **{what: least})
     with pytest.raises(ValueError, match=f"{what} is {least - 1}"):
         find(a, **{what: least - 1})
+
+
+WIDE = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("find", "what", "most"),
+    [
+        *((find, "probes", 1 << 10) for find in (*TRACES, frobenius_norm)),
+        *((find, what, 1 << 10) for find in (eigenvalues,) for what in ("probes", "steps")),
+        *((find, "probes", 1 << 10) for find in (singular_values, effective_rank)),
+        *((find, "steps", 1 << 9) for find in (singular_values, effective_rank, spectral_norm)),
+    ],
+)
+def test_what_would_not_fit_into_memory_is_refused_before_it_is_formed(find, what, most):
+    touched = LinearMap((WIDE, WIDE), lambda x: pytest.fail("a product"), symmetric=True)
+    for many in (most + 1, 10_000 if what == "probes" else WIDE):
+        with pytest.raises(ValueError, match=f"{what} is {many}, .*; give at most {most}, so that"):
+            find(touched, **{what: many})
+    with pytest.raises(pytest.fail.Exception, match="a product"):  # as many as fit are begun
+        find(LinearMap((64, 64), touched.apply, symmetric=True), **{what: 8})
+
+
+def test_errors_that_would_not_fit_into_memory_are_refused():
+    q = k = torch.zeros(WIDE, 1)
+    for find, what in ((matrix_error, "rows"), (probed_error, "probes")):
+        with pytest.raises(ValueError, match=f"{what} is 1025, .*; give at most 1024, so that"):
+            find(Softmax(), q, k, **{what: 1025})
 
 
 @pytest.mark.parametrize("confidence", [0.0, 1.0])

@@ -16,6 +16,7 @@ from softlab.estimators.estimate import (
     certain,
     check_confidence,
     check_count,
+    check_held,
     magnitude,
     of_mean,
     student,
@@ -76,9 +77,10 @@ def eigenvalues(a: LinearMap, *, steps: int = 40, probes: int = 10, seed: int = 
         msg = "eigenvalues needs a symmetric map; ask for its singular_values instead."
         raise ValueError(msg)
     n = a.shape[0]
-    _check(probes)
-    starts = Stream(seed, "estimators.eigenvalues").normal(n, probes).to(a.device).mT
+    _check(probes, n)
     check_count("steps", min(steps, n), 1, n, "rows")
+    check_held("steps", min(steps, n), n)
+    starts = Stream(seed, "estimators.eigenvalues").normal(n, probes).to(a.device).mT
     return _density([_quadrature(tridiagonal(a, start, steps)) for start in starts], n)
 
 
@@ -94,8 +96,9 @@ def singular_values(a: LinearMap, *, steps: int = 40, probes: int = 10, seed: in
 def _both(a: LinearMap, steps: int, probes: int, seed: int) -> tuple[Density, Density]:
     """The density of singular values by Gauss's rule, and by Radau's, which has a node at 0."""
     short = min(a.shape)
-    _check(probes)
+    _check(probes, short)
     check_count("steps", min(steps, short), 1, short, "rows or columns")
+    check_held("steps", min(steps, short), sum(a.shape))
     a = a if a.shape[1] == short else a.T
     gauss, radau = [], []
     starts = Stream(seed, "estimators.singular_values").normal(short, probes).to(a.device).mT
@@ -174,10 +177,11 @@ def _density(found: list[tuple[Tensor, Tensor]], size: int) -> Density:
     return Density(nodes, weights, size)
 
 
-def _check(probes: int) -> None:
+def _check(probes: int, each: int) -> None:
     if not 2 <= probes <= MOST_STEPS:
         msg = (
             f"probes is {probes!r}; give an integer of at least 2, for an error estimate, and at "
             f"most {MOST_STEPS}, each of which takes its own steps."
         )
         raise ValueError(msg)
+    check_held("probes", probes, each)

@@ -129,5 +129,15 @@ def check_count(what: str, got: int, least: int, most: int, of: str) -> None:
         raise ValueError(msg)
 
 
+def check_held(what: str, got: int, each: int) -> None:
+    """Raise unless so many of ``each`` numbers are at most ``checks.MOST_TOKENS`` together."""
+    if got * each > checks.MOST_TOKENS:
+        msg = (
+            f"{what} is {got}, each of which holds {each} numbers; give at most "
+            f"{checks.MOST_TOKENS // each}, so that all of them fit 8 GiB in float64."
+        )
+        raise ValueError(msg)
+
+
 def _exp(x: float) -> float:
     return math.exp(x) if x < 700 else math.inf

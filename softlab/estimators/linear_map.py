@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ class LinearMap:
     symmetric: bool = False
     dtype: torch.dtype = torch.float64
     device: torch.device | str = "cpu"
+    _wanted: ClassVar = "a LinearMap; LinearMap.of_matrix makes one of a matrix"
 
     def __post_init__(self) -> None:
         checks.fields(self)

@@ -14,6 +14,7 @@ from softlab.estimators.estimate import (
     certain,
     check_confidence,
     check_count,
+    check_held,
     magnitude,
     of_squares,
 )
@@ -67,6 +68,7 @@ def spectral_norm(
         raise ValueError(msg)
     short = min(a.shape)
     check_count("steps", min(steps, short), 1, short, "rows or columns")
+    check_held("steps", min(steps, short), sum(a.shape))
     a = a if a.shape[1] == short else a.T
     start = Stream(seed, "estimators.spectral_norm").normal(short).to(a.device)
     for count, found in enumerate(bidiagonal(a, start, steps), start=1):  # noqa: B007
@@ -98,6 +100,7 @@ def frobenius_norm(
     """
     check_confidence(confidence)
     check_count("probes", probes, 2, a.shape[1], "columns")
+    check_held("probes", probes, max(a.shape))
     if probes == a.shape[1]:
         eye = torch.eye(probes, dtype=torch.float64, device=a.device)
         return certain(float(norm(a @ eye)), confidence)

@@ -22,6 +22,7 @@ from softlab.estimators.estimate import (
     certain,
     check_confidence,
     check_count,
+    check_held,
     magnitude,
     of_ratio,
 )
@@ -139,6 +140,7 @@ def matrix_error(
         msg = f"{op!r} is causal, and rows of its target are of many lengths; use probed_error."
         raise ValueError(msg)
     exact = ExactRows(op.target, q, k, k, rows=rows, seed=seed)
+    check_held("rows", rows, max(len(q), len(k)))
     unit = torch.zeros(len(q), rows, dtype=torch.float64, device=q.device)
     unit[exact.at, torch.arange(rows, device=q.device)] = 1
     found = (LinearMap.of_operator(op, q, k).T @ unit).mT
@@ -166,6 +168,7 @@ def probed_error(
     """
     check_confidence(confidence)
     check_count("probes", probes, 2, len(k), "keys")
+    check_held("probes", probes, max(len(q), len(k)))
     wide = q.double(), k.double()
     approximate, target = LinearMap.of_operator(op, q, k), LinearMap.of_operator(op.target, *wide)
     drawn = Stream(seed, "estimators.probed_error").normal(len(k), probes).to(q.device)

@@ -19,6 +19,7 @@ from softlab.estimators.estimate import (
     certain,
     check_confidence,
     check_count,
+    check_held,
     magnitude,
     of_mean,
 )
@@ -155,6 +156,7 @@ def _admit(a: LinearMap, probes: int, least: int, confidence: float) -> Estimate
         raise ValueError(msg)
     check_confidence(confidence)
     check_count("probes", probes, least, n, "rows")
+    check_held("probes", probes, n)
     if probes < n:
         return None
     eye = torch.eye(n, dtype=torch.float64, device=a.device)

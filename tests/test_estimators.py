@@ -351,6 +351,20 @@ def test_density_of_a_kernel_matrix_has_its_moments():
         assert float(density.nodes.max()) == pytest.approx(spectral_norm(a).value, rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+def test_a_matrix_is_symmetric_up_to_rounding_and_no_further(dtype):
+    eps = torch.finfo(dtype).eps
+    for scale in (1e-30, 1.0, 1e30):
+        for gap, symmetric in ((0.0, True), (99 * eps, True), (102 * eps, False)):
+            a = torch.tensor([[-1.0, 0.0], [gap, 0.5]], dtype=dtype) * scale
+            assert LinearMap.of_matrix(a).symmetric == symmetric
+            assert LinearMap.of_matrix(a.mT).symmetric == symmetric
+    x = torch.randn(40, 7, dtype=dtype, generator=torch.Generator().manual_seed(0))[:, :4]
+    assert LinearMap.of_matrix(x @ x.mT).symmetric  # whatever the order that sums are formed in
+    assert not LinearMap.of_matrix(x).symmetric
+    assert LinearMap.of_matrix(torch.zeros(3, 3, dtype=dtype)).symmetric
+
+
 # --- operators as maps ----------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from test_cli import call
 from test_report import META, write
 
 from softlab import journal
-from softlab.report import FORMAT
+from softlab.report import FORMAT, comparison
 from softlab.report.comparison import compare
 
 AXES = ["input", "seed", "op"]
@@ -202,6 +202,68 @@ def test_wide_times_and_those_of_a_busy_machine_are_no_changes(tmp_path):
         assert (q1.column, q3.column) == ("t_q1", "t_q3")
         assert (change.changed, change.cases) == (5, 5)
         assert change.factor in {2.0, 0.5}
+
+
+def nested(effects, each=5, column="source", **more):
+    """Times that are the same within each unit, and ``each`` cases a unit."""
+    of = np.repeat(np.arange(len(effects)), each)
+    ratio = np.repeat(effects, each)
+    table = {"x": np.arange(len(of)), "status": "ok", column: [f"u{i}" for i in of]}
+    return table | {"t": 1.0} | more, table | {"t": ratio} | more
+
+
+@pytest.mark.parametrize(
+    ("column", "axes", "of"),
+    [
+        ("source", ["x"], "inputs"), ("input", ["x", "input"], "inputs"),
+        ("model", ["x", "model"], "models"), ("seed", ["x", "seed"], "seeds"),
+        ("op", ["x", "op"], "cases"), ("seed", ["x"], "cases"),
+    ],
+)  # fmt: skip
+def test_a_median_is_over_what_its_cases_are_nested_in(tmp_path, column, axes, of):
+    effects = [1.2, 1.3, 1.4, 1.6, 1.9, 2.0, 2.1]
+    old, new = nested(effects, column=column)
+    axes = dict.fromkeys(axes, 2)
+    change = next(x for x in pair(tmp_path, old, new, axes=axes).changes if x.column == "t")
+    assert (change.units, change.of) == ((35, of) if of == "cases" else (7, of))
+    assert (change.changed, change.cases, change.factor) == (35, 35, 1.6)
+    if of != "cases":  # seven units: from the first to the last
+        assert (change.low, change.high, change.known) == (1.2, 2.1, True)
+        assert change.span == f"1.20 to 2.10 (95 %, 7 {of})"
+    else:
+        assert 1.2 < change.low < change.high < 2.1
+
+
+def test_few_units_have_a_range_and_one_is_no_unit(tmp_path):
+    old, new = nested([1.3, 1.5, 1.8])
+    (change,) = pair(tmp_path / "a", old, new).changes
+    assert (change.known, change.span) == (False, "1.30 to 1.80 (range of 3 inputs)")
+    old, new = nested([1.5], each=8)
+    (change,) = pair(tmp_path / "b", old, new).changes
+    assert (change.units, change.of, change.span) == (8, "cases", "1.50 to 1.50 (95 %, 8 cases)")
+    # Cases of an input count once: five of eleven did not change, whatever forty of one say.
+    old, new = nested([1.0] * 6 + [2.0] * 5, each=1)
+    more, after = nested([2.0], each=40)
+    old, new = ({k: [*np.broadcast_to(x[k], len(x["x"])), *np.broadcast_to(y[k], 40)] for k in x}
+                for x, y in ((old, more), (new, after)))  # fmt: skip
+    known = {"x": range(len(old["x"])), "source": [*map(str, range(11)), *["0"] * 40]}
+    assert pair(tmp_path / "c", old | known, new | known).changes == ()
+
+
+def test_an_interval_of_nested_cases_covers_the_factor_of_all(tmp_path):
+    """Inputs vary by a tenth, cases of one by a hundredth: as independent cases it covers half."""
+    held, alone, trials = 0, 0, 60
+    rng = np.random.default_rng(0)
+    for _ in range(trials):
+        effects = 1.5 * np.exp(0.1 * rng.standard_normal(12))
+        ratio = pd.Series(np.repeat(effects, 20) * np.exp(0.01 * rng.standard_normal(240)))
+        for of in ("inputs", "cases"):
+            units = pd.Series(np.arange(240) // (20 if of == "inputs" else 1), name=of)
+            found = comparison._median(ratio, units)
+            inside = found[1] <= 1.5 <= found[2]
+            held, alone = held + (inside and of == "inputs"), alone + (inside and of == "cases")
+    assert held / trials >= 0.9
+    assert alone / trials <= 0.7
 
 
 @pytest.mark.parametrize("column", ["error", "error.max", "x_error", "skill", "y.x"])

@@ -251,8 +251,9 @@ def test_causal_exponential_sums():
     torch.testing.assert_close(kernel.apply(x, y, v, causal=True), K @ v)
     wanted = K @ v / K.sum(-1, keepdim=True)
     torch.testing.assert_close(kernel.average(x, y, v, causal=True), wanted)
-    with pytest.raises(ValueError, match="takes no key_mask; put the masked tokens last"):
-        kernel.average(x, y, v, torch.ones(21, dtype=torch.bool), causal=True)
+    for kernel in (Exponential(), Gaussian(1.0)):
+        with pytest.raises(ValueError, match="takes no key_mask; put the masked tokens last"):
+            kernel.average(x, y, v, torch.ones(21, dtype=torch.bool), causal=True)
 
 
 # --- work and memory ---------------------------------------------------------------------------

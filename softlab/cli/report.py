@@ -73,6 +73,7 @@ def _tell(found: Comparison) -> None:
     for x in found.changes:
         known = not math.isnan(x.factor)
         factor = number(x.factor) if known else ""
-        interval = f"{number(x.low)} to {number(x.high)}" if known else ""
-        table.add_row(x.column, f"{x.changed} of {x.cases}", factor, interval, x.most)
+        table.add_row(
+            x.column, f"{x.changed} of {x.cases}", factor, x.span if known else "", x.most
+        )
     out.print(table, "")

@@ -1,11 +1,15 @@
 """Two runs of the same studies: what changed between them beyond noise.
 
 A number of a case is held against the same case of the other run. What noise is depends on the
-number. One that measures time (a ``timed`` column) changed where the median over the cases of its
-ratio, with all of its 95 % interval, is farther from one than the spread of repeated calls, whose
-quartiles are not wide (``softlab.chapters.timings``); times of a busy machine are left out. Any
-other should be the same: it changed where it differs by more than the square root of the rounding
-unit, and every case counts. Cases are the same where their values on all axes are.
+number. One that measures time (a ``timed`` column) changed where the median of its ratio, with all
+of its 95 % interval, is farther from one than the spread of repeated calls, whose quartiles are not
+wide (``softlab.chapters.timings``); times of a busy machine are left out. Any other should be the
+same: it changed where it differs by more than the square root of the rounding unit, and every case
+counts. Cases are the same where their values on all axes are.
+
+Cases of one input, model or seed are no independent ones: whatever holds for one of them, as what
+its tensors do to a cache, tends to hold for all. So a median is over such units, each the median
+over its cases, and the output says which and how many; where a study has none, over its cases.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from softlab.chapters.intervals import interval
+from softlab.chapters.intervals import by_unit, interval
 from softlab.chapters.numbers import counted, number
 from softlab.chapters.timings import WIDE, busy, noise
 from softlab.chapters.words import LONGEST, brief
@@ -32,14 +36,17 @@ OWN = ("status", "case_seconds", "case_cpu_share", "case_load")
 """What softlab measures of each case beside what the study does; ``error`` a study may measure."""
 SPREAD = 0.1
 """The noise of a time whose quartiles are not known."""
+UNITS = {"source": "inputs", "input": "inputs", "model": "models", "seed": "seeds"}
+"""Columns that cases are nested in, the outermost first, and what their values are."""
 
 
 @dataclass(frozen=True)
 class Change:
     """A column that changed: in how many of how many cases, by which factor, and most where.
 
-    ``factor`` is the median of new over old, between ``low`` and ``high`` with 95 % confidence (the
-    range of fewer than six); NaN for words, and where no ratio is finite.
+    ``factor`` is the median of new over old over ``units`` of the kind ``of``, between ``low`` and
+    ``high`` with 95 % confidence, or in the range of the units where ``known`` is false: fewer than
+    six allow no interval. NaN for words, and where no ratio is finite.
     """
 
     column: str
@@ -48,7 +55,16 @@ class Change:
     factor: float
     low: float
     high: float
+    units: int
+    of: str
+    known: bool
     most: str
+
+    @property
+    def span(self) -> str:
+        """How sure the factor is, and over what: "1.40 to 1.60 (95 %, 12 inputs)"."""
+        how = "95 %," if self.known else "range of"
+        return f"{number(self.low)} to {number(self.high)} ({how} {self.units} {self.of})"
 
 
 @dataclass(frozen=True)
@@ -114,13 +130,14 @@ def _compared(
     columns = [x for x in olds if x in news]
     timed = {*old[1].get("timed", ()), *new[1].get("timed", ())}
     unit = max(ROUNDING.get(str(meta["dtype"]), ROUNDING["float32"]) for _, meta in (old, new))
+    units = _units(a, axes)
     changes: list[Change] = []
     for column in columns:
         if (base := re.sub("_q[13]$", "", column)) in timed or column in timed:
-            found, withheld = _times(a, b, column)
+            found, withheld = _times(a, b, column, units)
             coverage += withheld if column == base else []
         else:
-            found = list(_values(a[column], b[column], unit))
+            found = list(_values(a[column], b[column], unit, units))
         changes += found
     return Comparison(
         study=name,
@@ -194,7 +211,16 @@ def _measured(table: pd.DataFrame, axes: Sequence[str]) -> list[str]:
     ]
 
 
-def _values(a: pd.Series, b: pd.Series, unit: float) -> Iterator[Change]:
+def _units(table: pd.DataFrame, axes: Sequence[str]) -> pd.Series:
+    """To which independent unit each case belongs; the series is named after what these are."""
+    for column, of in UNITS.items():
+        nests = column in axes or column == "source"  # which a study measures of its input
+        if nests and column in table and table[column].nunique() > 1:
+            return table[column].astype(str).rename(of)
+    return pd.Series(range(len(table)), table.index, name="cases")
+
+
+def _values(a: pd.Series, b: pd.Series, unit: float, units: pd.Series) -> Iterator[Change]:
     """What changed in a column that should be the same: among its numbers, and its words."""
     x, y = as_numbers(a), as_numbers(b)
     numbers = (x.notna() | a.isna()) & (y.notna() | b.isna())
@@ -203,16 +229,19 @@ def _values(a: pd.Series, b: pd.Series, unit: float) -> Iterator[Change]:
     if moved.any():
         size = (x - y).abs() / np.maximum(x.abs(), y.abs())
         at = size[moved].fillna(np.inf).idxmax()
-        yield _change(a[numbers], b[numbers], moved, f"{at}: {number(x[at])} to {number(y[at])}")
+        most = f"{at}: {number(x[at])} to {number(y[at])}"
+        yield _change(a[numbers], b[numbers], moved, units, most)
     others = ~numbers & (a.astype(object) != b.astype(object))
     if others.any():
         at = others.idxmax()
         said = " to ".join(brief(str(values[at]), LONGEST) for values in (a, b))
-        most = f"{at}: {said}"
-        yield Change(a.name, int(others.sum()), len(a), np.nan, np.nan, np.nan, most)
+        none = _median(pd.Series(dtype=float), units)
+        yield Change(a.name, int(others.sum()), len(a), *none, f"{at}: {said}")
 
 
-def _times(a: pd.DataFrame, b: pd.DataFrame, column: str) -> tuple[list[Change], list[str]]:
+def _times(
+    a: pd.DataFrame, b: pd.DataFrame, column: str, units: pd.Series
+) -> tuple[list[Change], list[str]]:
     """Whether the times of a column changed together beyond noise; and what is not compared."""
     quiet = ~busy(a) & ~busy(b)
     withheld = []
@@ -230,17 +259,17 @@ def _times(a: pd.DataFrame, b: pd.DataFrame, column: str) -> tuple[list[Change],
         return [], withheld
     x, y = a.loc[quiet, column], b.loc[quiet, column]
     ratio = _ratios(x, y)
-    _, low, high = _median(ratio)
+    _, low, high, *_ = _median(ratio, units)
     if not (low > 1 + spread or high < 1 / (1 + spread)):
         return [], withheld
     size = np.log(ratio).abs()
     at = size.idxmax()
     most = f"{at}: {number(x[at])} to {number(y[at])}"
-    return [_change(x, y, size > np.log1p(spread), most)], withheld
+    return [_change(x, y, size > np.log1p(spread), units, most)], withheld
 
 
-def _change(a: pd.Series, b: pd.Series, moved: pd.Series, most: str) -> Change:
-    return Change(str(a.name), int(moved.sum()), len(a), *_median(_ratios(a, b)), most)
+def _change(a: pd.Series, b: pd.Series, moved: pd.Series, units: pd.Series, most: str) -> Change:
+    return Change(str(a.name), int(moved.sum()), len(a), *_median(_ratios(a, b), units), most)
 
 
 def _ratios(a: pd.Series, b: pd.Series) -> pd.Series:
@@ -250,16 +279,17 @@ def _ratios(a: pd.Series, b: pd.Series) -> pd.Series:
     return ratio[np.isfinite(ratio) & (ratio > 0)]
 
 
-def _median(ratio: pd.Series) -> tuple[float, float, float]:
+def _median(ratio: pd.Series, units: pd.Series) -> tuple[float, float, float, int, str, bool]:
+    """Over the units' medians: it, its ends, how many units of what, and if the ends are 95 %."""
+    of = str(units.name)
     if ratio.empty:
-        return np.nan, np.nan, np.nan
-    low, high = interval(ratio)
-    few = np.isinf(low) or np.isinf(high)
-    return (
-        float(ratio.median()),
-        float(ratio.min()) if few else low,
-        float(ratio.max()) if few else high,
-    )
+        return np.nan, np.nan, np.nan, 0, of, False
+    each = by_unit(ratio, units[ratio.index])
+    low, high = interval(each)
+    known = bool(np.isfinite(low) and np.isfinite(high))
+    if not known:
+        low, high = float(each.min()), float(each.max())
+    return float(each.median()), low, high, len(each), of, known
 
 
 def _spread(table: pd.DataFrame, column: str) -> float:

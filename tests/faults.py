@@ -524,6 +524,17 @@ class ForOneMatrix(Softmax):
 
 
 @dataclass(frozen=True)
+class OneSizeForAnother(Softmax):
+    """Claims a cost in which one size stands for another, which a call of equal sizes hides."""
+
+    taken: str = "d"
+    standing: str = "e"
+
+    def cost(self, dims):
+        return super().cost(dataclasses.replace(dims, **{self.standing: getattr(dims, self.taken)}))
+
+
+@dataclass(frozen=True)
 class ClaimsLess(Performer):
     """Claims 1 / 1.3 of the variance of its estimate."""
 
@@ -822,7 +833,11 @@ OPERATOR_FAULTS = {
             for op in (Softmax(), Soft(4), Soft(4, landmarks=FarthestPoint()), Performer(16))
             for factor in (0.5, 2.0, 1e-4)
         ),
-        Claiming(Local(2), 1e-4),
+        *(Claiming(Local(2), factor) for factor in (1e-4, 0.5, 4.0)),
+        OneSizeForAnother(taken="d", standing="e"),
+        OneSizeForAnother(taken="e", standing="d"),
+        OneSizeForAnother(taken="n", standing="l"),
+        OneSizeForAnother(taken="l", standing="n"),
     ],
     "second derivative": [
         Faulty(Softmax(), frozen),
@@ -1226,8 +1241,18 @@ SOLVER_FAULTS = {
         Spoilt(spoil=of_nearly_diagonal),
         Spoilt(spoil=right_up_to_sixteen),
         Spoilt(spoil=of_definite_matrices),
+        Spoilt(spoil=lambda x, a: x * (1.01 if a.shape[-1] > 64 else 1)),
+        Spoilt(spoil=lambda x, a: x.flip(0) if x.ndim == 4 else x),
+        Spoilt(spoil=lambda x, a: x.mT if bool((a.tril(-1) == 0).all()) else x),
+        laws.adapted(lambda a: torch.linalg.pinv(a, rtol=1e-8)),
         FaultySolver(Ridge(SVD(), 1e-6), {"regularized": False}),
     ],
+    "leaves no trace": [
+        Spoilt(spoil=lambda x, a: torch.set_printoptions(precision=3) or x),
+        Spoilt(spoil=lambda x, a: torch.manual_seed(0) and x),
+        Spoilt(spoil=lambda x, a: x if x.requires_grad else x.requires_grad_()),
+    ],
+    "nothing is hidden": [laws.adapted(lambda a: torch.linalg.inv(a).nan_to_num())],
     "solve tells the truth": [
         Lying(24, lie=lambda result: result._replace(steps=24 + 0 * result.steps)),
         Lying(24, lie=lambda result: result._replace(residual=0 * result.residual)),

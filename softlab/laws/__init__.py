@@ -118,6 +118,8 @@ SOLVER_LAWS: tuple[Law[Solver], ...] = (
     inverse.STATUS,
     solving.SOLVE,
     solving.SIZES,
+    solving.TRACES,
+    solving.SHOWN,
     solving.FULL_GRADIENT,
     inverse.COST,
     inverse.GRADIENT,

@@ -8,21 +8,19 @@ operator, whatever it computes.
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import random
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from softlab.core import Stream
 from softlab.laws.geometry import normalised
+from softlab.laws.honesty import process
 from softlab.laws.isolation import CORE_KAPPA, amplified
 from softlab.laws.law import (
     Gap,
@@ -178,12 +176,12 @@ def _columns(op: Any, rng: torch.Generator) -> Iterator[Gap]:
 def _traces(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     for number, case in enumerate(drawn(op, rng, EACH)):
         tensors = [*case.tokens, *case.masked]
+        if not number:
+            case.call(op)  # what a first call imports or compiles has settings of its own
         kept = [x.clone() for x in tensors]
-        with _process(number % 2) as state:
-            held = state()
+        with process(number % 2) as changed:
             case.call(op)
-            now = state()
-        named = ", ".join(name for name in held if held[name] != now[name])
+            named = changed()
         yield Gap(float(bool(named)), 0, f"{case.where}: {named} of the process changed")
         out = case.call(op)  # other threads round otherwise
         same = all(torch.equal(x, y) for x, y in zip(tensors, kept, strict=True))
@@ -211,53 +209,6 @@ def _traces(op: Any, rng: torch.Generator) -> Iterator[Gap]:
 
 def _place(x: Tensor) -> int:
     return x.untyped_storage().data_ptr()
-
-
-SETTINGS: dict[str, tuple[Any, Any, tuple[Any, Any]]] = {
-    "the default dtype": (
-        torch.get_default_dtype, torch.set_default_dtype, (torch.float32, F64),
-    ),
-    "the number of threads": (torch.get_num_threads, torch.set_num_threads, (1, 2)),
-    "grad mode": (torch.is_grad_enabled, torch.set_grad_enabled, (True, False)),
-    "anomaly mode": (
-        torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly, (False, True),
-    ),
-    "the precision of products": (
-        torch.get_float32_matmul_precision, torch.set_float32_matmul_precision,
-        ("highest", "high"),
-    ),
-    "deterministic mode": (
-        torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms,
-        (False, False),
-    ),
-    "torch's generator": (torch.get_rng_state, torch.set_rng_state, (7, 8)),
-    "numpy's generator": (np.random.get_state, np.random.set_state, (7, 8)),
-    "random's generator": (random.getstate, random.setstate, (7, 8)),
-}  # fmt: skip
-"""What a call must leave alone: how to read it, to set it, and two values. A call that sets one is
-seen where it is set to what it is not; generators have seeds for values."""
-SEEDING: dict[str, Any] = {
-    "torch's generator": torch.manual_seed,
-    "numpy's generator": np.random.seed,
-    "random's generator": random.seed,
-}
-
-
-@contextlib.contextmanager
-def _process(which: int) -> Iterator[Callable[[], dict[str, str]]]:
-    """The state of the process with the first or second values of ``SETTINGS``; gives a reader."""
-    kept = {name: read() for name, (read, _, _) in SETTINGS.items()}
-    try:
-        for name, (_, write, values) in SETTINGS.items():
-            SEEDING.get(name, write)(values[which])
-        yield lambda: {name: _written(read()) for name, (read, _, _) in SETTINGS.items()}
-    finally:
-        for name, (_, write, _) in SETTINGS.items():
-            write(kept[name])
-
-
-def _written(held: Any) -> str:
-    return held.numpy().tobytes().hex() if isinstance(held, Tensor) else repr(held)
 
 
 def _gradients(

@@ -5,12 +5,20 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
+import dataclasses
+import gc
 import io
+import logging
 import os
+import random
+import re
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -151,6 +159,131 @@ def _views(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
     if takes_mask(op):
         everything = torch.ones(len(k), dtype=torch.bool, device=k.device)
         yield Gap(largest(op(q, k, v, everything) - out), allowed, "under a mask that keeps all")
+
+
+Setting = tuple[Callable[[], Any], Callable[[Any], object], tuple[Any, ...]]
+
+
+def _torch_printing(held: dict[str, Any]) -> None:
+    torch.set_printoptions(**held)
+
+
+def _numpy_printing(held: dict[str, Any]) -> None:
+    np.set_printoptions(**held)
+
+
+def _filtering(held: Sequence[Any]) -> None:
+    warnings.filters[:] = held  # type: ignore[index]
+
+
+def _kernels() -> tuple[bool, ...]:
+    cuda = torch.backends.cuda
+    attention = cuda.flash_sdp_enabled, cuda.mem_efficient_sdp_enabled, cuda.math_sdp_enabled
+    return (torch.backends.cudnn.benchmark, *(enabled() for enabled in attention))  # type: ignore[no-untyped-call]
+
+
+def _choose_kernels(held: tuple[bool, ...]) -> None:
+    cuda = torch.backends.cuda
+    torch.backends.cudnn.benchmark, flash, efficient, plain = held
+    cuda.enable_flash_sdp(flash)
+    cuda.enable_mem_efficient_sdp(efficient)
+    cuda.enable_math_sdp(plain)
+
+
+def _device() -> Any:
+    """The default device where one is set, None else."""
+    return getattr(sys.modules.get("torch.utils._device"), "CURRENT_DEVICE", None)
+
+
+def _flushed() -> bool:
+    return not bool(torch.tensor(1e-310, dtype=F64, device="cpu") * 1)
+
+
+def _environment(held: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(held)
+
+
+QUIET = ("ignore", re.compile(""), Warning, None, 0)
+"""A filter that lets no warning through, and is not the one that ``simplefilter`` puts in front."""
+SETTINGS: dict[str, Setting] = {
+    "the default dtype": (
+        torch.get_default_dtype, torch.set_default_dtype, (torch.float32, F64),
+    ),
+    "the default device": (_device, torch.set_default_device, ()),
+    "the number of threads": (torch.get_num_threads, torch.set_num_threads, (1, 2)),
+    "grad mode": (torch.is_grad_enabled, torch.set_grad_enabled, (True, False)),
+    "anomaly mode": (
+        torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly, (False, True),
+    ),
+    "autocast": (
+        lambda: torch.is_autocast_enabled("cpu"),
+        lambda held: torch.set_autocast_enabled("cpu", held), (),
+    ),
+    "the precision of products": (
+        torch.get_float32_matmul_precision, torch.set_float32_matmul_precision,
+        ("highest", "high"),
+    ),
+    "deterministic mode": (
+        torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms, (),
+    ),
+    "the kernels that torch may choose": (_kernels, _choose_kernels, ()),
+    "denormal numbers": (_flushed, torch.set_flush_denormal, ()),
+    "torch's print options": (
+        lambda: dataclasses.asdict(torch._tensor_str.PRINT_OPTS), _torch_printing,
+        ({}, {"precision": 7}),
+    ),
+    "numpy's print options": (np.get_printoptions, _numpy_printing, ({}, {"precision": 7})),
+    "numpy's errors": (
+        np.geterr, lambda held: np.seterr(**held), ({"all": "warn"}, {"all": "ignore"}),
+    ),
+    "the filters of warnings": (lambda: list(warnings.filters), _filtering, ([QUIET], [QUIET])),
+    "the working directory": (os.getcwd, os.chdir, ()),
+    "the environment": (lambda: dict(os.environ), _environment, ()),
+    "the collection of garbage": (
+        gc.isenabled, lambda held: gc.enable() if held else gc.disable(), (),
+    ),
+    "the limit of recursion": (sys.getrecursionlimit, sys.setrecursionlimit, ()),
+    "the level of the log": (
+        lambda: logging.getLogger().level, lambda held: logging.getLogger().setLevel(held), (),
+    ),
+    "torch's generator": (torch.get_rng_state, torch.set_rng_state, (7, 8)),
+    "numpy's generator": (np.random.get_state, np.random.set_state, (7, 8)),
+    "random's generator": (random.getstate, random.setstate, (7, 8)),
+}  # fmt: skip
+"""What a call must leave alone: how to read it, to set it, and two values, none where it stays. A
+call that sets one is seen where it is set to what it is not; generators have seeds for values."""
+SEEDING: dict[str, Any] = {
+    "torch's generator": torch.manual_seed,
+    "numpy's generator": np.random.seed,
+    "random's generator": random.seed,
+}
+
+
+@contextlib.contextmanager
+def process(which: int) -> Iterator[Callable[[], str]]:
+    """The state of the process with the first or second values of ``SETTINGS``.
+
+    Gives a function that names the settings that are no longer as they were.
+    """
+    kept = {name: read() for name, (read, _, _) in SETTINGS.items()}
+    try:
+        for name, (_, write, values) in SETTINGS.items():
+            if values:
+                SEEDING.get(name, write)(values[which])
+        before = _settings()
+        yield lambda: ", ".join(name for name, now in _settings().items() if before[name] != now)
+    finally:
+        for name, (_, write, _) in SETTINGS.items():
+            write(kept[name])
+
+
+def _settings() -> dict[str, str]:
+    return {name: _written(read()) for name, (read, _, _) in SETTINGS.items()}
+
+
+def _written(held: Any) -> str:
+    return held.numpy().tobytes().hex() if isinstance(held, Tensor) else repr(held)
 
 
 ANSWERS: Law[Operator] = Law(

@@ -9,12 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softlab.laws.honesty import process
 from softlab.laws.inverse import KAPPA, faithful, relative, spd
-from softlab.laws.law import Gap, Law, after_steps, need_gradient, normal, steps_of, tolerance
+from softlab.laws.law import (
+    Gap,
+    Law,
+    after_steps,
+    asked,
+    need_gradient,
+    normal,
+    steps_of,
+    tolerance,
+)
 from softlab.pinv import Iteration, PinvResult, Solver, Status
 
 F64 = torch.float64
 SIZES_DRAWN = (1, 2, 3, 7, 16, 17, 33, 64)
+LARGE = (200, 130, 100, 257, 128)
+"""Rows of one more draw of each seed in turn."""
+SCALES = (1.0, 3.0, 0.25, 2.0, 5.0, 0.5)
+"""Factors of the matrices of a batch."""
 PROJECTS = 1e-6
 """How near A X is to its own square where it is a projection."""
 HONEST = 0.1
@@ -36,33 +50,54 @@ def _kinds(solver: Any, m: int, kappa: float, rng: torch.Generator) -> dict[str,
         return kinds
     signs = torch.where(torch.arange(m) % 2 == 0, 1.0, -1.0).to(F64)
     turn = torch.linalg.qr(normal(rng, m, m, dtype=F64)).Q.cpu()
-    return {
-        **kinds,
+    general = kinds["definite"] @ turn
+    iterates = solver.traits.order is not None
+    if iterates and general.abs().sum(-2).max() < general.abs().sum(-1).max():
+        general = general.mT.contiguous()  # a start from |A|_1 presumes sigma_1 <= |A|_1
+    kinds |= {
         "indefinite": spd(rng, spectrum * signs),
-        "not symmetric": kinds["definite"] @ turn,
+        "negative definite": -spd(rng, spectrum),
+        "not symmetric": general,
+    }
+    if iterates:
+        return kinds
+    upper = torch.linalg.qr(general).R
+    return kinds | {
+        "upper triangular": upper,
+        "lower triangular": upper.mT.contiguous(),
+        "a permutation": torch.eye(m, dtype=F64).roll(1, -1),  # its diagonal is zero
     }
 
 
 def _sizes(solver: Any, rng: torch.Generator) -> Iterator[Gap]:
     precision = _precision(solver)
-    for m in SIZES_DRAWN:
+    for m in (*SIZES_DRAWN, LARGE[asked() % len(LARGE)]):
         kinds = _kinds(solver, m, KAPPA, rng)
-        batch = torch.stack(list(kinds.values()) * 4)  # more than eight matrices
-        together = solver(batch.reshape(2, -1, m, m)).reshape(-1, m, m).double()
-        for i, (where, a) in enumerate(kinds.items()):
-            allowed = tolerance(precision, m, kappa=KAPPA**2)
-            x = solver(a).double()
-            yield Gap(relative(a @ x, torch.eye(m, dtype=F64)), allowed, f"A X = I, {where}, m={m}")
-            for place in (i, i + len(batch) - len(kinds)):
-                where_ = f"{where}, m={m}, matrix {place} of {len(batch)}"
-                yield Gap(relative(together[place], x), allowed, where_)
+        if m > max(SIZES_DRAWN):  # one symmetric matrix and one that is not
+            kinds = {
+                where: kinds[where] for where in ("definite", "not symmetric") if where in kinds
+            }
+        alone = {where: solver(a).double() for where, a in kinds.items()}
+        eye, allowed = torch.eye(m, dtype=F64), tolerance(precision, m, kappa=KAPPA**2)
+        for where, a in kinds.items():
+            yield Gap(relative(a @ alone[where], eye), allowed, f"A X = I, {where}, m={m}")
+        # More than eight matrices, of which no two are equal.
+        most = 16 if m <= max(SIZES_DRAWN) else 2
+        many = [(where, c) for c in SCALES[: -(-most // len(kinds))] for where in kinds]
+        batch = torch.stack([kinds[where] * c for where, c in many])
+        for lead in ((2, 1, -1), (-1,), (2, -1))[: 1 if m > 7 else 3]:
+            together = solver(batch.reshape(*lead, m, m)).reshape(-1, m, m).double()
+            for i, (where, c) in enumerate(many):
+                where_ = f"{where}, m={m}, matrix {i} of {len(many)}, {len(lead)} dimensions lead"
+                yield Gap(relative(together[i] * c, alone[where]), allowed, where_)
     yield from _kept(solver, rng)
 
 
 def _kept(solver: Any, rng: torch.Generator) -> Iterator[Gap]:
     """Whether A X projects, where A is invertible: small singular values are taken for zero."""
     m = 6
-    for kappa in (1e3, 1e5):
+    # A float32 inside has no more digits than the first two ask for.
+    for kappa in (1e3, 1e5, 1e7, 1e9)[: 4 if _precision(solver) == F64 else 2]:
         a = spd(rng, torch.logspace(0, -math.log10(kappa), m, dtype=F64))
         p = a @ solver(a).double()
         # What has not converged is no projection.
@@ -128,26 +163,89 @@ def _steps(solver: Any, batch: Tensor, result: PinvResult) -> Iterator[Gap]:
 
 
 def _gradient(solver: Any, rng: torch.Generator) -> Iterator[Gap]:
-    for m in (1, 2, 5, 17):
-        for kind, a in _kinds(solver, m, KAPPA, rng).items():
-            if solver.traits.definite or solver.traits.regularized:
-                continue
-            upstream = normal(rng, m, m, dtype=F64).cpu()
-            leaf = a.clone().requires_grad_()
-            need_gradient(solver, leaf)
-            (mine,) = torch.autograd.grad((solver(leaf) * upstream).sum(), leaf)
-            single = a.float().requires_grad_()
-            (narrow,) = torch.autograd.grad((solver(single) * upstream.float()).sum(), single)
+    if solver.traits.definite or solver.traits.regularized:
+        return
+    for m, lead in ((1, ()), (2, ()), (5, ()), (17, ()), (3, (2, -1)), (33, (-1,))):
+        kinds = _kinds(solver, m, KAPPA, rng)
+        cases = {f"{kind}, m={m}": a for kind, a in kinds.items()}
+        if lead:
+            batch = torch.stack([a * c for a, c in zip(kinds.values(), 2 * SCALES, strict=False)])
+            cases = {f"a batch of {len(batch)}, m={m}": batch.reshape(*lead, m, m)}
+        # Each step's backward products round.
+        steps = 1 + steps_of(solver)
+        for where, a in cases.items():
+            upstream = normal(rng, *a.shape, dtype=F64).cpu()
+            need_gradient(solver, a.clone().requires_grad_())
             x = torch.linalg.inv(a)
             due = -x.mT @ upstream @ x.mT  # d<G, A^-1> = -<A^-T G A^-T, dA>
-            # Each step's backward products round.
-            allowed = tolerance(_precision(solver), m, kappa=KAPPA**4) * (1 + steps_of(solver))
-            yield Gap(relative(mine, due), allowed, f"-A^-T G A^-T, {kind}, m={m}")
-            allowed = tolerance(torch.float32, m, kappa=KAPPA**4) * (1 + steps_of(solver))
-            allowed = min(allowed, 0.1)
-            yield Gap(relative(narrow, due), allowed, f"float32, -A^-T G A^-T, {kind}, m={m}")
+            for dtype in (F64, torch.float32):
+                leaf = a.clone().to(dtype).requires_grad_()
+                (mine,) = torch.autograd.grad((solver(leaf) * upstream.to(dtype)).sum(), leaf)
+                precision = _precision(solver) if dtype == F64 else dtype
+                allowed = tolerance(precision, m, kappa=KAPPA**4) * steps
+                allowed = allowed if dtype == F64 else min(allowed, 0.1)
+                missed = float(_relative(mine, due).max())
+                yield Gap(missed, allowed, f"{dtype}, -A^-T G A^-T, {where}")
 
 
+def _relative(x: Tensor, y: Tensor) -> Tensor:
+    """|x - y|_F / |y|_F of each matrix."""
+    miss: Tensor = torch.linalg.matrix_norm(x.double() - y) / torch.linalg.matrix_norm(y)
+    return miss
+
+
+def _traces(solver: Any, rng: torch.Generator) -> Iterator[Gap]:
+    for which in (0, 1):
+        for where, a in _kinds(solver, 4 + which, KAPPA, rng).items():
+            solver(a)  # what a first call imports or compiles has settings of its own
+            for how, given in {"": a, "transposed in memory": a.mT.contiguous().mT}.items():
+                kept = given.clone()
+                with process(which) as changed:
+                    x = solver(given)
+                    named = changed()
+                said = f"{where} {how}"
+                yield Gap(float(bool(named)), 0, f"{said}: {named} of the process changed")
+                same = torch.equal(given, kept)
+                yield Gap(float(not same), 0, f"{said}: the caller's matrix was changed")
+                shared = x.untyped_storage().data_ptr() == given.untyped_storage().data_ptr()
+                yield Gap(float(shared), 0, f"{said}: the inverse lies in the matrix's memory")
+                yield Gap(float(x.requires_grad), 0, f"{said}: a gradient that nobody asked for")
+
+
+def _not_finite(solver: Any, rng: torch.Generator) -> Iterator[Gap]:
+    for where, a in _kinds(solver, 5, KAPPA, rng).items():
+        for place in ((0, 0), (3, 1)):
+            given = a.clone()
+            given[place] = given[place[::-1]] = math.nan
+            try:
+                hidden = bool(solver(given).isfinite().all())
+            except Exception:  # a refusal hides nothing
+                continue
+            yield Gap(float(hidden), 0, f"{where}, NaN at {place}: all of the inverse is finite")
+
+
+TRACES: Law[Solver] = Law(
+    "leaves no trace",
+    "a call changes neither the matrix nor any setting of the process, and asks no gradient itself",
+    faithful,
+    _traces,
+    family="honesty",
+    when="is no copy of published code with its defects",
+    allows="nothing",
+    catches="a default dtype that is set; a seeded global generator",
+    examples=1,
+)
+SHOWN: Law[Solver] = Law(
+    "nothing is hidden",
+    "NaN in a matrix is refused, or seen in the inverse",
+    faithful,
+    _not_finite,
+    family="numerical",
+    when="is no copy of published code with its defects",
+    allows="nothing",
+    catches="matrices through nan_to_num",
+    examples=1,
+)
 SIZES: Law[Solver] = Law(
     "every size",
     "A X = I on definite, indefinite and other matrices of 1 to 64 rows, alone and in a batch",

@@ -378,8 +378,9 @@ def _by_differences(
             out = _matrix(z, y, bandwidth)
             return (out if hidden is None else out.masked_fill(hidden, 0)) @ v
         distance = torch.cdist(z, y, compute_mode="donot_use_mm_for_euclid_dist") / bandwidth
-        if hidden is not None:
-            distance = distance.masked_fill(hidden, math.inf)
+        # What is hidden, or beyond the dtype, has no weight, and no gradient of 0 times infinity.
+        gone = distance.isinf() if hidden is None else distance.isinf() | hidden
+        distance = distance.masked_fill(gone, math.inf)
         # Squares relative to the nearest key: their difference cannot be inf - inf.
         nearest = distance.detach().amin(-1, keepdim=True)
         exponents = -(distance - nearest) * (distance + nearest) / 2

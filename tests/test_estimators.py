@@ -24,8 +24,15 @@ from softlab.estimators import (
     spectral_norm,
     x_trace,
 )
-from softlab.estimators.densities import Density
-from softlab.estimators.estimate import Estimate, magnitude, of_mean, of_ratio, of_squares
+from softlab.estimators.densities import Density, _density, _entropy
+from softlab.estimators.estimate import (
+    Estimate,
+    check_held,
+    magnitude,
+    of_mean,
+    of_ratio,
+    of_squares,
+)
 from softlab.inputs import Normal, Smooth
 from softlab.instruments import peak_memory
 from softlab.matrices import haar
@@ -448,6 +455,7 @@ def of(a):
 Q, K, V = Normal(12, 4)(0)
 EYE = torch.eye(12, dtype=F64)
 CAUSAL = Local(4, causal=True)
+FLAT = Density(torch.ones(2, 1, dtype=F64), torch.ones(2, 1, dtype=F64), 3)
 
 
 @pytest.mark.parametrize(
@@ -476,6 +484,11 @@ CAUSAL = Local(4, causal=True)
         (lambda: hutchinson(of(EYE), probes=4, confidence=1.0), "between 0 and 1"),
         (lambda: spectral_norm(of(EYE), confidence=0), "between 0 and 1"),
         (lambda: spectral_norm(of(EYE), steps=0), "steps is 0"),
+        (lambda: spectral_norm(of(EYE), tolerance=1.0), "from 0 to below 1"),
+        (lambda: spectral_norm(of(EYE), tolerance=-1e-9), "from 0 to below 1"),
+        (lambda: FLAT.sum(torch.square, confidence=95.0), "between 0 and 1"),
+        (lambda: FLAT.below(torch.tensor([1.0, math.nan])), "holds NaN"),
+        (lambda: Estimate(2.0, 1.0, 3.0, 0.9).times(0.0), "factor is 0"),
         (lambda: frobenius_norm(of(EYE), probes=4, seed=-1), "at least 0"),
         (lambda: eigenvalues(of(EYE[:5])), "symmetric"),
         (lambda: singular_values(of(EYE), probes=1), "at least 2"),
@@ -493,28 +506,34 @@ def test_bad_input_is_refused(call, said):
         call()
 
 
-def test_estimates_without_keywords_are_those_of_the_stated_defaults():
+PROBES, DENSITY = {"probes": 32, "seed": 0}, {"steps": 40, "probes": 10, "seed": 0}
+STATED = {
+    **dict.fromkeys(
+        ("frobenius_norm", "hutch_plus_plus", "hutchinson", "probed_error", "x_trace"), PROBES
+    ),
+    **dict.fromkeys(("effective_rank", "eigenvalues", "singular_values"), DENSITY),
+    "matrix_error": {"rows": 64, "seed": 0},
+    "output_error": {"exact": None, "rows": 256, "seed": 0},
+    "ExactRows": {"rows": 256, "seed": 0},
+    "spectral_norm": {"steps": 100, "tolerance": 1e-6, "seed": 0},
+}
+
+
+def test_defaults_are_the_stated_ones():
     """A default is part of every number that was made without the keyword."""
-    probes, density = {"probes": 32, "seed": 0}, {"steps": 40, "probes": 10, "seed": 0}
-    stated = {
-        **dict.fromkeys(
-            ("frobenius_norm", "hutch_plus_plus", "hutchinson", "probed_error", "x_trace"), probes
-        ),
-        **dict.fromkeys(("effective_rank", "eigenvalues", "singular_values"), density),
-        "matrix_error": {"rows": 64, "seed": 0},
-        "output_error": {"exact": None, "rows": 256, "seed": 0},
-        "ExactRows": {"rows": 256, "seed": 0},
-        "spectral_norm": {"steps": 100, "tolerance": 1e-6, "seed": 0},
-    }
-    a = diagonal(1 / torch.arange(1, 51, dtype=F64))
-    for name, due in stated.items():
-        if {"probes", "steps"} & due.keys() and name != "probed_error":
-            find = getattr(estimators, name)
-            assert str(find(a)) == str(find(a, **due))
+    for name, due in STATED.items():
         asked = inspect.signature(getattr(estimators, name)).parameters.values()
         found = {x.name: x.default for x in asked if x.default is not x.empty}
         assert found.pop("confidence", 0.95) == 0.95, name
         assert found == due, name
+
+
+def test_estimates_without_keywords_are_those_of_the_stated_defaults():
+    a = diagonal(1 / torch.arange(1, 51, dtype=F64))
+    for name, due in STATED.items():
+        if {"probes", "steps"} & due.keys() and name != "probed_error":
+            find = getattr(estimators, name)
+            assert str(find(a)) == str(find(a, **due))
 
 
 # --- intervals against their formulas ------------------------------------------------------------
@@ -601,6 +620,44 @@ def test_a_density_sums_and_counts_with_its_weights():
     assert found.below(at).tolist() == pytest.approx(shares)
 
 
+def test_recursions_of_different_lengths_stand_side_by_side():
+    ends = [([1.0, 2.0, 5.0], [0.2, 0.3, 0.5]), ([4.0], [1.0]), ([3.0, 0.0], [0.9, 0.1])]
+    found = _density([tuple(torch.tensor(x, dtype=F64) for x in one) for one in ends], 7)
+    assert found.size == 7
+    assert found.nodes.shape == found.weights.shape == (3, 3)
+    sums = [7 * sum(w * (x + 1) for x, w in zip(*one, strict=True)) for one in ends]
+    assert found.sums(lambda x: x + 1).tolist() == pytest.approx(sums)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-3, 1.0, 1e3, 1e200])
+@pytest.mark.parametrize("find", [eigenvalues, singular_values])
+def test_a_recursion_takes_a_step_a_distinct_value(find, scale):
+    for values in ([2.0], [1.0, 3.0]):
+        s = scale * torch.tensor(values, dtype=F64).repeat_interleave(20)
+        found = find(diagonal(s), steps=9, probes=2)
+        assert found.nodes.shape == (2, len(values))
+        assert found.nodes[0].sort().values.tolist() == pytest.approx([scale * x for x in values])
+
+
+def test_the_entropy_of_a_density_has_the_jackknifes_error():
+    nodes = torch.tensor([[1.0, 2.0], [0.5, 4.0], [2.0, 0.0], [3.0, 0.1]], dtype=F64)
+    weights = torch.tensor([[0.25, 0.75], [0.5, 0.5], [0.9, 0.1], [0.3, 0.7]], dtype=F64)
+
+    def entropy(some):
+        """Of shares s / sum s, with each node counted 10 times its weight over the probes."""
+        pairs = [(float(nodes[i, j]), float(weights[i, j])) for i in some for j in range(2)]
+        pairs = [(s, 10 * w / len(some)) for s, w in pairs if s]
+        total = sum(w * s for s, w in pairs)
+        return -sum(w * s / total * math.log(s / total) for s, w in pairs)
+
+    left = [entropy([j for j in range(4) if j != i]) for i in range(4)]
+    error = math.sqrt(3 / 4 * sum((x - sum(left) / 4) ** 2 for x in left))
+    # The unit that the values are taken in, the largest in the caller, changes nothing.
+    for unit in (1.0, 4.0):
+        found = _entropy(Density(nodes, weights, 10), unit)
+        assert found == pytest.approx((entropy(range(4)), error))
+
+
 @pytest.mark.parametrize(
     ("find", "what", "least"),
     [
@@ -638,11 +695,17 @@ def test_what_would_not_fit_into_memory_is_refused_before_it_is_formed(find, wha
         find(LinearMap((64, 64), touched.apply, symmetric=True), **{what: 8})
 
 
-def test_errors_that_would_not_fit_into_memory_are_refused():
-    q = k = torch.zeros(WIDE, 1)
+def test_the_longer_side_is_what_has_to_fit_and_as_much_as_fits_is_served():
+    many, few = torch.zeros(WIDE, 1), torch.zeros(2000, 1)
     for find, what in ((matrix_error, "rows"), (probed_error, "probes")):
-        with pytest.raises(ValueError, match=f"{what} is 1025, .*; give at most 1024, so that"):
-            find(Softmax(), q, k, **{what: 1025})
+        for q, k in ((many, many), (many, few), (few, many)):
+            with pytest.raises(ValueError, match=rf"{what} is 1025, .*; give at most 1024"):
+                find(Softmax(), q, k, **{what: 1025})
+    for shape in ((WIDE, 2000), (2000, WIDE)):
+        a = LinearMap(shape, lambda x: pytest.fail("a product"))
+        with pytest.raises(ValueError, match=r"probes is 1025, .*; give at most 1024"):
+            frobenius_norm(a, probes=1025)
+    check_held("probes", 1024, WIDE)
 
 
 @pytest.mark.parametrize("confidence", [0.0, 1.0])

@@ -162,7 +162,9 @@ def test_an_average_far_beyond_the_bandwidth_is_the_nearest_key(force, way):
 # --- both ways ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", ["one tile", "many tiles", "graph", "rough", "off the origin"])
+@pytest.mark.parametrize(
+    "case", ["one tile", "many tiles", "graph", "rough", "off the origin", "float32", "bfloat16"]
+)
 def test_both_ways_are_the_two_sums(case, monkeypatch):
     x, y = normal(2, 1, 9, 3), normal(3, 5, 3, seed=1)
     v, w = normal(2, 3, 5, 2, seed=2), normal(2, 3, 9, 4, seed=3)
@@ -173,15 +175,20 @@ def test_both_ways_are_the_two_sums(case, monkeypatch):
         y = x[1].detach()[:, :5] + 0.3 * y
     if case == "off the origin":
         x, y = x + 1e6, y + 1e6
+    tolerance = 1e-12
+    if case.endswith(("32", "16")):
+        dtype = getattr(torch, case)
+        x, y, v, w = (z.to(dtype) for z in (x, y, v, w))
+        tolerance = 10 * torch.finfo(dtype).eps
     x.requires_grad_(case == "graph")
     kernel, made, form = Gaussian(1.3), [], kernels.formed
     monkeypatch.setattr(kernels, "formed", lambda *some: made.append(1) or form(*some))
     forth, back = kernel.both_ways(x, y)
     for got, wanted in ((forth(v), kernel.apply(x, y, v)), (back(w), kernel.apply(y, x, w))):
         assert got.shape == wanted.shape
-        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance)
         assert got.requires_grad == (case == "graph")
-    assert len(made) == (case in ("one tile", "off the origin"))
+    assert len(made) == (case in ("one tile", "off the origin", "float32"))
 
 
 # --- mixed batches ---------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from naive import HALVES, allowed, naive, naive_average, results, working
 
 from softlab import kernels
 from softlab.core import Dims
+from softlab.instruments import peak_memory
 from softlab.kernels import Exponential, Gaussian, kernel_cost
 
 # --- values ----------------------------------------------------------------------------------
@@ -164,10 +165,13 @@ def test_meta_tensors_pass_through_with_their_shapes(kernel):
 
 @pytest.mark.parametrize("kernel", [Gaussian(1.3), Exponential()], ids=repr)
 def test_mismatched_widths_are_refused(kernel):
-    x, y, v = normal(5, 3), normal(7, 4), normal(7, 2)
-    for call in (kernel.matrix, lambda x, y: kernel.apply(x, y, v)):
-        with pytest.raises(ValueError, match=r"\(5, 3\) and \(7, 4\).*Project"):
+    x, y, v = normal(2, 3, 5, 3), normal(2, 3, 7, 4), normal(2, 3, 7, 2)
+    calls = kernel.matrix, lambda x, y: kernel.apply(x, y, v), lambda x, y: kernel.average(x, y, v)
+    for call in calls:
+        with pytest.raises(ValueError, match=r"5, 3\) and \(2, 3, 7, 4\).*Project"):
             call(x, y)
+        with pytest.raises(ValueError, match=r"5, 4\) and \(2, 3, 7, 3\).*Project"):
+            call(normal(2, 3, 5, 4), normal(2, 3, 7, 3))
 
 
 @pytest.mark.parametrize("bandwidth", [1e-15, 1e15])
@@ -244,6 +248,22 @@ def test_points_that_are_far_on_one_side_at_a_time_are_seen_by_causal_sums():
     )
 
 
+@pytest.mark.parametrize("far", [1e10, 1e18, 1e20])
+def test_what_comes_later_is_in_no_causal_sum_and_no_gradient_however_far_it_is(far):
+    few = [normal(2, 6, w, seed=w, dtype=F32) for w in (4, 4, 3)]
+    later = [far * torch.ones(2, 2, z.shape[-1]) for z in few]
+    many = [torch.cat(both, 1) for both in zip(few, later, strict=True)]
+    many[2][:, 6:] = 1.0
+    for reduce in ("apply", "average"):
+
+        def call(x, y, v, reduce=reduce):
+            return getattr(Gaussian(1.0), reduce)(x, y, v, causal=True)[:, :6]
+
+        for got, wanted in zip(results(call, *many), results(call, *few), strict=True):
+            torch.testing.assert_close(got[:, :6], wanted)
+            assert bool((got[:, 6:] == 0).all())
+
+
 def test_causal_exponential_sums():
     x, y, v = (normal(3, 21, w, seed=w) for w in (5, 5, 2))
     kernel = Exponential()
@@ -290,6 +310,10 @@ def test_the_cost_of_a_kernel_is_that_of_the_pairs_that_it_sees(n, l, causal):  
         (((2, 3, 5, 4), (3, 7, 4), (2, 3, 7, 2)), F64, False),
         (((3, 5, 4), (2, 3, 7, 4), (2, 3, 7, 2)), F64, False),
         (((2, 3, 5, 4), (2, 3, 7, 4), (3, 7, 2)), F64, False),
+        (((3, 3, 4), (3, 3, 4), (3, 3, 3, 2)), F64, False),
+        (((3, 3, 3, 4), (3, 3, 4), (3, 3, 3, 2)), F64, False),
+        (((3, 3, 4), (3, 3, 3, 4), (3, 3, 3, 2)), F64, False),
+        (((3, 3, 3, 4), (3, 3, 3, 4), (3, 3, 2)), F64, False),
     ],
 )
 @pytest.mark.parametrize("masked", [False, True])
@@ -308,7 +332,7 @@ def test_a_batch_of_heads_is_averaged_where_it_lies_and_any_other_is_right(
         return inner(x, y, v, *rest, **how)
 
     monkeypatch.setattr(kernels, "fused_average", watched)
-    key_mask = normal(3, 7, seed=3) > -0.5 if masked else None
+    key_mask = normal(3, shapes[1][-2], seed=3) > -0.5 if masked else None
     out = Exponential().average(*given, key_mask)
     wanted = naive_average(Exponential(), *given, key_mask)
     eps = torch.finfo(dtype).eps
@@ -355,3 +379,30 @@ def test_a_kernel_inside_a_transform_is_the_kernel_with_its_gradient():
     slope = torch.func.grad(lambda z: kernel.matrix(z, y).sum())(x)
     pull = (y[:, None] - x[:, :, None]) * exact[..., None] / 1.7**2
     torch.testing.assert_close(slope, pull.sum(-2))
+
+
+def test_a_lifted_sum_runs_over_all_keys_unless_it_is_told_otherwise():
+    x, y, v = (normal(2, 5, w, seed=w) for w in (3, 3, 2))
+    K = naive(Gaussian(0.7), x, y)
+    torch.testing.assert_close(kernels.lifted_sum(x, y, v, 0.7), K @ v)
+    torch.testing.assert_close(kernels.lifted_sum(x, y, v, 0.7, causal=True), K.tril() @ v)
+
+
+@pytest.mark.parametrize("entries", [1, 20, 21, 42, 10**6])
+def test_differences_are_held_for_no_more_entries_than_their_bound(entries, monkeypatch):
+    x, y, v = 1e9 * normal(3, 9, 2), 1e9 * normal(3, 7, 2, seed=1), normal(3, 7, 2, seed=2)
+    held, inner = [], kernels.recomputed
+    monkeypatch.setattr(kernels, "CAREFUL_ENTRIES", entries)
+    monkeypatch.setattr(
+        kernels, "recomputed", lambda call, z, *rest: held.append(z.shape) or inner(call, z, *rest)
+    )
+    Gaussian(1.0).apply(x, y, v)
+    rows = [shape[1] for shape in held]
+    assert rows[0] == min(9, max(1, entries // (3 * 7)))  # as many as fit, and at least one
+    assert sum(rows) == 9
+
+
+def test_the_matrix_is_formed_without_the_differences_of_all_coordinates():
+    x, size = normal(512, 64), 8 * 512 * 512
+    peak = peak_memory(lambda: Gaussian(8.0).matrix(x, x), x.device)
+    assert size <= peak < 8 * size  # of a factor of 64

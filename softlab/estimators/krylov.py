@@ -62,11 +62,9 @@ def bidiagonal(a: LinearMap, start: Tensor, steps: int) -> Iterator[Bidiagonal]:
     adjoint, steps = a.T, min(steps, *a.shape)
     right, left = (start.new_zeros(steps, size) for size in (len(start), a.shape[0]))
     b = start.new_zeros(steps, steps)
-    v, size, beta = start / norm(start), 0.0, 0.0
+    v, size = start / norm(start), 0.0
     for j in range(steps):
         right[j] = v
-        if j:
-            b[j - 1, j] = beta
         u = a @ v
         size = max(size, float(norm(u)))
         u = _cleared(u, left[:j])
@@ -82,6 +80,7 @@ def bidiagonal(a: LinearMap, start: Tensor, steps: int) -> Iterator[Bidiagonal]:
         yield Bidiagonal(right[: j + 1], left[: j + 1], b[: j + 1, : j + 1], beta)
         if beta == 0:
             return
+        b[j, j + 1 : j + 2] = beta  # of the next step, if there is one
         v = w / beta
 
 

@@ -521,9 +521,10 @@ def test_rows_without_group_panel_or_page_are_counted_and_groups_are_named():
     assert draw(table, own(panel="part", page="kind"), "l").left_out[0].startswith("1 of 1 rows")
     places = [None, *uneven()["x"][1:]]
     partly = pd.concat([uneven(), uneven(name="Ref", x=places)], ignore_index=True)
-    assert draw(partly, own(references=("Ref",))).left_out == (
-        "1 of 30 rows are not drawn: x is missing (1: Ref).",
-    )
+    figure = draw(partly, own(references=("Ref",)))
+    assert figure.left_out == ("1 of 30 rows are not drawn: x is missing (1: Ref).",)
+    x, y = line(figure.axes[0], "Ref")  # with a place here and there it is a curve, and not flat
+    assert (x.tolist(), y.tolist()) == ([1.0, 10.0, 100.0], [4.0, 4.0, 7.0])
     far = pd.concat([table[:10], uneven(name="Unplaced", x=None, part="p", kind="k")])
     assert draw(far, own()).left_out == (
         "15 of 25 rows are not drawn: x is missing (15: Unplaced).",
@@ -536,6 +537,48 @@ def test_rows_without_group_panel_or_page_are_counted_and_groups_are_named():
     part = uneven(name=["A"] * 5 + ["B"] * 10, y=[0.0, *[1.0] * 14])
     (axes,) = draw(part, own()).axes
     assert axes.texts[0].get_position() == (0.5, 0.02)
+
+
+def test_pages_are_values_and_none_where_the_study_has_it_as_one():
+    table = uneven(kind=["k"] * 10 + [None] * 5, case=[2.0, 1.0, 3.0] * 5)
+    assert pages(table, own(page="kind")) == ["k"]  # measured: a row without it is on no page
+    assert draw(table, own(page="kind"), "k").left_out == (
+        "5 rows have no kind and are on no page.",
+    )
+    assert pages(table, own(page="case")) == [2.0, 1.0, 3.0]
+    assert draw(table, own(page="case"), 2.0).left_out == ()
+    several = uneven(case=[None, 1.0, 2.0] * 5)
+    assert pages(several, own(page="case")) == [1.0, 2.0, None]
+    assert draw(several, own(page="case"), 1.0).left_out == ()
+    assert pages(uneven(case=None), own(page="case")) == [None]
+
+
+@pytest.mark.parametrize(
+    ("label", "mathematics"),
+    [("$x^2$", True), ("error", True), ("$x^{2$", False), ("$\\nothing$", False)],
+)
+def test_a_label_that_is_no_mathematics_stands_as_written_and_is_named(label, mathematics):
+    figure = draw(uneven(), own(ylabel=label, guides={"low": label}))
+    FigureCanvasAgg(figure).draw()
+    assert figure._supylabel.get_text() == label
+    said = f"The label {label!r} is no mathematics that can be set, and stands as written."
+    assert figure.left_out == (() if mathematics else (said, said))
+
+
+def test_as_many_groups_as_looks_keep_them_on_all_pages():
+    names = [f"g{i:02}" for i in range(len(METHODS))]
+    table = pd.concat(
+        uneven(name=name, kind=kind) for i, name in enumerate(names)
+        for kind in (["a", "b"] if i % 3 else ["b"])
+    )  # fmt: skip
+    seen = {}
+    for page in ("a", "b"):
+        for axes in draw(table, own(page="kind"), page).axes:
+            for x in axes.get_lines():
+                look = (x.get_marker(), x.get_color(), str(x.get_linestyle()))
+                assert seen.setdefault(x.get_label(), look) == look
+    assert set(seen) == set(names)
+    assert len({*seen.values()}) == len(names)
 
 
 @pytest.mark.parametrize("role", ["group", "panel", "page"])

@@ -235,6 +235,16 @@ def test_causal_sums_are_those_of_the_lower_triangle(dtype, spread):
     torch.testing.assert_close(out[heavy], wanted[heavy], rtol=0, atol=1e3 * size)
 
 
+@pytest.mark.parametrize("reduce", ["apply", "average"])
+def test_causal_sums_far_off_the_origin_are_formed_near_the_first_key(reduce, monkeypatch):
+    x, y, v = (normal(2, 9, w, seed=w) for w in (4, 4, 3))
+    K = naive(Gaussian(1.0), x, y).tril()
+    wanted = K @ v / (K.sum(-1, keepdim=True) if reduce == "average" else 1)
+    monkeypatch.setattr(kernels, "_by_differences", lambda *a, **k: pytest.fail("the slow way"))
+    got = getattr(Gaussian(1.0), reduce)(x + 1e6, y + 1e6, v, causal=True)
+    torch.testing.assert_close(got, wanted, rtol=1e-8, atol=1e-8)
+
+
 def test_points_that_are_far_on_one_side_at_a_time_are_seen_by_causal_sums():
     # Query 5 is near key 3 and both are far off; the key and the query at their places are not.
     x, y, v = (normal(2, 9, w, seed=w, dtype=F32) for w in (4, 4, 3))

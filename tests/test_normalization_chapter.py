@@ -126,6 +126,19 @@ def test_the_released_form():
     assert findings(off)[1].endswith(alike.format("0.00900"))
     off.loc[mine & (off["n"] == 64), "spectral_norm"] *= 0.997  # 1.2 % off
     assert "On identical" not in findings(off)[1]
+    # Another family stands beside it, each with its own norms.
+    other = table()
+    other = other[other["family"] == LOW].assign(family="A, rank 8")
+    other["spectral_norm"] *= other["n"] ** other["normalization"].map(
+        {"published": 0.0, "none": 0.25, "symmetric": 0.5}
+    )
+    both = findings(pd.concat([table(), other], ignore_index=True))[1]
+    assert both.startswith(lead.removesuffix(".") + "; A, rank 8: n to the ")
+    assert (
+        f"; A, rank 8: n to the {two(median(p))} (without normalisation "
+        + (f"{two(median(plain) + 0.25)}), at most {three(most)} ({source}).")
+        in both
+    )
     none = table()
     assert "On identical" not in findings(none[none["source"] != "identical tokens"])[1]
     bare = none[none["normalization"] != "published"]

@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from softlab.core import Stream
-from softlab.gaussian_sums import TILED_UP_TO, tiled_sum
-from softlab.instruments import peak_memory
 from softlab.kernels import lifted_sum
+from softlab.kernels.tiled import TILED_UP_TO, tiled_sum
 from softlab.operators import GaussianAttention, Soft
+from softlab.profiling import peak_memory
 
 D, HEADS, LONG = 32, 4, 65_536
 

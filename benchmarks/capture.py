@@ -17,9 +17,9 @@ from rivals import Line, agree, main, race, ratio
 from torch import Tensor, nn
 
 from softlab.capture import record, substitute
-from softlab.models.minilm import MiniLM
-from softlab.models.vit import ViT
 from softlab.operators import Softmax
+from softlab.pretrained.minilm import MiniLM
+from softlab.pretrained.vit import ViT
 
 RECORDING, SUBSTITUTION = 1.05, 1.10
 

@@ -29,9 +29,9 @@ import torch
 from rivals import Line, main
 
 from softlab import measures
-from softlab.executors import Crew, processes
+from softlab.engine.journal import Row
+from softlab.engine.workers import Crew, processes
 from softlab.inputs import Normal
-from softlab.journal import Row
 from softlab.operators import Nystromformer
 from softlab.study import Study, defined_in, run
 

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from softlab.executors import processes
-from softlab.journal import Row, rows_of
+from softlab.engine.journal import Row, rows_of
+from softlab.engine.workers import processes
 from softlab.report import read
 from softlab.study import Study, defined_in, run
 

@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from softlab.core import Stream
-from softlab.instruments import peak_memory
 from softlab.models import Pyramid, soft_tiny
 from softlab.models.soft_attention import Attention, Convolution, Grid
+from softlab.profiling import peak_memory
 
 Mixed = Callable[[Attention, Tensor, Tensor, Tensor, Grid, Tensor | None], Tensor]
 Filtered = Callable[[Attention, Tensor, Grid], Tensor]

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from softlab import checks, spectra
+from softlab import spectra, validation
 from softlab.core import norm, own_precision
 from softlab.pinv import Iteration, ResidualPolynomial, Solver, Status
 
@@ -99,7 +99,7 @@ class Growth(NamedTuple):
     factor: float | None
 
 
-@checks.typed
+@validation.typed
 @own_precision
 def trace(
     solver: Solver, a: Tensor, *, reference: Tensor | None = None, rank: int | None = None
@@ -149,7 +149,7 @@ def trace(
     return Trace(a.dtype, len(a), rank, _condition(s), *columns)
 
 
-@checks.typed
+@validation.typed
 def observed_order(trace: Trace) -> float | None:
     """The order p of the residual, |R'| = c |R|^p, from three iterates in turn.
 
@@ -172,14 +172,14 @@ def observed_order(trace: Trace) -> float | None:
     return math.log(third / second) / math.log(second / first)
 
 
-@checks.typed
+@validation.typed
 def observed_steps(trace: Trace, tolerance: float) -> int | None:
     """The first step whose right residual on the range is at most ``tolerance``, or None."""
     met = (trace.right <= _fraction(tolerance)).nonzero()
     return int(met[0]) if len(met) else None
 
 
-@checks.typed
+@validation.typed
 def precision_floor(trace: Trace) -> Floor:
     """The least error that any iterate reached, at which step, and c of c eps kappa.
 
@@ -189,7 +189,7 @@ def precision_floor(trace: Trace) -> Floor:
     return Floor(float(error), int(step), float(error) / trace.rounding)
 
 
-@checks.typed
+@validation.typed
 def onset_and_growth(trace: Trace) -> Growth | None:
     """Where the error rises after its floor, and its factor a step; None where it never does.
 
@@ -213,7 +213,7 @@ def onset_and_growth(trace: Trace) -> Growth | None:
     return Growth(calm + 1, factor)
 
 
-@checks.typed
+@validation.typed
 def residual_spectra(
     solver: Solver, a: Tensor, *, rank: int | None = None, at: Tensor | None = None
 ) -> Iterator[Tensor] | None:
@@ -246,7 +246,7 @@ def residual_spectra(
     return _carried(torch.where(limit, -1, 1 - eigenvalues), steps)
 
 
-@checks.typed
+@validation.typed
 def predicted_steps(
     solver: Solver, a: Tensor, tolerance: float, *, rank: int | None = None
 ) -> int | None:
@@ -262,7 +262,7 @@ def predicted_steps(
     return None
 
 
-@checks.typed
+@validation.typed
 def filter_factors(
     solver: Solver,
     a: Tensor,
@@ -294,7 +294,7 @@ def filter_factors(
     return 1 - found[taken]
 
 
-@checks.typed
+@validation.typed
 def degrees_of_freedom(
     solver: Solver, a: Tensor, steps: int | None = None, *, rank: int | None = None
 ) -> float:
@@ -305,7 +305,7 @@ def degrees_of_freedom(
     return float(filter_factors(solver, a, steps, rank=rank).sum())
 
 
-@checks.typed
+@validation.typed
 def cutoff(solver: Solver, a: Tensor, steps: int | None = None) -> float | None:
     """The s / sigma_1 above which every singular value up to sigma_1 is inverted by half or more.
 
@@ -330,7 +330,7 @@ def cutoff(solver: Solver, a: Tensor, steps: int | None = None) -> float | None:
     return math.sqrt(low * high)
 
 
-@checks.typed
+@validation.typed
 def account(
     solver: Solver, a: Tensor, tolerance: float
 ) -> dict[str, str | int | float | bool | None]:
@@ -404,11 +404,11 @@ def _alpha(solver: Solver, a: Tensor, start: Tensor) -> float:
 
 
 def _single(a: Tensor) -> None:
-    checks.square(a)
+    validation.square(a)
     if a.ndim != 2:
         msg = f"a must be one matrix (m, m), got {tuple(a.shape)}. Take the batch one by one."
         raise ValueError(msg)
-    checks.finite("a", a)
+    validation.finite("a", a)
 
 
 def _decomposed(a: Tensor, rank: int | None) -> tuple[Tensor, Tensor, Tensor, int]:
@@ -439,7 +439,7 @@ def _singular_values(at: Tensor) -> Tensor:
 
 
 def _reference(given: Tensor, a: Tensor) -> Tensor:
-    checks.matrix(given, "reference")
+    validation.matrix(given, "reference")
     if given.shape != a.shape:
         msg = f"reference must be A^+, {tuple(a.shape)}, got {tuple(given.shape)}."
         raise ValueError(msg)

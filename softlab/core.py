@@ -21,7 +21,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.utils.checkpoint import checkpoint
 
-from softlab import checks
+from softlab import validation
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -129,7 +129,7 @@ class Dims:
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 msg = f"Dims.{name} is {size!r}; give an integer of at least 1."
                 raise ValueError(msg)
-        checks.flag(self, tied=self.tied)
+        validation.flag(self, tied=self.tied)
         if self.tied and self.n != self.l:
             msg = f"Dims.tied is True, with {self.n} queries and {self.l} keys; give equal numbers."
             raise ValueError(msg)
@@ -244,7 +244,7 @@ class Traits:
     masked tokens are deleted whole: their rows are zero."""
 
     def __post_init__(self) -> None:
-        checks.fields(self)
+        validation.fields(self)
 
     def made_causal(self) -> Traits:
         """What is left of these claims in a causal form, which tells positions apart."""

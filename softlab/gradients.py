@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import norm
 from softlab.pinv import (
     Checkpointed,
@@ -77,7 +77,7 @@ class Bias(NamedTuple):
     residual: Tensor
 
 
-@checks.typed
+@validation.typed
 def reference_gradient(a: Tensor, g: Tensor, *, rank: int | None = None) -> Tensor:
     """dL/dA of L = <G, A^+> in closed form, in float64.
 
@@ -119,7 +119,7 @@ def reference_gradient(a: Tensor, g: Tensor, *, rank: int | None = None) -> Tens
     return out
 
 
-@checks.typed
+@validation.typed
 def gradient(solver: Solver, a: Tensor, g: Tensor) -> Tensor:
     """What the backward pass of ``solver(a)`` makes of G = dL/dX, (..., m, m), in a's dtype.
 
@@ -142,7 +142,7 @@ def gradient(solver: Solver, a: Tensor, g: Tensor) -> Tensor:
     return found
 
 
-@checks.typed
+@validation.typed
 def bias(solver: Solver, a: Tensor, g: Tensor, *, symmetric: bool = False) -> Bias:
     """How far the gradient of ``solver`` at A is from the two true ones, and the residual.
 
@@ -169,7 +169,7 @@ def bias(solver: Solver, a: Tensor, g: Tensor, *, symmetric: bool = False) -> Bi
     return Bias(departure(found, of_inverse), departure(found, of_map), range_residual(inverted, x))
 
 
-@checks.typed
+@validation.typed
 def departure(found: Tensor, true: Tensor) -> Departure:
     """Relative error and cosine of one gradient against another, both (..., m, m)."""
     _pair(found=found, true=true)
@@ -182,7 +182,7 @@ def departure(found: Tensor, true: Tensor) -> Departure:
     return Departure(error, torch.where(nothing, 1.0, cosine))
 
 
-@checks.typed
+@validation.typed
 def range_residual(a: Tensor, x: Tensor) -> Tensor:
     """|P - A X|_2 with P the projector on the range of A (at its numerical rank), (...)."""
     _pair(a=a, x=x)
@@ -193,19 +193,19 @@ def range_residual(a: Tensor, x: Tensor) -> Tensor:
     return out
 
 
-@checks.typed
+@validation.typed
 def symmetrized(grad: Tensor) -> Tensor:
     """(grad + grad^T) / 2, all that reaches what a symmetric A is made of.
 
     Along A = A^T the loss changes by <grad, dA> = <symmetrized(grad), dA>: gradients that differ by
     an antisymmetric matrix are the same gradient there. ``grad``: (..., m, m).
     """
-    checks.square(grad, "grad")
-    checks.finite("grad", grad)
+    validation.square(grad, "grad")
+    validation.finite("grad", grad)
     return (grad + grad.mT) / 2
 
 
-@checks.typed
+@validation.typed
 def by_rule(rule: str, steps: int) -> Solver:
     """The solver of a name: one of ``RULES`` on so many Newton steps, or ``"exact"``.
 
@@ -224,7 +224,7 @@ def by_rule(rule: str, steps: int) -> Solver:
     return Ridge(solver) if ridged else solver
 
 
-@checks.typed
+@validation.typed
 def unrolled(solver: Solver) -> Solver:
     """The same map with the gradient of all its steps: every rule for the gradient taken off."""
     if isinstance(solver, ImplicitGradient | GolubPereyra | Checkpointed):
@@ -261,8 +261,8 @@ def _check_symmetric(a: Tensor) -> None:
 def _pair(**matrices: Tensor) -> None:
     """Raise unless both are square, finite and alike in shape and dtype."""
     for name, x in matrices.items():
-        checks.square(x, name)
-        checks.finite(name, x)
+        validation.square(x, name)
+        validation.finite(name, x)
     (one, x), (other, y) = matrices.items()
     if x.shape != y.shape or x.dtype != y.dtype:
         msg = (
@@ -277,14 +277,14 @@ def _or_one(x: Tensor) -> Tensor:
 
 
 def _admitted(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    checks.square(a)
-    checks.square(g)
+    validation.square(a)
+    validation.square(g)
     if a.shape != g.shape:
         msg = (
             f"g is dL/dX for X = solver(a) and must have the shape of a, {tuple(a.shape)}; got "
             f"{tuple(g.shape)}. Expand it, or sum over the batch yourself."
         )
         raise ValueError(msg)
-    checks.finite("a", a)
-    checks.finite("g", g)
+    validation.finite("a", a)
+    validation.finite("g", g)
     return a, g

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from softlab import spectra
-from softlab.budget import split
 from softlab.core import Dims, Operator, as_matrix, norm
-from softlab.instruments import Numbers, peak_memory, seconds
+from softlab.error_budget import split
 from softlab.pinv import Inverting, Nystrom, Status, applier
+from softlab.profiling import Numbers, peak_memory, seconds
 
 
 class Reference:
@@ -176,7 +176,7 @@ def inversion(op: Operator, q: Tensor, k: Tensor) -> dict[str, str | float | int
 
 
 def error_budget(op: Nystrom, q: Tensor, k: Tensor, v: Tensor) -> Numbers:
-    """The error of one case by its causes, as of ``softlab.budget.split``.
+    """The error of one case by its causes, as of ``softlab.error_budget.split``.
 
     For landmarks, normaliser, solve and precision: ``landmarks_error`` and so on, the relative size
     of the part, and ``landmarks_share`` and so on, by how much it raises the squared error, over

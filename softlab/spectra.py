@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Stream
 
 F64 = torch.float64
@@ -36,8 +36,8 @@ class Spectrum:
     unit: float
 
     def __post_init__(self) -> None:
-        checks.fields(self)
-        checks.fraction(self, unit=self.unit)
+        validation.fields(self)
+        validation.fraction(self, unit=self.unit)
         s = self.values
         fine = s.ndim >= 1 and s.shape[-1] >= 1 and s.dtype == F64 and bool(s.isfinite().all())
         if not (fine and bool((s >= 0).all()) and bool((s.diff(dim=-1) <= 0).all())):
@@ -54,7 +54,7 @@ class Spectrum:
         return torch.where(top > 0, self.values / torch.where(top > 0, top, 1), 0)
 
 
-@checks.typed
+@validation.typed
 def spectrum(a: Tensor | Spectrum) -> Spectrum:
     """The singular values of a (..., n, m), min(n, m) of them; a ``Spectrum`` as it is."""
     if isinstance(a, Spectrum):
@@ -62,13 +62,13 @@ def spectrum(a: Tensor | Spectrum) -> Spectrum:
     return Spectrum(torch.linalg.svdvals(_admitted(a)), _unit(a))
 
 
-@checks.typed
+@validation.typed
 def singular_values(a: Tensor) -> Tensor:
     """s_1 >= s_2 >= ..., (..., min(n, m)), float64."""
     return spectrum(a).values
 
 
-@checks.typed
+@validation.typed
 def eigenvalues(a: Tensor) -> Tensor:
     """Eigenvalues (..., m), complex128, magnitudes falling.
 
@@ -78,7 +78,7 @@ def eigenvalues(a: Tensor) -> Tensor:
     return found.gather(-1, found.abs().argsort(-1, descending=True))
 
 
-@checks.typed
+@validation.typed
 def symmetric_eigenvalues(a: Tensor) -> Tensor:
     """Eigenvalues (..., m) of the symmetric part (A + A^T) / 2, float64, falling; ``a`` square."""
     a = _square(a)
@@ -86,7 +86,7 @@ def symmetric_eigenvalues(a: Tensor) -> Tensor:
     return found.flip(-1)
 
 
-@checks.typed
+@validation.typed
 def effective_rank(a: Tensor | Spectrum) -> Tensor:
     """exp(-sum p_i ln p_i) with p = s / sum s, from 1 to min(n, m); 0 for the zero matrix.
 
@@ -98,13 +98,13 @@ def effective_rank(a: Tensor | Spectrum) -> Tensor:
     return torch.where(total > 0, -torch.xlogy(p, p).sum(-1), -math.inf).exp()
 
 
-@checks.typed
+@validation.typed
 def stable_rank(a: Tensor | Spectrum) -> Tensor:
     """|A|_F^2 / |A|_2^2, from 1 to the rank; 0 for the zero matrix."""
     return spectrum(a).relative.square().sum(-1)
 
 
-@checks.typed
+@validation.typed
 def participation_ratio(a: Tensor | Spectrum) -> Tensor:
     """(sum s)^2 / sum s^2, from 1 to the rank; 0 for the zero matrix.
 
@@ -114,7 +114,7 @@ def participation_ratio(a: Tensor | Spectrum) -> Tensor:
     return s.sum(-1).square() / s.square().sum(-1).clamp_min(1)
 
 
-@checks.typed
+@validation.typed
 def numerical_rank(a: Tensor | Spectrum, tolerance: float | None = None) -> Tensor:
     """The number of singular values above ``tolerance`` times s_1, int64.
 
@@ -123,7 +123,7 @@ def numerical_rank(a: Tensor | Spectrum, tolerance: float | None = None) -> Tens
     return _above(spectrum(a), tolerance).sum(-1)
 
 
-@checks.typed
+@validation.typed
 def energy_rank(a: Tensor | Spectrum, share: float = 0.99) -> Tensor:
     """The fewest singular values whose squares hold ``share`` of |A|_F^2, int64; 0 for none.
 
@@ -138,14 +138,14 @@ def energy_rank(a: Tensor | Spectrum, share: float = 0.99) -> Tensor:
     return (left[..., :-1] > (1 - share + slack) * left[..., :1]).sum(-1)
 
 
-@checks.typed
+@validation.typed
 def condition(a: Tensor | Spectrum) -> Tensor:
     """s_1 / s_min; infinite where s_min is 0, for the zero matrix too."""
     s = spectrum(a).relative
     return torch.where(s[..., -1] > 0, s[..., 0] / s[..., -1], math.inf)
 
 
-@checks.typed
+@validation.typed
 def condition_on_range(a: Tensor | Spectrum, tolerance: float | None = None) -> Tensor:
     """s_1 / s_r with r the ``numerical_rank`` of that tolerance; 1 for the zero matrix."""
     found = spectrum(a)
@@ -154,7 +154,7 @@ def condition_on_range(a: Tensor | Spectrum, tolerance: float | None = None) -> 
     return 1 / least
 
 
-@checks.typed
+@validation.typed
 def leverage_scores(a: Tensor, rank: int | None = None) -> Tensor:
     """|U_r[i, :]|^2 of each row, (..., n), from 0 to 1; their sum is r.
 
@@ -170,7 +170,7 @@ def leverage_scores(a: Tensor, rank: int | None = None) -> Tensor:
     return torch.where(kept.unsqueeze(-2), u, 0).square().sum(-1)
 
 
-@checks.typed
+@validation.typed
 def coherence(a: Tensor, rank: int | None = None) -> Tensor:
     """(n / r) max_i |U_r[i, :]|^2, from 1 (no row matters more) to n / r; 0 for the zero matrix.
 
@@ -181,7 +181,7 @@ def coherence(a: Tensor, rank: int | None = None) -> Tensor:
     return scores.shape[-1] * scores.amax(-1) / r.clamp_min(1)
 
 
-@checks.typed
+@validation.typed
 def ridge_leverage_scores(a: Tensor, ridge: float) -> Tensor:
     """(A (A + ridge I)^-1)_ii of a semidefinite A, (..., n), from 0 to 1.
 
@@ -189,18 +189,18 @@ def ridge_leverage_scores(a: Tensor, ridge: float) -> Tensor:
     (A A^T)^(1/2), which has its left singular vectors and singular values. The sum is the
     ``effective_dimension``.
     """
-    checks.span("ridge", ridge)
+    validation.span("ridge", ridge)
     u, s = _left(a)
     return (u.square() @ (s.values / (s.values + float(ridge))).unsqueeze(-1)).squeeze(-1)
 
 
-@checks.typed
+@validation.typed
 def effective_dimension(a: Tensor | Spectrum, ridge: float) -> Tensor:
     """Sum s / (s + ridge), for a semidefinite A the trace of A (A + ridge I)^-1.
 
     ``ridge``: positive, in the units of the matrix, so that both must be scaled alike.
     """
-    checks.span("ridge", ridge)
+    validation.span("ridge", ridge)
     s = spectrum(a).values
     return (s / (s + float(ridge))).sum(-1)
 
@@ -222,7 +222,7 @@ class Decay(NamedTuple):
     points: Tensor
 
 
-@checks.typed
+@validation.typed
 def decay(
     a: Tensor | Spectrum, confidence: float = 0.95, *, tolerance: float | None = None
 ) -> Decay:
@@ -259,7 +259,7 @@ def decay(
     return Decay(chosen, advantage, rate, rate - half, rate + half, points)
 
 
-@checks.typed
+@validation.typed
 def row_entropy(a: Tensor) -> Tensor:
     """-sum_j p_j ln p_j of each row divided by its sum, (..., n), from 0 to ln m.
 
@@ -269,7 +269,7 @@ def row_entropy(a: Tensor) -> Tensor:
     return -torch.xlogy(p, p).sum(-1)
 
 
-@checks.typed
+@validation.typed
 def row_normalised(a: Tensor) -> Tensor:
     """D^-1 A with D the row sums, (..., n, m), float64; raises ``ValueError`` where one is not > 0.
 
@@ -286,7 +286,7 @@ def row_normalised(a: Tensor) -> Tensor:
     return _normalised(a)
 
 
-@checks.typed
+@validation.typed
 def row_spectral_norm(a: Tensor) -> Tensor:
     """|D^-1 A|_2 with D the row sums, (...).
 
@@ -297,7 +297,7 @@ def row_spectral_norm(a: Tensor) -> Tensor:
     return spectral_norm(row_normalised(a))
 
 
-@checks.typed
+@validation.typed
 def spectral_gap(a: Tensor) -> Tensor:
     """1 - |lambda_2| of D^-1 A, (...), from 0 to 1: how fast repeated averaging forgets its start.
 
@@ -308,7 +308,7 @@ def spectral_gap(a: Tensor) -> Tensor:
     return 1 - found[..., 1] if found.shape[-1] > 1 else torch.ones_like(found[..., 0])
 
 
-@checks.typed
+@validation.typed
 def symmetry_defect(a: Tensor) -> Tensor:
     """|A - A^T|_F / |A|_F, (...), from 0 to 2; ``a`` square, 0 for the zero matrix."""
     a = _unit_sized(_square(a))
@@ -317,7 +317,7 @@ def symmetry_defect(a: Tensor) -> Tensor:
     return defect
 
 
-@checks.typed
+@validation.typed
 def positivity_defect(a: Tensor) -> Tensor:
     """-lambda_min / max |lambda| of (A + A^T) / 2 where lambda_min < 0, (...), from 0 to 1.
 
@@ -328,7 +328,7 @@ def positivity_defect(a: Tensor) -> Tensor:
     return (-found[..., -1]).clamp_min(0) / found.abs().amax(-1).clamp_min(TINY)
 
 
-@checks.typed
+@validation.typed
 def spectral_norm(a: Tensor) -> Tensor:
     """|A|_2, (...), to a relative 1e-6.
 
@@ -353,16 +353,16 @@ class Tails(NamedTuple):
     frobenius: Tensor
     trace: Tensor
 
-    @checks.typed
+    @validation.typed
     def relative(self, rank: int) -> Tails:
         """Those at this rank over the norms of the matrix, (...); 0 beyond min(n, m)."""
-        checks.count("rank", rank, 0)
+        validation.count("rank", rank, 0)
         if rank >= self.spectral.shape[-1]:
             return Tails(*(torch.zeros_like(x[..., 0]) for x in self))
         return Tails(*(x[..., rank] / torch.where(x[..., 0] > 0, x[..., 0], 1) for x in self))
 
 
-@checks.typed
+@validation.typed
 def tails(a: Tensor | Spectrum) -> Tails:
     """s_{r+1}, (sum_{i > r} s_i^2)^(1/2) and sum_{i > r} s_i at every rank r.
 
@@ -377,12 +377,12 @@ def tails(a: Tensor | Spectrum) -> Tails:
 
 def _admitted(a: Tensor) -> Tensor:
     """The matrices in float64, checked."""
-    checks.matrix(a)
+    validation.matrix(a)
     return a.detach().double()
 
 
 def _square(a: Tensor) -> Tensor:
-    checks.square(a)
+    validation.square(a)
     return _admitted(a)
 
 

@@ -28,13 +28,24 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from softlab import checks, provenance, sources
-from softlab.executors import Crew, Task, blocks, measured
-from softlab.executors import rows as elsewhere
-from softlab.identity import Identity, UnstableError, flat, identity, marked, shown
-from softlab.journal import FORMAT, RESERVED, Journal, Row, Scalar, as_csv, kinds, merged, replace
-from softlab.locks import TakenError, owned
-from softlab.study_file import at_home, load
+from softlab import validation
+from softlab.engine import provenance, sources
+from softlab.engine.identity import Identity, UnstableError, flat, identity, marked, shown
+from softlab.engine.journal import (
+    FORMAT,
+    RESERVED,
+    Journal,
+    Row,
+    Scalar,
+    as_csv,
+    kinds,
+    merged,
+    replace,
+)
+from softlab.engine.loading import at_home, load
+from softlab.engine.locks import TakenError, owned
+from softlab.engine.workers import Crew, Task, blocks, measured
+from softlab.engine.workers import rows as elsewhere
 
 Case = dict[str, Any]
 FAILED: Row = {"status": "failed"}
@@ -75,7 +86,7 @@ class Study:
     module: str = ""
 
     def __post_init__(self) -> None:
-        checks.fields(self)
+        validation.fields(self)
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
             msg = f"Study.name is {self.name!r}; it names a folder: use letters, digits, _ . -"
             raise ValueError(msg)
@@ -155,7 +166,7 @@ class Outcome:
     share_failed: int = 0
 
 
-@checks.typed
+@validation.typed
 def run(
     study: Study,
     out: Path | str = "reports",
@@ -196,7 +207,7 @@ def run(
     folder in which another run is writing.
     """
     where = provenance.usable(device)
-    checks.floating("dtype", dtype)
+    validation.floating("dtype", dtype)
     if not str(out).strip():
         msg = "out is empty; name the folder of the results, '.' for this one."
         raise ValueError(msg)
@@ -247,7 +258,7 @@ def run(
     return Outcome(folder, len(rows), reused, failed, len(cases), notes, len(mine), lost)
 
 
-@checks.typed
+@validation.typed
 def defined_in(file: Path | str) -> list[Study]:
     """The studies at the top level of ``file``; ``ValueError`` if there are none."""
     module = load(file)

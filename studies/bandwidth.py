@@ -15,9 +15,9 @@ from torch import Tensor
 
 from softlab import measures, spectra
 from softlab.core import Operator, as_matrix
+from softlab.engine.journal import Row
 from softlab.figures import Lines
 from softlab.inputs import Clustered, Input, Normal, Recorded, Tied, recorded_names
-from softlab.journal import Row
 from softlab.landmarks import UniformRandom
 from softlab.operators import GaussianAttention, Nystromformer, Skyformer, Soft, Softmax
 from softlab.pinv import SVD, Inverting

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 
 from softlab import measures
+from softlab.engine.journal import Row
 from softlab.figures import Lines
 from softlab.inputs import Clustered, Input, Normal, Recorded, Smooth, Tied, recorded_names
-from softlab.journal import Row
 from softlab.landmarks import UniformRandom
 from softlab.operators import Nystromformer, Skyformer, Soft
 from softlab.pinv import SVD, NewtonRaphson, Nystrom, NystromformerCubic, Ridge

@@ -19,17 +19,17 @@ import torch
 from torch.nn import functional
 
 from softlab.core import Operator, Stream
+from softlab.datasets import fashion
+from softlab.datasets.images import fashion_mnist
+from softlab.engine.journal import Row
 from softlab.figures import Lines
-from softlab.inputs import fashion
-from softlab.instruments import peak_memory, seconds
-from softlab.journal import Row
 from softlab.landmarks import GridPool
 from softlab.models import Pyramid
-from softlab.models.gains import gains
-from softlab.models.images import fashion_mnist
+from softlab.models.output_gain import gains
 from softlab.models.soft import scaled
 from softlab.models.training import Recipe, Run, single
 from softlab.operators import Linformer, Nystromformer, Performer, Softmax, Uniform
+from softlab.profiling import peak_memory, seconds
 from softlab.study import Study
 
 IMAGE, LANDMARKS, FEATURES = 24, 9, 32

@@ -16,9 +16,9 @@ from typing import Any, cast
 import torch
 
 from softlab import convergence
+from softlab.engine.journal import Row
 from softlab.figures import Lines
 from softlab.inputs import Recorded, Tied, recorded_names
-from softlab.journal import Row
 from softlab.matrices import (
     Clusters,
     Core,

@@ -18,6 +18,7 @@ import torch
 
 from softlab import measures
 from softlab.core import Dims, Operator
+from softlab.engine.journal import Row
 from softlab.features import Orthogonal
 from softlab.figures import Lines
 from softlab.inputs import (
@@ -31,8 +32,6 @@ from softlab.inputs import (
     Tied,
     recorded_names,
 )
-from softlab.instruments import Numbers, in_turn
-from softlab.journal import Row
 from softlab.landmarks import UniformRandom
 from softlab.operators import (
     MRA,
@@ -59,6 +58,7 @@ from softlab.operators import (
     Thinformer,
 )
 from softlab.operators import Clustered as ClusteredQueries
+from softlab.profiling import Numbers, in_turn
 from softlab.study import Study
 
 BUDGETS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)

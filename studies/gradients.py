@@ -17,10 +17,10 @@ from torch import Tensor
 
 from softlab import spectra
 from softlab.core import Stream
+from softlab.engine.journal import Row
 from softlab.figures import Lines
 from softlab.gradients import RULES, bias
 from softlab.inputs import Recorded, Tied, recorded_names
-from softlab.journal import Row
 from softlab.matrices import Core, Geometric, LowRank, Matrix, NearDuplicates
 from softlab.operators import Soft
 from softlab.pinv import (

@@ -13,10 +13,9 @@ import torch
 
 from softlab import measures
 from softlab.core import Dims, Operator
+from softlab.engine.journal import Row
 from softlab.figures import Lines
 from softlab.inputs import QKV, Normal
-from softlab.instruments import Numbers, in_turn
-from softlab.journal import Row
 from softlab.operators import (
     MRA,
     BandLowRank,
@@ -46,6 +45,7 @@ from softlab.operators import (
     TopK,
     Uniform,
 )
+from softlab.profiling import Numbers, in_turn
 from softlab.study import Study
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)

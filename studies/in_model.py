@@ -15,11 +15,20 @@ from dataclasses import replace
 import torch
 
 from softlab.capture import Call, record, substitute
+from softlab.capture.effect import (
+    Effect,
+    attention_flops,
+    change,
+    effect,
+    errors,
+    greedy,
+    sizes,
+    without_attention,
+)
 from softlab.core import Operator, causal_form
+from softlab.engine.journal import Row
+from softlab.engine.provenance import cpu_alone
 from softlab.figures import Lines
-from softlab.instruments import Numbers, in_turn, peak_memory, seconds
-from softlab.journal import Row
-from softlab.models.under_test import NEEDS, UnderTest, under_test
 from softlab.operators import (
     BandLowRank,
     ColumnSample,
@@ -36,17 +45,8 @@ from softlab.operators import (
     TopK,
     Uniform,
 )
-from softlab.perturbation import (
-    Effect,
-    attention_flops,
-    change,
-    effect,
-    errors,
-    greedy,
-    sizes,
-    without_attention,
-)
-from softlab.provenance import cpu_alone
+from softlab.pretrained.tasks import NEEDS, UnderTest, under_test
+from softlab.profiling import Numbers, in_turn, peak_memory, seconds
 from softlab.study import Study
 
 KNOBS = (16, 64)

@@ -19,6 +19,7 @@ import torch
 
 from softlab import measures
 from softlab.core import Dims, Operator
+from softlab.engine.journal import Row
 from softlab.figures import Lines
 from softlab.inputs import (
     Clustered,
@@ -32,8 +33,6 @@ from softlab.inputs import (
     Tied,
     recorded_names,
 )
-from softlab.instruments import Numbers, in_turn
-from softlab.journal import Row
 from softlab.landmarks import (
     FarthestPoint,
     GreedyResidual,
@@ -49,6 +48,7 @@ from softlab.landmarks import (
 )
 from softlab.operators import Nystromformer, Soft
 from softlab.pinv import SVD
+from softlab.profiling import Numbers, in_turn
 from softlab.study import Study
 
 RANKS = (16, 64, 128)

@@ -15,11 +15,10 @@ import torch
 
 from softlab import measures
 from softlab.core import Operator
+from softlab.engine.journal import Row
 from softlab.estimators import ExactRows, output_error
 from softlab.figures import Lines
 from softlab.inputs import QKV, Decaying, Input, Normal, Smooth
-from softlab.instruments import once, peak_memory, seconds
-from softlab.journal import Row
 from softlab.operators import (
     ColumnSample,
     Local,
@@ -29,6 +28,7 @@ from softlab.operators import (
     Softmax,
     Uniform,
 )
+from softlab.profiling import once, peak_memory, seconds
 from softlab.study import Study
 
 LENGTHS = tuple(2**p for p in range(8, 21))

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from softlab.core import Stream
+from softlab.engine.journal import Row
 from softlab.figures import Lines
-from softlab.instruments import peak_memory
-from softlab.journal import Row
 from softlab.models.pyramid import Block
 from softlab.models.soft_attention import Attention, Grid, Pooling
 from softlab.operators import Soft, Softmax
 from softlab.pinv import ImplicitGradient, NewtonRaphson
+from softlab.profiling import peak_memory
 from softlab.study import Study
 
 LAYERS, WIDTH, HEADS, LANDMARKS, SIDE = 12, 384, 12, 49, 28

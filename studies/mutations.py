@@ -30,10 +30,10 @@ from torch import Tensor
 
 from softlab import laws, operators, pinv
 from softlab.core import Cost, as_matrix, causal_form
+from softlab.engine.journal import Row
 from softlab.features import IID
-from softlab.journal import Row
 from softlab.landmarks import SegmentMeans, UniformRandom
-from softlab.laws.subjects import is_solver
+from softlab.laws.adapters import is_solver
 from softlab.operators import (
     ColumnSample,
     GaussianAttention,

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from softlab import spectra
 from softlab.core import Stream, as_matrix
+from softlab.engine.journal import Row
 from softlab.figures import Lines
 from softlab.inputs import Clustered, Input, Normal, Recorded
-from softlab.journal import Row
 from softlab.operators import GaussianAttention, Soft
 from softlab.study import Study
 

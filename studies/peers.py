@@ -24,10 +24,10 @@ from torch import Tensor
 
 from softlab import laws
 from softlab.core import Stream, Traits
-from softlab.journal import Row
-from softlab.laws.subjects import Plain
+from softlab.engine.journal import Row
+from softlab.engine.provenance import cpu_alone
+from softlab.laws.adapters import Plain
 from softlab.operators import Softmax
-from softlab.provenance import cpu_alone
 from softlab.study import Study
 
 EXAMPLES = 3

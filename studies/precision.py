@@ -19,10 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from softlab.engine.journal import Row
 from softlab.figures import Lines
 from softlab.inputs import Recorded, Tied, recorded_names
-from softlab.instruments import accumulation
-from softlab.journal import Row
 from softlab.matrices import Clusters, Core, Geometric, Matrix, NearDuplicates, Spiked
 from softlab.operators import Nystromformer, Soft
 from softlab.pinv import (
@@ -36,7 +35,8 @@ from softlab.pinv import (
     SketchedFit,
     Status,
 )
-from softlab.pinv.judge import judge
+from softlab.pinv.stopping import judge
+from softlab.profiling import accumulation
 from softlab.study import Study
 
 PRECISIONS = {

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from softlab.capture import SubstitutionError, substitute
+from softlab.capture.effect import change
 from softlab.core import Cost, Dims, Operator, Traits, causal_form, value
+from softlab.engine.journal import Row
+from softlab.engine.provenance import cpu_alone
 from softlab.figures import Lines
-from softlab.instruments import Numbers
-from softlab.journal import Row
-from softlab.models.under_test import NEEDS, UnderTest, under_test
 from softlab.operators import (
     BandLowRank,
     LinearAttention,
@@ -34,8 +34,8 @@ from softlab.operators import (
     Taylor,
     TopK,
 )
-from softlab.perturbation import change
-from softlab.provenance import cpu_alone
+from softlab.pretrained.tasks import NEEDS, UnderTest, under_test
+from softlab.profiling import Numbers
 from softlab.study import Study
 
 FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

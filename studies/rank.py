@@ -13,9 +13,9 @@ import torch
 
 from softlab import measures
 from softlab.core import Operator
+from softlab.engine.journal import Row
 from softlab.figures import Lines
 from softlab.inputs import Clustered, Input, Normal, Recorded, Smooth, Tied, recorded_names
-from softlab.journal import Row
 from softlab.operators import (
     GaussianAttention,
     Nystromformer,

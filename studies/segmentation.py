@@ -16,13 +16,13 @@ from torch import nn
 from torch.nn import functional
 
 from softlab.core import Operator
+from softlab.datasets import fashion
+from softlab.datasets.images import fashion_mnist
+from softlab.datasets.scenes import Canvases
+from softlab.engine.journal import Row
 from softlab.figures import Lines
-from softlab.inputs import fashion
-from softlab.journal import Row
 from softlab.models import Pyramid
-from softlab.models.canvases import Canvases
-from softlab.models.dense import Dense, confusion, intersection_over_union
-from softlab.models.images import fashion_mnist
+from softlab.models.segmentation import Dense, confusion, intersection_over_union
 from softlab.models.soft import scaled
 from softlab.models.training import LossError, Recipe, decayed, single
 from softlab.operators import Softmax, Uniform

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from softlab.datasets import fashion
+from softlab.datasets.images import fashion_mnist
+from softlab.engine.journal import Row
 from softlab.figures import Lines
 from softlab.gradients import by_rule, departure, range_residual, unrolled
-from softlab.inputs import fashion
-from softlab.journal import Row
 from softlab.models import Pyramid
-from softlab.models.images import fashion_mnist
 from softlab.models.soft import scaled
 from softlab.models.soft_attention import Attention
 from softlab.models.training import LossError, Recipe, Run, single

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from softlab.core import Stream, value
+from softlab.engine.journal import Row
 from softlab.figures import Lines
 from softlab.gradients import RULES, by_rule, departure, range_residual, unrolled
 from softlab.inputs import Smooth
-from softlab.journal import Row
 from softlab.operators import GaussianAttention, Soft
 from softlab.pinv import Ridge, Solver
 from softlab.study import Study

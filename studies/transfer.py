@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from softlab.core import Operator
+from softlab.datasets import fashion
+from softlab.datasets.images import LEAST, Images, fashion_mnist
+from softlab.engine.journal import Row
 from softlab.figures import Lines
-from softlab.inputs import fashion
-from softlab.journal import Row
 from softlab.models import Pyramid
-from softlab.models.gains import gains
-from softlab.models.images import LEAST, Images, fashion_mnist
+from softlab.models.output_gain import gains
 from softlab.models.soft import scaled
 from softlab.models.training import Recipe, Run, single
 from softlab.operators import Softmax, Uniform

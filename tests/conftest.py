@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from softlab import locks
+from softlab.engine import locks
 
 settings.register_profile("softlab", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("softlab")

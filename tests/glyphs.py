@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from matplotlib import ft2font
 
-from softlab.models.images import Held
+from softlab.datasets.images import Held
 
 CHARACTERS = "AHKST0"
 SIDE = 32

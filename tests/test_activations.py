@@ -5,13 +5,13 @@ import torch
 from torch.nn import functional
 
 from softlab.capture import record
+from softlab.datasets.download import folder
 from softlab.inputs import Recorded, recorded_names
 from softlab.inputs.recorded import DATA
-from softlab.inputs.wheels import folder
-from softlab.models import activations, minilm, vit
-from softlab.models.activations import SAMPLES, STORED, STORED_N, Activations
-from softlab.models.minilm import MiniLM
-from softlab.models.vit import ViT
+from softlab.pretrained import activations, minilm, vit
+from softlab.pretrained.activations import SAMPLES, STORED, STORED_N, Activations
+from softlab.pretrained.minilm import MiniLM
+from softlab.pretrained.vit import ViT
 
 
 def need(*names, modules=()):

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from softlab import as_matrix
-from softlab.instruments import peak_memory
 from softlab.laws import tolerance
 from softlab.operators import BandLowRank, LinearAttention, Local, Softmax, Uniform
+from softlab.profiling import peak_memory
 
 F64 = torch.float64
 

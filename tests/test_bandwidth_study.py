@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 
 from softlab.chapters.bandwidth import findings, scope, windows
+from softlab.engine.loading import load
 from softlab.inputs import Clustered, Tied
 from softlab.study import run
-from softlab.study_file import load
 
 BANDWIDTH = load(Path(__file__).parent.parent / "studies" / "bandwidth.py")
 

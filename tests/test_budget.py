@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from softlab import measures
-from softlab.budget import PARTS, split
+from softlab.error_budget import PARTS, split
 from softlab.inputs import Normal, Smooth, Tied
 from softlab.landmarks import Strided
 from softlab.operators import Nystromformer, RPCholesky, Skyformer, Soft, Softmax

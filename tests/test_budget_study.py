@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 
 from softlab.chapters import budget as chapter
-from softlab.figures import draw
+from softlab.engine.loading import load
 from softlab.inputs import Clustered, Normal, Recorded, Smooth, Tied
 from softlab.operators import Soft
+from softlab.report.drawing import draw
 from softlab.study import run
-from softlab.study_file import load
 
 BUDGET = load(Path(__file__).parent.parent / "studies" / "budget.py")
 INPUTS = [Normal(160, 64), Smooth(160, 32, length=16.0), Clustered(256, 32, clusters=16)]

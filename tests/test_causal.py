@@ -20,8 +20,8 @@ from softlab.operators import (
     TruncatedSVD,
     Uniform,
 )
-from softlab.operators.causal import by_halves
-from softlab.operators.sums import Sums
+from softlab.primitives.causal import by_halves
+from softlab.primitives.weighted_sums import Sums
 
 
 def counted(of_queries, of_keys):

@@ -10,10 +10,10 @@ from tables import INPUTS, rank_table, steps_table
 from typer.testing import CliRunner
 
 from softlab import chapters
-from softlab.chapters.numbers import counted, joined, median, number, short, span
 from softlab.chapters.operators import findings, scope, tables
-from softlab.chapters.quartiles import cell, summary
 from softlab.cli import app
+from softlab.report.numbers import counted, joined, median, number, short, span
+from softlab.report.quartiles import cell, summary
 
 
 def test_known_chapters_are_modules_that_offer_the_three_functions():

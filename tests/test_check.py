@@ -283,9 +283,9 @@ def test_the_command_says_what_fails_and_how_to_see_it_again(own):
 
 
 def test_the_table_of_a_subject_that_keeps_them_all(monkeypatch):
-    from softlab.laws import confined
+    from softlab.laws import sandbox
 
-    monkeypatch.setattr(confined, "_Child", _Here)
+    monkeypatch.setattr(sandbox, "_Child", _Here)
     result = call("softlab.pinv:SVD()", "--examples", 1)
     assert result.exit_code == 0, result.output
     assert "Penrose identities" in result.stdout
@@ -294,9 +294,9 @@ def test_the_table_of_a_subject_that_keeps_them_all(monkeypatch):
 
 
 def test_failures_come_first_by_cause_and_alone_if_asked(tmp_path, monkeypatch):
-    from softlab.laws import confined
+    from softlab.laws import sandbox
 
-    monkeypatch.setattr(confined, "_Child", _Here)
+    monkeypatch.setattr(sandbox, "_Child", _Here)
     path = tmp_path / "mine.py"
     path.write_text(
         "import torch\n\ndef attend(q, k, v):\n"
@@ -344,9 +344,9 @@ def test_memory_has_an_end(own):
     ],
 )
 def test_what_is_said_of_a_plain_solver_is_measured(claim, law, monkeypatch):
-    from softlab.laws import confined
+    from softlab.laws import sandbox
 
-    monkeypatch.setattr(confined, "_Child", _Here)
+    monkeypatch.setattr(sandbox, "_Child", _Here)
     result = call("torch:linalg.inv", "--traits", claim, "--only", law, "--json")
     found = {one["law"]: one for one in json.loads(result.stdout)}
     assert result.exit_code == 1
@@ -395,10 +395,10 @@ def test_a_subject_that_ends_its_process_or_cannot_be_stopped_is_an_outcome(own)
     ],
 )
 def test_bad_requests(words, code, said, monkeypatch):
-    from softlab.laws import confined
-
     # The child's part, in this process: a spawned one says the same more slowly.
-    monkeypatch.setattr(confined, "_Child", _Here)
+    from softlab.laws import sandbox
+
+    monkeypatch.setattr(sandbox, "_Child", _Here)
     result = call(*words)
     assert result.exit_code == code
     assert said in result.output + result.stderr
@@ -406,9 +406,9 @@ def test_bad_requests(words, code, said, monkeypatch):
 
 class _Here:
     def __init__(self, request, done, places):
-        from softlab.laws import confined
+        from softlab.laws import sandbox
 
-        self.said, self.request, self.confined = [], request, confined
+        self.said, self.request, self.confined = [], request, sandbox
 
     def send(self, word):
         self.said.append(word)

@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from softlab.cli import app
-from softlab.journal import Journal
+from softlab.engine.journal import Journal
 
 OWN = """
     from softlab.study import Study

@@ -9,7 +9,7 @@ from tables import rank_table
 from test_cli import call
 from test_report import META, write
 
-from softlab import journal
+from softlab.engine import journal
 from softlab.report import FORMAT, comparison
 from softlab.report.comparison import compare
 

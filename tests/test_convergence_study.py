@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from softlab.chapters import convergence as chapter
+from softlab.engine.loading import load
 from softlab.inputs import Recorded, Tied
 from softlab.matrices import Core, Flat, Geometric, LowRank, NearDuplicates
 from softlab.operators import Soft
@@ -20,7 +21,6 @@ from softlab.pinv import (
     NystromformerCubic,
 )
 from softlab.study import run
-from softlab.study_file import load
 
 ATLAS = load(Path(__file__).parent.parent / "studies" / "convergence.py")
 HARD = NearDuplicates(spread=0.1)

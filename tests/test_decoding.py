@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from softlab.capture import SubstitutionError, record, substitute
+from softlab.capture.effect import errors
 from softlab.core import causal_form
 from softlab.operators import (
     BandLowRank,
@@ -26,7 +27,6 @@ from softlab.operators import (
     TopK,
     Uniform,
 )
-from softlab.perturbation import errors
 
 F64 = torch.float64
 LENGTH = 14

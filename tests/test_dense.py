@@ -8,12 +8,12 @@ import pytest
 import torch
 from glyphs import glyphs
 
+from softlab.datasets.images import Held
+from softlab.datasets.scenes import THRESHOLD, Canvases
+from softlab.engine.loading import load
 from softlab.models import Design, Pyramid
-from softlab.models.canvases import THRESHOLD, Canvases
-from softlab.models.dense import Dense, confusion, intersection_over_union
-from softlab.models.images import Held
+from softlab.models.segmentation import Dense, confusion, intersection_over_union
 from softlab.study import run
-from softlab.study_file import load
 
 STUDY = load(Path(__file__).parent.parent / "studies" / "segmentation.py")
 LEAST = Design(

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from test_cli import call
 
-from softlab import locks
-from softlab.journal import FORMAT, Journal, replace, rows_of
+from softlab.engine import locks
+from softlab.engine.journal import FORMAT, Journal, replace, rows_of
 from softlab.study import Study, run
 
 ROOT = Path(__file__).parents[1]

@@ -34,7 +34,6 @@ from softlab.estimators.estimate import (
     of_squares,
 )
 from softlab.inputs import Normal, Smooth
-from softlab.instruments import peak_memory
 from softlab.matrices import haar
 from softlab.operators import (
     ColumnSample,
@@ -47,6 +46,7 @@ from softlab.operators import (
     Soft,
     Softmax,
 )
+from softlab.profiling import peak_memory
 
 F64 = torch.float64
 N, TRIALS = 1000, 400

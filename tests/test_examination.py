@@ -13,8 +13,8 @@ import torch
 
 from softlab import laws
 from softlab.laws import situations
-from softlab.laws.examination import TooLongError, limit
 from softlab.laws.law import drawing, generator
+from softlab.laws.runner import TooLongError, limit
 
 
 def softmax(q, k, v):

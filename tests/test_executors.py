@@ -16,9 +16,9 @@ import pandas as pd
 import pytest
 import torch
 
-from softlab import executors, study_file
-from softlab.executors import Crew, blocks, measured_there, processes
-from softlab.locks import beside
+from softlab.engine import loading, workers
+from softlab.engine.locks import beside
+from softlab.engine.workers import Crew, blocks, measured_there, processes
 from softlab.study import defined_in, run
 
 OWN = """
@@ -121,7 +121,7 @@ def test_alone_waits_for_all_and_is_passed_by_nobody():
 
 
 def test_a_case_that_waits_long_for_its_device_says_so(monkeypatch, caplog):
-    monkeypatch.setattr("softlab.locks.PATIENCE", 0.1)
+    monkeypatch.setattr("softlab.engine.locks.PATIENCE", 0.1)
     held = threading.Event()
 
     def hold():
@@ -185,9 +185,9 @@ def test_a_worker_of_another_state_refuses(tmp_path, own):
         seen.append(self)
         return packed(self)
 
-    packed = executors.Task.packed
+    packed = workers.Task.packed
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(executors.Task, "packed", keep)
+        patch.setattr(workers.Task, "packed", keep)
         run(own["own"], tmp_path, threads=1, crew=Crew(lambda: ThreadPoolExecutor(1), lambda: 1))
     task = seen[0]
     file = str(task.file)
@@ -200,10 +200,10 @@ def test_a_worker_of_another_state_refuses(tmp_path, own):
     assert "device_name is" in measured_there(file, packed(other))["error"]
     assert "device_name is" in measured_there(file, packed(other))["error"]
     # A long-lived worker meets the file as it is now, not as it was loaded.
-    before = study_file.load(file)
-    assert study_file.load(file) is before
+    before = loading.load(file)
+    assert loading.load(file) is before
     Path(file).write_text(textwrap.dedent(OWN) + "\n# changed\n")
-    assert study_file.load(file) is not before
+    assert loading.load(file) is not before
 
 
 def test_blocks_keep_neighbours_together_and_are_many_enough():
@@ -224,7 +224,7 @@ def test_workers_end_when_the_run_is_killed(tmp_path):
         import os, time
         from pathlib import Path
         from softlab.study import Study, defined_in, run
-        from softlab.executors import processes
+        from softlab.engine.workers import processes
 
         def measure(x, *, dtype, device):
             Path(f"{os.getpid()}.pid").touch()
@@ -262,7 +262,7 @@ def _until(holds, seconds=60):
 def test_a_dask_cluster_survives_the_death_of_a_worker(tmp_path, own):
     pytest.importorskip("distributed")
     (tmp_path / "once").touch()
-    with executors.dask("local", 2) as crew:
+    with workers.dask("local", 2) as crew:
         assert crew.size() == 2
         outcome = run(own["own"], tmp_path / "a", threads=1, crew=crew)
         timed = run(own["timed"], tmp_path / "a", crew=crew)
@@ -277,7 +277,7 @@ def test_a_scheduler_that_does_not_answer_is_said_with_the_remedy(address):
     pytest.importorskip("distributed")
     with (
         pytest.raises(ValueError, match=r"no dask scheduler answers .* Start one with"),
-        executors.dask(address, timeout=0.5),
+        workers.dask(address, timeout=0.5),
     ):
         pass
 
@@ -286,7 +286,7 @@ def test_dask_that_is_not_installed_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with (
         pytest.raises(ModuleNotFoundError, match=r"pip install 'dask-jobqueue.* 'distributed"),
-        executors.dask("local"),
+        workers.dask("local"),
     ):
         pass
 
@@ -295,7 +295,8 @@ def test_threads_are_shared_by_processes_and_whole_for_timed_cases(tmp_path, own
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     seen = []
     monkeypatch.setattr(
-        "softlab.provenance.threads", lambda count: seen.append(count) or contextlib.nullcontext()
+        "softlab.engine.provenance.threads",
+        lambda count: seen.append(count) or contextlib.nullcontext(),
     )
     monkeypatch.setattr("softlab.study.elsewhere", lambda *_: iter(()))
     for name in ("own", "timed"):
@@ -309,8 +310,8 @@ def test_threads_of_a_worker_that_meet_a_file_at_once_load_it_once(tmp_path, own
     study = {study.name: study for study in defined_in(slow)}["own"]
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        packed = executors.Task.packed
-        patch.setattr(executors.Task, "packed", lambda self: seen.append(packed(self)) or seen[-1])
+        packed = workers.Task.packed
+        patch.setattr(workers.Task, "packed", lambda self: seen.append(packed(self)) or seen[-1])
         run(study, tmp_path, threads=1, crew=Crew(lambda: ThreadPoolExecutor(1), lambda: 1))
     del sys.modules[study.measure.__module__]
     with ThreadPoolExecutor(4) as pool:

@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from softlab.cli import app
-from softlab.inputs import fashion
-from softlab.inputs.wheels import FetchError
+from softlab.datasets import fashion
+from softlab.datasets.download import FetchError
 
 UNPACK = """#!/bin/sh
 mkdir -p "$3/usr/share/datasets/fashion-mnist"

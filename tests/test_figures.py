@@ -14,7 +14,8 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from tables import CONDITIONS, INPUTS, RANKS, SOLVERS, rank_table, steps_table
 
-from softlab.figures import METHODS, STYLE, Lines, caption, draw, file_name, pages, save
+from softlab.figures import Lines
+from softlab.report.drawing import METHODS, STYLE, caption, draw, file_name, pages, save
 
 RANK = Lines(
     x="op.rank",

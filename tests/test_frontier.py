@@ -10,12 +10,12 @@ import torch
 from softlab import measures, operators
 from softlab.chapters import frontier as chapter
 from softlab.core import Dims
-from softlab.figures import draw, pages
+from softlab.engine.loading import load
 from softlab.inputs import Recorded, Smooth, Tied
 from softlab.operators import GaussianAttention, Softmax, TopK
 from softlab.report import _made
+from softlab.report.drawing import draw, pages
 from softlab.study import run
-from softlab.study_file import load
 
 FRONTIER = load(Path(__file__).parent.parent / "studies" / "frontier.py")
 DIMS = Dims(1, 512, 512, 32, 32)

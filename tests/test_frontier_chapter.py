@@ -21,7 +21,7 @@ from softlab.chapters.frontier import (
     scope,
     tables,
 )
-from softlab.chapters.profiles import known_to
+from softlab.report.profiles import known_to
 
 SEEDS = (0.3, 1.0, 4.1)
 BUDGETS = (1 / 4, 1 / 32, 1 / 16, 1 / 8, 1 / 2)

@@ -6,11 +6,11 @@ from matrices import F32, F64, normal
 from naive import naive, naive_average, results
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 
-from softlab import Dims, gaussian_sums, kernels
-from softlab.gaussian_sums import tiled_sum
-from softlab.instruments import peak_memory
-from softlab.kernels import Exponential, Gaussian, kernel_cost
+from softlab import Dims, kernels
+from softlab.kernels import Exponential, Gaussian, kernel_cost, tiled
+from softlab.kernels.tiled import tiled_sum
 from softlab.laws import tolerance
+from softlab.profiling import peak_memory
 
 WAYS = ["tiled", "small tiles", "fused", "differences", "small differences"]
 
@@ -22,7 +22,7 @@ def force(monkeypatch):
     def send(way):
         monkeypatch.setattr(kernels, "suits", lambda x, y, v: way != "fused")
         if way == "small tiles":
-            monkeypatch.setattr(gaussian_sums, "TILE_ENTRIES", 1)
+            monkeypatch.setattr(tiled, "TILE_ENTRIES", 1)
         if way == "small differences":
             monkeypatch.setattr(kernels, "CAREFUL_ENTRIES", 1)
         rough = way.endswith("differences")
@@ -69,8 +69,8 @@ def test_every_way_gives_the_same_average_and_gradients(force, way, masked):
 
 def test_a_tile_that_is_skipped_is_caught(monkeypatch):
     # The planted fault: the last tile is lost.
-    whole = gaussian_sums._tiles
-    monkeypatch.setattr(gaussian_sums, "_tiles", lambda *a: iter(list(whole(*a))[:-1]))
+    whole = tiled._tiles
+    monkeypatch.setattr(tiled, "_tiles", lambda *a: iter(list(whole(*a))[:-1]))
     x, y, v = normal(1, 9, 3), normal(1, 40, 3, seed=1), normal(1, 40, 4, seed=2)
     kernel = Gaussian(1.3)
     gap = (kernel.apply(x, y, v) - naive(kernel, x, y) @ v).abs().max()
@@ -169,7 +169,7 @@ def test_both_ways_are_the_two_sums(case, monkeypatch):
     x, y = normal(2, 1, 9, 3), normal(3, 5, 3, seed=1)
     v, w = normal(2, 3, 5, 2, seed=2), normal(2, 3, 9, 4, seed=3)
     if case == "many tiles":
-        monkeypatch.setattr(gaussian_sums, "TILE_ENTRIES", 30)
+        monkeypatch.setattr(tiled, "TILE_ENTRIES", 30)
     if case == "rough":  # near each other, but far from the rest
         x = 1e9 * x
         y = x[1].detach()[:, :5] + 0.3 * y
@@ -233,7 +233,7 @@ def test_spread_points_are_summed_as_well_as_float32_allows():
 @pytest.mark.parametrize("way", ["tiled", "fused", "differences"])
 def test_memory_of_apply_grows_linearly(force, monkeypatch, way):
     force(way)
-    monkeypatch.setattr(gaussian_sums, "TILE_ENTRIES", 1 << 14)
+    monkeypatch.setattr(tiled, "TILE_ENTRIES", 1 << 14)
     monkeypatch.setattr(kernels, "CAREFUL_ENTRIES", 1 << 14)
 
     def peak(n):
@@ -249,7 +249,7 @@ def test_memory_of_apply_grows_linearly(force, monkeypatch, way):
 
 
 def test_kernel_cost_is_what_torch_counts_in_the_tiled_form(monkeypatch):
-    monkeypatch.setattr(gaussian_sums, "TILE_ENTRIES", 64)
+    monkeypatch.setattr(tiled, "TILE_ENTRIES", 64)
     for b, n, l, w, e in ((2, 9, 200, 5, 4), (3, 150, 6, 7, 1)):  # noqa: E741
         x, y, v = normal(b, n, w), normal(b, l, w, seed=1), normal(b, l, e, seed=2)
         # torch counts no product that accumulates in place, unless told how.

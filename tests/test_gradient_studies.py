@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from softlab.chapters import named
+from softlab.engine.loading import load
 from softlab.gradients import by_rule, departure
 from softlab.pinv import GolubPereyra, ImplicitGradient, NewtonRaphson, Ridge
 from softlab.study import run
-from softlab.study_file import load
 
 STUDIES = Path(__file__).parent.parent / "studies"
 MODULE = load(STUDIES / "gradients.py")

@@ -35,8 +35,8 @@ from softlab.pinv import (
     Ridge,
     Status,
 )
-from softlab.pinv.backward import by_rule
 from softlab.pinv.golub_pereyra import golub_pereyra
+from softlab.pinv.gradient_rule import by_rule
 from softlab.pinv.implicit_gradient import implicit
 
 

@@ -10,10 +10,10 @@ import torch
 
 from softlab import operators
 from softlab.chapters.growth import LIMIT, exponents, scope, tables
-from softlab.instruments import peak_memory
+from softlab.engine.loading import load
 from softlab.operators import ColumnSample, Softmax, TopK
+from softlab.profiling import peak_memory
 from softlab.study import run
-from softlab.study_file import load
 
 GROWTH = load(Path(__file__).parent.parent / "studies" / "growth.py")
 LIGHT = [op for op in GROWTH.FAMILY if GROWTH.keep(op, 16384)]

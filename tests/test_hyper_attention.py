@@ -9,10 +9,10 @@ import torch
 from scipy import stats
 
 from softlab import as_matrix
-from softlab.instruments import peak_memory
 from softlab.operators import ColumnSample, HyperAttention, Softmax, Uniform
-from softlab.operators.causal import by_halves
-from softlab.operators.sums import Sums
+from softlab.primitives.causal import by_halves
+from softlab.primitives.weighted_sums import Sums
+from softlab.profiling import peak_memory
 
 F64 = torch.float64
 

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from softlab.core import value
-from softlab.identity import UnstableError, flat, identity, scalar, shown
+from softlab.engine.identity import UnstableError, flat, identity, scalar, shown
 
 ROOT = Path(__file__).parents[1]
 
@@ -162,7 +162,7 @@ def test_a_cycle_ends():
 
 SCRIPT = """
 import functools, torch, numpy
-from softlab.identity import identity
+from softlab.engine.identity import identity
 from softlab.operators import Soft
 class Thing:
     def __init__(self, x): self.x = x

@@ -12,13 +12,13 @@ import torch
 from glyphs import glyphs
 
 from softlab.chapters import stability as steady
-from softlab.chapters.intervals import headline, mean, words
+from softlab.engine.loading import load
 from softlab.gradients import unrolled
 from softlab.models import Pyramid
 from softlab.models.soft import scaled
 from softlab.pinv import SVD, ImplicitGradient, NewtonRaphson
+from softlab.report.intervals import headline, mean, words
 from softlab.study import run
-from softlab.study_file import load
 
 STUDIES = Path(__file__).parent.parent / "studies"
 CLASSIFICATION = load(STUDIES / "classification.py")

@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import functional
 
 from softlab.capture import SubstitutionError, record, substitute
+from softlab.capture.effect import effect
 from softlab.operators import Local, Performer, Softmax, TopK, Uniform
-from softlab.perturbation import effect
 
 F64 = torch.float64
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from softlab import instruments
+from softlab import profiling
 from softlab.core import Dims
-from softlab.instruments import PRODUCTS, SUMS, accumulation, in_turn, once, peak_memory, seconds
+from softlab.engine.loading import load
 from softlab.operators import Local
-from softlab.study_file import load
+from softlab.profiling import PRODUCTS, SUMS, accumulation, in_turn, once, peak_memory, seconds
 
 HALF = [torch.bfloat16, torch.float16]
 
@@ -153,7 +153,7 @@ def test_a_ratio_of_times_is_of_calls_in_turn(monkeypatch):
         seen.append((name, bool(inside)))
         return next(times[name]) * next(load)
 
-    monkeypatch.setattr(instruments, "_wall_clock", clock)
+    monkeypatch.setattr(profiling, "_wall_clock", clock)
     found = in_turn("call", "rival", torch.device("cpu"), repeats=4, within=within)
     assert found == {"time": 1.375, "time_q1": 1.1875, "time_q3": 1.75}  # of 1, 1.25, 1.5 and 2.5
     pair = ("rival", False), ("call", True)
@@ -168,7 +168,7 @@ def test_every_ratio_of_times_in_the_studies_is_of_calls_in_turn(monkeypatch):
         call()
         return float(next(tired))
 
-    monkeypatch.setattr(instruments, "_wall_clock", clock)
+    monkeypatch.setattr(profiling, "_wall_clock", clock)
     folder = Path(__file__).parent.parent / "studies"
     names = "frontier", "growth", "landmarks"
     frontier, growth, landmarks = (load(folder / f"{name}.py") for name in names)

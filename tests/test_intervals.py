@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy.stats import binom, t
 
-from softlab.chapters.headlines import constant, headline, headlines
-from softlab.chapters.intervals import (
+from softlab.report.headlines import constant, headline, headlines
+from softlab.report.intervals import (
     Mean,
     Median,
     bracketed,
@@ -26,7 +26,7 @@ from softlab.chapters.intervals import (
     share,
     words,
 )
-from softlab.chapters.intervals import headline as of_seeds
+from softlab.report.intervals import headline as of_seeds
 
 
 def least_hits(draws, level):

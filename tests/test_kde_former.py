@@ -9,9 +9,9 @@ import torch
 from scipy import stats
 
 from softlab import as_matrix
-from softlab.instruments import peak_memory
 from softlab.laws import tolerance
 from softlab.operators import HyperAttention, KDEFormer, Softmax, Uniform
+from softlab.profiling import peak_memory
 
 F64 = torch.float64
 

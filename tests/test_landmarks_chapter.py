@@ -10,7 +10,7 @@ from scipy.stats import binom
 from tables import below, three
 
 from softlab.chapters.landmarks import findings, headlines, profile, ratios, scope, tables
-from softlab.chapters.profiles import known_to, shares_within
+from softlab.report.profiles import known_to, shares_within
 
 SEEDS = (0.3, 1.0, 4.1)
 SOURCES = ("m", "c", "a", "z", "k", "b", "y")

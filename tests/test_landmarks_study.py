@@ -10,11 +10,11 @@ import torch
 from softlab import landmarks
 from softlab.chapters import landmarks as chapter
 from softlab.core import Dims, as_matrix
-from softlab.figures import draw, pages
+from softlab.engine.loading import load
 from softlab.inputs import Clustered, Patches, Recorded, Tied
 from softlab.report import _made
+from softlab.report.drawing import draw, pages
 from softlab.study import run
-from softlab.study_file import load
 
 LANDMARKS = load(Path(__file__).parent.parent / "studies" / "landmarks.py")
 DIMS = Dims(1, 512, 512, 32, 32)

@@ -12,9 +12,9 @@ import torch
 from torch.nn import functional
 
 from softlab.capture import record
-from softlab.inputs.wheels import folder
-from softlab.models import smollm2, whisper
-from softlab.models.smollm2 import SmolLM2
+from softlab.datasets.download import folder
+from softlab.pretrained import smollm2, whisper
+from softlab.pretrained.smollm2 import SmolLM2
 
 
 def need(name, *modules):

@@ -14,21 +14,19 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     {"extras"},
-    {"checks"},
-    {"core", "instruments", "journal", "locks"},
-    {"exponential_sums", "gaussian_sums", "identity"},
-    {"kernels", "sources"},
-    {"landmarks", "features", "inputs", "spectra", "estimators", "pinv"}
-    | {"provenance", "study_file"},
-    {"operators", "convergence", "gradients", "matrices", "capture", "budget"},
-    {"measures", "laws", "models", "executors"},
-    {"perturbation"},
+    {"validation"},
+    {"core", "profiling", "engine"},
+    {"kernels"},
+    {"landmarks", "features", "inputs", "spectra", "estimators", "pinv"},
+    {"primitives", "datasets"},
+    {"operators", "convergence", "gradients", "matrices", "capture", "error_budget"},
+    {"measures", "laws", "models", "pretrained"},
     {"study"},
     {"cli", "studies"},
 )
 """A module imports from layers above its own line in this list, and from its own package."""
 
-TABLES = {"chapters", "figures", "looks", "report"}
+TABLES = {"chapters", "figures", "report"}
 """See tables only: they import each other, the first layer and no torch; the command line alone
 imports them."""
 
@@ -51,8 +49,7 @@ PROTOCOLS = {
 }
 """What a module that knows no concrete method may import of the packages that hold them."""
 ABSTRACT = {
-    *("core", "checks", "convergence", "budget", "measures", "laws", "study", "journal"),
-    *("identity", "sources", "provenance", "executors", "locks", "study_file"),
+    *("core", "validation", "convergence", "error_budget", "measures", "laws", "study", "engine"),
 }
 
 HEAVY = ("pandas", "matplotlib", "scipy", "typst", "rich", "typer", "onnx", "hypothesis")
@@ -141,8 +138,8 @@ PLANTED = {
     ),
     "an operator imports a measure": ("softlab.operators.soft", "from softlab import measures"),
     "capture imports a model": ("softlab.capture", "from softlab.models import vit"),
-    "a budget knows an operator": ("softlab.budget", "from softlab.operators import Soft"),
-    "a budget knows a solver": ("softlab.budget", "from softlab.pinv import SVD"),
+    "a budget knows an operator": ("softlab.error_budget", "from softlab.operators import Soft"),
+    "a budget knows a solver": ("softlab.error_budget", "from softlab.pinv import SVD"),
     "measures know an operator": ("softlab.measures", "from softlab.operators import Soft"),
     "laws know a solver": ("softlab.laws.inverse", "from softlab.pinv import SVD"),
     "laws know a solver by its file": ("softlab.laws.inverse", "from softlab.pinv.svd import SVD"),
@@ -154,7 +151,7 @@ PLANTED = {
     ),
     "a report computes": ("softlab.report", "from softlab.measures import accuracy"),
     "a chapter measures": ("softlab.chapters.operators", "from softlab.measures import accuracy"),
-    "a chapter knows tensors": ("softlab.chapters.numbers", "import torch"),
+    "a chapter knows tensors": ("softlab.report.numbers", "import torch"),
     "a measure writes a chapter": ("softlab.measures", "from softlab.chapters import operators"),
     "a measure draws": ("softlab.measures", "from softlab.figures import draw"),
     "the package imports more than its core": ("softlab", "from softlab.operators import Soft"),

@@ -6,11 +6,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from softlab.chapters.intervals import exponent
 from softlab.chapters.length import findings, scope, tables
+from softlab.engine.loading import load
 from softlab.operators import Local, Nystromformer, Soft, Uniform
+from softlab.report.intervals import exponent
 from softlab.study import run
-from softlab.study_file import load
 
 LENGTH = load(Path(__file__).parent.parent / "studies" / "length.py")
 

@@ -6,7 +6,7 @@ import random
 from matplotlib.lines import Line2D
 
 from softlab import operators
-from softlab.looks import METHODS, NAMES, looks, own
+from softlab.report.style import METHODS, NAMES, looks, own
 
 
 def test_every_operator_has_a_look_of_its_own():

@@ -8,7 +8,6 @@ import torch
 from softlab import measures
 from softlab.core import Cost, Dims, Traits, value
 from softlab.inputs import QKV, Clustered, Normal
-from softlab.instruments import peak_memory, seconds
 from softlab.measures import Reference, accuracy, expense, output_error
 from softlab.operators import Soft, Softmax
 from softlab.pinv import (
@@ -19,6 +18,7 @@ from softlab.pinv import (
     NystromformerCubic,
     Ridge,
 )
+from softlab.profiling import peak_memory, seconds
 
 CPU = torch.device("cpu")
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from softlab.engine.loading import load
 from softlab.study import run
-from softlab.study_file import load
 
 MEMORY = load(Path(__file__).parent.parent / "studies" / "memory.py")
 

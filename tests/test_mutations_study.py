@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from softlab.chapters.mutations import findings, scope, survivors, tables
+from softlab.engine.loading import load
 from softlab.report.folder import read
 from softlab.study import run
-from softlab.study_file import load
 
 MUTATIONS = load(Path(__file__).parent.parent / "studies" / "mutations.py")
 

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from softlab.chapters.normalization import exponents, findings, scope, tables
+from softlab.engine.loading import load
 from softlab.study import run
-from softlab.study_file import load
 
 NORMALIZATION = load(Path(__file__).parent.parent / "studies" / "normalization.py")
 

@@ -10,9 +10,9 @@ import pytest
 from tables import RANKS, rank_table
 from test_report import META, write
 
-from softlab.chapters.headlines import headlines
-from softlab.chapters.numbers import number
 from softlab.report import report
+from softlab.report.headlines import headlines
+from softlab.report.numbers import number
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from softlab.chapters.peers import findings, scope, tables
+from softlab.engine.loading import load
 from softlab.operators import Softmax
 from softlab.study import run
-from softlab.study_file import load
 
 PEERS = load(Path(__file__).parent.parent / "studies" / "peers.py")
 TORCH = [peer for peer in PEERS.PEERS if peer.package == "torch"]

@@ -13,13 +13,13 @@ from typer.testing import CliRunner
 
 from softlab import measures
 from softlab.capture import record
+from softlab.capture.effect import attention_flops, change, effect, errors, greedy, own
 from softlab.chapters import in_model as chapter
 from softlab.chapters import precision_in_model as precision_chapter
 from softlab.cli import app
-from softlab.models import under_test
-from softlab.models.under_test import NEEDS, UnderTest
 from softlab.operators import LinearAttention, Local, Nystromformer, Softmax, TopK, Uniform
-from softlab.perturbation import attention_flops, change, effect, errors, greedy, own
+from softlab.pretrained import tasks
+from softlab.pretrained.tasks import NEEDS, UnderTest
 from studies import in_model, precision_in_model
 
 
@@ -457,14 +457,14 @@ def test_at_one_place_the_number_of_layers_does_not_count():
 
 def test_without_weights_one_command_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("SOFTLAB_CACHE", str(tmp_path))
-    under_test.under_test.cache_clear()
+    tasks.under_test.cache_clear()
     for name in NEEDS:
         with pytest.raises(
             FileNotFoundError, match="softlab fetch minilm vit photographs smollm2 whisper"
         ):
-            under_test.under_test(name)
+            tasks.under_test(name)
     with pytest.raises(ValueError, match="no model is named"):
-        under_test.under_test("bert")
+        tasks.under_test("bert")
 
 
 def test_fashion_mnist_is_read_from_a_named_folder(monkeypatch, tmp_path):
@@ -478,18 +478,18 @@ def test_fashion_mnist_is_read_from_a_named_folder(monkeypatch, tmp_path):
     idx("train-labels-idx1", np.array([2, 0, 1], dtype=np.uint8))
     idx("t10k-labels-idx1", np.array([3, 4], dtype=np.uint8))
     monkeypatch.setenv("SOFTLAB_FASHION_MNIST", str(tmp_path))
-    train, labels, test = under_test.fashion(2, 2)
+    train, labels, test = tasks.fashion(2, 2)
     assert labels.tolist() == [2, 0]
     assert train.shape == test.shape == (2, 3, 112, 112)
     monkeypatch.setenv("SOFTLAB_FASHION_MNIST", str(tmp_path / "nothing"))
-    assert under_test.fashion(2, 2) is None
+    assert tasks.fashion(2, 2) is None
 
 
 def test_the_probe_learns_what_is_linear():
     x = draw(60, 5)
     labels = (x[:, 0] > 0).long()
-    weights = under_test.ridge(x, labels, penalty=1e-6)
-    assert float((under_test._answers(x, weights) == labels).float().mean()) > 0.9
+    weights = tasks.ridge(x, labels, penalty=1e-6)
+    assert float((tasks._answers(x, weights) == labels).float().mean()) > 0.9
 
 
 def call(*words):

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from softlab.chapters import precision as chapter
+from softlab.engine.loading import load
 from softlab.matrices import Geometric
 from softlab.pinv import Chebyshev, NewtonRaphson
-from softlab.study_file import load
 
 STUDY = load(Path(__file__).parent.parent / "studies" / "precision.py")
 CPU = torch.device("cpu")

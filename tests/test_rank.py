@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from softlab import measures
+from softlab.engine.loading import load
 from softlab.inputs import Recorded, Tied
 from softlab.operators import GaussianAttention, TruncatedSVD
 from softlab.study import run
-from softlab.study_file import load
 
 RANK = load(Path(__file__).parent.parent / "studies" / "rank.py")
 HEAD = Recorded("minilm.layer5.head2")

@@ -9,10 +9,10 @@ import torch
 
 from softlab import as_matrix
 from softlab.features import IID
-from softlab.instruments import peak_memory
 from softlab.laws import tolerance
 from softlab.operators import Local, Performer, Scatterbrain, Softmax, Uniform
-from softlab.operators.prefixes import sums_before
+from softlab.primitives.prefix_sums import sums_before
+from softlab.profiling import peak_memory
 
 F64 = torch.float64
 

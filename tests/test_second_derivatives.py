@@ -9,7 +9,7 @@ from torch.autograd import grad
 from torch.autograd.functional import hessian
 from zoo import OPERATORS, SOLVERS
 
-from softlab import exponential_sums, gaussian_sums
+from softlab.kernels import fused, tiled
 from softlab.operators import GaussianAttention, Performer, Quantized, Skyformer, Soft, Softmax
 from softlab.operators import TruncatedSVD as Truncated
 from softlab.pinv import SVD, GolubPereyra, ImplicitGradient, NewtonRaphson
@@ -217,8 +217,8 @@ def test_third_derivatives():
 
 @pytest.mark.parametrize("held", [1, 1 << 20])
 def test_blocks_of_rows(held, monkeypatch):
-    monkeypatch.setattr(gaussian_sums, "TILE_ENTRIES", held)
-    monkeypatch.setattr(exponential_sums, "HELD_ENTRIES", held)
+    monkeypatch.setattr(tiled, "TILE_ENTRIES", held)
+    monkeypatch.setattr(fused, "HELD_ENTRIES", held)
     for op in (Softmax(), Softmax(causal=True), GaussianAttention()):
         agrees(op, [normal(2, 4, 3, seed=s) for s in range(3)], [normal(2, 4, 3)] * 3)
 

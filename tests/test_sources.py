@@ -12,7 +12,7 @@ import scipy
 import torch
 from test_executors import table
 
-from softlab import executors, provenance, sources
+from softlab.engine import provenance, sources, workers
 from softlab.study import defined_in, run
 
 ROOT = Path(__file__).parents[1]
@@ -232,7 +232,7 @@ def test_two_studies_with_neighbours_of_one_name(tmp_path):
     assert [table(x)["y"].tolist() for x in outcomes] == [[1, 2], [-1, -2]]
     again = [run(one, tmp_path / f"out{i}", threads=1) for i, one in enumerate(found)]
     assert [x.reused for x in again] == [2, 2]
-    there = run(found[0], tmp_path / "out0", threads=1, fresh=True, crew=executors.processes(1))
+    there = run(found[0], tmp_path / "out0", threads=1, fresh=True, crew=workers.processes(1))
     assert (there.failed, table(there)["y"].tolist()) == (0, [1, 2])
 
 
@@ -250,11 +250,11 @@ def test_rows_are_those_of_the_code_that_was_loaded(tmp_path):
 def test_workers_measure_with_neighbours_and_refuse_others(tmp_path):
     write(tmp_path, {"study.py": study("from helper import f\n" + X % "f(x)"), "helper.py": F})
     (found,) = defined_in(tmp_path / "study.py")
-    outcome = run(found, tmp_path / "a", threads=1, crew=executors.processes(1))
+    outcome = run(found, tmp_path / "a", threads=1, crew=workers.processes(1))
     assert (outcome.failed, table(outcome)["y"].tolist()) == (0, [1, 2])
     assert run(found, tmp_path / "a", threads=1).reused == 2
     write(tmp_path, {"helper.py": G})  # which a worker loads, and this process has not
-    outcome = run(found, tmp_path / "b", threads=1, crew=executors.processes(1))
+    outcome = run(found, tmp_path / "b", threads=1, crew=workers.processes(1))
     assert outcome.failed == 2
     assert table_errors(outcome).str.contains("has changed: run it again").all()
 
@@ -271,7 +271,7 @@ from softlab.study import Study, run
 def measure(x, *, dtype, device):
     return {"y": f(x)}
 if __name__ == "__main__":
-    from softlab.executors import processes
+    from softlab.engine.workers import processes
     import sys
     crew = processes(1) if "workers" in sys.argv else None
     print(run(Study("s", "q?", {"x": [1, 2]}, measure), "out", threads=1, crew=crew))

@@ -15,10 +15,10 @@ from test_perturbation import small_models  # noqa: F401  a fixture
 
 from softlab import laws, measures
 from softlab.core import Stream
+from softlab.engine.loading import load
 from softlab.features import Orthogonal
 from softlab.inputs import Decaying
 from softlab.study import Study
-from softlab.study_file import load
 from studies import in_model, precision_in_model
 
 ROOT = Path(__file__).parents[1]

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from softlab.core import value
-from softlab.journal import Journal, as_csv
+from softlab.engine.journal import Journal, as_csv
 from softlab.study import Study, flat, run
 
 
@@ -181,7 +181,7 @@ def test_rows_are_reused_only_under_the_same_code_and_setting(tmp_path, monkeypa
     assert len(table(tmp_path / "squares")) == 2
     assert run(STUDY, tmp_path).reused == 5, "a quick run must not cost the rows of a full one"
     assert run(STUDY, tmp_path, fresh=True).reused == 0
-    monkeypatch.setattr("softlab.sources.package", lambda: "another state")
+    monkeypatch.setattr("softlab.engine.sources.package", lambda: "another state")
     assert run(STUDY, tmp_path).reused == 0
 
 

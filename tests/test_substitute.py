@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from softlab.capture import SubstitutionError, answer, masks, record, substitute
+from softlab.capture import SubstitutionError, dispatch, masks, record, substitute
+from softlab.capture.effect import effect
 from softlab.operators import (
     MRA,
     Clustered,
@@ -28,7 +29,6 @@ from softlab.operators import (
     TopK,
     Uniform,
 )
-from softlab.perturbation import effect
 
 SDPA, MHA = functional.scaled_dot_product_attention, functional.multi_head_attention_forward
 LOWEST = torch.finfo(torch.float64).min
@@ -143,24 +143,24 @@ def test_exact_attention_in_place_of_the_models_own_is_the_model(name, operator)
 
 def forgets(monkeypatch, what):
     """Plant a fault: what a layer asks for is dropped on its way to the operator."""
-    real_read, call = masks.read, answer.answer
+    real_read, call = masks.read, dispatch.answer
     if what == "mask":
-        monkeypatch.setattr(answer, "read", lambda *_: masks.Reading(None, False))
+        monkeypatch.setattr(dispatch, "read", lambda *_: masks.Reading(None, False))
     if what == "padding":
         monkeypatch.setattr(
-            answer, "read", lambda *x: dataclasses.replace(real_read(*x), key_mask=None)
+            dispatch, "read", lambda *x: dataclasses.replace(real_read(*x), key_mask=None)
         )
     if what == "causal":
         monkeypatch.setattr(
-            answer, "read", lambda *x: dataclasses.replace(real_read(*x), causal=False)
+            dispatch, "read", lambda *x: dataclasses.replace(real_read(*x), causal=False)
         )
     if what == "scale":
-        monkeypatch.setattr(answer, "at_usual_scale", lambda call: call)
+        monkeypatch.setattr(dispatch, "at_usual_scale", lambda call: call)
     if what == "groups":
         wrong = lambda call: dataclasses.replace(  # noqa: E731
             call, k=call.k.repeat(1, 2, 1, 1), v=call.v.repeat(1, 2, 1, 1), enable_gqa=False
         )
-        monkeypatch.setattr(answer, "ungrouped", wrong)
+        monkeypatch.setattr(dispatch, "ungrouped", wrong)
     return call
 
 
@@ -196,7 +196,7 @@ def test_padding_equals_deleting_for_every_sample(operator):
 
 
 def test_queries_that_count_as_padding_are_found(monkeypatch):
-    monkeypatch.setattr(answer, "_couples_queries", lambda _: False)
+    monkeypatch.setattr(dispatch, "_couples_queries", lambda _: False)
     for operator in (Nystromformer(3), Local(1), Reformer(2, chunk=2)):
         with pytest.raises(AssertionError, match="not close"):
             test_padding_equals_deleting_for_every_sample(operator)

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from softlab.core import as_matrix
-from softlab.instruments import peak_memory
 from softlab.laws import tolerance
-from softlab.operators import Softmax, Taylor, Uniform, feature_maps
+from softlab.operators import Softmax, Taylor, Uniform
+from softlab.primitives import feature_maps
+from softlab.profiling import peak_memory
 
 F64 = torch.float64
 

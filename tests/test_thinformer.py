@@ -7,8 +7,8 @@ import torch
 from scipy import stats
 
 from softlab import Dims
-from softlab.instruments import peak_memory
 from softlab.operators import ColumnSample, Softmax, Thinformer, Uniform
+from softlab.profiling import peak_memory
 
 F64 = torch.float64
 

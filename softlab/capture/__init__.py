@@ -21,8 +21,8 @@ same to the last bit. Decisions, each held by a test:
   ``substitute`` refuses it.
 """
 
+from softlab.capture.interception import Call
 from softlab.capture.recording import record
 from softlab.capture.substitution import Substitution, SubstitutionError, substitute
-from softlab.capture.watch import Call
 
 __all__ = ["Call", "Substitution", "SubstitutionError", "record", "substitute"]

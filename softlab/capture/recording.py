@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from softlab.capture.watch import MULTIHEAD, Call, Watch, standing_in
+from softlab.capture.interception import MULTIHEAD, Call, Watch, standing_in
 
 
 @contextmanager

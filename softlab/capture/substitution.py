@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softlab.capture.answer import answer, couples, heads_of
-from softlab.capture.implementations import Asked, Result
+from softlab.capture.dispatch import answer, couples, heads_of
+from softlab.capture.huggingface import Asked, Result
+from softlab.capture.interception import MULTIHEAD, Call, Watch, count, named, standing_in
 from softlab.capture.masks import UnableError
-from softlab.capture.watch import MULTIHEAD, Call, Watch, count, named, standing_in
-from softlab.checks import hint
 from softlab.core import Dims, Operator
+from softlab.validation import hint
 
 BACKWARD = (torch.autograd.backward, torch.autograd.grad, Tensor.backward)
 """Where torch suspends the mode, and a checkpointed model computes forward again."""
@@ -54,7 +54,7 @@ def substitute(
     """Answer the attention calls of ``model`` made inside the block by ``operator``.
 
     ``operator``: of the catalogue, called as ``op(q, k, v, key_mask)``, or any callable
-    ``f(q, k, v, ...)``; ``softlab.capture.answer`` says what it is given and what is done for it.
+    ``f(q, k, v, ...)``; ``softlab.capture.dispatch`` says what it is given and what is done for it.
     ``layers``: which, all by default. A layer is a submodule that calls attention; it is known by
     its number, in the order in which layers are first reached, or by its qualified name or that of
     a module that holds it. A module applied several times is one layer. ``heads``: of these alone;

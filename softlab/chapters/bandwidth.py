@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from softlab.chapters import Cell, Table
-from softlab.chapters.headlines import Headline, headline
-from softlab.chapters.numbers import joined, number, short
-from softlab.chapters.rows import LEFT, finished
+from softlab.report.headlines import Headline, headline
+from softlab.report.numbers import joined, number, short
+from softlab.report.rows import LEFT, finished
 
 SUFFICES = 0.1
 """A relative error of the matrix up to this is a success."""

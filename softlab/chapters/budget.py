@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import pandas as pd
 
 from softlab.chapters import Cell, Table
-from softlab.chapters.headlines import Headline, headline
-from softlab.chapters.numbers import joined, number, short
-from softlab.chapters.rows import finished
+from softlab.report.headlines import Headline, headline
+from softlab.report.numbers import joined, number, short
+from softlab.report.rows import finished
 
 PARTS = ("landmarks", "normaliser", "solve", "precision")
 PUBLISHED, CONVERGED, SHIFTED = "as published", "converged", "ridge 0.01"

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import pandas as pd
 
 from softlab.chapters import Cell, Table
-from softlab.chapters.headlines import Headline
-from softlab.chapters.intervals import (
+from softlab.report.headlines import Headline
+from softlab.report.intervals import (
     CONFIDENCE,
     Mean,
     cell,
@@ -24,9 +24,9 @@ from softlab.chapters.intervals import (
     mean,
     words,
 )
-from softlab.chapters.numbers import joined, number, short
-from softlab.chapters.rows import finished
-from softlab.chapters.timings import ratio, timing
+from softlab.report.numbers import joined, number, short
+from softlab.report.rows import finished
+from softlab.report.timings import ratio, timing
 
 TRAINED = {"status", "method", "m", "sampling", "seed", "epoch", "accuracy"}
 COSTED = {

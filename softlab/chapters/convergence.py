@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 
 from softlab.chapters import Cell, Table
-from softlab.chapters.headlines import Headline
-from softlab.chapters.numbers import joined, number, short, span
+from softlab.report.headlines import Headline
+from softlab.report.numbers import joined, number, short, span
 
 ATLAS = {
     "method", "scaling", "precision", "spectrum", "core", "kappa", "condition", "rank",

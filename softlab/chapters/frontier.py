@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 
 from softlab.chapters import Cell, Table
-from softlab.chapters.headlines import Headline, headline
-from softlab.chapters.numbers import joined, number, short
-from softlab.chapters.profiles import ROUNDING, known_to, shares_within
-from softlab.chapters.rows import finished
-from softlab.chapters.timings import steady
+from softlab.report.headlines import Headline, headline
+from softlab.report.numbers import joined, number, short
+from softlab.report.profiles import ROUNDING, known_to, shares_within
+from softlab.report.rows import finished
+from softlab.report.timings import steady
 
 NEEDED = {
     *("status", "family", "method", "target", "source", "real", "n", "seed", "budget", "fits"),

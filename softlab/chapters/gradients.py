@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from softlab.chapters import Cell, Table
-from softlab.chapters.headlines import Headline, headline
-from softlab.chapters.numbers import joined, median, number, short, span
-from softlab.chapters.rows import finished
+from softlab.report.headlines import Headline, headline
+from softlab.report.numbers import joined, median, number, short, span
+from softlab.report.rows import finished
 
 WRONG = 0.5
 """An error of half the gradient."""

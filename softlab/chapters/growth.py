@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 
 from softlab.chapters import Cell, Table
-from softlab.chapters.headlines import Headline, headline
-from softlab.chapters.intervals import Mean, exponent, stacked
-from softlab.chapters.numbers import joined, number, short
-from softlab.chapters.rows import finished
-from softlab.chapters.timings import steady, timing
+from softlab.report.headlines import Headline, headline
+from softlab.report.intervals import Mean, exponent, stacked
+from softlab.report.numbers import joined, number, short
+from softlab.report.rows import finished
+from softlab.report.timings import steady, timing
 
 TIME = "seconds_q1"
 """The time of a call: the lower quartile of repeats, which other work disturbs least."""

@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 
 from softlab.chapters import Cell, Table
-from softlab.chapters.intervals import drawn
-from softlab.chapters.numbers import joined, number, short, span
-from softlab.chapters.timings import steady, timing
+from softlab.report.intervals import drawn
+from softlab.report.numbers import joined, number, short, span
+from softlab.report.timings import steady, timing
 
 PREDICTORS = {
     "matrix_error": "matrix error",

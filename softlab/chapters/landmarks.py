@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 
 from softlab.chapters import Cell, Table
-from softlab.chapters.headlines import Headline, headline
-from softlab.chapters.intervals import median as over_units
-from softlab.chapters.numbers import joined, number, short
-from softlab.chapters.profiles import ROUNDING, known_to, shares_within
-from softlab.chapters.rows import finished
-from softlab.chapters.timings import timing
+from softlab.report.headlines import Headline, headline
+from softlab.report.intervals import median as over_units
+from softlab.report.numbers import joined, number, short
+from softlab.report.profiles import ROUNDING, known_to, shares_within
+from softlab.report.rows import finished
+from softlab.report.timings import timing
 
 NEEDED = {
     *("status", "setting", "source", "equal", "allowance", "selector", "seed", "fits", "n"),

@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 
 from softlab.chapters import Cell, Table
-from softlab.chapters.headlines import Headline
-from softlab.chapters.intervals import Mean, bracketed, exponent, stacked
-from softlab.chapters.numbers import joined, number, short
-from softlab.chapters.rows import finished
-from softlab.chapters.timings import steady
+from softlab.report.headlines import Headline
+from softlab.report.intervals import Mean, bracketed, exponent, stacked
+from softlab.report.numbers import joined, number, short
+from softlab.report.rows import finished
+from softlab.report.timings import steady
 
 FROM = 4096
 """Exponents of time and memory are fitted from so many tokens on."""

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from softlab.chapters import Cell, Table
-from softlab.chapters.headlines import Headline
-from softlab.chapters.numbers import joined, number, short
-from softlab.chapters.rows import finished
+from softlab.report.headlines import Headline
+from softlab.report.numbers import joined, number, short
+from softlab.report.rows import finished
 
 NEEDED = {"status", "method", "mode", "n", "peak_bytes"}
 

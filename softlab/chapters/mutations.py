@@ -13,9 +13,9 @@ from collections.abc import Iterator
 import pandas as pd
 
 from softlab.chapters import Cell, Table
-from softlab.chapters.intervals import percent, share
-from softlab.chapters.numbers import joined
-from softlab.chapters.rows import finished
+from softlab.report.intervals import percent, share
+from softlab.report.numbers import joined
+from softlab.report.rows import finished
 
 NEEDED = {"status", "seed", "solver", "fault", "base", "reason", "laws", "law"}
 OF_MUTANTS, OF_RIGHT_ONES, ORIGIN = "caught", "alarms", "origin"

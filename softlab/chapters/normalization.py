@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import pandas as pd
 
 from softlab.chapters import Cell, Table
-from softlab.chapters.headlines import Headline, headline
-from softlab.chapters.intervals import exponent
-from softlab.chapters.numbers import joined, number, short
-from softlab.chapters.rows import finished
+from softlab.report.headlines import Headline, headline
+from softlab.report.intervals import exponent
+from softlab.report.numbers import joined, number, short
+from softlab.report.rows import finished
 
 NEEDED = {
     *("status", "source", "family", "normalization", "n", "rank"),

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 import pandas as pd
 
 from softlab.chapters import Cell, Table
-from softlab.chapters.headlines import Headline, headline
-from softlab.chapters.intervals import Median
-from softlab.chapters.intervals import median as over_units
-from softlab.chapters.numbers import joined, median, number, short
-from softlab.chapters.quartiles import cell, summary
-from softlab.chapters.rows import LEFT, finished
-from softlab.chapters.timings import timing
+from softlab.report.headlines import Headline, headline
+from softlab.report.intervals import Median
+from softlab.report.intervals import median as over_units
+from softlab.report.numbers import joined, median, number, short
+from softlab.report.quartiles import cell, summary
+from softlab.report.rows import LEFT, finished
+from softlab.report.timings import timing
 
 NEEDED = {
     *("status", "method", "target", "source", "op.rank", "output_error", "uniform_error", "skill"),

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pandas as pd
 
 from softlab.chapters import Cell, Table
-from softlab.chapters.numbers import joined
-from softlab.chapters.rows import finished
+from softlab.report.numbers import joined
+from softlab.report.rows import finished
 
 NEEDED = {
     *("status", "package", "version", "layer", "law", "claimed", "verdict", "detail"),

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from softlab.chapters import Cell, Table
-from softlab.chapters.headlines import Headline
-from softlab.chapters.numbers import joined, number, short, span
-from softlab.chapters.rows import finished
+from softlab.report.headlines import Headline
+from softlab.report.numbers import joined, number, short, span
+from softlab.report.rows import finished
 
 RULE = (0.01, 1.0)
 """Between these the constant of the rule of thumb, floor = c eps kappa, is expected."""

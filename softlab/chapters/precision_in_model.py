@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from softlab.chapters import Cell, Table
-from softlab.chapters.numbers import joined, number, short, span
-from softlab.chapters.rows import finished
+from softlab.report.numbers import joined, number, short, span
+from softlab.report.rows import finished
 
 NEEDED = {
     *("status", "model", "method", "op", "precision", "change", "float32_change"),

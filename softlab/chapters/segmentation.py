@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import pandas as pd
 
 from softlab.chapters import Cell, Table
-from softlab.chapters.headlines import Headline
-from softlab.chapters.intervals import cell, difference, headline, in_common, mean, percent, words
-from softlab.chapters.numbers import joined
-from softlab.chapters.rows import finished
+from softlab.report.headlines import Headline
+from softlab.report.intervals import cell, difference, headline, in_common, mean, percent, words
+from softlab.report.numbers import joined
+from softlab.report.rows import finished
 
 NEEDED = {"status", "method", "seed", "side", "miou", "things", "right", "blank", "lost"}
 EXACT, PLAIN = "Softmax", "Soft"

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import pandas as pd
 
 from softlab.chapters import Cell, Table
-from softlab.chapters.headlines import Headline
-from softlab.chapters.intervals import Mean, bracketed, mean
-from softlab.chapters.numbers import joined, number, short, span
-from softlab.chapters.rows import finished
+from softlab.report.headlines import Headline
+from softlab.report.intervals import Mean, bracketed, mean
+from softlab.report.numbers import joined, number, short, span
+from softlab.report.rows import finished
 
 NEEDED = {
     "status", "rule", "seed", "step", "layer", "loss", "worst_condition", "worst_residual",

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import pandas as pd
 
 from softlab.chapters import Cell, Table
-from softlab.chapters.headlines import Headline
-from softlab.chapters.numbers import joined, number, short, span
-from softlab.chapters.rows import finished
+from softlab.report.headlines import Headline
+from softlab.report.numbers import joined, number, short, span
+from softlab.report.rows import finished
 
 NEEDED = {
     "task", "newton", "steps", "rule", "seed", "step", "loss", "cosine", "residual", "spread",

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from softlab.chapters import Cell, Table
-from softlab.chapters.headlines import Headline
-from softlab.chapters.intervals import (
+from softlab.report.headlines import Headline
+from softlab.report.intervals import (
     Mean,
     bracketed,
     cell,
@@ -23,8 +23,8 @@ from softlab.chapters.intervals import (
     mean,
     words,
 )
-from softlab.chapters.numbers import joined, short
-from softlab.chapters.rows import finished
+from softlab.report.numbers import joined, short
+from softlab.report.rows import finished
 
 NEEDED = {"status", "method", "seed", "side", "accuracy", "drop", "growth"}
 PLAIN, NORMALIZED = "Soft, none", "Soft, symmetric"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from softlab.cli import catalogue, check, fetch, report, run, substitute
+from softlab.cli import check, fetch, list, report, run, substitute
 
 # Commands import what they need inside themselves, so that --help waits for none of it.
 app = typer.Typer(
@@ -21,5 +21,5 @@ app.command(epilog=run.EXAMPLES)(run.run)
 app.command(epilog=report.EXAMPLES)(report.report)
 app.command(epilog=check.EXAMPLES)(check.check)
 app.command(epilog=substitute.EXAMPLES)(substitute.substitute)
-app.command("list", epilog=catalogue.EXAMPLES)(catalogue.catalogue)
+app.command("list", epilog=list.EXAMPLES)(list.catalogue)
 app.command(epilog=fetch.EXAMPLES)(fetch.fetch)

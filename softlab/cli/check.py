@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from softlab.cli.speech import FINDING, err, fail, out, say
+from softlab.cli.console import FINDING, err, fail, out, say
 
 if TYPE_CHECKING:
     from softlab.laws import Cause, Outcome
@@ -71,7 +71,7 @@ def check(
     be imported.
     """
     from softlab import laws
-    from softlab.laws.confined import Request, examined
+    from softlab.laws.sandbox import Request, examined
 
     if laws_alone:
         _laws(as_json=as_json)
@@ -130,13 +130,13 @@ def _leave(found: list[Outcome], only: Iterable[str]) -> None:
 
 
 def _near(name: str, names: Iterable[str]) -> str:
-    from softlab.checks import hint
+    from softlab.validation import hint
 
     return hint(name, names)
 
 
 def _usable(device: str) -> None:
-    from softlab import provenance
+    from softlab.engine import provenance
 
     try:
         provenance.usable(device)

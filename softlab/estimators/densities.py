@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from softlab.checks import MOST_STEPS, typed
 from softlab.core import Stream
 from softlab.estimators.estimate import (
     Estimate,
@@ -23,6 +22,7 @@ from softlab.estimators.estimate import (
 )
 from softlab.estimators.krylov import bidiagonal, tridiagonal
 from softlab.estimators.linear_map import LinearMap
+from softlab.validation import MOST_STEPS, typed
 
 
 @dataclass(frozen=True)

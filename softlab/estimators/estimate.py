@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Estimate:
 
     def times(self, factor: float) -> Estimate:
         """The estimate of ``factor``, which is positive, times the number."""
-        checks.span("factor", factor)
+        validation.span("factor", factor)
         return Estimate(self.value * factor, self.low * factor, self.high * factor, self.confidence)
 
 
@@ -131,10 +131,10 @@ def check_count(what: str, got: int, least: int, most: int, of: str) -> None:
 
 def check_held(what: str, got: int, each: int) -> None:
     """Raise unless so many of ``each`` numbers are at most ``checks.MOST_TOKENS`` together."""
-    if got * each > checks.MOST_TOKENS:
+    if got * each > validation.MOST_TOKENS:
         msg = (
             f"{what} is {got}, each of which holds {each} numbers; give at most "
-            f"{checks.MOST_TOKENS // each}, so that all of them fit 8 GiB in float64."
+            f"{validation.MOST_TOKENS // each}, so that all of them fit 8 GiB in float64."
         )
         raise ValueError(msg)
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Operator
 
 Product = Callable[[Tensor], Tensor]
@@ -39,31 +39,31 @@ class LinearMap:
     _wanted: ClassVar = "a LinearMap; LinearMap.of_matrix makes one of a matrix"
 
     def __post_init__(self) -> None:
-        checks.fields(self)
+        validation.fields(self)
         if min(self.shape) < 1:
             msg = f"LinearMap.shape is {self.shape!r}; give (rows, columns), both at least 1."
             raise ValueError(msg)
-        checks.floating("LinearMap.dtype", self.dtype)
+        validation.floating("LinearMap.dtype", self.dtype)
         if self.symmetric and self.shape[0] != self.shape[1]:
             msg = f"LinearMap.symmetric is True and shape is {self.shape}; make it square."
             raise ValueError(msg)
 
     @classmethod
-    @checks.typed
+    @validation.typed
     def of_matrix(cls, a: Tensor) -> LinearMap:
         """The matrix a (n, l) itself, finite; symmetric where it differs from a^T by rounding.
 
         That is by at most 100 eps max|a|: products such as k k^T are no more symmetric than that.
         """
         _one("a", a)
-        largest = checks.finite("a", a)
+        largest = validation.finite("a", a)
         gap = (a - a.mT).abs().max() if a.shape[0] == a.shape[1] else math.inf
         same = bool(gap <= 100 * torch.finfo(a.dtype).eps * largest)
         shape = (a.shape[0], a.shape[1])
         return cls(shape, lambda x: a @ x, lambda y: a.mT @ y, same, a.dtype, a.device)
 
     @classmethod
-    @checks.typed
+    @validation.typed
     def of_operator(cls, op: Operator, q: Tensor, k: Tensor) -> LinearMap:
         """The matrix M of ``op(q, k, v) = M v``, for q (n, d) and k (l, d).
 
@@ -75,7 +75,7 @@ class LinearMap:
             raise ValueError(msg)
         for name, x in (("q", q), ("k", k)):
             _one(name, x)
-            checks.finite(name, x)
+            validation.finite(name, x)
 
         def adjoint(y: Tensor) -> Tensor:
             with torch.enable_grad():
@@ -97,7 +97,7 @@ class LinearMap:
         n, l = self.shape  # noqa: E741
         return LinearMap((l, n), self.adjoint, self.apply, False, self.dtype, self.device)
 
-    @checks.typed
+    @validation.typed
     def __matmul__(self, x: Tensor) -> Tensor:
         """A x for x (l,) or (l, c), float64."""
         if x.ndim not in (1, 2) or x.shape[0] != self.shape[1]:
@@ -114,10 +114,10 @@ class LinearMap:
             )
             raise ValueError(msg)
         if not out.is_meta:
-            checks.finite("a product of the map", out)
+            validation.finite("a product of the map", out)
         return out.squeeze(-1) if x.ndim == 1 else out
 
-    @checks.typed
+    @validation.typed
     def __sub__(self, other: LinearMap) -> LinearMap:
         """A - B."""
         if self.shape != other.shape:
@@ -138,7 +138,7 @@ def _difference(a: LinearMap, b: LinearMap) -> Product:
 
 def _one(name: str, x: Tensor) -> None:
     """Raise unless ``x`` is one matrix that is not empty."""
-    if not isinstance(x, Tensor) or x.dtype not in checks.FLOATING:
+    if not isinstance(x, Tensor) or x.dtype not in validation.FLOATING:
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         msg = f"{name} must be a floating tensor, got {got}. Convert it with .float()."
         raise TypeError(msg)

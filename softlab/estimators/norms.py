@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Stream, norm
 from softlab.estimators.estimate import (
     Estimate,
@@ -40,7 +40,7 @@ class SpectralNorm:
     converged: bool
 
 
-@checks.typed
+@validation.typed
 def spectral_norm(
     a: LinearMap,
     *,
@@ -88,7 +88,7 @@ def spectral_norm(
     )
 
 
-@checks.typed
+@validation.typed
 def frobenius_norm(
     a: LinearMap, *, probes: int = 32, confidence: float = 0.95, seed: int = 0
 ) -> Estimate:

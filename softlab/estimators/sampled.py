@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softlab import checks
-from softlab.checks import typed
+from softlab import validation
 from softlab.core import Operator, Stream
 from softlab.estimators.estimate import (
     Estimate,
@@ -27,6 +26,7 @@ from softlab.estimators.estimate import (
     of_ratio,
 )
 from softlab.estimators.linear_map import LinearMap
+from softlab.validation import typed
 
 
 class ExactRows:
@@ -50,7 +50,7 @@ class ExactRows:
             msg = f"one case is one head: q, k and v must have two dimensions, got {shapes}."
             raise ValueError(msg)
         for name, x in (("q", q), ("k", k), ("v", v)):
-            checks.matrix(x, name)
+            validation.matrix(x, name)
         check_count("rows", rows, 2, len(q), "queries")
         self.target, self.q, self.k, self.v = target, q, k, v
         rng = Stream(seed, "estimators.ExactRows")

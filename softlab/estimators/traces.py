@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from softlab.checks import typed
 from softlab.core import Stream
 from softlab.estimators.estimate import (
     Estimate,
@@ -24,6 +23,7 @@ from softlab.estimators.estimate import (
     of_mean,
 )
 from softlab.estimators.linear_map import LinearMap
+from softlab.validation import typed
 
 
 @typed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Stream, value
 
 
@@ -23,7 +23,7 @@ class IID:
     orthogonal = False
 
     def __post_init__(self) -> None:
-        checks.natural(self, seed=self.seed)
+        validation.natural(self, seed=self.seed)
 
     def __call__(self, m: int, d: int) -> Tensor:
         """The matrix W, (m, d)."""

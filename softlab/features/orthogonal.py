@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Stream, value
 
 
@@ -26,7 +26,7 @@ class Orthogonal:
     orthogonal = True
 
     def __post_init__(self) -> None:
-        checks.natural(self, seed=self.seed)
+        validation.natural(self, seed=self.seed)
 
     def __call__(self, m: int, d: int) -> Tensor:
         """The matrix W, (m, d)."""

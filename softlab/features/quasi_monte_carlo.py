@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Stream, value
 
 SEQUENCES = ("sobol", "halton")
@@ -36,8 +36,8 @@ class QuasiMonteCarlo:
     orthogonal = False
 
     def __post_init__(self) -> None:
-        checks.natural(self, seed=self.seed)
-        checks.one_of(self, SEQUENCES, sequence=self.sequence)
+        validation.natural(self, seed=self.seed)
+        validation.one_of(self, SEQUENCES, sequence=self.sequence)
 
     def __call__(self, m: int, d: int) -> Tensor:
         """The matrix W, (m, d)."""

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Stream, value
 
 
@@ -31,7 +31,7 @@ class SORF:
     orthogonal = False
 
     def __post_init__(self) -> None:
-        checks.natural(self, seed=self.seed)
+        validation.natural(self, seed=self.seed)
 
     def __call__(self, m: int, d: int) -> Tensor:
         """The matrix W, (m, d)."""

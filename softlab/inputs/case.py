@@ -7,8 +7,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from softlab.checks import placed
 from softlab.core import value
+from softlab.validation import placed
 
 
 class QKV(NamedTuple):

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from softlab.checks import fields, hint, typed
 from softlab.core import value
 from softlab.inputs.case import QKV, delivered
+from softlab.validation import fields, hint, typed
 
 DATA = Path(__file__).parent / "data"
 
@@ -83,7 +83,7 @@ class Recorded:
         if not 0 <= seed < self.samples:
             msg = (
                 f"{self!r} has {self.samples} stored samples, so its seeds are 0 to "
-                f"{self.samples - 1}; got {seed}. For more, see softlab.models.activations."
+                f"{self.samples - 1}; got {seed}. For more, see softlab.pretrained.activations."
             )
             raise ValueError(msg)
         with safe_open(self.path, "pt") as file:

@@ -14,9 +14,9 @@ import math
 import torch
 from torch import Tensor
 
-from softlab.checks import one_of, positive, positive_int, tensor_fits, zero_or_positive
 from softlab.core import Stream, value
 from softlab.inputs.case import QKV, delivered
+from softlab.validation import one_of, positive, positive_int, tensor_fits, zero_or_positive
 
 BLOCK = 1024  # rows of scores held at a time
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, value
 from softlab.kernels import Gaussian, kernel_cost
 from softlab.landmarks.bandwidths import gaussian
@@ -37,7 +37,7 @@ class GreedyResidual:
 
     def __post_init__(self) -> None:
         if self.bandwidth is not None:
-            checks.positive(self, bandwidth=self.bandwidth)
+            validation.positive(self, bandwidth=self.bandwidth)
             Gaussian(self.bandwidth)  # refuses what its square cannot carry
 
     def cost(self, dims: Dims, m: int) -> Cost:

@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 from torch.nn import functional
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Stream, value, widened
 from softlab.landmarks.grids import Cells, cells, check_sides, sides
 from softlab.landmarks.selector import of_survivors, of_tokens
@@ -43,7 +43,7 @@ class GridConv:
 
     def __post_init__(self) -> None:
         check_sides(self, self.height, self.width)
-        checks.natural(self, seed=self.seed)
+        validation.natural(self, seed=self.seed)
 
     def cost(self, dims: Dims, m: int) -> Cost:
         """The convolution: m windows."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 
 
 class Cells(NamedTuple):
@@ -26,7 +26,7 @@ def check_sides(owner: object, height: int | None, width: int | None) -> None:
     """Raise unless each side is None or an integer of at least 1."""
     for name, side in (("height", height), ("width", width)):
         if side is not None:
-            checks.positive_int(owner, **{name: side})
+            validation.positive_int(owner, **{name: side})
 
 
 def sides(s: int, height: int | None, width: int | None) -> tuple[int, int]:

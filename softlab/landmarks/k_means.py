@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, value, widened
 from softlab.landmarks.draws import by_weight
 from softlab.landmarks.farthest_point import spread
@@ -34,8 +34,8 @@ class KMeans:
     nested = False
 
     def __post_init__(self) -> None:
-        checks.repeats(self, iterations=self.iterations)
-        checks.natural(self, seed=self.seed)
+        validation.repeats(self, iterations=self.iterations)
+        validation.natural(self, seed=self.seed)
 
     def cost(self, dims: Dims, m: int) -> Cost:
         """Distances of the seeding and of Lloyd's steps, two operations an entry."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Stream, value
 from softlab.kernels import Gaussian, kernel_cost
 from softlab.landmarks.bandwidths import gaussian
@@ -46,12 +46,12 @@ class LeverageScores:
     nested = False
 
     def __post_init__(self) -> None:
-        checks.positive(self, ridge=self.ridge)
-        checks.positive_int(self, sample=self.sample)
+        validation.positive(self, ridge=self.ridge)
+        validation.positive_int(self, sample=self.sample)
         if self.bandwidth is not None:
-            checks.positive(self, bandwidth=self.bandwidth)
+            validation.positive(self, bandwidth=self.bandwidth)
             Gaussian(self.bandwidth)  # refuses what its square cannot carry
-        checks.natural(self, seed=self.seed)
+        validation.natural(self, seed=self.seed)
 
     def cost(self, dims: Dims, m: int) -> Cost:
         """The kernel of the sample and its rows, the factorisation and the solves."""
@@ -75,8 +75,8 @@ class LeverageScores:
 
     def scores(self, x: Tensor, m: int) -> Tensor:
         """The estimated scores (..., n) of tokens x (..., n, d) at the ridge of rank m."""
-        checks.tokens(x, m)
-        checks.rank_fits(m, x.shape[-2], "tokens")
+        validation.tokens(x, m)
+        validation.rank_fits(m, x.shape[-2], "tokens")
         return self._scores(x.detach().double(), m)
 
     @of_tokens

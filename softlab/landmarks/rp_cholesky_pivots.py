@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, value
 from softlab.kernels import Gaussian, kernel_cost
 from softlab.landmarks.bandwidths import gaussian
@@ -41,11 +41,11 @@ class RPCholeskyPivots:
     nested = True
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, block=self.block)
+        validation.positive_int(self, block=self.block)
         if self.bandwidth is not None:
-            checks.positive(self, bandwidth=self.bandwidth)
+            validation.positive(self, bandwidth=self.bandwidth)
             Gaussian(self.bandwidth)  # refuses what its square cannot carry
-        checks.natural(self, seed=self.seed)
+        validation.natural(self, seed=self.seed)
 
     def cost(self, dims: Dims, m: int) -> Cost:
         """The pivots' kernel rows and their elimination."""

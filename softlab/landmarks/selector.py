@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, nested, own_precision
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -59,14 +59,14 @@ def of_tokens(call: F) -> F:
     @own_precision
     @functools.wraps(call)
     def checked(self: Any, x: Tensor, m: int, key_mask: Tensor | None = None) -> Any:
-        return call(self, x, m, key_mask if nested() else checks.tokens(x, m, key_mask))
+        return call(self, x, m, key_mask if nested() else validation.tokens(x, m, key_mask))
 
     return cast("F", checked)
 
 
 def kept(x: Tensor, m: int, key_mask: Tensor | None) -> Tensor:
     """How many tokens take part in each matrix, (...); raise if any has fewer than ``m``."""
-    checks.rank_fits(m, checks.survivors(key_mask, x), "tokens")
+    validation.rank_fits(m, validation.survivors(key_mask, x), "tokens")
     if key_mask is None:
         return torch.full(x.shape[:-2], x.shape[-2], device=x.device)
     return key_mask.sum(-1)

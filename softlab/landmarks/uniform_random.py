@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Stream, value
 from softlab.landmarks.selector import kept, of_tokens, position_of, take
 
@@ -27,7 +27,7 @@ class UniformRandom:
     nested = True
 
     def __post_init__(self) -> None:
-        checks.natural(self, seed=self.seed)
+        validation.natural(self, seed=self.seed)
 
     def cost(self, dims: Dims, m: int) -> Cost:  # noqa: ARG002  the same at all sizes
         """Nothing that is counted."""

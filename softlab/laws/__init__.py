@@ -23,52 +23,52 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from softlab.checks import hint, typed
 from softlab.core import Operator
 from softlab.laws import (
     algebra,
-    budget,
     consistency,
     cost,
+    dependence,
     derivatives,
+    error_parts,
     estimates,
-    examination,
-    geometry,
-    honesty,
     interface,
     invariance,
     inverse,
     isolation,
     limits,
     precision,
+    purity,
+    runner,
     solving,
     spectral,
     temperature,
 )
-from softlab.laws.examination import EXAMPLES, SECONDS, Outcome, Verdict, budgeted, outcome
+from softlab.laws.adapters import adapted, is_solver, load
 from softlab.laws.grouping import Cause, causes
 from softlab.laws.law import BrokenLawError, Draws, Gap, Law, OutOfScopeError, tolerance
 from softlab.laws.regimes import Coverage, coverage
-from softlab.laws.subjects import adapted, is_solver, load
+from softlab.laws.runner import EXAMPLES, SECONDS, Outcome, Verdict, budgeted, outcome
 from softlab.pinv import Solver
+from softlab.validation import hint, typed
 
 OPERATOR_LAWS: tuple[Law[Operator], ...] = (
     interface.SHAPE_DTYPE_DEVICE,
     interface.DETERMINISTIC,
-    honesty.SILENT,
-    honesty.VIEWS,
-    honesty.STATELESS,
-    honesty.ANSWERS,
+    purity.SILENT,
+    purity.VIEWS,
+    purity.STATELESS,
+    purity.ANSWERS,
     algebra.LINEAR_IN_V,
     algebra.QUERY_EQUIVARIANT,
     algebra.KEY_INVARIANT,
     algebra.ROW_STOCHASTIC,
     algebra.NONNEGATIVE,
     algebra.SYMMETRIC,
-    geometry.KERNEL,
-    geometry.READS,
-    geometry.SCALE,
-    geometry.RECIPROCAL,
+    dependence.KERNEL,
+    dependence.READS,
+    dependence.SCALE,
+    dependence.RECIPROCAL,
     algebra.PSD,
     spectral.BELOW,
     spectral.ECKART_YOUNG,
@@ -96,7 +96,7 @@ OPERATOR_LAWS: tuple[Law[Operator], ...] = (
     estimates.RESEEDED,
     cost.FLOPS,
     limits.LINEAR_MEMORY,
-    budget.BUDGET,
+    error_parts.BUDGET,
     limits.GRADIENT,
     derivatives.SECOND,
     derivatives.FULL_GRADIENT,
@@ -180,9 +180,7 @@ def examine(
     examples, seconds = budgeted(examples, seconds, thorough=thorough)
     draws = dataclasses.replace(draws or Draws(), thorough=thorough)
     return list(
-        examination.examine(
-            subject, found, examples=examples, seconds=seconds, draws=draws, name=name
-        )
+        runner.examine(subject, found, examples=examples, seconds=seconds, draws=draws, name=name)
     )
 
 

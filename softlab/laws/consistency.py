@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from softlab.core import Stream
-from softlab.laws.geometry import normalised
-from softlab.laws.honesty import process
+from softlab.laws.dependence import normalised
 from softlab.laws.isolation import CORE_KAPPA, amplified
 from softlab.laws.law import (
     Gap,
@@ -40,6 +39,7 @@ from softlab.laws.law import (
     rank_of,
     tolerance,
 )
+from softlab.laws.purity import process
 from softlab.laws.situations import Situation, drawn
 
 F64 = torch.float64

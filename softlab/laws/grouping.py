@@ -18,7 +18,7 @@ import torch
 from softlab.laws.law import is_plain
 
 if TYPE_CHECKING:
-    from softlab.laws.examination import Outcome
+    from softlab.laws.runner import Outcome
 
 LAWS = Path(__file__).resolve().parent
 PACKAGE = LAWS.parent

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import torch
 
 from softlab.laws.derivatives import twice
-from softlab.laws.honesty import printed
 from softlab.laws.inverse import KAPPA, faithful, relative, well_conditioned
 from softlab.laws.law import (
     Gap,
@@ -20,6 +19,7 @@ from softlab.laws.law import (
     tolerance,
     uniform_int,
 )
+from softlab.laws.purity import printed
 from softlab.pinv import Solver
 
 F64 = torch.float64

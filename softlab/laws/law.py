@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Stream
 
 S = TypeVar("S")
@@ -66,10 +66,10 @@ class Draws:
     situation: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        checks.fields(self)
-        checks.floating("Draws.dtype", self.dtype)
+        validation.fields(self)
+        validation.floating("Draws.dtype", self.dtype)
         if self.digits is not None:
-            checks.count("Draws.digits", self.digits, 0, 15)
+            validation.count("Draws.digits", self.digits, 0, 15)
 
 
 _draws: ContextVar[Draws] = ContextVar("draws", default=Draws())  # noqa: B039  frozen
@@ -127,13 +127,13 @@ class Law(Generic[S]):
             gaps = self.measure(subject, generator(seed))
             return next((gap for gap in gaps if not gap.holds), None)
 
-    @checks.typed
+    @validation.typed
     def check(self, subject: S, *, seed: int = 0, draws: Draws | None = None) -> None:
         """Raise ``BrokenLawError`` unless the law holds for ``subject`` or does not apply to it.
 
         ``seed``, ``draws``: of the inputs. A subject that raises breaks the law, too.
         """
-        checks.count("seed", seed, 0, math.inf)
+        validation.count("seed", seed, 0, math.inf)
         try:
             gap = self.broken(subject, seed=seed, draws=draws)
         except OutOfScopeError:

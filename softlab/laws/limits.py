@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from softlab.core import Operator, as_matrix
-from softlab.instruments import peak_memory
 from softlab.laws.law import (
     Gap,
     Law,
@@ -30,6 +29,7 @@ from softlab.laws.law import (
     tolerance,
 )
 from softlab.pinv import Inverting, Status
+from softlab.profiling import peak_memory
 
 F64 = torch.float64
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from softlab.core import Operator, as_matrix
-from softlab.laws.geometry import condition
+from softlab.laws.dependence import condition
 from softlab.laws.law import (
     Gap,
     Law,

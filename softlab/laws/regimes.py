@@ -20,7 +20,7 @@ from torch import Tensor
 from softlab.laws.law import guarded
 
 if TYPE_CHECKING:
-    from softlab.laws.examination import Outcome
+    from softlab.laws.runner import Outcome
 
 WIDTHS = {"1": 1, "2-8": 8, "9-64": 64}
 LENGTHS = {

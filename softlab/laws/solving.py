@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softlab.laws.honesty import process
 from softlab.laws.inverse import KAPPA, faithful, relative, spd
 from softlab.laws.law import (
     Gap,
@@ -21,6 +20,7 @@ from softlab.laws.law import (
     steps_of,
     tolerance,
 )
+from softlab.laws.purity import process
 from softlab.pinv import Iteration, PinvResult, Solver, Status
 
 F64 = torch.float64

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softlab.checks import flag, natural, one_of, positive, positive_int
 from softlab.core import Stream, value
 from softlab.extras import needed
 from softlab.matrices import Clusters, Geometric, LowRank, Matrix, Polynomial, Step
+from softlab.validation import flag, natural, one_of, positive, positive_int
 
 with needed("laws"):
     from hypothesis import strategies as st

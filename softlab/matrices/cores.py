@@ -7,12 +7,12 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from softlab.checks import is_a, positive, positive_int, tensor_fits
 from softlab.core import Stream, value
 from softlab.inputs import Input
 from softlab.kernels import Gaussian
 from softlab.matrices.matrix import F64, delivered
 from softlab.pinv import Inverting
+from softlab.validation import is_a, positive, positive_int, tensor_fits
 
 
 @runtime_checkable

@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softlab.checks import positive_int
 from softlab.core import Stream, value
 from softlab.matrices.matrix import (
     F64,
@@ -18,6 +17,7 @@ from softlab.matrices.matrix import (
     formed,
     haar,
 )
+from softlab.validation import positive_int
 
 
 @value

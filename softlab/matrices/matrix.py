@@ -7,8 +7,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from softlab.checks import count, flag, placed, positive, positive_int, tensor_fits, typed
 from softlab.core import Stream
+from softlab.validation import count, flag, placed, positive, positive_int, tensor_fits, typed
 
 F64 = torch.float64
 

@@ -18,7 +18,6 @@ import math
 import torch
 from torch import Tensor
 
-from softlab.checks import positive_int, zero_or_positive
 from softlab.core import Stream, value
 from softlab.matrices.matrix import (
     F64,
@@ -29,6 +28,7 @@ from softlab.matrices.matrix import (
     formed,
     haar,
 )
+from softlab.validation import positive_int, zero_or_positive
 
 
 @value

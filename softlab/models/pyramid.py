@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Operator, Stream, value
 from softlab.models import published
 from softlab.models.soft_attention import Attention, Convolution, Grid, Pooling, Projection
@@ -61,10 +61,10 @@ class Design:
                 msg = f"Design.{name} is {held!r}; give a tuple of {due} integers, one a stage."
                 raise ValueError(msg)
             for number in held:
-                (checks.natural if name == "filters" else checks.positive_int)(
+                (validation.natural if name == "filters" else validation.positive_int)(
                     self, **{name: number}
                 )
-        checks.positive_int(self, rank=self.rank, stem=self.stem, image=self.image)
+        validation.positive_int(self, rank=self.rank, stem=self.stem, image=self.image)
         if self.strides[0] not in (1, 2, 4) or any(s not in (1, 2) for s in self.strides[1:]):
             msg = f"Design.strides is {self.strides}; give 1, 2 or 4, then 1 or 2 three times."
             raise ValueError(msg)
@@ -130,13 +130,13 @@ class Pyramid(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        checks.one_of(self, VARIANTS, variant=variant)
-        checks.natural(self, num_classes=num_classes, seed=seed)
-        checks.positive_int(self, channels=channels)
-        checks.fraction(self, drop_path=drop_path)
+        validation.one_of(self, VARIANTS, variant=variant)
+        validation.natural(self, num_classes=num_classes, seed=seed)
+        validation.positive_int(self, channels=channels)
+        validation.fraction(self, drop_path=drop_path)
         released = variant == "released"
         sampling = sampling or ("conv" if released else "pool")
-        checks.one_of(self, SAMPLINGS, sampling=sampling)
+        validation.one_of(self, SAMPLINGS, sampling=sampling)
         self.design, self.variant = design, variant
         self.num_classes, self.channels = num_classes, channels
         fixed = not released if fixed is None else fixed
@@ -255,7 +255,7 @@ class Pyramid(nn.Module):
             )
             raise ValueError(msg)
         self._check_sides(*image.shape[-2:])
-        checks.finite("image", image)
+        validation.finite("image", image)
 
     def _check_sides(self, height: int, width: int) -> None:
         s = self.design.stride

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Operator
 from softlab.landmarks import GridPool
 from softlab.operators import Linformer, Soft
@@ -36,7 +36,7 @@ class Pooling(nn.Module):
             raise ValueError(msg)
         for name, given in (("rank", rank), ("stride", stride)):
             if given is not None:
-                checks.positive_int(self, **{name: given})
+                validation.positive_int(self, **{name: given})
         self.rank, self.stride = rank, stride
 
     def count(self, grid: Grid) -> int:
@@ -66,7 +66,9 @@ class Convolution(nn.Module):
 
     def __init__(self, d: int, stride: int, rank: int | None = None) -> None:
         super().__init__()
-        checks.positive_int(self, d=d, stride=stride, **({} if rank is None else {"rank": rank}))
+        validation.positive_int(
+            self, d=d, stride=stride, **({} if rank is None else {"rank": rank})
+        )
         self.rank, self.stride = rank, stride
         self.weight = nn.Parameter(torch.empty(d, d, stride, stride))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # as torch's Conv2d
@@ -157,9 +159,9 @@ class Attention(nn.Module):
         depthwise: int = 0,
     ) -> None:
         super().__init__()
-        checks.positive_int(self, width=width, heads=heads)
-        checks.natural(self, depthwise=depthwise)
-        checks.is_a(self, Operator, operator=operator)
+        validation.positive_int(self, width=width, heads=heads)
+        validation.natural(self, depthwise=depthwise)
+        validation.is_a(self, Operator, operator=operator)
         if width % heads:
             msg = f"width {width} is not divided by {heads} heads; give a divisor."
             raise ValueError(msg)

@@ -26,11 +26,9 @@ from rich.progress import Progress
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Stream, value
-from softlab.identity import UnstableError, identity, shown
-from softlab.models import soft
-from softlab.models.images import (
+from softlab.datasets.images import (
     Checked,
     Folder,
     Images,
@@ -38,6 +36,8 @@ from softlab.models.images import (
     by_name,
     fashion_mnist,
 )
+from softlab.engine.identity import UnstableError, identity, shown
+from softlab.models import soft
 from softlab.models.pyramid import Design, Pyramid
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -72,11 +72,11 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, epochs=self.epochs, batch=self.batch, side=self.side)
-        checks.positive(self, rate=self.rate)
-        checks.natural(self, warm_up=self.warm_up, seed=self.seed)
-        checks.fraction(self, smoothing=self.smoothing, drop_path=self.drop_path)
-        checks.one_of(self, tuple(PRECISIONS), precision=self.precision)
+        validation.positive_int(self, epochs=self.epochs, batch=self.batch, side=self.side)
+        validation.positive(self, rate=self.rate)
+        validation.natural(self, warm_up=self.warm_up, seed=self.seed)
+        validation.fraction(self, smoothing=self.smoothing, drop_path=self.drop_path)
+        validation.one_of(self, tuple(PRECISIONS), precision=self.precision)
 
     def rate_at(self, epoch: float) -> float:
         """The rate at a time in epochs: linear to ``rate``, then a cosine to ``floor``."""

@@ -7,13 +7,13 @@ import math
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
-from softlab.operators.causal import of_kept
-from softlab.operators.feature_maps import causal_feature_average, feature_average, log_elu
 from softlab.operators.linear_attention import LinearAttention
 from softlab.operators.local import Local
 from softlab.operators.softmax import Softmax
+from softlab.primitives.causal import of_kept
+from softlab.primitives.feature_maps import causal_feature_average, feature_average, log_elu
 
 
 @value
@@ -46,12 +46,12 @@ class BandLowRank:
     causal: bool = False
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, window=self.window, kernels=self.kernels)
+        validation.positive_int(self, window=self.window, kernels=self.kernels)
         if self.kernels > 3:
             msg = f"BandLowRank.kernels is {self.kernels}, and there are three; give 1 to 3."
             raise ValueError(msg)
-        checks.share(self, blend=self.blend)
-        checks.flag(self, causal=self.causal)
+        validation.share(self, blend=self.blend)
+        validation.flag(self, causal=self.causal)
 
     @property
     def traits(self) -> Traits:
@@ -82,7 +82,7 @@ class BandLowRank:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
         if self.causal:
             return of_kept(self._blend, q, k, v, key_mask)
         return self._blend(q, k, v, key_mask)

@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Stream, Traits, own_precision, value, widened
 from softlab.kernels import Exponential
-from softlab.operators.bands import banded_average, centres, ordinals, rows, support_sizes
 from softlab.operators.softmax import Softmax
+from softlab.primitives.banded import banded_average, centres, ordinals, rows, support_sizes
 
 
 @value
@@ -48,10 +48,10 @@ class BigBird:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, window=self.window, block=self.block)
-        checks.natural(self, globals=self.globals, random=self.random, seed=self.seed)
+        validation.positive_int(self, window=self.window, block=self.block)
+        validation.natural(self, globals=self.globals, random=self.random, seed=self.seed)
         if self.random:
-            checks.numbers(self, random=self.random)
+            validation.numbers(self, random=self.random)
 
     @property
     def traits(self) -> Traits:
@@ -91,7 +91,7 @@ class BigBird:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
         lead, n, l, dtype = q.shape[:-2], q.shape[-2], k.shape[-2], v.dtype  # noqa: E741
         if self._beyond(n, l):
             return self._fitted(n, l)(q, k, v, key_mask)

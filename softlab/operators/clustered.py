@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Traits, own_precision, recomputed, value, widened
 from softlab.landmarks import UniformRandom
 from softlab.landmarks.lloyd import means, nearest
-from softlab.operators.bands import HELD_ENTRIES, rows
 from softlab.operators.softmax import Softmax
+from softlab.primitives.banded import HELD_ENTRIES, rows
 
 
 @value
@@ -45,9 +45,9 @@ class Clustered:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, clusters=self.clusters)
-        checks.repeats(self, iterations=self.iterations)
-        checks.natural(self, top=self.top, seed=self.seed)
+        validation.positive_int(self, clusters=self.clusters)
+        validation.repeats(self, iterations=self.iterations)
+        validation.natural(self, top=self.top, seed=self.seed)
 
     @property
     def traits(self) -> Traits:
@@ -87,7 +87,7 @@ class Clustered:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
         lead, n, l, dtype = q.shape[:-2], q.shape[-2], k.shape[-2], v.dtype  # noqa: E741
         q, k, v = (widened(x).reshape(-1, *x.shape[-2:]) for x in (q, k, v))
         owner = self.owners(q)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.kernels import Exponential, kernel_cost
 from softlab.landmarks import UniformRandom
@@ -30,8 +30,8 @@ class ColumnSample:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, rank=self.rank)
-        checks.natural(self, seed=self.seed)
+        validation.positive_int(self, rank=self.rank)
+        validation.natural(self, seed=self.seed)
 
     @property
     def traits(self) -> Traits:
@@ -59,8 +59,8 @@ class ColumnSample:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
-        checks.rank_fits(self.rank, checks.survivors(key_mask, k), "keys")
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
+        validation.rank_fits(self.rank, validation.survivors(key_mask, k), "keys")
         dtype = v.dtype
         at = UniformRandom(self.seed).indices(k, self.rank, key_mask).unsqueeze(-1)
         drawn_k, drawn_v = (

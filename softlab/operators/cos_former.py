@@ -9,12 +9,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
-from softlab.operators.causal import by_halves, of_kept
-from softlab.operators.degrees import indicator, over
-from softlab.operators.feature_maps import feature_sums
-from softlab.operators.sums import Sums
+from softlab.primitives.causal import by_halves, of_kept
+from softlab.primitives.feature_maps import feature_sums
+from softlab.primitives.normalization import indicator, over
+from softlab.primitives.weighted_sums import Sums
 
 
 @value
@@ -39,7 +39,7 @@ class CosFormer:
     causal: bool = False
 
     def __post_init__(self) -> None:
-        checks.flag(self, causal=self.causal)
+        validation.flag(self, causal=self.causal)
 
     @property
     def traits(self) -> Traits:
@@ -72,7 +72,7 @@ class CosFormer:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
         if self.causal:
             longest = indicator(widened(v), key_mask).sum(-2, keepdim=True)
             return of_kept(partial(_causal, longest=longest), q, k, v, key_mask)

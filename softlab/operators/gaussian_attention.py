@@ -8,11 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.kernels import Gaussian, kernel_cost
-from softlab.operators.causal import of_kept
-from softlab.operators.degrees import NORMALIZATIONS, average_of_some, indicator, over_root
+from softlab.primitives.causal import of_kept
+from softlab.primitives.normalization import NORMALIZATIONS, average_of_some, indicator, over_root
 
 
 @value
@@ -39,10 +39,10 @@ class GaussianAttention:
 
     def __post_init__(self) -> None:
         if self.bandwidth is not None:
-            checks.positive(self, bandwidth=self.bandwidth)
+            validation.positive(self, bandwidth=self.bandwidth)
             Gaussian(self.bandwidth)  # refuses what its square cannot carry
-        checks.one_of(self, NORMALIZATIONS, normalization=self.normalization)
-        checks.flag(self, causal=self.causal)
+        validation.one_of(self, NORMALIZATIONS, normalization=self.normalization)
+        validation.flag(self, causal=self.causal)
         if self.causal and self.normalization == "symmetric":
             msg = (
                 "GaussianAttention.normalization is 'symmetric', whose key degrees depend on later "
@@ -87,7 +87,7 @@ class GaussianAttention:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask, nothing=True)
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask, nothing=True)
         if not (q.numel() and k.numel()):
             return q @ k.mT @ v  # a sum over nothing
         kernel = self.kernel(q.shape[-1])

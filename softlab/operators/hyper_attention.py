@@ -8,10 +8,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Stream, Traits, own_precision, value, widened
 from softlab.operators.softmax import Softmax
-from softlab.operators.sort_lsh import (
+from softlab.primitives.sort_lsh import (
     Blocks,
     bits_fit,
     block_average,
@@ -62,8 +62,8 @@ class HyperAttention:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, block=self.block, bits=self.bits)
-        checks.natural(self, samples=self.samples, seed=self.seed)
+        validation.positive_int(self, block=self.block, bits=self.bits)
+        validation.natural(self, samples=self.samples, seed=self.seed)
         bits_fit(self, self.bits)
 
     @property
@@ -114,7 +114,7 @@ class HyperAttention:
     @own_precision
     def kernel_matrix(self, q: Tensor, k: Tensor) -> Tensor:
         """Return w exp(s), (..., n, l): the unbiased estimate of exp(q k^T / sqrt(d))."""
-        q, k, _, _ = checks.admit(q, k, k)
+        q, k, _, _ = validation.admit(q, k, k)
         lead, n, l = q.shape[:-2], q.shape[-2], k.shape[-2]  # noqa: E741
         flat_q, flat_k = (x.reshape(-1, *x.shape[-2:]) for x in (widened(q), widened(k)))
         weights = block_weights(self._blocks(flat_q, flat_k), n, l)
@@ -124,7 +124,7 @@ class HyperAttention:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
         x, y, z = (widened(t) for t in (q, k, v))
         return over_survivors(self._blockwise, x, y, z, key_mask).to(v.dtype)
 

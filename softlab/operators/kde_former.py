@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Stream, Traits, own_precision, value, widened
 from softlab.operators.softmax import Softmax
-from softlab.operators.sort_lsh import (
+from softlab.primitives.sort_lsh import (
     Blocks,
     bits_fit,
     block_average,
@@ -62,10 +62,10 @@ class KDEFormer:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, block=self.block, bits=self.bits)
-        checks.natural(self, samples=self.samples, seed=self.seed)
+        validation.positive_int(self, block=self.block, bits=self.bits)
+        validation.natural(self, samples=self.samples, seed=self.seed)
         if self.samples:
-            checks.numbers(self, samples=self.samples)
+            validation.numbers(self, samples=self.samples)
         bits_fit(self, self.bits)
 
     @property
@@ -124,7 +124,7 @@ class KDEFormer:
     @own_precision
     def kernel_matrix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return w exp(s), (..., n, l): for these values an unbiased estimate of exp(s)."""
-        q, k, v, _ = checks.admit(q, k, v)
+        q, k, v, _ = validation.admit(q, k, v)
         lead, n, l = q.shape[:-2], q.shape[-2], k.shape[-2]  # noqa: E741
         flat = [widened(x).reshape(-1, *x.shape[-2:]) for x in (q, k, v)]
         weights = block_weights(self._blocks(*flat), n, l)
@@ -134,7 +134,7 @@ class KDEFormer:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
         x, y, z = (widened(t) for t in (q, k, v))
         return over_survivors(self._blockwise, x, y, z, key_mask).to(v.dtype)
 

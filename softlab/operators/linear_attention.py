@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
-from softlab.operators.causal import of_kept
-from softlab.operators.feature_maps import causal_feature_average, feature_average, log_elu
+from softlab.primitives.causal import of_kept
+from softlab.primitives.feature_maps import causal_feature_average, feature_average, log_elu
 
 
 @value
@@ -28,7 +28,7 @@ class LinearAttention:
     causal: bool = False
 
     def __post_init__(self) -> None:
-        checks.flag(self, causal=self.causal)
+        validation.flag(self, causal=self.causal)
 
     @property
     def traits(self) -> Traits:
@@ -66,7 +66,7 @@ class LinearAttention:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
         if self.causal:
             return of_kept(self._causal, q, k, v, key_mask)
         a, b = log_elu(widened(q)), log_elu(widened(k))

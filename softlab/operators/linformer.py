@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Stream, Traits, own_precision, value, widened
 from softlab.kernels import Exponential, kernel_cost
 from softlab.operators.softmax import Softmax
@@ -38,9 +38,9 @@ class Linformer:
     sharing: str = "none"
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, rank=self.rank)
-        checks.natural(self, seed=self.seed)
-        checks.one_of(self, SHARINGS, sharing=self.sharing)
+        validation.positive_int(self, rank=self.rank)
+        validation.natural(self, seed=self.seed)
+        validation.one_of(self, SHARINGS, sharing=self.sharing)
 
     @property
     def traits(self) -> Traits:
@@ -79,8 +79,8 @@ class Linformer:
         on the device of k, leading dimensions broadcastable; columns of masked keys are dropped.
         ``TypeError`` and ``ValueError`` for what does not fit.
         """
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
-        checks.rank_fits(self.rank, checks.survivors(key_mask, k), "keys")
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
+        validation.rank_fits(self.rank, validation.survivors(key_mask, k), "keys")
         if projections is not None:
             self._admit(projections, k)
         dtype = v.dtype
@@ -124,4 +124,4 @@ class Linformer:
                     "columns to the keys."
                 )
                 raise ValueError(msg)
-            checks.finite(f"projection {name}", p)
+            validation.finite(f"projection {name}", p)

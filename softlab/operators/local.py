@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
-from softlab.operators.bands import banded_average, centres, ordinals, rows, support_sizes
-from softlab.operators.causal import of_kept
 from softlab.operators.softmax import Softmax
+from softlab.primitives.banded import banded_average, centres, ordinals, rows, support_sizes
+from softlab.primitives.causal import of_kept
 
 LEAST_BLOCK = 32
 """Queries that share one dense product at least: smaller ones cost more than they save."""
@@ -51,9 +51,9 @@ class Local:
     causal: bool = False
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, window=self.window, dilation=self.dilation)
-        checks.natural(self, sinks=self.sinks)
-        checks.flag(self, causal=self.causal)
+        validation.positive_int(self, window=self.window, dilation=self.dilation)
+        validation.natural(self, sinks=self.sinks)
+        validation.flag(self, causal=self.causal)
 
     @property
     def traits(self) -> Traits:
@@ -90,7 +90,7 @@ class Local:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
         if self.causal:
             return of_kept(self._average, q, k, v, key_mask)
         return self._average(q, k, v, key_mask)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Traits, own_precision, recomputed, value, widened
-from softlab.operators.bands import HELD_ENTRIES, ordinals, rows
 from softlab.operators.softmax import Softmax
+from softlab.primitives.banded import HELD_ENTRIES, ordinals, rows
 
 
 @value
@@ -49,8 +49,8 @@ class MRA:
     sparse: bool = False
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, block=self.block, refined=self.refined)
-        checks.flag(self, sparse=self.sparse)
+        validation.positive_int(self, block=self.block, refined=self.refined)
+        validation.flag(self, sparse=self.sparse)
 
     @property
     def traits(self) -> Traits:
@@ -86,7 +86,7 @@ class MRA:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
         lead, n, l, dtype = q.shape[:-2], q.shape[-2], k.shape[-2], v.dtype  # noqa: E741
         if self.block > max(n, l):  # one block, and no memory beyond the tokens
             return replace(self, block=max(n, l))(q, k, v, key_mask)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.kernels import Exponential, kernel_cost
 from softlab.landmarks import SegmentMeans, Selector
@@ -47,9 +47,9 @@ class Nystromformer:
     landmarks: Selector = SegmentMeans()
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, rank=self.rank)
-        checks.is_a(self, Solver, pinv=self.pinv)
-        checks.is_a(self, Selector, landmarks=self.landmarks)
+        validation.positive_int(self, rank=self.rank)
+        validation.is_a(self, Solver, pinv=self.pinv)
+        validation.is_a(self, Selector, landmarks=self.landmarks)
 
     @property
     def traits(self) -> Traits:
@@ -73,7 +73,7 @@ class Nystromformer:
     @own_precision
     def core(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """The core sm(z_q z_k^T), (..., m, m): what ``pinv`` must invert."""
-        q, k, _, key_mask = checks.admit(q, k, k, key_mask)
+        q, k, _, key_mask = validation.admit(q, k, k, key_mask)
         z_q = self.landmarks(widened(q), self.rank)
         return _core(z_q, self.landmarks(widened(k), self.rank, key_mask))
 
@@ -91,9 +91,9 @@ class Nystromformer:
         sum over the landmarks z_k. What is inverted is still the core A, since with D the ratio of
         the two sums at z_q, M(z_q, z_k)^-1 = A^-1 D^-1. Forms the n x l scores.
         """
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
-        checks.rank_fits(self.rank, checks.survivors(key_mask, k), "keys")
-        checks.rank_fits(self.rank, q.shape[-2], "queries")
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
+        validation.rank_fits(self.rank, validation.survivors(key_mask, k), "keys")
+        validation.rank_fits(self.rank, q.shape[-2], "queries")
         dtype = v.dtype
         q, k, v = widened(q), widened(k), widened(v)
         z_q = self.landmarks(q, self.rank)
@@ -136,11 +136,11 @@ class Nystromformer:
         more flops a matrix. It acts on positions: n must be l, and masked values count as zeros.
         ``TypeError`` and ``ValueError`` for what does not fit.
         """
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
         if query_mask is not None:
-            query_mask = checks.admit_mask(query_mask, q, "query_mask", "query")
-        checks.rank_fits(self.rank, checks.survivors(key_mask, k), "keys")
-        checks.rank_fits(self.rank, checks.survivors(query_mask, q), "queries")
+            query_mask = validation.admit_mask(query_mask, q, "query_mask", "query")
+        validation.rank_fits(self.rank, validation.survivors(key_mask, k), "keys")
+        validation.rank_fits(self.rank, validation.survivors(query_mask, q), "queries")
         if convolution is not None:
             _admit_weights(convolution, q, v)
         dtype = v.dtype
@@ -208,4 +208,4 @@ def _admit_weights(weights: Tensor, q: Tensor, v: Tensor) -> None:
             f" got {tuple(weights.shape)}. For a weight a head use (heads, w)."
         )
         raise ValueError(msg)
-    checks.finite("convolution", weights)
+    validation.finite("convolution", weights)

@@ -7,13 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.features import Orthogonal, Weights
-from softlab.operators.causal import of_kept
-from softlab.operators.degrees import indicator
-from softlab.operators.feature_maps import causal_feature_average, feature_average
 from softlab.operators.softmax import Softmax
+from softlab.primitives.causal import of_kept
+from softlab.primitives.feature_maps import causal_feature_average, feature_average
+from softlab.primitives.normalization import indicator
 
 ESTIMATORS = ("positive", "hyperbolic")
 
@@ -61,9 +61,9 @@ class Performer:
     causal: bool = False
 
     def __post_init__(self) -> None:
-        checks.numbers(self, features=self.features)
-        checks.is_a(self, Weights, weights=self.weights)
-        checks.one_of(self, ESTIMATORS, estimator=self.estimator)
+        validation.numbers(self, features=self.features)
+        validation.is_a(self, Weights, weights=self.weights)
+        validation.one_of(self, ESTIMATORS, estimator=self.estimator)
         Softmax(self.scale, self.causal)
         if self.estimator == "hyperbolic" and self.features % 2:
             msg = (
@@ -72,7 +72,7 @@ class Performer:
             )
             raise ValueError(msg)
         if self.eps != 0:
-            checks.positive(self, eps=self.eps)
+            validation.positive(self, eps=self.eps)
             if not 1e-15 <= self.eps <= 1:
                 msg = (
                     f"Performer.eps is {self.eps}; its square must fit float32 and stay small "
@@ -170,7 +170,7 @@ class Performer:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask, scale=self.scale)
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask, scale=self.scale)
         if self.causal:
             return of_kept(self._causal, q, k, v, key_mask)
         dtype = v.dtype

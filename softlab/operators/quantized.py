@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.kernels import kernel_cost
 from softlab.operators.softmax import Softmax
@@ -63,8 +63,8 @@ class Quantized:
     causal: bool = False
 
     def __post_init__(self) -> None:
-        checks.one_of(self, tuple(FORMATS), precision=self.precision)
-        checks.flag(self, smoothing=self.smoothing, causal=self.causal)
+        validation.one_of(self, tuple(FORMATS), precision=self.precision)
+        validation.flag(self, smoothing=self.smoothing, causal=self.causal)
         if self.causal and self.smoothing:
             msg = (
                 "Quantized.smoothing takes the mean of all keys from each, later ones included; "
@@ -101,7 +101,7 @@ class Quantized:
 
         In the input's dtype, or in float32 for half precision; of masked keys without meaning.
         """
-        q, k, _, key_mask = checks.admit(q, k, k, key_mask)
+        q, k, _, key_mask = validation.admit(q, k, k, key_mask)
         return self._round(widened(q)), self._round(self._smoothed(widened(k), key_mask))
 
     def rounding(self, x: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ class Quantized:
     @own_precision
     def score_error(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """The bound on |ds|, (..., n, l); with smoothing of scores less their common part."""
-        q, k, _, key_mask = checks.admit(q, k, k, key_mask)
+        q, k, _, key_mask = validation.admit(q, k, k, key_mask)
         q, k = widened(q), self._smoothed(widened(k), key_mask)
         of_q, of_k = self.rounding(q), self.rounding(k)
         error = of_q @ (k.abs() + of_k).mT + q.abs() @ of_k.mT
@@ -134,7 +134,7 @@ class Quantized:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
         x, y = self._round(widened(q)), self._round(self._smoothed(widened(k), key_mask))
         exact = Softmax(causal=self.causal)
         return exact(x, y, widened(v), key_mask).to(v.dtype)

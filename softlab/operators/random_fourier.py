@@ -8,16 +8,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.features import Orthogonal, Weights
 from softlab.kernels import Gaussian
-from softlab.operators.causal import by_halves, of_kept
-from softlab.operators.degrees import indicator, over
-from softlab.operators.feature_maps import feature_sums
 from softlab.operators.gaussian_attention import GaussianAttention
 from softlab.operators.softmax import Softmax
-from softlab.operators.sums import Sums
+from softlab.primitives.causal import by_halves, of_kept
+from softlab.primitives.feature_maps import feature_sums
+from softlab.primitives.normalization import indicator, over
+from softlab.primitives.weighted_sums import Sums
 
 
 @value
@@ -54,8 +54,8 @@ class RandomFourier:
     weights: Weights = Orthogonal()
 
     def __post_init__(self) -> None:
-        checks.numbers(self, features=self.features)
-        checks.is_a(self, Weights, weights=self.weights)
+        validation.numbers(self, features=self.features)
+        validation.is_a(self, Weights, weights=self.weights)
         if self.features % 2:
             msg = (
                 f"RandomFourier.features is {self.features}; a cosine and a sine are two, so give "
@@ -149,7 +149,7 @@ class RandomFourier:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
         if self.target.causal:
             return of_kept(self._causal, q, k, v, key_mask)
         dtype = v.dtype

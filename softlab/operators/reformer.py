@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Stream, Traits, own_precision, recomputed, value, widened
-from softlab.operators.bands import HELD_ENTRIES, rows
 from softlab.operators.softmax import Softmax
-from softlab.operators.sort_lsh import bounds, over_survivors, parts, unsorted
-from softlab.operators.sums import Sums
+from softlab.primitives.banded import HELD_ENTRIES, rows
+from softlab.primitives.sort_lsh import bounds, over_survivors, parts, unsorted
+from softlab.primitives.weighted_sums import Sums
 
 
 class Round(NamedTuple):
@@ -69,10 +69,10 @@ class Reformer:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks.numbers(self, buckets=self.buckets)
-        checks.positive_int(self, chunk=self.chunk)
-        checks.repeats(self, rounds=self.rounds)
-        checks.natural(self, seed=self.seed)
+        validation.numbers(self, buckets=self.buckets)
+        validation.positive_int(self, chunk=self.chunk)
+        validation.repeats(self, rounds=self.rounds)
+        validation.natural(self, seed=self.seed)
         if self.buckets > 1 and self.buckets % 2:
             msg = (
                 f"Reformer.buckets is {self.buckets}, and every direction has an opposite one; "
@@ -126,7 +126,7 @@ class Reformer:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
         x, y, z = (widened(t) for t in (q, k, v))
         return over_survivors(self._hashed, x, y, z, key_mask).to(v.dtype)
 

@@ -7,14 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.kernels import Exponential, Gaussian, kernel_cost
 from softlab.landmarks.draws import drawn, uniforms
 from softlab.landmarks.pivoting import Pivots, pivots
-from softlab.operators.degrees import indicator, least, over, size
 from softlab.operators.softmax import Softmax
 from softlab.pinv import Cholesky, Solver, applier, applier_cost
+from softlab.primitives.normalization import indicator, least, over, size
 
 SPREAD = 40.0
 """Spread of the keys' exponents from which float32 gives way to float64, in whose range they are
@@ -58,10 +58,10 @@ class RPCholesky:
     pinv: Solver = Cholesky()
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, rank=self.rank)
-        checks.positive(self, temperature=self.temperature)
-        checks.natural(self, seed=self.seed)
-        checks.is_a(self, Solver, pinv=self.pinv)
+        validation.positive_int(self, rank=self.rank)
+        validation.positive(self, temperature=self.temperature)
+        validation.natural(self, seed=self.seed)
+        validation.is_a(self, Solver, pinv=self.pinv)
 
     @property
     def traits(self) -> Traits:
@@ -107,8 +107,8 @@ class RPCholesky:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
-        checks.rank_fits(self.rank, checks.survivors(key_mask, k), "keys")
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
+        validation.rank_fits(self.rank, validation.survivors(key_mask, k), "keys")
         dtype = v.dtype
         q, k, v = widened(q), widened(k), widened(v)
         k = _centred(k, key_mask)

@@ -7,16 +7,16 @@ import math
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.features import Orthogonal, Weights
-from softlab.operators.bands import HELD_ENTRIES, banded_sums, centres, ordinals, rows
-from softlab.operators.causal import of_kept
 from softlab.operators.local import LEAST_BLOCK, Local
 from softlab.operators.performer import ESTIMATORS, Performer
-from softlab.operators.prefixes import sums_before
 from softlab.operators.softmax import Softmax
-from softlab.operators.sums import Sums
+from softlab.primitives.banded import HELD_ENTRIES, banded_sums, centres, ordinals, rows
+from softlab.primitives.causal import of_kept
+from softlab.primitives.prefix_sums import sums_before
+from softlab.primitives.weighted_sums import Sums
 
 
 @value
@@ -58,12 +58,12 @@ class Scatterbrain:
     causal: bool = False
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, window=self.window)
-        checks.numbers(self, features=self.features)
-        checks.natural(self, sinks=self.sinks)
-        checks.is_a(self, Weights, weights=self.weights)
-        checks.one_of(self, ESTIMATORS, estimator=self.estimator)
-        checks.flag(self, causal=self.causal)
+        validation.positive_int(self, window=self.window)
+        validation.numbers(self, features=self.features)
+        validation.natural(self, sinks=self.sinks)
+        validation.is_a(self, Weights, weights=self.weights)
+        validation.one_of(self, ESTIMATORS, estimator=self.estimator)
+        validation.flag(self, causal=self.causal)
         _ = self._performer
 
     @property
@@ -127,7 +127,7 @@ class Scatterbrain:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask, scale=self.scale)
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask, scale=self.scale)
         if self.causal:
             return of_kept(self._by_parts, q, k, v, key_mask)
         return self._by_parts(q, k, v, key_mask)

@@ -9,12 +9,12 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Stream, Traits, own_precision, value, widened
-from softlab.operators.causal import by_halves, of_kept
-from softlab.operators.feature_maps import feature_sums, polynomial_average, sizes
 from softlab.operators.softmax import Softmax
-from softlab.operators.sums import Sums
+from softlab.primitives.causal import by_halves, of_kept
+from softlab.primitives.feature_maps import feature_sums, polynomial_average, sizes
+from softlab.primitives.weighted_sums import Sums
 
 
 @value
@@ -54,9 +54,9 @@ class SketchedTaylor:
     causal: bool = False
 
     def __post_init__(self) -> None:
-        checks.numbers(self, features=self.features)
-        checks.positive_int(self, degree=self.degree)
-        checks.natural(self, seed=self.seed)
+        validation.numbers(self, features=self.features)
+        validation.positive_int(self, degree=self.degree)
+        validation.natural(self, seed=self.seed)
         Softmax(self.scale, self.causal)
         if not 2 <= self.degree <= 12:
             msg = (
@@ -128,7 +128,7 @@ class SketchedTaylor:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask, scale=self.scale)
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask, scale=self.scale)
         if self.causal:
             return of_kept(self._causal, q, k, v, key_mask)
         x, y, wide = self._scaled(widened(q)), self._scaled(widened(k)), widened(v)

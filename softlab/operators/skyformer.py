@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.kernels import Gaussian, kernel_cost
 from softlab.landmarks import Selector, UniformRandom
@@ -52,13 +52,13 @@ class Skyformer:
     pinv: Solver = NystromformerCubic(steps=6)
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, rank=self.rank)
-        checks.zero_or_positive(self, gamma=self.gamma)
+        validation.positive_int(self, rank=self.rank)
+        validation.zero_or_positive(self, gamma=self.gamma)
         if self.bandwidth is not None:
-            checks.positive(self, bandwidth=self.bandwidth)
+            validation.positive(self, bandwidth=self.bandwidth)
             Gaussian(self.bandwidth)  # refuses what its square cannot carry
-        checks.is_a(self, Selector, landmarks=self.landmarks)
-        checks.is_a(self, Solver, pinv=self.pinv)
+        validation.is_a(self, Selector, landmarks=self.landmarks)
+        validation.is_a(self, Solver, pinv=self.pinv)
 
     @property
     def traits(self) -> Traits:
@@ -84,7 +84,7 @@ class Skyformer:
     @own_precision
     def core(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """The normalised core A, (..., m, m): what ``pinv`` must invert."""
-        q, k, _, key_mask = checks.admit(q, k, k, key_mask)
+        q, k, _, key_mask = validation.admit(q, k, k, key_mask)
         points, mask = _lifted(q, k, key_mask, None)
         return self._core(self.landmarks(widened(points), self.rank, mask))[0]
 
@@ -125,11 +125,11 @@ class Skyformer:
         ``query_mask``: boolean, broadcastable to (..., n); landmarks come from the queries that it
         keeps, and from the keys.
         """
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
         if query_mask is not None:
-            query_mask = checks.admit_mask(query_mask, q, "query_mask", "query")
+            query_mask = validation.admit_mask(query_mask, q, "query_mask", "query")
         points, mask = _lifted(q, k, key_mask, query_mask)
-        checks.rank_fits(self.rank, checks.survivors(mask, points), "queries and keys")
+        validation.rank_fits(self.rank, validation.survivors(mask, points), "queries and keys")
         dtype = v.dtype
         q, k, v = widened(q), widened(k), widened(v)
         kernel = self.target.kernel(q.shape[-1])
@@ -151,7 +151,7 @@ def _lifted(
     q: Tensor, k: Tensor, key_mask: Tensor | None, query_mask: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
     """The points [q; k] (..., n + l, d) and their mask, None where all take part."""
-    q, k = checks.aligned(q=q, k=k)
+    q, k = validation.aligned(q=q, k=k)
     points = torch.cat((q, k), -2)
     if key_mask is None and query_mask is None:
         return points, None

@@ -9,11 +9,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.kernels import Gaussian, kernel_cost
 from softlab.landmarks import SegmentMeans, Selector
-from softlab.operators.degrees import (
+from softlab.operators.gaussian_attention import GaussianAttention
+from softlab.pinv import SVD, NewtonRaphson, Solver, applier, applier_cost
+from softlab.primitives.normalization import (
     NORMALIZATIONS,
     faint,
     gathered,
@@ -24,8 +26,6 @@ from softlab.operators.degrees import (
     size,
     spread,
 )
-from softlab.operators.gaussian_attention import GaussianAttention
-from softlab.pinv import SVD, NewtonRaphson, Solver, applier, applier_cost
 
 
 @value
@@ -63,13 +63,13 @@ class Soft:
     normalization: str = "none"
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, rank=self.rank)
+        validation.positive_int(self, rank=self.rank)
         if self.bandwidth is not None:
-            checks.positive(self, bandwidth=self.bandwidth)
+            validation.positive(self, bandwidth=self.bandwidth)
             Gaussian(self.bandwidth)  # refuses what its square cannot carry
-        checks.is_a(self, Selector, landmarks=self.landmarks)
-        checks.is_a(self, Solver, pinv=self.pinv)
-        checks.one_of(self, (*NORMALIZATIONS, "published"), normalization=self.normalization)
+        validation.is_a(self, Selector, landmarks=self.landmarks)
+        validation.is_a(self, Solver, pinv=self.pinv)
+        validation.one_of(self, (*NORMALIZATIONS, "published"), normalization=self.normalization)
 
     @property
     def traits(self) -> Traits:
@@ -104,7 +104,7 @@ class Soft:
     @own_precision
     def core(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """The core A = K(z, z), (..., m, m), of keys k (..., l, d): what ``pinv`` must invert."""
-        _, k, _, key_mask = checks.admit(k, k, k, key_mask)
+        _, k, _, key_mask = validation.admit(k, k, k, key_mask)
         z = self.landmarks(widened(k), self.rank, key_mask)
         return self.kernel(k.shape[-1]).matrix(z, z)
 
@@ -120,7 +120,7 @@ class Soft:
 
         What ``"published"`` aims at is the latter. Of ``"none"`` the output itself.
         """
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
         bare = dataclasses.replace(self, normalization="none")
         if self.normalization == "none":
             return bare(q, k, v, key_mask)
@@ -159,8 +159,8 @@ class Soft:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
-        checks.rank_fits(self.rank, checks.survivors(key_mask, k), "keys")
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
+        validation.rank_fits(self.rank, validation.survivors(key_mask, k), "keys")
         return self._through(self.landmarks(widened(k), self.rank, key_mask), q, k, v, key_mask)
 
     @own_precision
@@ -171,8 +171,8 @@ class Soft:
 
         They may have been learnt; ``rank`` and ``landmarks`` play no part. Differentiable in z.
         """
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
-        checks.finite("z", z)
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
+        validation.finite("z", z)
         return self._through(widened(z), q, k, v, key_mask)
 
     def _through(

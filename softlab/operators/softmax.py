@@ -6,11 +6,11 @@ from functools import partial
 
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Traits, own_precision, value
 from softlab.kernels import Exponential, kernel_cost
-from softlab.operators.causal import of_kept
-from softlab.operators.degrees import average_of_some
+from softlab.primitives.causal import of_kept
+from softlab.primitives.normalization import average_of_some
 
 
 @value
@@ -29,7 +29,7 @@ class Softmax:
 
     def __post_init__(self) -> None:
         Exponential(self.scale)
-        checks.flag(self, causal=self.causal)
+        validation.flag(self, causal=self.causal)
 
     @property
     def traits(self) -> Traits:
@@ -61,7 +61,7 @@ class Softmax:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(
+        q, k, v, key_mask = validation.admit(
             q, k, v, key_mask, zeroed=self.causal, nothing=True, scale=self.scale
         )
         if not (q.numel() and k.numel()):

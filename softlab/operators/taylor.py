@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
-from softlab.operators.causal import by_halves, of_kept
-from softlab.operators.feature_maps import feature_sums, polynomial_average, sizes
 from softlab.operators.softmax import Softmax
-from softlab.operators.sums import Sums
+from softlab.primitives.causal import by_halves, of_kept
+from softlab.primitives.feature_maps import feature_sums, polynomial_average, sizes
+from softlab.primitives.weighted_sums import Sums
 
 
 @value
@@ -77,7 +77,7 @@ class Taylor:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask, scale=self.scale)
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask, scale=self.scale)
         if self.causal:
             return of_kept(self._causal, q, k, v, key_mask)
         root = math.sqrt(self.target.kernel(q.shape[-1]).scale or 1.0)

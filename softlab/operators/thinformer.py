@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Stream, Traits, own_precision, value, widened
 from softlab.kernels import Exponential, kernel_cost
-from softlab.operators.bands import HELD_ENTRIES, rows
 from softlab.operators.softmax import Softmax
+from softlab.primitives.banded import HELD_ENTRIES, rows
 
 
 class Draws(NamedTuple):
@@ -67,9 +67,9 @@ class Thinformer:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, size=self.size)
-        checks.positive(self, caution=self.caution)
-        checks.natural(self, seed=self.seed)
+        validation.positive_int(self, size=self.size)
+        validation.positive(self, caution=self.caution)
+        validation.natural(self, seed=self.seed)
 
     @property
     def traits(self) -> Traits:
@@ -108,7 +108,7 @@ class Thinformer:
     @own_precision
     def coreset(self, k: Tensor, v: Tensor) -> Tensor:
         """Return the kept keys, (..., m) in their order, of k (..., l, d) and v (..., l, e)."""
-        k, _, v, _ = checks.admit(k, k, v)
+        k, _, v, _ = validation.admit(k, k, v)
         lead = k.shape[:-2]
         flat = (x.detach().double().reshape(-1, *x.shape[-2:]) for x in (k, v))
         return self._coreset(*flat).reshape(*lead, -1)
@@ -127,7 +127,7 @@ class Thinformer:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
         lead, l, dtype = q.shape[:-2], k.shape[-2], v.dtype  # noqa: E741
         q, k, v = (widened(x).reshape(-1, *x.shape[-2:]) for x in (q, k, v))
         if key_mask is None:

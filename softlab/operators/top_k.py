@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.kernels import kernel_cost
-from softlab.operators.causal import of_kept
 from softlab.operators.softmax import Softmax
+from softlab.primitives.causal import of_kept
 
 
 @value
@@ -45,11 +45,11 @@ class TopK:
                 "query keeps, or p, the mass that they must reach."
             )
             raise ValueError(msg)
-        checks.flag(self, causal=self.causal)
+        validation.flag(self, causal=self.causal)
         if self.k is not None:
-            checks.positive_int(self, k=self.k)
+            validation.positive_int(self, k=self.k)
         if self.p is not None:
-            checks.positive(self, p=self.p)
+            validation.positive(self, p=self.p)
             if self.p > 1:
                 msg = f"TopK.p is {self.p}, a mass that no row has; give a number in (0, 1]."
                 raise ValueError(msg)
@@ -77,7 +77,7 @@ class TopK:
     @own_precision
     def kept_mass(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """The mass c (..., n) that each query's kept keys have in the exact softmax."""
-        q, k, v, key_mask = checks.admit(q, k, k[..., :1], key_mask)
+        q, k, v, key_mask = validation.admit(q, k, k[..., :1], key_mask)
         if not self.causal:
             return self._kept(widened(q), widened(k), key_mask).sum(-1).to(q.dtype)
 
@@ -93,7 +93,7 @@ class TopK:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
         if self.causal:
             return of_kept(self._average, q, k, v, key_mask)
         return self._average(q, k, v, key_mask)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import (
     Cost,
     Dims,
@@ -39,8 +39,8 @@ class TruncatedSVD:
     target: Operator = Softmax()
 
     def __post_init__(self) -> None:
-        checks.positive_int(self, rank=self.rank)
-        checks.is_a(self, Operator, target=self.target)
+        validation.positive_int(self, rank=self.rank)
+        validation.is_a(self, Operator, target=self.target)
 
     @property
     def traits(self) -> Traits:
@@ -72,8 +72,10 @@ class TruncatedSVD:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
-        checks.rank_fits(self.rank, min(q.shape[-2], checks.survivors(key_mask, k)), "rows or keys")
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
+        validation.rank_fits(
+            self.rank, min(q.shape[-2], validation.survivors(key_mask, k)), "rows or keys"
+        )
         dtype = v.dtype
         q, k, v = widened(q), widened(k), widened(v)
         exact = as_matrix(self.target, q, k, key_mask)

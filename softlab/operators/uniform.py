@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Dims, Operator, Traits, own_precision, value, widened
-from softlab.operators.causal import of_kept
-from softlab.operators.degrees import indicator
 from softlab.operators.softmax import Softmax
+from softlab.primitives.causal import of_kept
+from softlab.primitives.normalization import indicator
 
 
 @value
@@ -23,7 +23,7 @@ class Uniform:
     target: Operator = Softmax()
 
     def __post_init__(self) -> None:
-        checks.is_a(self, Operator, target=self.target)
+        validation.is_a(self, Operator, target=self.target)
 
     @property
     def traits(self) -> Traits:
@@ -47,7 +47,7 @@ class Uniform:
     @own_precision
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = checks.admit(q, k, v, key_mask)
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
         if self.target.traits.causal:
             return of_kept(_running_mean, q, k, v, key_mask)
         wide = widened(v)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, value, widened
-from softlab.pinv.intervals import interval_cost
+from softlab.pinv.golub_kahan import interval_cost
 from softlab.pinv.iteration import Map, Unrolled
 from softlab.pinv.polynomial import cushion, equioscillation, products
 from softlab.pinv.scalings import KrylovEstimate
@@ -48,18 +48,18 @@ class Chebyshev(Unrolled):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks.repeats(self, steps=self.steps, degree=self.degree, sweeps=self.sweeps)
-        checks.natural(self, seed=self.seed)
-        checks.flag(self, definite=self.definite)
-        checks.above_one(self, degree=self.degree)
+        validation.repeats(self, steps=self.steps, degree=self.degree, sweeps=self.sweeps)
+        validation.natural(self, seed=self.seed)
+        validation.flag(self, definite=self.definite)
+        validation.above_one(self, degree=self.degree)
         if self.bounds is not None:
             pair: object = self.bounds
             if not isinstance(pair, tuple) or len(pair) != 2:
                 msg = f"Chebyshev.bounds is {pair!r}; give (lower, upper), lower <= upper."
                 raise TypeError(msg)
             low, high = self.bounds
-            checks.positive(self, bounds=low)
-            checks.positive(self, bounds=high)
+            validation.positive(self, bounds=low)
+            validation.positive(self, bounds=high)
             if low > high:
                 msg = f"Chebyshev.bounds is {self.bounds}; give (lower, upper), lower <= upper."
                 raise ValueError(msg)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, recomputed, value
 from softlab.pinv.iteration import Iteration, Map
 from softlab.pinv.solver import PinvResult, SolverTraits, last
@@ -27,8 +27,8 @@ class Checkpointed:
     every: int = 4
 
     def __post_init__(self) -> None:
-        checks.is_a(self, Iteration, solver=self.solver)
-        checks.positive_int(self, every=self.every)
+        validation.is_a(self, Iteration, solver=self.solver)
+        validation.positive_int(self, every=self.every)
 
     @property
     def traits(self) -> SolverTraits:

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, own_precision, transformed, value
-from softlab.pinv.judge import judge
 from softlab.pinv.solver import PinvResult, SolverTraits, admit, deliver, working
+from softlab.pinv.stopping import judge
 
 
 @value
@@ -28,7 +28,7 @@ class Cholesky:
 
     def __post_init__(self) -> None:
         if self.shift is not None:
-            checks.positive(self, shift=self.shift)
+            validation.positive(self, shift=self.shift)
 
     @property
     def traits(self) -> SolverTraits:
@@ -58,7 +58,7 @@ class Cholesky:
         """The inverse of the shifted matrix."""
         wide = admit(a, self.traits)
         (x,) = self.iterates(wide)
-        broken = int(checks.held(x.isnan().any(-1).any(-1)).sum())
+        broken = int(validation.held(x.isnan().any(-1).any(-1)).sum())
         if broken:
             msg = (
                 f"{self!r} broke down on {broken} matrices that are not positive definite to "

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, own_precision, value, widened
-from softlab.pinv.judge import judge
 from softlab.pinv.solver import PinvResult, SolverTraits, last, working
+from softlab.pinv.stopping import judge
 
 
 @value
@@ -31,7 +31,7 @@ class ConjugateGradients:
     steps: int = 32
 
     def __post_init__(self) -> None:
-        checks.repeats(self, steps=self.steps)
+        validation.repeats(self, steps=self.steps)
 
     @property
     def traits(self) -> SolverTraits:
@@ -40,7 +40,7 @@ class ConjugateGradients:
 
     def iterates(self, a: Tensor) -> Iterator[Tensor]:
         """0, X1, ..., X_steps, in the arithmetic of the dtype of ``a``."""
-        checks.square(a)
+        validation.square(a)
         return self._columns(a, torch.eye(a.shape[-1], dtype=a.dtype, device=a.device))
 
     @own_precision

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, value
 from softlab.pinv.iteration import Unrolled
 from softlab.pinv.polynomial import ResidualPolynomial, products
@@ -35,9 +35,9 @@ class Hyperpower(Unrolled):
     scaling: Scaling = NormProduct(1.8)
 
     def __post_init__(self) -> None:
-        checks.repeats(self, order=self.order, steps=self.steps)
-        checks.above_one(self, order=self.order)
-        checks.is_a(self, Scaling, scaling=self.scaling)
+        validation.repeats(self, order=self.order, steps=self.steps)
+        validation.above_one(self, order=self.order)
+        validation.is_a(self, Scaling, scaling=self.scaling)
 
     @property
     def traits(self) -> SolverTraits:

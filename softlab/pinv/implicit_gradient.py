@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, value
-from softlab.pinv.backward import by_rule
+from softlab.pinv.gradient_rule import by_rule
 from softlab.pinv.solver import PinvResult, Solver, SolverTraits
 
 
@@ -29,7 +29,7 @@ class ImplicitGradient:
     solver: Solver
 
     def __post_init__(self) -> None:
-        checks.is_a(self, Solver, solver=self.solver)
+        validation.is_a(self, Solver, solver=self.solver)
 
     @property
     def traits(self) -> SolverTraits:

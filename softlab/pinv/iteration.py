@@ -7,10 +7,10 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import own_precision
-from softlab.pinv.judge import judge
 from softlab.pinv.solver import PinvResult, Solver, last, working
+from softlab.pinv.stopping import judge
 
 Map = Callable[[Tensor, Tensor], Tensor]
 """One step: from A and X to the next X."""
@@ -40,7 +40,7 @@ class Unrolled:
     @own_precision
     def iterates(self: Iteration, a: Tensor) -> Iterator[Tensor]:
         """X0, X1, ..., X_steps, in the arithmetic of the dtype of ``a``."""
-        checks.square(a)
+        validation.square(a)
         x, maps = self.begin(a)
         yield x
         for step in maps:
@@ -49,7 +49,7 @@ class Unrolled:
 
     def __call__(self: Iteration, a: Tensor) -> Tensor:
         """The last iterate, with the gradient of the unrolled loop."""
-        checks.square(a)
+        validation.square(a)
         # In one batch dimension, so that no product of the loop has to make it anew.
         flat = a.reshape(-1, *a.shape[-2:]) if a.ndim > 3 else a
         return last(self.iterates, flat, self.traits).reshape(a.shape)

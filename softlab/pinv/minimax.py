@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, value
 from softlab.pinv.iteration import Map, Unrolled
 from softlab.pinv.polynomial import cushion, equioscillation, products
@@ -43,13 +43,13 @@ class Minimax(Unrolled):
     scaling: Scaling = KrylovEstimate()
 
     def __post_init__(self) -> None:
-        checks.positive(self, condition=self.condition)
+        validation.positive(self, condition=self.condition)
         if self.condition < 1:
             msg = f"Minimax.condition is {self.condition}; give a number of at least 1."
             raise ValueError(msg)
-        checks.repeats(self, steps=self.steps, degree=self.degree)
-        checks.above_one(self, degree=self.degree)
-        checks.is_a(self, Scaling, scaling=self.scaling)
+        validation.repeats(self, steps=self.steps, degree=self.degree)
+        validation.above_one(self, degree=self.degree)
+        validation.is_a(self, Scaling, scaling=self.scaling)
 
     @property
     def traits(self) -> SolverTraits:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, value
 from softlab.pinv.iteration import Unrolled
 from softlab.pinv.polynomial import ResidualPolynomial
@@ -33,8 +33,8 @@ class NystromformerCubic(Unrolled):
     scaling: Scaling = NormProduct(1.0)
 
     def __post_init__(self) -> None:
-        checks.repeats(self, steps=self.steps)
-        checks.is_a(self, Scaling, scaling=self.scaling)
+        validation.repeats(self, steps=self.steps)
+        validation.is_a(self, Scaling, scaling=self.scaling)
 
     @property
     def traits(self) -> SolverTraits:

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, own_precision, value
-from softlab.pinv.judge import judge
 from softlab.pinv.polynomial import ResidualPolynomial
 from softlab.pinv.solver import PinvResult, Solver, SolverTraits, admit, deliver, working
+from softlab.pinv.stopping import judge
 
 PRECISIONS = {
     "float32": torch.float32,
@@ -41,9 +41,9 @@ class Polished:
     steps: int = 1
 
     def __post_init__(self) -> None:
-        checks.is_a(self, Solver, solver=self.solver)
-        checks.one_of(self, tuple(PRECISIONS), precision=self.precision)
-        checks.repeats(self, steps=self.steps)
+        validation.is_a(self, Solver, solver=self.solver)
+        validation.one_of(self, tuple(PRECISIONS), precision=self.precision)
+        validation.repeats(self, steps=self.steps)
 
     @property
     def traits(self) -> SolverTraits:
@@ -78,7 +78,7 @@ class Polished:
 
     def _rough(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """The low-precision inverse and A, both in float64."""
-        checks.square(a)
+        validation.square(a)
         exact = a.double()
         # A power of two: the entries are rounded once, to the low precision, and not before.
         _, exponent = torch.frexp(exact.detach().abs().amax((-2, -1), keepdim=True))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, own_precision, value
 from softlab.pinv.solver import (
     PinvResult,
@@ -34,7 +34,7 @@ class Purified:
     solver: Solver
 
     def __post_init__(self) -> None:
-        checks.is_a(self, Solver, solver=self.solver)
+        validation.is_a(self, Solver, solver=self.solver)
 
     @property
     def traits(self) -> SolverTraits:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, value
 from softlab.pinv.solver import (
     PinvResult,
@@ -36,8 +36,8 @@ class Ridge:
     ridge: float = 0.01
 
     def __post_init__(self) -> None:
-        checks.is_a(self, Solver, solver=self.solver)
-        checks.positive(self, ridge=self.ridge)
+        validation.is_a(self, Solver, solver=self.solver)
+        validation.positive(self, ridge=self.ridge)
 
     @property
     def traits(self) -> SolverTraits:
@@ -48,7 +48,7 @@ class Ridge:
 
     def shifted(self, a: Tensor) -> Tensor:
         """A + ridge I in the dtype of ``a``."""
-        checks.square(a)
+        validation.square(a)
         return a + self.ridge * torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
 
     def iterates(self, a: Tensor) -> Iterator[Tensor]:

@@ -19,9 +19,9 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Stream, own_precision, value, widened
-from softlab.pinv.intervals import interval_cost, singular_interval
+from softlab.pinv.golub_kahan import interval_cost, singular_interval
 
 NO_COST = Cost(0)
 
@@ -97,7 +97,7 @@ class NormProduct:
     definite: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        checks.positive(self, factor=self.factor)
+        validation.positive(self, factor=self.factor)
 
     def __call__(self, a: Tensor) -> Tensor:
         """The initial guess, (..., m, m)."""
@@ -123,7 +123,7 @@ class OneNorm:
     definite: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        checks.positive(self, factor=self.factor)
+        validation.positive(self, factor=self.factor)
 
     def __call__(self, a: Tensor) -> Tensor:
         """The initial guess, (..., m, m)."""
@@ -145,7 +145,7 @@ class Frobenius:
     definite: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        checks.positive(self, factor=self.factor)
+        validation.positive(self, factor=self.factor)
 
     def __call__(self, a: Tensor) -> Tensor:
         """The initial guess, (..., m, m)."""
@@ -175,8 +175,8 @@ class Optimal:
 
     def __post_init__(self) -> None:
         if self.rtol is not None:
-            checks.positive(self, rtol=self.rtol)
-            checks.fraction(self, rtol=self.rtol)
+            validation.positive(self, rtol=self.rtol)
+            validation.fraction(self, rtol=self.rtol)
 
     def __call__(self, a: Tensor) -> Tensor:
         """The initial guess, (..., m, m)."""
@@ -210,9 +210,9 @@ class PowerEstimate:
     definite: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        checks.repeats(self, sweeps=self.sweeps)
-        checks.positive(self, safety=self.safety)
-        checks.natural(self, seed=self.seed)
+        validation.repeats(self, sweeps=self.sweeps)
+        validation.positive(self, safety=self.safety)
+        validation.natural(self, seed=self.seed)
 
     @own_precision
     def __call__(self, a: Tensor) -> Tensor:
@@ -249,9 +249,9 @@ class KrylovEstimate:
     definite: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        checks.repeats(self, sweeps=self.sweeps)
-        checks.positive(self, safety=self.safety)
-        checks.natural(self, seed=self.seed)
+        validation.repeats(self, sweeps=self.sweeps)
+        validation.positive(self, safety=self.safety)
+        validation.natural(self, seed=self.seed)
 
     @own_precision
     def interval(self, a: Tensor) -> tuple[Tensor, Tensor]:
@@ -284,7 +284,7 @@ class InfinityNorm:
     definite: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        checks.positive(self, factor=self.factor)
+        validation.positive(self, factor=self.factor)
 
     def __call__(self, a: Tensor) -> Tensor:
         """The initial guess, (..., m, m)."""
@@ -306,7 +306,7 @@ class Trace:
     definite: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        checks.positive(self, factor=self.factor)
+        validation.positive(self, factor=self.factor)
 
     def __call__(self, a: Tensor) -> Tensor:
         """The initial guess, (..., m, m)."""
@@ -375,7 +375,7 @@ class PublishedSoft:
     definite: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        checks.positive(self, ridge=self.ridge)
+        validation.positive(self, ridge=self.ridge)
 
     def __call__(self, a: Tensor) -> Tensor:
         """The initial guess, (..., m, m)."""

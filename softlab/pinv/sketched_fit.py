@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Stream, value
 from softlab.pinv.iteration import Map, Unrolled
 from softlab.pinv.polynomial import ResidualPolynomial, residual
@@ -43,10 +43,10 @@ class SketchedFit(Unrolled):
     scaling: Scaling = NormProduct(1.0)
 
     def __post_init__(self) -> None:
-        checks.repeats(self, steps=self.steps)
-        checks.numbers(self, columns=self.columns)
-        checks.natural(self, seed=self.seed)
-        checks.is_a(self, Scaling, scaling=self.scaling)
+        validation.repeats(self, steps=self.steps)
+        validation.numbers(self, columns=self.columns)
+        validation.natural(self, seed=self.seed)
+        validation.is_a(self, Scaling, scaling=self.scaling)
 
     @property
     def traits(self) -> SolverTraits:

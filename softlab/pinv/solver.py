@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, Operator, own_precision, widened
 from softlab.pinv.polynomial import added
 
@@ -80,7 +80,7 @@ class SolverTraits:
     """The dtype in which the result is rounded on the way, where it is not that of the input."""
 
     def __post_init__(self) -> None:
-        checks.fields(self)
+        validation.fields(self)
 
 
 @runtime_checkable
@@ -159,7 +159,7 @@ def _applies(kind: type) -> bool:
 
 def working(a: Tensor) -> Tensor:
     """The square matrices in the precision that solvers work in."""
-    checks.square(a)
+    validation.square(a)
     return widened(a)
 
 
@@ -209,18 +209,18 @@ def last(iterates: Callable[[Tensor], Iterable[Tensor]], a: Tensor, traits: Solv
 def admit(a: Tensor, traits: SolverTraits) -> Tensor:
     """The matrices in the working precision; ``ValueError`` for those that cannot be inverted."""
     wide = working(a)
-    checks.finite("a", a)
+    validation.finite("a", a)
     if traits.definite:
-        checks.symmetric(a)
+        validation.symmetric(a)
     return wide
 
 
 def deliver(x: Tensor, a: Tensor) -> Tensor:
     """X in the dtype of ``a``; ``ValueError`` where an entry overflowed on the way."""
     x = x.to(a.dtype)
-    if checks.all_finite(x):
+    if validation.all_finite(x):
         return x
-    lost = int(checks.held(~x.detach().isfinite().all(-1).all(-1)).sum())
+    lost = int(validation.held(~x.detach().isfinite().all(-1).all(-1)).sum())
     msg = (
         f"the inverse overflowed {a.dtype} on {lost} of {max(1, a.shape[:-2].numel())} matrices: "
         "it diverged, or its entries are too large for that precision. Ask solve(a) which; a "

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from softlab import checks
+from softlab import validation
 from softlab.core import Cost, own_precision, value
-from softlab.pinv.judge import judge
 from softlab.pinv.solver import PinvResult, SolverTraits, last, working
+from softlab.pinv.stopping import judge
 
 
 @value
@@ -26,8 +26,8 @@ class SVD:
 
     def __post_init__(self) -> None:
         if self.rtol is not None:
-            checks.positive(self, rtol=self.rtol)
-            checks.fraction(self, rtol=self.rtol)
+            validation.positive(self, rtol=self.rtol)
+            validation.fraction(self, rtol=self.rtol)
 
     @property
     def traits(self) -> SolverTraits:

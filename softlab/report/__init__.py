@@ -17,13 +17,15 @@ from typing import Any
 
 import pandas as pd
 
-from softlab.chapters import fragment, named, runs
-from softlab.chapters.headlines import headlines
-from softlab.chapters.words import LONGEST, brief, every, legible, safe, spelled
+from softlab.chapters import fragment, named
 from softlab.extras import needed
-from softlab.figures import Lines, caption, draw, file_name, pages, save
+from softlab.figures import Lines
+from softlab.report import overview
+from softlab.report.drawing import caption, draw, file_name, pages, save
 from softlab.report.folder import FORMAT, read
-from softlab.report.page import NUMBERED, html
+from softlab.report.headlines import headlines
+from softlab.report.html import NUMBERED, html
+from softlab.report.words import LONGEST, brief, every, legible, safe, spelled
 
 HERE = Path(__file__).parent
 
@@ -61,7 +63,7 @@ def report(folder: Path | str = "reports", tell: Tell = lambda _: None) -> Path:
         "origin": ", ".join(study["name"] for study in studies),
         "refused": [sentence.replace(f"{folder}/", "") for sentence in refused],
         "studies": studies,
-        "environment": runs.environments([one[1:] for one in tables]),
+        "environment": overview.environments([one[1:] for one in tables]),
     }
     compiled: Any = typst.compile  # its stubs leave out input as a mapping of files
     _mend(files, compiled, typst.TypstError, tell)
@@ -79,7 +81,7 @@ def report(folder: Path | str = "reports", tell: Tell = lambda _: None) -> Path:
 
 def findings(table: pd.DataFrame, meta: Mapping[str, Any]) -> list[str]:
     """Paragraphs: how complete the table is, then what its chapter finds in it."""
-    return [runs.completeness(table, meta), *named(meta["chapter"]).findings(table)]
+    return [overview.completeness(table, meta), *named(meta["chapter"]).findings(table)]
 
 
 def _read(
@@ -137,7 +139,7 @@ def _study(
             return otherwise
 
     own = said("findings", lambda: list(chapter.findings(spoken)), [])
-    found = [runs.completeness(spoken, meta), *own]
+    found = [overview.completeness(spoken, meta), *own]
     (run / "findings.txt").write_text("\n\n".join(map(safe, found)) + "\n", encoding="utf-8")
     method = f"chapters/{meta['chapter']}.typ"
     first = method not in files
@@ -145,25 +147,25 @@ def _study(
     scope = said("scope", lambda: chapter.scope(spoken), "")
     first_page = said("headlines", lambda: headlines(spoken, meta, own), [])
     if not meta["complete"]:
-        part = {"text": runs.unfinished(table, meta), "value": "", "interval": ""}
+        part = {"text": overview.unfinished(table, meta), "value": "", "interval": ""}
         first_page = [part, *first_page]
     tables = said("tables", lambda: list(chapter.tables(spoken)), [])
     figures = list(_figures(run, table, meta, files))
-    notes = [*runs.notes(table, meta), *problems]
+    notes = [*overview.notes(table, meta), *problems]
     if long:
         notes.append(f"{long} words of more than {LONGEST} letters are cut; table.csv has them.")
     return {
         "name": run.name,
         "title": meta["title"],
         "question": meta["question"],
-        "scope": f"{runs.grid(table, meta)} {scope}".strip(),
+        "scope": f"{overview.grid(table, meta)} {scope}".strip(),
         "chapter": meta["chapter"],
         "method": method if first else None,
         "headlines": first_page,
         "findings": found,
         "notes": notes,
         "figures": figures,
-        "tables": [*tables, *runs.failures(spoken)],
+        "tables": [*tables, *overview.failures(spoken)],
     }
 
 

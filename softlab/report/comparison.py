@@ -3,7 +3,7 @@
 A number of a case is held against the same case of the other run. What noise is depends on the
 number. One that measures time (a ``timed`` column) changed where the median of its ratio, with all
 of its 95 % interval, is farther from one than the spread of repeated calls, whose quartiles are not
-wide (``softlab.chapters.timings``); times of a busy machine are left out. Any other should be the
+wide (``softlab.report.timings``); times of a busy machine are left out. Any other should be the
 same: it changed where it differs by more than the square root of the rounding unit, and every case
 counts. Cases are the same where their values on all axes are.
 
@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from softlab.chapters.intervals import by_unit, interval
-from softlab.chapters.numbers import counted, number
-from softlab.chapters.timings import WIDE, busy, noise
-from softlab.chapters.words import LONGEST, brief
 from softlab.figures import as_numbers
 from softlab.report.folder import read
+from softlab.report.intervals import by_unit, interval
+from softlab.report.numbers import counted, number
+from softlab.report.timings import WIDE, busy, noise
+from softlab.report.words import LONGEST, brief
 
 ROUNDING = {"float64": 2.0**-26, "float32": 2.0**-12, "float16": 2.0**-5, "bfloat16": 2.0**-4}
 """Square roots of the rounding units, rounded up to powers of two."""

@@ -12,7 +12,7 @@ import pandas as pd
 from softlab.chapters import named
 
 FORMAT = 2
-"""The newest ``meta.json`` that is understood: the one that ``softlab.journal`` names."""
+"""The newest ``meta.json`` that is understood: the one that ``softlab.engine.journal`` names."""
 
 USUAL: dict[str, Any] = {
     "title": "A study without a title",
@@ -41,10 +41,10 @@ REMEDY = "delete it and run the study again; finished rows are reused"
 def read(run: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The table and meta of one run folder; ``ValueError`` says which file is unusable and why.
 
-    Each column holds what was measured, as ``columns`` of the meta file says (``softlab.journal.
-    kinds``): integers beyond 64 bits, words such as "NA" and "007", True beside numbers. What is
-    missing is NaN in a column of floats, and None or NaN in others. Columns that the meta file does
-    not know are read as pandas guesses, but the words of a column of words all stay words.
+    Each column holds what was measured, as ``columns`` of the meta file says (by
+    ``softlab.engine.journal.kinds``): integers beyond 64 bits, words such as "NA" and "007", True
+    beside numbers. What is missing is NaN in a column of floats, and None or NaN in others. Columns
+    that the meta file does not know are read as pandas guesses, but the words of a column of words all stay words.
 
     Unusable is also a meta file whose chapter does not exist.
     """

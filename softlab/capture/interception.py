@@ -1,0 +1,342 @@
+"""See every attention call of one model, in one thread, whoever makes it.
+
+A ``torch.overrides.TorchFunctionMode`` sees ``torch.nn.functional.scaled_dot_product_attention``.
+``nn.MultiheadAttention`` calls it inside ``multi_head_attention_forward``, where torch has
+suspended the mode: there a stand-in is put where that function looks for the real one, for just
+that long. It asks the handlers of its own thread alone, so that other threads are served as ever.
+The layers of transformers are seen where they look up their attention, ``implementations``.
+
+What may be attention and cannot be seen is counted, layer by layer: a softmax of its own, or an
+exponential and a product, and whatever torch calls attention by another name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from softlab.capture.huggingface import Asked, Result, asked_first, running, taken
+from softlab.inputs import QKV
+
+ATTENTION = functional.scaled_dot_product_attention
+MULTIHEAD = functional.multi_head_attention_forward
+MULTIHEAD_SIGNATURE = inspect.signature(MULTIHEAD)
+SOFTMAXES = {"softmax", "_softmax", "special_softmax"}
+EXPONENTIALS = {"exp", "exp_", "exp2", "exp2_"}
+PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "einsum", "mm"}
+SUSPECT = SOFTMAXES | EXPONENTIALS | PRODUCTS
+"""Names of torch's functions, as a mode sees them, of which written-out attention is made."""
+
+Attention = Callable[..., Tensor]
+"""What is called as torch's function is."""
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of attention: its arguments as torch's attention takes them.
+
+    They are as they arrived, but that autocast has made them of one dtype where it is on.
+
+    ``q`` (..., h, n, d), ``k`` (..., g, l, d), ``v`` (..., g, l, e), where g = h, or a divisor of h
+    if ``enable_gqa``. ``mask`` is None, boolean (True takes part) or added to the scores. ``scale``
+    is the factor that was used, 1 / sqrt(d) where the caller gave none. ``order`` counts the
+    model's calls from 0; ``module`` is the qualified name of the innermost submodule that made it,
+    "" for the model itself. ``out`` is what it got, where that was recorded: not of a multi-head
+    attention that asks for its weights.
+    """
+
+    order: int
+    module: str
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None
+    is_causal: bool
+    scale: float
+    dropout_p: float
+    enable_gqa: bool
+    out: Tensor | None = None
+
+    def case(self, *index: int) -> QKV:
+        """The matrices at these leading indices of q: ``call.case(sample, head)``.
+
+        A query head comes with the key head that serves it, h / g heads in a row sharing one.
+        """
+        lead = self.q.shape[:-2]
+        if len(index) != len(lead) or any(
+            not 0 <= i < size for i, size in zip(index, lead, strict=True)
+        ):
+            msg = f"q has leading dimensions {tuple(lead)}, got index {index}. Give one index each."
+            raise ValueError(msg)
+        return QKV(*(_at(x, index, lead, self.enable_gqa) for x in (self.q, self.k, self.v)))
+
+
+def named(order: int, module: str) -> Callable[..., Call]:
+    """A function with the signature of torch's own, which makes its arguments a ``Call``."""
+
+    def call(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Call:
+        scale = 1 / math.sqrt(query.size(-1)) if scale is None else scale
+        q, k, v = (x.to(taken(x)) for x in (query, key, value))
+        mask = None if attn_mask is None else attn_mask.to(taken(attn_mask))
+        return Call(order, module, q, k, v, mask, is_causal, scale, dropout_p, enable_gqa)
+
+    return call
+
+
+LATE = tuple(map(int, torch.__version__.split(".")[:2])) > (2, 8)
+"""Whether torch can import its compiler inside a mode: 2.8 fails an assertion there, and checks of
+inputs, recomputation and others import it at their first use."""
+
+
+class Watch(TorchFunctionMode):
+    """Hands every attention call that ``model`` makes to ``attend``; calls of others pass by."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            got = type(model).__name__  # type: ignore[unreachable]
+            msg = f"model must be a torch.nn.Module, got {got}. Pass the model itself."
+            raise TypeError(msg)
+        self.model = model
+        self.names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
+        self.seen = 0
+        self.unseen: dict[str, int] = {}
+        self.reasons: dict[str, str] = {}
+        self._weighing: set[str] = set()
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Any:
+        if not LATE:
+            importlib.import_module("torch._dynamo")
+        self._stack.enter_context(asked_first(self.interface))
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.close()
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+
+    def attend(self, call: Call, go_on: Callable[[], Tensor]) -> Tensor:
+        """What the model gets for its call; ``go_on()`` is what it would get without this watch."""
+        raise NotImplementedError
+
+    def weighed(self, arguments: inspect.BoundArguments) -> Any:
+        """What a multi-head attention gets that asks for its weights, and calls no attention."""
+        raise NotImplementedError
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if running():
+            return func(*args, **kwargs)
+        name = getattr(func, "__name__", "").partition(".")[0]  # of torch.ops: with an overload
+        if func is ATTENTION or name == ATTENTION.__name__:
+            return self.through(func, *args, **kwargs)
+        if func is MULTIHEAD and self.caller() is not None:
+            return self.multihead(*args, **kwargs)
+        telling = name in SUSPECT or "attention" in name
+        if telling and not torch.compiler.is_compiling():
+            self._suspect(name, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _suspect(self, name: str, args: Any, kwargs: dict[str, Any]) -> None:
+        """Count what may be attention that is not seen."""
+        given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        given += [x for x in args[1:2] if isinstance(x, list | tuple) for x in x]  # of einsum
+        if name in PRODUCTS and (not self._weighing or any(_held(x) for x in given)):
+            return
+        module = None if name == MULTIHEAD.__name__ else self.caller()
+        if module is None:
+            return
+        if name in SOFTMAXES and given and given[0].ndim > 2:
+            count(self.unseen, module)
+        elif name in SOFTMAXES or name in EXPONENTIALS:
+            if given and given[0].ndim > 1 and not _held(given[0]):
+                self._weighing.add(module)
+        elif name not in PRODUCTS:
+            self.reasons[module] = f"calls {name}"
+            count(self.unseen, module)
+        elif module in self._weighing:
+            self.reasons.setdefault(module, "takes exponentials, and a product of its own")
+            count(self.unseen, module)
+            self._weighing.discard(module)
+
+    def through(self, attention: Attention, *args: Any, **kwargs: Any) -> Tensor:
+        """Let ``attend`` answer one call, if it is the model's."""
+        module = None if running() else self.caller()
+        if module is None:
+            return attention(*args, **kwargs)
+        call = named(self.seen, module)(*args, **kwargs)
+        self.seen += 1
+        return self.attend(call, lambda: attention(*args, **kwargs))
+
+    def interface(self, asked: Asked, go_on: Callable[[], Result]) -> Result:
+        """Let ``attend`` answer what a layer of transformers asks for, if it is the model's."""
+        module = self.caller()
+        if module is None:
+            return go_on()
+        if asked.reason:
+            return self.unread(module, asked, go_on)
+        call = named(self.seen, module)(**asked.arguments())
+        self.seen += 1
+        kept: list[tuple[Result, Tensor]] = []
+
+        def own() -> Tensor:
+            found = go_on()
+            kept.append((found, found[0].transpose(1, 2)))
+            return kept[-1][1]
+
+        out = self.attend(call, own)
+        for found, seen in kept:
+            if out is seen:
+                return found
+        return out.transpose(1, 2).contiguous(), None
+
+    def unread(self, module: str, asked: Asked, go_on: Callable[[], Result]) -> Result:
+        """Let a layer of transformers be that asks for more than torch's attention."""
+        seen, counted = self.seen, self.unseen.get(module, 0)
+        found = go_on()
+        if self.seen == seen:  # nothing inside it called torch's attention
+            self.reasons[module] = asked.reason
+            self.unseen[module] = counted + 1
+        return found
+
+    def suspects(self) -> str:
+        """A sentence about what was not seen; empty if there is nothing."""
+        plain = [name for name in self.unseen if name not in self.reasons]
+        other = [name for name in self.unseen if name in self.reasons]
+        told = ""
+        if plain:
+            listed = ", ".join(f"{name!r} ({_times(self.unseen[name])})" for name in plain)
+            told += (
+                f" These took a softmax of their own, which may be attention written out: {listed}."
+            )
+        for name in other:
+            told += f" Not seen: {name!r} {self.reasons[name]} ({_times(self.unseen[name])})."
+        return told
+
+    def multihead(self, *args: Any, **kwargs: Any) -> Any:
+        """Run ``multi_head_attention_forward`` and see the attention inside it."""
+        arguments = MULTIHEAD_SIGNATURE.bind(*args, **kwargs)
+        if arguments.arguments.get("need_weights", True):
+            return self.weighed(arguments)
+        with standing_in(self.through):
+            return MULTIHEAD(*args, **kwargs)
+
+    def caller(self) -> str | None:
+        """The name of the model's innermost module on the stack; None outside the model.
+
+        Read off the stack, because hooks would change which path torch takes.
+        """
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            name = self.names.get(id(frame.f_locals.get("self")))
+            if name is not None:
+                return name
+            frame = frame.f_back
+        return None
+
+
+def count(counts: dict[str, int], name: str) -> None:
+    """One more of that name."""
+    counts[name] = counts.get(name, 0) + 1
+
+
+def _times(number: int) -> str:
+    return f"{number} time{'s' if number > 1 else ''}"
+
+
+def _held(x: Tensor) -> bool:
+    """Whether it is one of a model's own weights."""
+    return isinstance(x, nn.Parameter)
+
+
+Handler = Callable[..., Tensor]
+"""Called with what comes after it, an ``Attention``, and with the arguments of the call."""
+
+
+class _Handlers(threading.local):
+    """Those of one thread, the innermost block's first: torch reaches it before the outer ones."""
+
+    def __init__(self) -> None:
+        self.waiting: tuple[Handler, ...] = ()
+
+
+class _Place:
+    """torch's own place for its function: who stands there, and for how many blocks."""
+
+    lock = threading.Lock()
+    blocks = 0
+    real: Attention = ATTENTION
+
+
+_handlers = _Handlers()
+
+
+@contextmanager
+def standing_in(handler: Handler) -> Iterator[None]:
+    """Let ``handler`` answer what ``multi_head_attention_forward`` asks in this thread."""
+    before = _handlers.waiting
+    with _Place.lock:
+        if _Place.blocks == 0:
+            _Place.real = functional.scaled_dot_product_attention
+            functional.scaled_dot_product_attention = _stand_in
+        _Place.blocks += 1
+    _handlers.waiting = (*before, handler)
+    try:
+        yield
+    finally:
+        _handlers.waiting = before
+        with _Place.lock:
+            _Place.blocks -= 1
+            if _Place.blocks == 0:
+                functional.scaled_dot_product_attention = _Place.real
+
+
+def _stand_in(*args: Any, **kwargs: Any) -> Tensor:
+    return _chained(_handlers.waiting)(*args, **kwargs)
+
+
+def _chained(handlers: tuple[Handler, ...]) -> Attention:
+    if not handlers:
+        return _Place.real
+
+    def first(*args: Any, **kwargs: Any) -> Tensor:
+        before, _handlers.waiting = _handlers.waiting, ()  # what a handler computes is its own
+        try:
+            return handlers[0](_chained(handlers[1:]), *args, **kwargs)
+        finally:
+            _handlers.waiting = before
+
+    return first
+
+
+def _at(x: Tensor, index: tuple[int, ...], lead: Any, grouped: bool) -> Tensor:
+    """The matrix of ``x`` that serves the query matrix at ``index``: broadcast, grouped heads."""
+    sizes = (1,) * (len(lead) - x.ndim + 2) + tuple(x.shape[:-2])
+    own = [i if size == full else 0 for i, size, full in zip(index, sizes, lead, strict=True)]
+    if grouped:
+        own[-1] = index[-1] // (lead[-1] // sizes[-1])
+    return x.reshape(*sizes, *x.shape[-2:])[tuple(own)]

@@ -1,0 +1,423 @@
+"""Kernels of attention: as a matrix, as a sum, and as an average, the last two in linear memory.
+
+Each kernel is a positive function K(x, y) = exp(<lift(x), lift(y)>) of two points and offers
+
+    matrix(x, y)            (..., n, d), (..., l, d)               -> (..., n, l)
+    apply(x, y, v)          = matrix(x, y) @ v                     -> (..., n, e)
+    average(x, y, v, mask)  = diag(1 / row sums) matrix(x, y) @ v  -> (..., n, e)
+
+With ``causal`` the sums run over the keys up to the query's own position: row i of the matrix ends
+at column i, and there are as many x as y. Leading dimensions broadcast. All three are
+differentiable in every argument, any number of times, but for a Gaussian average whose points are
+spread so far that it needs differences: torch refuses a second derivative of it. float16 and
+bfloat16 input is computed in float32, where squared norms keep their digits, and returned as it
+came.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from softlab import validation
+from softlab.core import (
+    Cost,
+    Dims,
+    graphed,
+    own_precision,
+    recomputed,
+    transformed,
+    value,
+    widened,
+)
+from softlab.kernels.fused import fused_average, fused_sum
+from softlab.kernels.tiled import formed, one_tile, plain_matrix, suits, tiled_sum
+
+Sum = Callable[[Tensor], Tensor]
+"""A kernel matrix as a linear map of columns, (..., l, e) -> (..., n, e)."""
+
+CAREFUL_ENTRIES = 1 << 20
+"""Kernel entries held at once where distances are formed by differences."""
+
+
+class Kernel(Protocol):
+    """What the operators need of a kernel."""
+
+    def matrix(self, x: Tensor, y: Tensor) -> Tensor:
+        """All kernel values, (..., n, l)."""
+        ...
+
+    def apply(self, x: Tensor, y: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
+        """``matrix(x, y) @ v`` in memory linear in n + l."""
+        ...
+
+    def average(
+        self,
+        x: Tensor,
+        y: Tensor,
+        v: Tensor,
+        key_mask: Tensor | None = None,
+        *,
+        causal: bool = False,
+    ) -> Tensor:
+        """The kernel-weighted average of v, rows summing to one, in memory linear in n + l."""
+        ...
+
+
+def kernel_cost(dims: Dims, widths: int, *, causal: bool = False) -> Cost:
+    """Cost of one kernel matrix n x l, or its lower triangle, and its product with some columns."""
+    entries = dims.batch * (dims.n * (dims.n + 1) // 2 if causal else dims.n * dims.l)
+    return Cost(flops=2 * entries * (dims.d + widths), kernel_entries=entries)
+
+
+@value
+class Gaussian:
+    """The Gaussian kernel, exp(-|x - y|^2 / (2 bandwidth^2)).
+
+    ``bandwidth``: standard deviation of the bell, in the units of x; 1e-15 to 1e15. SOFT's
+    own is d**0.25 (arXiv 2110.11945, Eq. 4-5).
+
+    ``matrix`` forms distances by differences: entries lie in [0, 1], the diagonal of
+    ``matrix(x, x)`` is exactly 1, near-duplicates keep their digits. ``apply`` and ``average`` use
+    inner products, tile by tile or through fused attention on the lifted points [x, 1, -|x|^2/2]
+    and [y, -|y|^2/2, 1]. Their exponents carry a rounding error of about
+    eps * max|x|^2 / bandwidth^2; points far off the origin are centred first, and a matrix for
+    which the error would still cost half of the digits takes the slower way by differences.
+    """
+
+    bandwidth: float
+
+    def __post_init__(self) -> None:
+        got: object = self.bandwidth
+        known = isinstance(got, (int, float)) and 0 < got < math.inf
+        if known and not 1e-15 <= self.bandwidth <= 1e15:
+            msg = (
+                f"Gaussian.bandwidth is {self.bandwidth}; its square must fit float32, so give "
+                "1e-15 to 1e15. Rescale the points instead."
+            )
+            raise ValueError(msg)
+        validation.positive(self, bandwidth=self.bandwidth)
+
+    @own_precision
+    def matrix(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return exp(-|x_i - y_j|^2 / (2 bandwidth^2)), (..., n, l)."""
+        x, y, lead, dtype = _flatten(x, y)
+        out = _matrix(x, y, self.bandwidth)
+        return out.reshape(*lead, *out.shape[-2:]).to(dtype)
+
+    @own_precision
+    def apply(self, x: Tensor, y: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
+        """Return ``matrix(x, y) @ v`` without the matrix."""
+        return self._reduce(x, y, v, None, average=False, causal=causal)
+
+    @own_precision
+    def both_ways(self, x: Tensor, y: Tensor) -> tuple[Sum, Sum]:
+        """The maps v -> ``apply(x, y, v)`` and w -> ``apply(y, x, w)``.
+
+        A matrix that fits one tile is formed once for them, where no gradient is asked.
+        """
+        flat_x, flat_y, lead, dtype = _flatten(x, y)
+        points = flat_x, flat_y
+        # Asked before the points are looked at, which the sums do again.
+        if (
+            dtype.itemsize >= 4
+            and suits(*points, flat_x)
+            and one_tile(*points)
+            and not graphed(x, y)
+            and not transformed()
+        ):
+            near_x, near_y, rough = _centred(*points, self.bandwidth)
+            if rough is None:
+                kernel = formed(near_x, near_y, self.bandwidth**2)
+                kernel = kernel.reshape(*lead, *kernel.shape[-2:])
+                return partial(torch.matmul, kernel), partial(torch.matmul, kernel.mT)
+        return partial(self.apply, x, y), partial(self.apply, y, x)
+
+    @own_precision
+    def average(
+        self,
+        x: Tensor,
+        y: Tensor,
+        v: Tensor,
+        key_mask: Tensor | None = None,
+        *,
+        causal: bool = False,
+    ) -> Tensor:
+        """Return the kernel-weighted mean of v over the keys that ``key_mask`` (..., l) keeps.
+
+        Computed as a softmax, so it stays exact where every kernel value underflows.
+        """
+        return self._reduce(x, y, v, key_mask, average=True, causal=causal)
+
+    def _reduce(
+        self,
+        x: Tensor,
+        y: Tensor,
+        v: Tensor,
+        key_mask: Tensor | None,
+        *,
+        average: bool,
+        causal: bool,
+    ) -> Tensor:
+        _one_or_other(key_mask, causal)
+        x, y, v, lead, dtype = _flatten(x, y, v)
+        if causal:
+            out = self._causal(x, y, v, average=average)
+            return out.reshape(*lead, *out.shape[-2:]).to(dtype)
+        mask = _flat_mask(key_mask, lead, y.shape[-2])
+        x_near, y_near, rough = _centred(x, y, self.bandwidth)
+        if rough is None:
+            out = _by_products(x_near, y_near, v, mask, average=average, bandwidth=self.bandwidth)
+        else:
+            # Each matrix takes the way that its own points need, whatever its neighbours are.
+            # Differences are taken of the points as given: centring spread points rounds them.
+            out = v.new_zeros(*x.shape[:-1], v.shape[-1])
+            ways = ((_by_products, (x_near, y_near), ~rough), (_by_differences, (x, y), rough))
+            for way, (x, y), chosen in ways:
+                at = chosen.nonzero().squeeze(-1)
+                if len(at):
+                    masked = None if mask is None else mask[at]
+                    part = way(
+                        x[at], y[at], v[at], masked, average=average, bandwidth=self.bandwidth
+                    )
+                    out = out.index_copy(0, at, part)
+        return out.reshape(*lead, *out.shape[-2:]).to(dtype)
+
+    def _causal(self, x: Tensor, y: Tensor, v: Tensor, *, average: bool) -> Tensor:
+        """Each row takes the way that the points up to its own need, whatever comes later."""
+        near = [z - y[:, :1].detach() for z in (x, y)]
+        radius = torch.maximum(*(_lengths(z) for z in near)).cummax(-1).values
+        rough = _rough(radius, self.bandwidth).unsqueeze(-1)
+        # No row that keeps this result sees a point that is blanked, so none can overflow here.
+        x_near, y_near = (
+            (z.masked_fill(rough, 0) for z in near) if validation.held(rough).any() else near
+        )
+        how: dict[str, Any] = {"average": average, "causal": True, "bandwidth": self.bandwidth}
+        out = _by_products(x_near, y_near, v, None, **how)
+        if not validation.held(rough).any():
+            return out
+        at = rough.any(1).squeeze(-1).nonzero().squeeze(-1)
+        careful = _by_differences(x[at], y[at], v[at], None, **how)
+        return out.index_copy(0, at, torch.where(rough[at], careful, out[at]))
+
+
+@value
+class Exponential:
+    """The kernel of softmax attention, exp(scale <x, y>).
+
+    ``scale``: factor of the inner product, positive and finite; None means 1/sqrt(d), the scale of
+    Vaswani et al. (arXiv 1706.03762, Eq. 1).
+
+    ``matrix`` and ``apply`` overflow, as the kernel itself does, where a score exceeds the
+    logarithm of the dtype's maximum (88 in float32); ``average`` never does.
+    """
+
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.scale is not None:
+            validation.positive(self, scale=self.scale)
+
+    @own_precision
+    def matrix(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return exp(scale <x_i, y_j>), (..., n, l)."""
+        x, y, lead, dtype = _flatten(x, y)
+        out = (self._scale(x.shape[-1]) * x @ y.mT).exp()
+        return out.reshape(*lead, *out.shape[-2:]).to(dtype)
+
+    @own_precision
+    def apply(self, x: Tensor, y: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
+        """Return ``matrix(x, y) @ v`` without the matrix."""
+        x, y, v, lead, dtype = _flatten(x, y, v)
+        out = fused_sum(self._scale(x.shape[-1]) * x, y, v, causal=causal)
+        return out.reshape(*lead, *out.shape[-2:]).to(dtype)
+
+    @own_precision
+    def average(
+        self,
+        x: Tensor,
+        y: Tensor,
+        v: Tensor,
+        key_mask: Tensor | None = None,
+        *,
+        causal: bool = False,
+    ) -> Tensor:
+        """Return softmax(scale x y^T) v over the keys that ``key_mask`` (..., l) keeps."""
+        _one_or_other(key_mask, causal)
+        alike = x.shape[:2] == y.shape[:2] == v.shape[:2] and x.shape[-1] == y.shape[-1]
+        if x.ndim == y.ndim == v.ndim == 4 and x.dtype.itemsize >= 4 and alike:
+            # A batch of heads goes as it lies in memory: flattened it would often be copied.
+            lead, dtype = x.shape[:2], x.dtype
+            mask = None if key_mask is None else key_mask.expand(*lead, y.shape[-2])
+        else:
+            x, y, v, lead, dtype = _flatten(x, y, v)
+            mask = _flat_mask(key_mask, lead, y.shape[-2])
+        scale = self._scale(x.shape[-1])
+        out = fused_average(x, y, v, mask, scale=scale, causal=causal)
+        return out.reshape(*lead, *out.shape[-2:]).to(dtype)
+
+    def _scale(self, d: int) -> float:
+        return 1 / math.sqrt(d) if self.scale is None else self.scale
+
+
+def _flatten(x: Tensor, y: Tensor, *values: Tensor) -> Any:
+    """Broadcast and flatten leading dimensions; widen half precision to float32."""
+    if x.shape[-1] != y.shape[-1]:
+        got = f"{tuple(x.shape)} and {tuple(y.shape)}"
+        msg = f"x and y must have the same width, got {got}. Project both to one width."
+        raise ValueError(msg)
+    points = validation.aligned(**dict(zip("xyv", (x, y, *values), strict=False)))
+    flat = (widened(z).reshape(-1, *z.shape[-2:]) for z in points)
+    return *flat, points[0].shape[:-2], x.dtype
+
+
+def _one_or_other(key_mask: Tensor | None, causal: bool) -> None:
+    if causal and key_mask is not None:
+        msg = (
+            "a causal average takes no key_mask; put the masked tokens last, where none sees them."
+        )
+        raise ValueError(msg)
+
+
+def _flat_mask(key_mask: Tensor | None, lead: torch.Size, keys: int) -> Tensor | None:
+    return None if key_mask is None else key_mask.expand(*lead, keys).reshape(-1, keys)
+
+
+def _lengths(z: Tensor) -> Tensor:
+    """The norms of the points, (B, n), without a graph."""
+    norms: Tensor = torch.linalg.vector_norm(z.detach(), dim=-1)
+    return norms
+
+
+def _centred(x: Tensor, y: Tensor, bandwidth: float) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Shift the points by the mean of y in the matrices where it is a large part of them.
+
+    The Gaussian does not see the shift, its rounding errors do. Elsewhere the copy is not worth it.
+    Returns the points and which matrices are ``_rough`` even so, (B,), or None where none is.
+    """
+    centre, radius = y.detach().mean(-2, keepdim=True), _radius(x, y)
+    far = torch.linalg.vector_norm(centre, dim=(-2, -1)) > radius / 2
+    rough = _rough(radius, bandwidth)
+    if x.is_meta or not validation.held(far | rough).any():
+        return x, y, None
+    if validation.held(far).any():
+        centre = torch.where(far[:, None, None], centre, 0)
+        x, y = x - centre, y - centre
+        rough = _rough(_radius(x, y), bandwidth)
+    return x, y, rough if validation.held(rough).any() else None
+
+
+def _radius(x: Tensor, y: Tensor) -> Tensor:
+    """The largest norm among the points of each matrix, (B,)."""
+    return torch.maximum(_lengths(x).amax(-1), _lengths(y).amax(-1))
+
+
+def _rough(radius: Tensor, bandwidth: float) -> Tensor:
+    """Per matrix: would exponents formed by inner products lose more than half of the digits?"""
+    limit: float = bandwidth * torch.finfo(radius.dtype).eps ** -0.25
+    return ~(radius <= limit)
+
+
+def _by_products(
+    x: Tensor,
+    y: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    *,
+    average: bool,
+    bandwidth: float,
+    causal: bool = False,
+) -> Tensor:
+    """Sum or average over ``exp(-|x - y|^2 / (2 bandwidth^2))`` by inner products."""
+    if average:
+        x, y = x / bandwidth, y / bandwidth
+        half_y = y.square().sum(-1, keepdim=True) / 2
+        # The factor exp(-|x|^2 / 2) is common to a row and cancels.
+        x = torch.cat((x, torch.ones_like(x[..., :1])), -1)
+        return fused_average(x, torch.cat((y, -half_y), -1), v, mask, causal=causal)
+    if suits(x, y, v) and not causal:
+        return tiled_sum(x, y, v, bandwidth**2)
+    return lifted_sum(x, y, v, bandwidth, causal=causal)
+
+
+def lifted_sum(
+    x: Tensor, y: Tensor, v: Tensor, bandwidth: float, *, causal: bool = False
+) -> Tensor:
+    """The Gaussian sum as one of exponentials: of [x, 1, -|x|^2/2] and [y, -|y|^2/2, 1]."""
+    x, y = x / bandwidth, y / bandwidth
+    half_x, half_y = (z.square().sum(-1, keepdim=True) / 2 for z in (x, y))
+    one_x, one_y = torch.ones_like(half_x), torch.ones_like(half_y)
+    x, y = torch.cat((x, one_x, -half_x), -1), torch.cat((y, -half_y, one_y), -1)
+    return fused_sum(x, y, v, causal=causal)
+
+
+def _by_differences(
+    x: Tensor,
+    y: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    *,
+    average: bool,
+    bandwidth: float,
+    causal: bool = False,
+) -> Tensor:
+    """The same by explicit differences, a block of rows at a time, recomputed backwards."""
+    rows = max(1, CAREFUL_ENTRIES // (x.shape[0] * y.shape[1]))
+    column = torch.arange(y.shape[1], device=y.device)
+
+    def block(z: Tensor, row: Tensor) -> Tensor:
+        hidden = None if mask is None else ~mask[:, None, :]
+        if causal:
+            hidden = column > row[:, None]
+        if not average:
+            out = _matrix(z, y, bandwidth)
+            return (out if hidden is None else out.masked_fill(hidden, 0)) @ v
+        distance = torch.cdist(z, y, compute_mode="donot_use_mm_for_euclid_dist") / bandwidth
+        # What is hidden, or beyond the dtype, has no weight, and no gradient of 0 times infinity.
+        gone = distance.isinf() if hidden is None else distance.isinf() | hidden
+        distance = distance.masked_fill(gone, math.inf)
+        # Squares relative to the nearest key: their difference cannot be inf - inf.
+        nearest = distance.detach().amin(-1, keepdim=True)
+        exponents = -(distance - nearest) * (distance + nearest) / 2
+        return exponents.softmax(-1) @ v
+
+    each = zip(x.split(rows, 1), torch.arange(x.shape[1], device=x.device).split(rows), strict=True)
+    return torch.cat([recomputed(block, *some) for some in each], dim=1)
+
+
+def _matrix(x: Tensor, y: Tensor, bandwidth: float) -> Tensor:
+    if transformed():
+        return plain_matrix(x, y, bandwidth**2)
+    out: Tensor = _GaussianMatrix.apply(x, y, bandwidth)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _GaussianMatrix(torch.autograd.Function):
+    """exp(-|x - y|^2 / (2 s^2)) from differences; its gradient is two products.
+
+    With W = G * K the adjoint is dx = (W y - x * (W 1)) / s^2, and alike for y; written with
+    differentiable operations, so second derivatives exist, which ``torch.cdist`` lacks.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, bandwidth: float) -> Tensor:
+        distance = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+        kernel = distance.div_(bandwidth).square_().div_(-2).exp_()
+        ctx.save_for_backward(x, y, kernel)
+        ctx.bandwidth = bandwidth
+        return kernel
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, kernel = ctx.saved_tensors
+        weight = grad * kernel
+        centre = y.detach().mean(-2, keepdim=True)
+        x, y = x - centre, y - centre
+        dx = (weight @ y - x * weight.sum(-1, keepdim=True)) / ctx.bandwidth**2
+        dy = (weight.mT @ x - y * weight.sum(-2).unsqueeze(-1)) / ctx.bandwidth**2
+        return dx, dy, None

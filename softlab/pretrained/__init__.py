@@ -1,0 +1,1 @@
+"""Trained models of other people, rebuilt in torch, and the tasks that studies run them on."""

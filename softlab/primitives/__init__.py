@@ -1,0 +1,1 @@
+"""Parts that several operators share: banded, causal and weighted sums, normalisation, hashing."""

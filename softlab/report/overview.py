@@ -1,0 +1,126 @@
+"""What the report says of every run, whatever it measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from softlab.chapters import Table
+from softlab.report.numbers import counted
+from softlab.report.timings import busy
+
+
+def grid(table: pd.DataFrame, meta: Mapping[str, Any]) -> str:
+    """How many cases there are, and of how many values of each axis."""
+    axes = ", ".join(f"{count} of {name}" for name, count in meta["axes"].items())
+    return f"The study has {counted(_cases(table, meta), 'case')} (values of its axes: {axes})."
+
+
+def notes(table: pd.DataFrame, meta: Mapping[str, Any]) -> Iterator[str]:
+    """What a reader must know before the numbers: a trial run, an interrupted one, failures."""
+    if meta["quick"]:
+        yield "This is the quick grid, a trial run; its numbers are few."
+    if not meta["complete"]:
+        yield (
+            "The run was interrupted, or other shards of it are to come; the table holds the "
+            "cases that had finished."
+        )
+    if meta["dirty"]:
+        yield "The code had changes that no commit holds."
+    failed = table[table["status"] != "ok"]
+    if len(failed):
+        yield f"{len(failed)} of {len(table)} cases failed and are in no number or figure."
+    if meta.get("timed"):
+        yield f"Timings are those of {meta['device_name']}; another machine orders methods anew."
+        if disturbed := int(busy(table).sum()):
+            yield f"{disturbed} of {len(table)} cases were measured while the machine was busy."
+    if meta.get("lacking"):
+        yield f"Its meta.json says nothing usable of {', '.join(meta['lacking'])}."
+
+
+def completeness(table: pd.DataFrame, meta: Mapping[str, Any]) -> str:
+    """How many of the cases were measured, how many of these failed, and why the first did."""
+    failed = table[table["status"] != "ok"]
+    said = [] if meta["complete"] else [unfinished(table, meta)]
+    if len(failed):
+        why = failed.get("error", pd.Series(index=failed.index)).iloc[0]
+        reason = "no reason recorded" if pd.isna(why) else why
+        said.append(f"{len(failed)} of {len(table)} cases failed; the first: {reason}.")
+    whole = f"All {len(table)} cases" if len(table) > 1 else "The one case"
+    return " ".join(said) or f"{whole} finished."
+
+
+def unfinished(table: pd.DataFrame, meta: Mapping[str, Any]) -> str:
+    """How many cases of a run that is not complete were measured."""
+    cases = _cases(table, meta)
+    of = f"{len(table)} of {cases} cases are" if cases > len(table) else f"{len(table)} cases are"
+    return f"{of} measured; the run was interrupted, or other shards of it are to come."
+
+
+def _cases(table: pd.DataFrame, meta: Mapping[str, Any]) -> int:
+    """The cases of the grid; those of the table where a run of earlier softlab did not say."""
+    cases = meta.get("cases")
+    return cases if isinstance(cases, int) else len(table)
+
+
+def failures(table: pd.DataFrame) -> Iterator[Table]:
+    """The failed cases by reason; no table where none failed."""
+    failed = table[table["status"] != "ok"]
+    if failed.empty:
+        return
+    reasons = failed.get("error", pd.Series(index=failed.index)).astype(object)
+    counts = reasons.where(reasons.notna(), "no reason recorded").value_counts()
+    yield {
+        "caption": f"The {counted(len(failed), 'case')} that failed, by reason.",
+        "header": ["reason", "cases"],
+        "rows": [[str(reason), str(count)] for reason, count in counts.items()],
+        "left": 1,
+    }
+
+
+def environments(runs: Sequence[tuple[pd.DataFrame, Mapping[str, Any]]]) -> dict[str, Any]:
+    """The code, libraries, machine and arithmetic of runs: what they share, and the rest.
+
+    When a table was put together, and out of what, is in its ``meta.json`` alone: equal tables are
+    to make equal documents.
+
+    ``shared``: pairs of what and which; ``header`` and ``rows``: a table of what differs, a row a
+    study, and of what each has of its own.
+    """
+    facts = [_facts(meta) for _, meta in runs]
+    common = [name for name in facts[0] if len({fact[name] for fact in facts}) == 1]
+    differing = [name for name in facts[0] if name not in common]
+    own = [_own(table, meta) for table, meta in runs]
+    return {
+        "shared": [[name, facts[0][name]] for name in common],
+        "header": ["study", *differing, *own[0]],
+        "rows": [
+            [str(meta["name"]), *(fact[name] for name in differing), *mine.values()]
+            for (_, meta), fact, mine in zip(runs, facts, own, strict=True)
+        ],
+    }
+
+
+def _facts(meta: Mapping[str, Any]) -> dict[str, str]:
+    commit = f"{meta['commit'] or 'not under git'}{', with changes' if meta['dirty'] else ''}"
+    return {
+        "Commit": commit,
+        "Versions": ", ".join(f"{name} {version}" for name, version in meta["versions"].items()),
+        "Device": f"{meta['device']}: {meta['device_name']}",
+        "Arithmetic": f"{meta['dtype']}, {meta['threads']} threads",
+        "Platform": meta["platform"],
+    }
+
+
+def _own(table: pd.DataFrame, meta: Mapping[str, Any]) -> dict[str, str]:
+    spent = pd.to_numeric(table.get("case_seconds", pd.Series(dtype=float)), errors="coerce")
+    seconds = f"{spent.sum():.0f}" if "case_seconds" in table else ""
+    return {
+        "seeds": ", ".join(map(str, meta["seeds"])) or "none",
+        "rows": str(len(table)),
+        "failed": str((table["status"] != "ok").sum()),
+        "seconds": seconds,
+        "code": meta["digest"][:8],
+    }

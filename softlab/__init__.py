@@ -2,11 +2,15 @@
 
 from typing import TYPE_CHECKING
 
+from softlab import moved
+
 if TYPE_CHECKING:
     from softlab.core import Cost, Dims, Operator, Traits, as_matrix
 
 __all__ = ["Cost", "Dims", "Operator", "Traits", "as_matrix"]
 __version__ = "0.1.0"
+
+moved.install()
 
 
 def __getattr__(name: str) -> object:

@@ -28,7 +28,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from softlab import validation
+from softlab import study_folders, validation
 from softlab.engine import provenance, sources
 from softlab.engine.identity import Identity, UnstableError, flat, identity, marked, shown
 from softlab.engine.journal import (
@@ -60,8 +60,9 @@ class Study:
     those that ``keep(**case)`` refuses. ``measure(**case, dtype=..., device=...)`` returns numbers
     and words by column name. ``quick`` replaces some axes by shorter ones for a trial run.
     ``figures`` are descriptions that ``softlab.figures`` draws, stored beside the table.
-    ``chapter`` is the word that names the kind of study, a module of ``softlab.chapters``, which
-    knows its columns: how they were measured, what is found in them, and its tables. ``timed``
+    ``chapter`` names the one that knows the columns: how they were measured, what is found in them,
+    and their tables. Unless given it is that of the study's own folder (``softlab.study_folders``),
+    or "operators" where the study is a single file. ``timed``
     names the columns that measure time, which no case does beside another. ``inputs`` are files or
     folders that the measure reads, named from the folder of the study's file: rows are those of
     their content. ``file`` is the file that the study was loaded from, and ``module`` its name.
@@ -79,7 +80,7 @@ class Study:
     quick: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     title: str = ""
     figures: Sequence[Any] = ()
-    chapter: str = "operators"
+    chapter: str = ""
     timed: Sequence[str] = ()
     inputs: Sequence[Path | str] = ()
     file: Path | None = None
@@ -90,10 +91,8 @@ class Study:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name):
             msg = f"Study.name is {self.name!r}; it names a folder: use letters, digits, _ . -"
             raise ValueError(msg)
-        if not self.chapter.isidentifier():
-            msg = (
-                f"{self.name}: chapter is {self.chapter!r}; it names a module of softlab.chapters."
-            )
+        if self.chapter and not self.chapter.isidentifier():
+            msg = f"{self.name}: chapter is {self.chapter!r}; it names the folder of a study."
             raise ValueError(msg)
         if not self.axes:
             msg = f"{self.name} has no axes; give one at least, as in axes={{'seed': [0]}}."
@@ -268,6 +267,18 @@ def defined_in(file: Path | str) -> list[Study]:
         raise ValueError(msg)
     path, name = Path(file).absolute(), module.__name__
     return [dataclasses.replace(study, file=path, module=name) for study in named.values()]
+
+
+def chapter_of(study: Study) -> tuple[str, str]:
+    """The name of a study's chapter, and where that is, which is empty for one that softlab brings.
+
+    The words of ``softlab.report.chapter.named``.
+    """
+    folder = study.file.parent if study.file and study.file.name == study_folders.STUDY else None
+    if study.chapter or folder is None or not (folder / study_folders.CHAPTER).is_file():
+        return study.chapter or study_folders.GENERAL, ""
+    own = study_folders.built_in().get(folder.name)
+    return folder.name, "" if own is not None and own.samefile(folder) else str(folder.absolute())
 
 
 @dataclass(frozen=True)
@@ -481,7 +492,7 @@ def _meta(study: Study, setting: Row, code: provenance.Code, *, quick: bool) -> 
         "name": study.name,
         "title": study.title or study.name,
         "question": study.question,
-        "chapter": study.chapter,
+        **dict(zip(("chapter", "chapter_folder"), chapter_of(study), strict=True)),
         "quick": quick,
         "reused": 0,
         "timed": list(study.timed),

@@ -9,10 +9,10 @@ import pytest
 from tables import INPUTS, rank_table, steps_table
 from typer.testing import CliRunner
 
-from softlab import chapters
-from softlab.chapters.operators import findings, scope, tables
 from softlab.cli import app
+from softlab.report import chapter as chapters
 from softlab.report.numbers import counted, joined, median, number, short, span
+from softlab.report.operators.chapter import findings, scope, tables
 from softlab.report.quartiles import cell, summary
 
 

@@ -15,7 +15,7 @@ from softlab.models import Design, Pyramid
 from softlab.models.segmentation import Dense, confusion, intersection_over_union
 from softlab.study import run
 
-STUDY = load(Path(__file__).parent.parent / "studies" / "segmentation.py")
+STUDY = load(Path(__file__).parent.parent / "studies" / "segmentation")
 LEAST = Design(
     (1, 1, 1, 1), (8, 8, 8, 8), (1, 1, 1, 1), (2, 2, 2, 2), (2, 1, 1), 4, (3, 0, 0), 4, 32
 )

@@ -311,7 +311,7 @@ def test_constant_is_within_a_factor_of_two_at_every_condition(levels, held):
 
 
 def test_a_study_has_two_headlines_at_most(monkeypatch):
-    from softlab.chapters import operators
+    from softlab.report.operators import chapter as operators
 
     many = [{"text": f"{i} is {{}}.", "value": "1", "interval": ""} for i in range(4)]
     monkeypatch.setattr(operators, "headlines", lambda table: iter(many))

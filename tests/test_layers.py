@@ -13,7 +13,7 @@ from softlab import study
 ROOT = Path(__file__).parents[1]
 
 LAYERS = (
-    {"extras"},
+    {"extras", "moved", "study_folders"},
     {"validation"},
     {"core", "profiling", "engine"},
     {"kernels"},
@@ -27,6 +27,8 @@ LAYERS = (
 """A module imports from layers above its own line in this list, and from its own package."""
 
 TABLES = {"chapters", "figures", "report"}
+OF_CHAPTERS = {"chapter", "columns"}
+"""The modules of a study's folder that see tables only."""
 """See tables only: they import each other, the first layer and no torch; the command line alone
 imports them."""
 
@@ -56,15 +58,19 @@ HEAVY = ("pandas", "matplotlib", "scipy", "typst", "rich", "typer", "onnx", "hyp
 
 
 @cache  # every planted violation reads the whole package again
-def imported(source):
-    """Pairs (module, name or None) of every import, those inside functions too."""
+def imported(source, package=""):
+    """Pairs (module, name or None) of every import, those inside functions too.
+
+    Relative ones are for the folders of studies alone.
+    """
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found += [(alias.name, None) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "absolute imports only"
-            found += [(node.module, alias.name) for alias in node.names]
+            assert node.level <= package.startswith("studies."), "absolute imports only"
+            base = ".".join(x for x in (package * bool(node.level), node.module) if x)
+            found += [(base, alias.name) for alias in node.names]
     return found
 
 
@@ -76,7 +82,7 @@ def part_of(module, name=None):
     """The layered part that an import reaches: 'pinv' of softlab.pinv.svd, or of softlab: pinv."""
     top, *rest = module.split(".")
     if top == "studies":
-        return "studies"
+        return "chapters" if OF_CHAPTERS & {*rest[-1:]} else "studies"
     if top != "softlab":
         return None
     if rest:
@@ -86,13 +92,19 @@ def part_of(module, name=None):
     return name if known else "core"
 
 
+def other_study(target, module):
+    """Whether a module of a study's folder imports one of another's."""
+    both = [name.split(".")[:2] for name in (target, module)]
+    return all(parts[0] == "studies" for parts in both) and both[0] != both[1]
+
+
 def violations(modules):
     """Sentences about the imports of ``modules``, a mapping of dotted names to sources."""
     found = []
     for module, source in modules.items():
         part = part_of(module) if module != "softlab" else "__init__"
         if part == "__init__":
-            allowed = {"core"}
+            allowed = {"core", "moved"}
         elif part in TABLES:
             allowed = TABLES | LAYERS[0]
         elif level(part) is None:
@@ -101,11 +113,13 @@ def violations(modules):
         else:
             allowed = set().union(*LAYERS[: level(part)], {part})
             allowed |= TABLES if level(part) == len(LAYERS) - 1 else set()
-        for target, name in imported(source):
+        for target, name in imported(source, module.rpartition(".")[0]):
             reached = part_of(target, name)
             if reached is None:
                 if part in TABLES and target.split(".")[0] == "torch":
                     found.append(f"{module} imports torch, and should see tables only")
+            elif other_study(target, module):
+                found.append(f"{module} imports {target}, which is another study")
             elif reached not in allowed:
                 found.append(f"{module} imports {target}, which is not below it")
             elif part in ABSTRACT and reached in PROTOCOLS and part != reached:
@@ -125,7 +139,7 @@ def everything():
 
 def test_imports_point_one_way():
     modules = everything()
-    assert {"softlab", "softlab.core", "softlab.pinv.svd", "studies.rank"} <= set(modules)
+    assert {"softlab", "softlab.core", "softlab.pinv.svd", "studies.rank.study"} <= set(modules)
     assert violations(modules) == []
 
 
@@ -150,9 +164,18 @@ PLANTED = {
         "def f():\n    from torch import Tensor",
     ),
     "a report computes": ("softlab.report", "from softlab.measures import accuracy"),
-    "a chapter measures": ("softlab.chapters.operators", "from softlab.measures import accuracy"),
+    "a chapter measures": (
+        "softlab.report.operators.chapter",
+        "from softlab.measures import accuracy",
+    ),
+    "a study's chapter measures": (
+        "studies.memory.chapter",
+        "from softlab.measures import accuracy",
+    ),
+    "a study's chapter imports the study": ("studies.memory.chapter", "from .study import STUDY"),
+    "a study imports another's chapter": ("studies.rank.study", "import studies.memory.chapter"),
     "a chapter knows tensors": ("softlab.report.numbers", "import torch"),
-    "a measure writes a chapter": ("softlab.measures", "from softlab.chapters import operators"),
+    "a measure writes a chapter": ("softlab.measures", "from softlab.report import chapter"),
     "a measure draws": ("softlab.measures", "from softlab.figures import draw"),
     "the package imports more than its core": ("softlab", "from softlab.operators import Soft"),
     "the library imports a study": ("softlab.study", "from studies import rank"),

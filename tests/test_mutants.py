@@ -82,9 +82,9 @@ def test_guards_are_the_quickest_tests_of_the_changed_lines(place):
 
 def test_a_chapter_is_guarded_by_files_that_name_it_and_the_package(place):
     tests = place.parents[2] / "tests"
-    (tests / "test_a.py").write_text("from softlab.chapters import subject")
+    (tests / "test_a.py").write_text("from softlab.report.chapter import subject")
     (tests / "test_b.py").write_text("subject = 1")
-    (tests / "test_c.py").write_text("from softlab import chapters")
+    (tests / "test_c.py").write_text("from softlab.report import chapter as chapters")
     assert mutants.tests_of([place]) == ["tests/test_a.py"]
 
 

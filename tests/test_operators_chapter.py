@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from tables import below, three
 
-from softlab.chapters.operators import findings, headlines, scope, tables
+from softlab.report.operators.chapter import findings, headlines, scope, tables
 
 SEEDS = (0.3, 1.0, 4.1)
 RANKS = (64, 16, 128)

@@ -14,13 +14,14 @@ from typer.testing import CliRunner
 from softlab import measures
 from softlab.capture import record
 from softlab.capture.effect import attention_flops, change, effect, errors, greedy, own
-from softlab.chapters import in_model as chapter
-from softlab.chapters import precision_in_model as precision_chapter
 from softlab.cli import app
 from softlab.operators import LinearAttention, Local, Nystromformer, Softmax, TopK, Uniform
 from softlab.pretrained import tasks
 from softlab.pretrained.tasks import NEEDS, UnderTest
-from studies import in_model, precision_in_model
+from studies.in_model import chapter as chapter
+from studies.in_model import study as in_model
+from studies.precision_in_model import chapter as precision_chapter
+from studies.precision_in_model import study as precision_in_model
 
 
 def draw(*shape, seed=0):

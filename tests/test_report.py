@@ -14,9 +14,9 @@ from tables import INPUTS, RANKS, rank_table
 from test_cli import call
 from test_figures import RANK
 
-from softlab import chapters
 from softlab.engine import journal
 from softlab.report import FORMAT, findings, read, report
+from softlab.report import chapter as chapters
 from softlab.report.numbers import number
 from softlab.report.overview import environments, failures, grid, notes
 from softlab.study import Study, run

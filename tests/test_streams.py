@@ -13,16 +13,17 @@ from glyphs import glyphs
 from scipy import stats
 from test_perturbation import small_models  # noqa: F401  a fixture
 
-from softlab import laws, measures
+from softlab import laws, measures, study_folders
 from softlab.core import Stream
 from softlab.engine.loading import load
 from softlab.features import Orthogonal
 from softlab.inputs import Decaying
 from softlab.study import Study
-from studies import in_model, precision_in_model
+from studies.in_model import study as in_model
+from studies.precision_in_model import study as precision_in_model
 
 ROOT = Path(__file__).parents[1]
-STUDIES = sorted(path.stem for path in (ROOT / "studies").glob("*.py"))
+STUDIES = sorted(study_folders.built_in())
 CPU = torch.device("cpu")
 
 
@@ -98,7 +99,7 @@ def test_features_are_no_axes_of_an_input_of_the_same_seed():
 DRAWS = {"rand", "randn", "randint", "randperm", "normal", "multinomial", "bernoulli"}
 LOOKS = {"get_state", "getstate", "Random"}
 """What draws nothing; the last orders a design, with a generator of its own."""
-OWN = {"softlab/core.py", "softlab/models/pyramid.py", "studies/mutations.py"}
+OWN = {"softlab/core.py", "softlab/models/pyramid.py", "studies/mutations/study.py"}
 """The streams themselves, dropped paths, which a training seeds, and faults that are planted."""
 
 
@@ -123,7 +124,9 @@ def test_everything_is_drawn_from_a_stream():
             where = str(file.relative_to(ROOT))
             # Chapters know no torch: they draw from NumPy, and from nothing that a study drew.
             # What is planted stands for strangers' code, which draws as strangers do.
-            if where not in OWN and not where.startswith(("softlab/chapters/", "studies/planted/")):
+            if where not in OWN and not where.startswith(
+                ("softlab/report/", "studies/mutations/planted/")
+            ):
                 assert list(strays(file.read_text())) == [], where
     for line in ("torch.manual_seed(0)", "torch.Generator().manual_seed(s)", "torch.randn(3)",
                  "torch.randperm(3, generator=g)", "np.random.default_rng(0)"):  # fmt: skip
@@ -212,7 +215,7 @@ def quickly(monkeypatch, small_models):  # noqa: F811
     changed = []
 
     def load_small(name):
-        module = load(ROOT / "studies" / f"{name}.py")
+        module = load(ROOT / "studies" / name)
         module = {"in_model": in_model, "precision_in_model": precision_in_model}.get(name, module)
         classes = tuple("AHKST01234")
         held = [replace(glyphs(n, seed=n), classes=classes) for n in (32, 16)]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 import dataclasses
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
+from softlab import study_folders
 from softlab.cli.console import out, say
 
 EXAMPLES = "Examples:  softlab list   |   softlab list --markdown"
@@ -42,10 +42,10 @@ def catalogue(
             table.add_row(name, (part.__doc__ or "").splitlines()[0], _claims(part))
         out.print(table, "")
     say("Recorded: " + ", ".join(inputs.recorded_names()))
-    table = Table("file", "what it is", title="Studies", title_justify="left", box=None)
-    for file in sorted(Path("studies").glob("*.py")):
-        words = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-        table.add_row(str(file), words.partition("\n")[0])
+    table = Table("name", "what it is", title="Studies", title_justify="left", box=None)
+    for name, folder in study_folders.built_in().items():
+        text = (folder / study_folders.STUDY).read_text(encoding="utf-8")
+        table.add_row(name, (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0])
     out.print(table if table.row_count else "Studies: none here")
 
 

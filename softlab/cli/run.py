@@ -66,9 +66,9 @@ def run(
     failed or a request could not be met, 130 after an interrupt.
     """
     from softlab import study as studies
-    from softlab.chapters import named
     from softlab.cli.overrides import narrowed, part
     from softlab.report import findings, read
+    from softlab.report.chapter import named
 
     number_type = _dtype(dtype)
     try:
@@ -80,7 +80,7 @@ def run(
         parts = part(shard)
         for study in found:  # before the hours that it may take
             try:
-                named(study.chapter)
+                named(*studies.chapter_of(study))
             except ValueError as error:
                 fail(f"{study.name}: {error}")
         worst = 0

@@ -147,7 +147,8 @@ def home(name: str) -> str:
     """A module's name, or that of its file where the name depends on how the file was loaded."""
     if name in MAIN or name.startswith(STUDY):
         file = getattr(sys.modules.get(name), "__file__", None)
-        return Path(file).name if file else name
+        inner = name.partition(".")[2]  # of a study's folder
+        return (f"{inner.replace('.', '/')}.py" if inner else Path(file).name) if file else name
     return name
 
 

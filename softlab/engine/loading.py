@@ -1,5 +1,8 @@
 """A study file, anywhere on disk: Python that defines a Study or more at its top level.
 
+That of a study's folder (``softlab.study_folders``) is a module of a package of its own, so that it
+may import the folder's other modules relatively.
+
 A worker loads the same file under the same name, and what the file defines can be sent by name.
 """
 
@@ -17,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from softlab import study_folders
 from softlab.engine import sources
 from softlab.engine.identity import STUDY
 
@@ -47,11 +51,7 @@ def load(file: Path | str) -> ModuleType:
 
     Raises ``ValueError`` for a file that is not there, is no Python file, or raises as it is read.
     """
-    file = Path(file)
-    if not file.is_file():
-        msg = f"there is no file {file}. Give the path of a Python file that defines a Study."
-        raise ValueError(msg)
-    path = file.absolute()
+    path = study_folders.study_file(file).absolute()
     known = _LOADED.get(_LATEST.get(path, ""))
     if known is None or any(_state(x) != state for x, state in known.states.items()):
         with _beside(path):
@@ -106,7 +106,12 @@ def _fresh(path: Path) -> Loaded:
     _forget(found.named())
     words = "".join(f"{x} {state} " for x, state in states.items())
     digits = hashlib.sha256(words.encode(errors="surrogateescape")).hexdigest()[:8]
-    name = f"{STUDY}{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}_{digits}"
+    inner = path.name == study_folders.STUDY
+    stem = path.parent.name if inner else path.stem
+    name = f"{STUDY}{re.sub(r'[^0-9A-Za-z_]', '_', stem)}_{digits}"
+    if inner:
+        study_folders.package(path.parent, name)
+        name = f"{name}.{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         msg = f"{path} is not a Python file; its name must end in .py."

@@ -21,7 +21,7 @@ from importlib import metadata
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
-from softlab.engine.identity import MAIN, home
+from softlab.engine.identity import MAIN, STUDY, home
 
 PACKAGE = Path(__file__).parents[1]
 # These read tables and make none, so a new colour in a figure leaves the rows valid.
@@ -50,12 +50,21 @@ class Closure:
         self.packages: dict[str, Path] = {}
         self.lost: set[str] = set()
         self._seen: set[str] = set()
+        self._root: Path | None = None
 
     def file(self, path: Path, package: str = "") -> None:
-        """Add a file that is no module, and what it imports."""
-        if f"file {path.name}" not in self.files:
-            self.files[f"file {path.name}"] = path
+        """Add a file that is no module, and what it imports.
+
+        ``package`` is the one that its relative imports begin at; without it they are files beside.
+        """
+        self._root = self._root or path.parent
+        inner = path.is_relative_to(self._root)
+        name = f"file {path.relative_to(self._root).as_posix() if inner else path.name}"
+        if name not in self.files:
+            self.files[name] = path
             self.modules(imported(path, package))
+            for file in () if package else beside(path):
+                self.file(file)
 
     def modules(self, names: Iterable[str]) -> None:
         """Add modules by name, and what they import in turn."""
@@ -67,7 +76,8 @@ class Closure:
                 self.packages |= dict.fromkeys(readers, PACKAGE)
             elif home(name) != name:
                 running = sys.modules[name]
-                self.file(Path(str(running.__file__)), getattr(running, "__package__", None) or "")
+                package = getattr(running, "__package__", None) or ""
+                self.file(Path(str(running.__file__)), "" if package.startswith(STUDY) else package)
                 self.names(name)
             elif name in MAIN:  # typed at a prompt
                 self.lost.add(name)
@@ -173,6 +183,21 @@ def _imports(text: bytes, package: str) -> frozenset[str]:
             if called in {"import_module", "__import__"}:
                 found.add(str(node.args[0].value))
     return frozenset(found)
+
+
+def beside(path: Path) -> Iterator[Path]:
+    """The files that a file's relative imports may mean, such as ``from .columns import X``."""
+    try:
+        nodes = list(ast.walk(ast.parse(path.read_bytes()))) if path.suffix == ".py" else []
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            for place in (base, *(base / alias.name for alias in node.names)):
+                for file in (place.with_suffix(".py"), place / "__init__.py"):
+                    if file.is_file():
+                        yield file
 
 
 def content(path: Path, *, running: bool = False) -> str:

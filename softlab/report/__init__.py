@@ -1,8 +1,9 @@
 """Tables -> a PDF and a page: findings; what was asked; then, study by study, how it was measured,
 what was found, figures, tables; a glossary and the environment.
 
-What is particular to a kind of study stands in ``softlab.chapters``. Reads run folders alone and
-imports no torch. Equal tables give equal bytes. What one study cannot say costs no other its place.
+What is particular to a kind of study stands in the chapter in its folder. Reads run folders alone
+and imports no torch. Equal tables give equal bytes. What one study cannot say costs no other its
+place.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from typing import Any
 
 import pandas as pd
 
-from softlab.chapters import fragment, named
 from softlab.extras import needed
 from softlab.figures import Lines
 from softlab.report import overview
+from softlab.report.chapter import fragment, named
 from softlab.report.drawing import caption, draw, file_name, pages, save
 from softlab.report.folder import FORMAT, read
 from softlab.report.headlines import headlines
@@ -81,7 +82,10 @@ def report(folder: Path | str = "reports", tell: Tell = lambda _: None) -> Path:
 
 def findings(table: pd.DataFrame, meta: Mapping[str, Any]) -> list[str]:
     """Paragraphs: how complete the table is, then what its chapter finds in it."""
-    return [overview.completeness(table, meta), *named(meta["chapter"]).findings(table)]
+    return [
+        overview.completeness(table, meta),
+        *named(meta["chapter"], meta["chapter_folder"]).findings(table),
+    ]
 
 
 def _read(
@@ -124,7 +128,7 @@ def _mend(files: dict[str, bytes], compiled: Any, wrong: type[Exception], tell: 
 def _study(
     run: Path, table: pd.DataFrame, meta: Mapping[str, Any], files: dict[str, bytes], tell: Tell
 ) -> dict[str, Any]:
-    chapter = named(meta["chapter"])
+    chapter = named(meta["chapter"], meta["chapter_folder"])
     spoken, long = legible(table)
     problems: list[str] = []
 
@@ -143,7 +147,7 @@ def _study(
     (run / "findings.txt").write_text("\n\n".join(map(safe, found)) + "\n", encoding="utf-8")
     method = f"chapters/{meta['chapter']}.typ"
     first = method not in files
-    files[method] = fragment(meta["chapter"])
+    files[method] = fragment(meta["chapter"], meta["chapter_folder"])
     scope = said("scope", lambda: chapter.scope(spoken), "")
     first_page = said("headlines", lambda: headlines(spoken, meta, own), [])
     if not meta["complete"]:
@@ -188,7 +192,7 @@ def _figures(
     for description in meta["figures"]:
         try:
             lines = Lines(**{name: x for name, x in description.items() if name in known})
-            rows = _made(table, meta["chapter"], lines)
+            rows = _made(table, meta, lines)
             drawn = []
             for page in pages(rows, lines):
                 figure, name = draw(rows, lines, page), _unique(file_name(lines, page), taken)
@@ -217,13 +221,14 @@ def _named(description: Any) -> str:
     return f"{description.get('y')} against {description.get('x')}"
 
 
-def _made(table: pd.DataFrame, chapter: str, lines: Lines) -> pd.DataFrame:
+def _made(table: pd.DataFrame, meta: Mapping[str, Any], lines: Lines) -> pd.DataFrame:
     """The rows that a figure draws; ``ValueError`` where its chapter cannot make them."""
     if not lines.rows:
         return table
-    make = getattr(named(chapter), lines.rows, None)
+    chapter = named(meta["chapter"], meta["chapter_folder"])
+    make = getattr(chapter, lines.rows, None)
     if make is None:
-        msg = f"the chapter {chapter} makes no rows called {lines.rows!r}"
+        msg = f"the chapter {meta['chapter']} makes no rows called {lines.rows!r}"
         raise ValueError(msg)
     made: pd.DataFrame = make(table)
     return made

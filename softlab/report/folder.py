@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from softlab.chapters import named
+from softlab.report.chapter import named
 
 FORMAT = 2
 """The newest ``meta.json`` that is understood: the one that ``softlab.engine.journal`` names."""
@@ -44,7 +44,8 @@ def read(run: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     Each column holds what was measured, as ``columns`` of the meta file says (by
     ``softlab.engine.journal.kinds``): integers beyond 64 bits, words such as "NA" and "007", True
     beside numbers. What is missing is NaN in a column of floats, and None or NaN in others. Columns
-    that the meta file does not know are read as pandas guesses, but the words of a column of words all stay words.
+    that the meta file does not know are read as pandas guesses, but the words of a column of words
+    all stay words.
 
     Unusable is also a meta file whose chapter does not exist.
     """
@@ -72,7 +73,8 @@ def _meta(path: Path) -> dict[str, Any]:
         )
         raise ValueError(msg)
     try:
-        named(found.setdefault("chapter", "operators"))  # of before there were others
+        chapter = found.setdefault("chapter", "operators")  # of before there were others
+        named(chapter, found.setdefault("chapter_folder", ""))
     except (ValueError, TypeError) as error:
         msg = f"{path}: {error}"
         raise ValueError(msg) from None

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, linregress, norm, quantile_test, t, ttest_1samp
 
-from softlab.chapters import Cell
+from softlab.report.chapter import Cell
 from softlab.report.numbers import number
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from softlab.chapters import Table
+from softlab.report.chapter import Table
 from softlab.report.numbers import counted
 from softlab.report.timings import busy
 

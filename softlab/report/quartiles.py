@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from softlab.chapters import Cell
+from softlab.report.chapter import Cell
 from softlab.report.numbers import short
 
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from softlab.chapters import Cell
 from softlab.report import quartiles as of_quartiles
+from softlab.report.chapter import Cell
 from softlab.report.numbers import number, short
 
 WIDE = 0.25

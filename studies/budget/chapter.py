@@ -1,0 +1,353 @@
+"""Error budgets: which cause dominates, what convergence does, what precision costs.
+
+Read are the columns of ``studies/budget.py``: ``status``, ``method``, ``solver``, ``source``,
+``precision``, ``op.rank``, ``steps``, ``uniform_error``, and those of ``measures.error_budget``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from softlab.report.chapter import Cell, Table
+from softlab.report.headlines import Headline, headline
+from softlab.report.numbers import joined, number, short
+from softlab.report.rows import finished
+
+PARTS = ("landmarks", "normaliser", "solve", "precision")
+PUBLISHED, CONVERGED, SHIFTED = "as published", "converged", "ridge 0.01"
+SUBJECT = "Nystromformer"
+NOTABLE = 0.01
+"""A change of the error by less than this part of it is called none."""
+BEYOND = f" by more than {100 * NOTABLE:g} %"
+SIZES = [f"{part}_error" for part in (*PARTS, "interaction", "converged", "budget")]
+DRAWN = 0.01
+APART = 0.1
+"""A part of the precision beyond this makes the inverse in float32 another."""
+NEEDED = {
+    *("status", "method", "solver", "source", "precision", "op.rank", "steps", "uniform_error"),
+    *(f"{part}_share" for part in PARTS),
+    *SIZES,
+}
+
+
+def scope(table: pd.DataFrame) -> str:
+    """The methods, the inputs, ranks and precisions."""
+    done = finished(table, NEEDED)
+    if done.empty:
+        return ""
+    ranks = joined(sorted(int(rank) for rank in done["op.rank"].unique()))
+    return (
+        f"Methods: {joined(done['method'].unique())}, with {ranks} landmarks. Inputs: "
+        f"{joined(done['source'].unique())}. Precisions: {joined(done['precision'].unique())}."
+    )
+
+
+def findings(table: pd.DataFrame) -> list[str]:
+    """What convergence does, where errors come from, the normalisers, and precision."""
+    done = finished(table, NEEDED)
+    if done.empty:
+        return []
+    points = _points(done)
+    paragraphs = (
+        [*_convergence(points), *_best_steps(points), *_cut_off(points), *_ridge(points)],
+        [*_dominant(points), *_normalisers(points), *_softs_solve(points)],
+        [*_precision(points), *_interaction(points)],
+    )
+    return [text for text in map(" ".join, paragraphs) if text]
+
+
+def headlines(table: pd.DataFrame) -> Iterator[Headline]:
+    """What an exact inverse of the core would change, of two published methods."""
+    done = finished(table, NEEDED)
+    if done.empty:
+        return
+    points = _points(done)
+    points = points[(points["solver"] == "as published") & (points["precision"] == "float32")]
+    for method in ("Nystromformer", "Soft (none)"):
+        rows = points[points["method"] == method]
+        text = f"With its core inverted exactly {method} errs {{}} times as much as published"
+        change = rows["converged_error"] / rows["budget_error"]
+        yield from headline(
+            text, change, "inputs", unit=rows["source"], nested="ranks", ratios=True
+        )
+
+
+def tables(table: pd.DataFrame) -> Iterator[Table]:
+    """The budget of each method; Nystromformer's inverse on each input."""
+    done = finished(table, NEEDED)
+    if done.empty:
+        return
+    points = _most(_points(done))
+    points = points[~_swept(points)]
+    body: list[list[Cell]] = []
+    before = None
+    for (method, solver), mine in points.groupby(["method", "solver"], sort=False):
+        wide = mine[mine["precision"] == "float32"]
+        half = mine[mine["precision"] == "bfloat16"]
+        cells = [short(wide[column].median(), 2) for column in SIZES]
+        cells.insert(4, short(half["precision_error"].median(), 2))
+        body.append([str(method) if method != before else "", str(solver), *cells])
+        before = method
+    yield {
+        "caption": f"Relative sizes of the parts with {points['op.rank'].max():g} landmarks, "
+        "medians over the inputs, of runs in float32; below float32 and bfloat16 the part of that "
+        "precision. Converged: the error with the core inverted exactly, in float64. Parts can "
+        "cancel.",
+        "header": ["method", "inverse", "land- marks", "norma- liser", "solve", "float32",
+                   "bfloat16", "inter- action", "con- verged", "error"],
+        "rows": body,
+        "left": 2,
+    }  # fmt: skip
+    yield from _by_input(points)
+
+
+def against_steps(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows to draw: the error and its parts at each number of steps, and the mean of v.
+
+    Parts below ``DRAWN`` are left out: those of a converged inverse would hide the others.
+    """
+    done = finished(table, NEEDED)
+    rows = done[_of(done, SUBJECT) & (done["precision"] == "float32")]
+    rows = _most(rows[_swept(rows) | (rows["solver"] == PUBLISHED)])
+    drawn = {part: f"{part}_error" for part in PARTS[:3]}
+    made = [
+        rows.assign(part=name, size=rows[column])
+        for name, column in ({"error": "budget_error"} | drawn).items()
+    ]
+    made = [part[part["size"] >= DRAWN] for part in made]
+    mean = rows.assign(part="mean of v", size=rows["uniform_error"], steps=None)
+    return pd.concat([*made, mean.astype({"steps": float})])
+
+
+def _points(done: pd.DataFrame) -> pd.DataFrame:
+    """Medians over the seeds: one row a method, solver, rank, input and precision."""
+    keys = ["method", "solver", "op.rank", "source", "precision"]
+    columns = ["steps", "uniform_error", *(f"{part}_share" for part in PARTS), *SIZES]
+    return done.groupby(keys, sort=False)[columns].median().reset_index()
+
+
+def _swept(rows: pd.DataFrame) -> pd.Series:
+    return rows["solver"].str.endswith("steps")
+
+
+def _of(rows: pd.DataFrame, method: str, solver: str = "") -> pd.Series:
+    chosen = rows["method"] == method
+    return chosen & (rows["solver"] == solver) if solver else chosen
+
+
+def _most(rows: pd.DataFrame) -> pd.DataFrame:
+    """Those of the largest rank."""
+    return rows[rows["op.rank"] == rows["op.rank"].max()]
+
+
+def _single(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows["precision"] == "float32"]
+
+
+def _example(rows: pd.DataFrame, before: str, after: str) -> str:
+    """The input of the greatest change, in words."""
+    ratio = rows[after] / rows[before]
+    most = rows.loc[(ratio if ratio.median() > 1 else 1 / ratio).idxmax()]
+    changed = f"{most['source']} from {number(most[before])} to {number(most[after])}"
+    return f"most on {changed}" if len(rows) > 1 else f"{changed}"
+
+
+def _convergence(points: pd.DataFrame) -> Iterator[str]:
+    """The headline: on how many inputs an exact inverse is worse than the published six steps."""
+    rows = _most(_single(points[_of(points, SUBJECT, PUBLISHED)]))
+    if rows.empty:
+        return
+    change = rows["converged_error"] / rows["budget_error"]
+    worse, better = rows[change > 1 + NOTABLE], rows[change < 1 - NOTABLE]
+    rank = rows["op.rank"].max()
+    says = (
+        f"Inverting Nystromformer's core exactly instead of by its published steps, with {rank:g} "
+        f"landmarks, makes the error larger{BEYOND} on {len(worse)} of {len(rows)} inputs"
+    )
+    if len(worse):
+        says += f", {_example(worse, 'budget_error', 'converged_error')}"
+        lost = worse[
+            (worse["converged_error"] > worse["uniform_error"])
+            & (worse["budget_error"] < worse["uniform_error"])
+        ]
+        if len(lost):
+            says += (
+                f"; on {len(lost)} of them it turns an answer that beats the mean of v into one "
+                "that does not"
+            )
+    says += f". It makes it smaller on {len(better)}"
+    if len(better):
+        says += f", {_example(better, 'budget_error', 'converged_error')}"
+    yield says + "."
+
+
+def _best_steps(points: pd.DataFrame) -> Iterator[str]:
+    """Where the error is least along the steps."""
+    rows = points[_of(points, SUBJECT)]
+    rows = _most(_single(rows[_swept(rows) | (rows["solver"] == PUBLISHED)]))
+    if rows["steps"].nunique() < 2:
+        return
+    best = rows.loc[rows.groupby("source", sort=False)["budget_error"].idxmin()]
+    last = rows[rows["steps"] == rows["steps"].max()].set_index("source")["budget_error"]
+    rises = best["source"].map(last) > (1 + NOTABLE) * best["budget_error"]
+    turned = best[rises & (best["steps"] > rows["steps"].min())]
+    yield (
+        f"Along the steps, from {rows['steps'].min():g} to {rows['steps'].max():g}, the error "
+        f"falls and rises again{BEYOND} on {len(turned)} of {len(best)} inputs"
+    ) + (
+        f", with its least at {turned['steps'].min():g} to {turned['steps'].max():g} steps: the "
+        "number of steps is a regulariser."
+        if len(turned)
+        else "."
+    )
+
+
+def _cut_off(points: pd.DataFrame) -> Iterator[str]:
+    """The exact inverse in float32, whose cut-off regularises."""
+    rows = _most(_single(points[_of(points, SUBJECT, CONVERGED)]))
+    apart = rows[rows["precision_error"] > APART]
+    if apart.empty:
+        return
+    change = apart["converged_error"] / apart["budget_error"]
+    most = apart.loc[change.idxmax()]
+    yield (
+        f"On {len(apart)} inputs the exact inverse in float32 is another than in float64, by more "
+        f"than {APART:g} of the target: the "
+        "cut-off of small singular values lies higher and regularises too, most on "
+        f"{most['source']}, where the error is {number(most['converged_error'])} in float64 and "
+        f"{number(most['budget_error'])} in float32."
+    )
+
+
+def _ridge(points: pd.DataFrame) -> Iterator[str]:
+    """A ridge beside the published steps."""
+    rows = _most(_single(points[_of(points, SUBJECT)]))
+    errors = rows.pivot_table("budget_error", "source", "solver")
+    errors = errors.reindex(columns=[PUBLISHED, SHIFTED]).dropna()
+    if errors.empty:
+        return
+    worse = (errors[SHIFTED] > (1 + NOTABLE) * errors[PUBLISHED]).sum()
+    better = (errors[SHIFTED] < (1 - NOTABLE) * errors[PUBLISHED]).sum()
+    yield (
+        f"With a ridge of 0.01 and an exact inverse of that the error is larger{BEYOND} than with "
+        f"the published steps on {worse} of {len(errors)} inputs and smaller on {better}."
+    )
+
+
+def _dominant(points: pd.DataFrame) -> Iterator[str]:
+    """Which cause raises the squared error most, method by method."""
+    rows = _single(points[points["solver"] == PUBLISHED])
+    if rows.empty:
+        return
+    shares = rows[[f"{part}_share" for part in PARTS]].set_axis(list(PARTS), axis=1)
+    largest = shares.idxmax(axis=1)
+    words = []
+    for method, names in largest.groupby(rows["method"], sort=False):
+        counts = names.value_counts()
+        words.append(
+            f"{method} " + joined(f"the {name} on {count}" for name, count in counts.items())
+        )
+    each = len(rows) // rows["method"].nunique()
+    yield (
+        f"What raises the squared error most, on {each} pairs of an input and a rank, each method "
+        f"as published: for {'; for '.join(words)}."
+    )
+    less = rows[rows["solve_share"] < -NOTABLE]
+    if len(less):
+        of = less["method"].value_counts()
+        yield (
+            f"The unfinished solve makes the squared error smaller{BEYOND} on {len(less)} of all "
+            f"{len(rows)}: "
+            f"{joined(f'{count} of {method}' for method, count in of.items())}."
+        )
+
+
+def _normalisers(points: pd.DataFrame) -> Iterator[str]:
+    """Soft's symmetric form beside the published one; own degrees beside the target's."""
+    rows = _most(_single(points[points["solver"] == PUBLISHED]))
+    sizes = rows.groupby("method")["normaliser_error"].median()
+    pair = ("Soft (symmetric)", "Soft (published)")
+    if set(pair) <= set(sizes.index):
+        yield (
+            f"Soft's published normaliser, the degrees of the core, is a part of median size "
+            f"{number(sizes[pair[1]])}, where the symmetric form's own degrees make one of "
+            f"{number(sizes[pair[0]])}."
+        )
+    helped = rows[(rows["normaliser_share"] < -NOTABLE)]
+    if len(helped):
+        of = helped["method"].value_counts()
+        yield (
+            "A method's own degrees err with its landmarks, and their error cancels part of that: "
+            "the exact degrees would be worse for "
+            f"{joined(f'{method} on {count} of the inputs' for method, count in of.items())}."
+        )
+
+
+def _softs_solve(points: pd.DataFrame) -> Iterator[str]:
+    """Whether SOFT's twenty steps leave an error that matters."""
+    rows = points[points["method"].str.startswith("Soft") & (points["solver"] == PUBLISHED)]
+    rows = _single(rows)
+    if rows.empty:
+        return
+    part = rows["solve_error"] / rows["budget_error"]
+    yield (
+        f"SOFT's twenty Newton steps leave a part of median {number(part.median())} of its error, "
+        f"at most {number(part.max())} ({rows.loc[part.idxmax(), 'source']})."
+    )
+
+
+def _precision(points: pd.DataFrame) -> Iterator[str]:
+    """What float32 and bfloat16 cost, the exact inverse apart."""
+    rows = points[(points["solver"] != CONVERGED) & ~_swept(points)]
+    for name, mine in rows.groupby("precision", sort=False):
+        yield (
+            f"In {name} precision is a part of median size "
+            f"{number(mine['precision_error'].median())}, "
+            f"{number((mine['precision_error'] / mine['budget_error']).max())} of the error at most"
+            + (
+                ", the rounding of the output: half precision is computed in float32."
+                if name == "bfloat16"
+                else "."
+            )
+        )
+
+
+def _interaction(points: pd.DataFrame) -> Iterator[str]:
+    """How far causes alone fail to account for the error."""
+    rows = _single(points[points["solver"] == PUBLISHED])
+    if rows.empty:
+        return
+    ratio = (rows["interaction_error"] / rows["budget_error"]).groupby(rows["method"], sort=False)
+    words = (f"{number(size)} for {method}" for method, size in ratio.median().items())
+    yield (
+        "Causes do not act alone: what solve and precision do by themselves, on exact degrees, "
+        f"leaves unexplained, as a share of the error (medians), {joined(words)}."
+    )
+
+
+def _by_input(points: pd.DataFrame) -> Iterator[Table]:
+    """Nystromformer's error by input, as published, converged and shifted."""
+    rows = _single(points[_of(points, SUBJECT)])
+    errors = rows.pivot_table("budget_error", "source", "solver", sort=False)
+    if PUBLISHED not in errors:
+        return
+    exact = rows[rows["solver"] == PUBLISHED].set_index("source")
+    body: list[list[Cell]] = []
+    for source, row in errors.iterrows():
+        here = exact.loc[source]
+        columns = ("landmarks_error", "normaliser_error", "solve_error")
+        cells = [short(here[column], 2) for column in columns]
+        cells += [short(here["budget_error"], 2), short(here["converged_error"], 2)]
+        cells += [short(row.get(name, float("nan")), 2) for name in (CONVERGED, SHIFTED)]
+        body.append([str(source), *cells, short(here["uniform_error"], 2)])
+    yield {
+        "caption": f"Nystromformer with {rows['op.rank'].max():g} landmarks, medians of the seeds: "
+        "the parts as published, and the error as published, with an exact inverse in float64 and "
+        "in float32, and with a ridge; beside them that of the mean of v.",
+        "header": ["input", "land- marks", "norma- liser", "solve", "published", "exact, float64",
+                   "exact, float32", "ridge 0.01", "mean of v"],
+        "rows": body,
+        "left": 1,
+    }  # fmt: skip

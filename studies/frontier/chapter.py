@@ -1,0 +1,506 @@
+"""Error against cost: who is best within a budget, who is on a front, and how far the others are.
+
+Read are ``status`` and the columns of ``studies/frontier.py``: ``family``, ``method``, ``target``,
+``source``, ``real``, ``n``, ``seed``, ``budget``, ``fits``, ``share``, ``output_error``, ``skill``,
+``uniform_error``, and of all but the oracles ``time`` and ``memory``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+
+import numpy as np
+import pandas as pd
+
+from softlab.report.chapter import Cell, Table
+from softlab.report.headlines import Headline, headline
+from softlab.report.numbers import joined, number, short
+from softlab.report.profiles import ROUNDING, known_to, shares_within
+from softlab.report.rows import finished
+from softlab.report.timings import steady
+
+NEEDED = {
+    *("status", "family", "method", "target", "source", "real", "n", "seed", "budget", "fits"),
+    *("share", "output_error", "skill", "uniform_error", "time", "memory"),
+}
+COSTS = {"share": "W", "time": "T", "memory": "M"}
+"""The costs that a front is taken in, and their letters in the table."""
+
+TAUS = 2.0 ** (np.arange(17) / 4)
+SHOWN = 10
+"""Most methods that a figure can tell apart."""
+
+UNIFORM, BEST = "uniform average", "best of all"
+
+
+def scope(table: pd.DataFrame) -> str:
+    """The methods by target, and the inputs with their lengths."""
+    rows = _methods(_done(table))
+    words = [f"{target}: {joined(mine['method'].unique())}" for target, mine in _by_target(rows)]
+    if not words:
+        return ""
+    lengths = rows.drop_duplicates("source")
+    inputs = ", ".join(f"{x.source} (n = {x.n:g})" for x in lengths.itertuples())
+    return f"Methods for {'; for '.join(words)}. Inputs: {inputs}."
+
+
+def findings(table: pd.DataFrame) -> list[str]:
+    """For each target: winners, fronts, profile, cells without skill, time and memory, oracles."""
+    done = _done(table)
+    profiles = _profiles(done)
+    paragraphs = []
+    for target, rows in _by_target(done):
+        points = _points(rows)
+        mine = profiles[profiles["target"] == target]
+        for part in (_winners, _on_fronts, _without_skill, _against_exact, _oracles):
+            paragraphs.append(" ".join(part(target, points)))
+        paragraphs.insert(-3, " ".join(_within_twice(mine, points["source"].nunique())))
+    return [text for text in paragraphs if text]
+
+
+def headlines(table: pd.DataFrame) -> Iterator[Headline]:
+    """The least error within the middle budget, and what the saved work saves in time."""
+    done = _done(table)
+    for target, rows in [*_by_target(done)][:1]:  # softmax, where the grid has it
+        points = _points(rows)
+        budget = _telling(points)
+        text = (
+            f"Within {_part(budget)} of the work of exact {target} attention the least error of "
+            f"{len(_swept(points))} methods, another on each input, is {{}}"
+        )
+        best = _best(points, budget)
+        yield from headline(text, best["output_error"], "inputs")
+        cells = _settings(points)
+        cells = cells[cells["n"] == cells["n"].max()]
+        if len(cells):
+            yield {
+                "text": f"At n = {cells['n'].max():g}, of {len(cells)} settings with at most a "
+                f"quarter of the work of exact {target} attention {{}} take less time.",
+                "value": str((cells["time"] < 1).sum()),
+                "interval": "a count of the study's methods and budgets, which are no sample",
+            }
+
+
+def tables(table: pd.DataFrame) -> Iterator[Table]:
+    """Winners by budget; the methods' profiles and skill; who is on which front; pooled errors."""
+    done = _done(table)
+    profiles = _profiles(done)
+    for target, rows in _by_target(done):
+        points = _points(rows)
+        yield _winner_table(target, points)
+        yield _profile_table(target, points, profiles[profiles["target"] == target])
+        yield _front_table(target, points)
+        yield _error_table(target, points)
+
+
+def leading(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows to draw against work: the methods most often on a front, the oracles, the front."""
+    return _drawn(table, "share")
+
+
+def leading_in_time(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows to draw against measured time."""
+    return _drawn(table, "time")
+
+
+def by_family(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows to draw against work, a page a family, each with the oracles and the front."""
+    done = _done(table)
+    rows = _methods(done)
+    pages = rows.loc[rows["budget"] < 1, "family"].unique()
+    shared = pd.concat([_front_rows(done, "share"), done[done["family"] == "oracle"]])
+    copies = [shared.assign(family=family) for family in pages]
+    return _stepped(pd.concat([rows[rows["family"].isin(pages)], *copies]))
+
+
+def profile(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows to draw: the profiles of the ten methods of the greatest area a target, and controls."""
+    found = _profiles(_done(table))
+    area = found[found["method"] != UNIFORM].groupby(["target", "method"])["share_within"].mean()
+    kept = area.sort_values(ascending=False, kind="stable").groupby("target").head(SHOWN).index
+    pairs = pd.MultiIndex.from_frame(found[["target", "method"]])
+    shown = found[pairs.isin(kept) | (found["method"] == UNIFORM)]
+    shown = shown[shown["budget"].isin(_middle(found["budget"].unique()))]
+    names = shown["budget"].map(lambda budget: f"{_part(budget)} of the work")
+    return shown.assign(status="ok", budget_name=names)
+
+
+def _done(table: pd.DataFrame) -> pd.DataFrame:
+    """The finished rows with an answer; none of a table without the columns.
+
+    ``time`` is NaN where it is too noisy to compare: its own repeats, or the exact operator's.
+    """
+    done = finished(table, NEEDED)
+    done = done[done["fits"].eq(True) & done["output_error"].notna()]
+    still = steady(done, "time")
+    if "time_q1" not in done and "seconds" in done:  # a ratio of two timings, each with its noise
+        still &= steady(done, "seconds")
+        exact = done[(done["family"] == "exact") & ~still]
+        bad = pd.MultiIndex.from_frame(exact[["target", "n"]])
+        still &= ~pd.MultiIndex.from_frame(done[["target", "n"]]).isin(bad)
+    return done.assign(time=done["time"].where(still), noisy=done["time"].notna() & ~still)
+
+
+def _methods(done: pd.DataFrame) -> pd.DataFrame:
+    """Without the oracles, which no one can run."""
+    return done[done["family"] != "oracle"]
+
+
+def _by_target(done: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Each target for which a method has a knob, with all rows of it."""
+    for target, rows in done.groupby("target", sort=False):
+        if _swept(rows):
+            yield str(target), rows
+
+
+def _points(rows: pd.DataFrame) -> pd.DataFrame:
+    """Medians over the seeds: one row an input, method and budget."""
+    keys = ["target", "source", "family", "method", "budget"]
+    columns = [
+        *("real", "n", "share", "time", "noisy", "memory"),
+        *("output_error", "skill", "uniform_error"),
+    ]
+    return rows.groupby(keys, sort=False)[columns].median().reset_index()
+
+
+def front(points: pd.DataFrame, cost: str) -> pd.DataFrame:
+    """The points of one input that no other dominates: none costs at most as much and errs less."""
+    ordered = points.dropna(subset=[cost]).sort_values([cost, "output_error"])
+    before = ordered["output_error"].cummin().shift(fill_value=np.inf)
+    return ordered[ordered["output_error"] < before]
+
+
+def _fronts(points: pd.DataFrame, cost: str) -> pd.DataFrame:
+    """The fronts of all inputs and targets: a trivial answer dominates whatever has no skill."""
+    able = _methods(points)
+    groups = able[able["skill"] > 0].groupby(["target", "source"], sort=False)
+    found = [front(rows, cost) for _, rows in groups]
+    return pd.concat(found) if found else points[:0]
+
+
+def _best(points: pd.DataFrame, budget: float) -> pd.DataFrame:
+    """The point of least error within the budget, one an input."""
+    within = _methods(points)
+    within = within[within["share"] <= budget]
+    return within.loc[within.groupby("source", sort=False)["output_error"].idxmin()]
+
+
+def _budgets(points: pd.DataFrame) -> list[float]:
+    found = points["budget"].unique()
+    return sorted(float(budget) for budget in found if budget < 1)
+
+
+def _middle(budgets: np.ndarray) -> list[float]:
+    """At most three of the budgets, without the outermost where there are more."""
+    found = sorted(float(budget) for budget in budgets)
+    return found if len(found) <= 3 else found[1:-1][:3]
+
+
+def _telling(points: pd.DataFrame) -> float:
+    """The middle budget: an eighth of the full grid."""
+    budgets = _budgets(points)
+    return budgets[len(budgets) // 2]
+
+
+def _part(budget: float) -> str:
+    """0.125 as 1/8."""
+    return str(Fraction(budget).limit_denominator(1024))
+
+
+def _profiles(done: pd.DataFrame) -> pd.DataFrame:
+    """``share_within`` by target, seed, budget, method and tau: the share of inputs within tau."""
+    found = []
+    for (target, seed), rows in done.groupby(["target", "seed"], sort=False):
+        if not _swept(rows):
+            continue
+        trivial = rows.groupby("source")["uniform_error"].first()
+        for budget in _budgets(rows):
+            within = _methods(rows)
+            within = within[within["share"] <= budget]
+            least = within.groupby(["source", "method"])["output_error"].min().unstack()
+            least = least.reindex(index=trivial.index, columns=_swept(rows))
+            made = shares_within(least, TAUS, trivial.to_frame(UNIFORM))
+            found.append(made.assign(target=target, seed=seed, budget=budget))
+    columns = ["target", "seed", "budget", "method", "tau", "share_within"]
+    return pd.concat(found)[columns] if found else pd.DataFrame(columns=columns)
+
+
+def _swept(rows: pd.DataFrame) -> list[str]:
+    """The methods with a knob, in the order of the grid."""
+    own = _methods(rows)
+    return list(own.loc[own["budget"] < 1, "method"].unique())
+
+
+def _within(profiles: pd.DataFrame, budget: float, tau: float) -> pd.Series:
+    """Median over the seeds of the share of inputs within tau of the best, by method."""
+    at = profiles[(profiles["budget"] == budget) & np.isclose(profiles["tau"], tau)]
+    return at.groupby("method", sort=False)["share_within"].median()
+
+
+def _stepped(rows: pd.DataFrame) -> pd.DataFrame:
+    """With ``step``, along which a line runs: the budget where it is no vertex of a front."""
+    step = rows["step"] if "step" in rows else pd.Series(np.nan, rows.index)
+    return rows.assign(step=step.fillna(rows["budget"]))
+
+
+def _front_rows(done: pd.DataFrame, cost: str) -> pd.DataFrame:
+    """The vertices of the staircase that is each input's front, as rows of a method of its own."""
+    fronts = _fronts(_points(done), cost)
+    found = []
+    for (target, source), rows in fronts.groupby(["target", "source"], sort=False):
+        x, y = rows[cost].to_numpy(), rows["output_error"].to_numpy()
+        corners = pd.DataFrame({cost: np.repeat(x, 2)[1:], "output_error": np.repeat(y, 2)[:-1]})
+        found.append(corners.assign(target=target, source=source, method=BEST,
+                                    step=np.arange(len(corners)), status="ok"))  # fmt: skip
+    return pd.concat(found, ignore_index=True) if found else done[:0]
+
+
+def _drawn(table: pd.DataFrame, cost: str) -> pd.DataFrame:
+    done = _done(table)
+    rows = _methods(done)
+    kept = []
+    for target, mine in _by_target(_fronts(_points(done), cost)):
+        inputs = mine.groupby("method")["source"].nunique().drop(_exact(mine), errors="ignore")
+        best = inputs.sort_values(ascending=False, kind="stable").index[:SHOWN]
+        kept.append(rows[(rows["target"] == target) & rows["method"].isin(best)])
+    oracles = done[done["family"] == "oracle"]
+    return _stepped(pd.concat([*kept, oracles, _front_rows(done, cost)]))
+
+
+def _exact(rows: pd.DataFrame) -> list[str]:
+    return list(rows.loc[rows["family"] == "exact", "method"].unique())
+
+
+def _winners(target: str, points: pd.DataFrame) -> Iterator[str]:
+    """Who errs least at the middle budget, and how many do at any."""
+    budget = _telling(points)
+    best = _best(points, budget)
+    counts = best["method"].value_counts()
+    low, high = (best.loc[pick] for pick in (best["output_error"].idxmin(),
+                                             best["output_error"].idxmax()))  # fmt: skip
+    inputs = points["source"].nunique()
+    lead = (
+        f"no method of {len(_swept(points))} is best everywhere"
+        if len(counts) > 1
+        else f"{counts.index[0]} is best on every input"
+    )
+    yield (
+        f"Within {_part(budget)} of the work of exact {target} attention {lead}: the least error "
+        f"is had by {joined(f'{name} (on {count})' for name, count in counts.items())} of "
+        f"{inputs} inputs. It lies between {number(low['output_error'])} ({low['source']}) and "
+        f"{number(high['output_error'])} ({high['source']}, where the uniform average errs by "
+        f"{number(high['uniform_error'])})."
+    )
+    hopeless = best.loc[~(best["skill"] > 0), "source"]
+    if len(hopeless):
+        yield f"On {joined(hopeless)} even that has no skill."
+    everywhere = pd.concat([_best(points, x) for x in _budgets(points)])["method"]
+    never = [name for name in _swept(points) if name not in set(everywhere)]
+    yield (
+        f"Over all budgets {everywhere.nunique()} methods are best somewhere"
+        + (f"; never: {joined(never)}." if never else ".")
+    )
+
+
+def _within_twice(profiles: pd.DataFrame, inputs: int) -> Iterator[str]:
+    """The profile read at two: who is seldom far from the best."""
+    budgets = _middle(profiles["budget"].unique())
+    for budget in budgets:
+        shares = _within(profiles, budget, 2.0).sort_values(ascending=False, kind="stable")
+        first = shares.drop(UNIFORM).head(3)
+        yield (
+            f"Within {_part(budget)} of the work, the error is at most twice the least of all "
+            "methods with a knob on "
+            f"{joined(f'{100 * x:.0f} % of inputs for {name}' for name, x in first.items())}; "
+            f"the uniform average does as well on {100 * shares[UNIFORM]:.0f} %."
+        )
+    if budgets:
+        read = len(budgets) * profiles["method"].nunique()
+        yield f"So few inputs tell little apart: {known_to(inputs, read)}."
+
+
+def _on_fronts(target: str, points: pd.DataFrame) -> Iterator[str]:
+    """How often each method is on the front in work, and in time."""
+    for cost, word in (("share", "work"), ("time", "time")):
+        found = _fronts(points, cost)
+        found = found[found["family"] != "exact"]
+        counts = found.groupby("method")["source"].nunique().sort_values(ascending=False)
+        names = joined(f"{name} ({count})" for name, count in counts.items())
+        if points[cost].notna().any():
+            yield (
+                f"On the fronts of {target} attention in {word} stand, beside the exact operator, "
+                f"{names or 'none'} (in parentheses: on how many of {points['source'].nunique()} "
+                "inputs)."
+            )
+    yield from _left_out(points)
+
+
+def _left_out(points: pd.DataFrame) -> Iterator[str]:
+    """How many timings are in no comparison."""
+    timed = points[points["time"].notna() | (points["noisy"] > 0)]
+    timed = timed.drop_duplicates(["n", "method", "budget"])
+    noisy = int((timed["noisy"] > 0).sum())
+    if noisy:
+        yield (
+            f"Timings of {noisy} of {len(timed)} settings are too noisy to compare, or those of "
+            "the exact operator beside them, and left out."
+        )
+
+
+def _without_skill(target: str, points: pd.DataFrame) -> Iterator[str]:
+    """Cells in which a method does no better than a trivial answer."""
+    cells = _methods(points)
+    cells = cells[cells["budget"] < 1]
+    bad = ~(cells["skill"] > 0)
+    counts = bad.groupby(cells["method"], sort=False).agg(["sum", "size"])
+    worst = counts[counts["sum"] > 0].sort_values("sum", ascending=False)
+    sound = counts.index[counts["sum"] == 0]
+    words = joined(f"{name} ({row['sum']} of {row['size']})" for name, row in worst.iterrows())
+    yield (
+        f"Of {len(cells)} cells of {target} attention (an input, a method and a budget) "
+        f"{bad.sum()} are without skill, no better than a trivial answer: {words or 'none'}."
+    )
+    if len(sound):
+        yield f"With skill in every cell: {joined(sound)}."
+
+
+def _settings(points: pd.DataFrame) -> pd.DataFrame:
+    """One row a length, method and budget of at most a quarter of the work, where it was timed."""
+    cells = _methods(points)
+    cells = cells[(cells["budget"] <= 0.25) & cells["time"].notna()]
+    keys = ["n", "method", "budget"]
+    return cells.groupby(keys, sort=False)[["time", "memory"]].median().reset_index()
+
+
+def _against_exact(target: str, points: pd.DataFrame) -> Iterator[str]:
+    """How much of the saved work is saved time and memory."""
+    for n, rows in _settings(points).groupby("n"):
+        fast, light = (rows["time"] < 1).sum(), (rows["memory"] < 1).sum()
+        yield (
+            f"At n = {n:g}, of {len(rows)} settings with at most a quarter of the work of exact "
+            f"{target} attention, {fast} take less time and {light} less memory."
+        )
+
+
+def _oracles(target: str, points: pd.DataFrame) -> Iterator[str]:
+    """What knowing the best matrix or the heaviest keys would be worth."""
+    budget = _telling(points)
+    best = _best(points, budget).set_index("source")["output_error"]
+    own = points[(points["family"] == "oracle") & (points["budget"] == budget)]
+    for name, rows in own.groupby("method", sort=False):
+        ratio = (best / rows.set_index("source")["output_error"].clip(lower=ROUNDING)).dropna()
+        beaten = (ratio < 1).sum()
+        yield (
+            f"At {_part(budget)} of the work of exact {target} attention the least error of any "
+            f"method is, in the median over the inputs, {number(ratio.median())} times that with "
+            f"the {name} known for free ({number(ratio.min())} to {number(ratio.max())})."
+        ) + (f" On {beaten} of {len(ratio)} inputs a method errs less." if beaten else "")
+
+
+def _winner_table(target: str, points: pd.DataFrame) -> Table:
+    budgets = _budgets(points)
+    best = {budget: _best(points, budget).set_index("source") for budget in budgets}
+    body: list[list[Cell]] = []
+    for source in points["source"].unique():
+        cells: list[Cell] = [str(source)]
+        for budget in budgets:
+            if source not in best[budget].index:
+                cells.append("")
+                continue
+            row = best[budget].loc[source]
+            cells.append([str(row["method"]), f"{short(row['output_error'])}, {row['skill']:.2f}"])
+        body.append(cells)
+    return {
+        "caption": f"{target.capitalize()} attention: the method of the least error within a share "
+        "of the work of exact attention; below it its median error and its skill.",
+        "header": ["input", *map(_part, budgets)],
+        "rows": body,
+        "left": 1,
+    }
+
+
+def _profile_table(target: str, points: pd.DataFrame, profiles: pd.DataFrame) -> Table:
+    budgets = _middle(profiles["budget"].unique())
+    cells = _methods(points)
+    cells = cells[cells["budget"] < 1]
+    families = cells.groupby("method", sort=False)["family"].first()
+    possible = len(_budgets(points)) * points["source"].nunique()
+    body: list[list[Cell]] = []
+    for family in families.unique():
+        for i, method in enumerate(families.index[families == family]):
+            mine = cells[cells["method"] == method]
+            row: list[Cell] = [family if i == 0 else "", method, f"{len(mine)} of {possible}"]
+            row.append(f"{(~(mine['skill'] > 0)).sum()}")
+            for budget in budgets:
+                row += [f"{_within(profiles, budget, tau)[method]:.2f}" for tau in (1, 2, 4)]
+            body.append(row)
+    row = ["control", UNIFORM, "", ""]
+    for budget in budgets:
+        row += [f"{_within(profiles, budget, tau)[UNIFORM]:.2f}" for tau in (1, 2, 4)]
+    names = [f"{_part(x)}: 1" if tau == 1 else str(tau) for x in budgets for tau in (1, 2, 4)]
+    return {
+        "caption": f"{target.capitalize()} attention: in how many cells (an input and a budget) "
+        "the method has a setting at all, and in how many of these no skill; and its performance "
+        "profile, the share of inputs on which it errs at most 1, 2 and 4 times as much as the "
+        "best method, at three budgets.",
+        "header": ["family", "method", "settings", "no skill", *names],
+        "rows": [*body, row],
+        "left": 2,
+    }
+
+
+def _front_table(target: str, points: pd.DataFrame) -> Table:
+    sources = list(points["source"].unique())
+    letters: dict[tuple[str, str], str] = {}
+    for cost, letter in COSTS.items():
+        for row in _fronts(points, cost)[["method", "source"]].drop_duplicates().itertuples():
+            letters[row.method, row.source] = letters.get((row.method, row.source), "") + letter
+    rows = _methods(points)
+    body: list[list[Cell]] = []
+    for family, mine in rows.groupby("family", sort=False):
+        for i, method in enumerate(mine["method"].unique()):
+            marks = [letters.get((method, source), "·") for source in sources]
+            body.append([str(family) if i == 0 else "", method, *marks])
+    return {
+        "caption": f"{target.capitalize()} attention: who is non-dominated where. W, on the front "
+        "of the input in work; T, in time; M, in peak memory: it has skill, and no other of "
+        "the settings costs at most as much and errs less.",
+        "header": ["family", "method", *map(_brief, sources)],
+        "rows": body,
+        "left": 2,
+    }
+
+
+def _brief(source: str) -> str:
+    """minilm.layer0.head0 as minilm 0.0, and long words with a place to break a narrow column."""
+    name = re.sub(r"^(\w+)\.layer(\d+)\.head(\d+)$", r"\1 \2.\3", source)
+    return re.sub(r"(\w{5})(\w{2,})", "\\1\u00ad\\2", name)
+
+
+def _error_table(target: str, points: pd.DataFrame) -> Table:
+    real = points[points["real"] > 0]
+    points = real if len(real) else points
+    budgets = sorted(points["budget"].unique())
+    kind = "recorded inputs" if len(real) else "inputs"
+    body: list[list[Cell]] = []
+    for family, rows in points.groupby("family", sort=False):
+        for i, (method, mine) in enumerate(rows.groupby("method", sort=False)):
+            cells: list[Cell] = [str(family) if i == 0 else "", str(method)]
+            for budget in budgets:
+                at = mine[mine["budget"] == budget]
+                cells.append(
+                    [short(at["output_error"].median()), f"{at['skill'].median():.2f}"]
+                    if len(at)
+                    else ""
+                )
+            body.append(cells)
+    return {
+        "caption": f"{target.capitalize()} attention: median relative output error over the "
+        f"{points['source'].nunique()} {kind} by budget, below it the median skill. At 1 stand "
+        "the methods without a knob, at what they spend.",
+        "header": ["family", "method", *map(_part, budgets)],
+        "rows": body,
+        "left": 2,
+    }

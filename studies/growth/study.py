@@ -1,0 +1,144 @@
+"""How time and memory of every operator grow with the number of tokens, at its default knobs.
+
+Knobs without a default are 64. Lengths are 1024 to 16384, for operators of quadratic work to 8192,
+and where memory is quadratic too 512 to 2048. The replacements take part: growth needs no error.
+"""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+from typing import Any, cast
+
+import torch
+
+from softlab import measures
+from softlab.core import Dims, Operator
+from softlab.engine.journal import Row
+from softlab.figures import Lines
+from softlab.inputs import QKV, Normal
+from softlab.operators import (
+    MRA,
+    BandLowRank,
+    BigBird,
+    Clustered,
+    ColumnSample,
+    CosFormer,
+    GaussianAttention,
+    HyperAttention,
+    KDEFormer,
+    LinearAttention,
+    Linformer,
+    Local,
+    Nystromformer,
+    Performer,
+    Quantized,
+    RandomFourier,
+    Reformer,
+    RPCholesky,
+    Scatterbrain,
+    SketchedTaylor,
+    Skyformer,
+    Soft,
+    Softmax,
+    Taylor,
+    Thinformer,
+    TopK,
+    Uniform,
+)
+from softlab.profiling import Numbers, in_turn
+from softlab.study import Study
+
+LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
+HEADS, WIDTH = 4, 32
+FAMILIES: dict[str, list[Operator]] = {
+    "dense": [Softmax(), GaussianAttention(), Quantized(), TopK(64)],
+    "low rank": [Soft(64), Nystromformer(64), Skyformer(64), RPCholesky(64), Linformer(64)],
+    "features": [Performer(), RandomFourier(64), SketchedTaylor(), Taylor()],
+    "sparse": [Local(64), BigBird(64, 64, 64), Clustered(64), Reformer()],
+    "sampling": [ColumnSample(64), HyperAttention(), KDEFormer(), Thinformer()],
+    "hybrid": [BandLowRank(64), MRA(), Scatterbrain(64)],
+    "no approximation": [LinearAttention(), CosFormer(), Uniform()],
+}
+"""One line a family; an operator more is a word more."""
+FAMILY = {op: family for family, ops in FAMILIES.items() for op in ops}
+
+
+def work(op: Operator, n: int) -> int:
+    """The arithmetic of one call on the study's heads of n tokens, factorisations included."""
+    return op.cost(Dims(HEADS, n, n, WIDTH, WIDTH)).work
+
+
+def keep(op: Operator, n: int) -> bool:
+    """1024 tokens and more; quadratic work ends at 8192, and runs 512 to 2048 in dense memory."""
+    if not op.traits.linear_memory:
+        return n <= 2048
+    quadratic = work(op, 2 * LENGTHS[-1]) > 3 * work(op, LENGTHS[-1])
+    return 1024 <= n <= (8192 if quadratic else LENGTHS[-1])
+
+
+@lru_cache(maxsize=len(LENGTHS))
+def drawn(n: int, dtype: torch.dtype, device: torch.device) -> QKV:
+    """q, k and v of independent normal heads, (1, heads, n, width) each."""
+    heads = [Normal(n, WIDTH)(seed, dtype=dtype, device=device) for seed in range(HEADS)]
+    return QKV(*(torch.stack(parts)[None] for parts in zip(*heads, strict=True)))
+
+
+@cache
+def paid(op: Operator, n: int, dtype: torch.dtype, device: torch.device) -> Numbers:
+    """What one call costs: the exact operator's is asked for beside every other."""
+    return measures.expense(op, *drawn(n, dtype, device), budget=0.05, repeats=3)
+
+
+def measure(op: Operator, n: int, *, dtype: torch.dtype, device: torch.device) -> Row:
+    """Time, memory over that of q, and the exact operator's time.
+
+    ``time``, with quartiles, is over that of the exact operator, called in turn.
+    """
+    row: Row = {"method": type(op).__name__, "family": FAMILY[op], "work": work(op, n)}
+    own = paid(cast("Any", op), n, dtype, device)
+    exact: Numbers = {}
+    if keep(Softmax(), n):
+        exact, qkv, rival = paid(Softmax(), n, dtype, device), drawn(n, dtype, device), Softmax()
+        row |= in_turn(lambda: op(*qkv), lambda: rival(*qkv), device, repeats=8)
+    size = HEADS * n * WIDTH * dtype.itemsize
+    return {
+        **row,
+        **own,
+        "memory": own["peak_bytes"] / size,
+        "exact_seconds": exact.get("seconds_q1"),
+        "exact_seconds_q1": exact.get("seconds_q1"),
+        "exact_seconds_q3": exact.get("seconds_q3"),
+        "slope": 2e-7 * n,
+    }
+
+
+TIME = Lines(
+    x="n",
+    y="seconds_q1",
+    group="method",
+    panel="family",
+    guides={"exact_seconds": "exact softmax attention", "slope": "slope 1"},
+    xlabel="tokens",
+    ylabel="seconds a call",
+    legend="panel",
+    name="seconds",
+    caption="Seconds a call against the number of tokens, 4 heads of width 32, by family. Grey: "
+    "exact softmax attention, and linear growth.",
+)
+
+STUDY = Study(
+    name="growth",
+    title="Growth with the number of tokens",
+    question="How do time and memory of every operator grow with the number of tokens at its "
+    "default knob, beside the growth of its counted work, and from what length on is it faster "
+    "than exact attention?",
+    axes={"op": list(FAMILY), "n": LENGTHS},
+    quick={"n": (1024, 2048, 4096), "op": [ops[0] for ops in FAMILIES.values()]},
+    measure=measure,
+    timed=(
+        *("seconds", "seconds_q1", "seconds_q3", "repeats", "time", "time_q1", "time_q3"),
+        *("exact_seconds", "exact_seconds_q1", "exact_seconds_q3"),
+    ),
+    keep=lambda n, op: keep(op, n),
+    figures=(TIME,),
+)

@@ -1,0 +1,159 @@
+"""Error, time and memory against the number of tokens, from 256 to 1048576, at a fixed knob.
+
+The target's output is computed whole up to ``EXACT`` tokens; the error comes everywhere from a
+sample of its rows, with an interval, and where both exist the chapter holds them against each
+other. Values are the keys: independent ones average out as n grows, and leave a target that is
+noise; averages of the keys have a limit.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from softlab import measures
+from softlab.core import Operator
+from softlab.engine.journal import Row
+from softlab.estimators import ExactRows, output_error
+from softlab.figures import Lines
+from softlab.inputs import QKV, Decaying, Input, Normal, Smooth
+from softlab.operators import (
+    ColumnSample,
+    Local,
+    Nystromformer,
+    Performer,
+    Soft,
+    Softmax,
+    Uniform,
+)
+from softlab.profiling import once, peak_memory, seconds
+from softlab.study import Study
+
+LENGTHS = tuple(2**p for p in range(8, 21))
+EXACT = 2**13
+WIDTH, ROWS = 32, 256
+INPUTS = ("normal", "smooth", "decaying")
+LARGE = Soft(256)
+"""The headline: at the greatest length and on smooth input, which its segments are made for."""
+OPERATORS: list[Operator] = [
+    Soft(64),
+    LARGE,
+    Uniform(target=Soft(64).target),
+    Nystromformer(64),
+    Performer(64),
+    ColumnSample(64),
+    Local(64),
+    Uniform(),
+]
+SHOWN = [repr(op) for op in OPERATORS if op != LARGE]
+TIMED = [name for name in SHOWN if "Uniform" not in name]
+
+
+def keep(input: str, n: int, op: Operator) -> bool:
+    """Beyond 65536 tokens every fourth length alone, and one input; the headline once."""
+    if op == LARGE:
+        return input == "smooth" and n == LENGTHS[-1]
+    return n <= 2**16 or (input == "smooth" and n in {2**18, 2**20})
+
+
+@lru_cache(maxsize=1)
+def drawn(input: str, n: int, tied: bool, dtype: torch.dtype, device: torch.device) -> QKV:
+    """Queries and keys, the keys as values too; keys are the queries for SOFT, as in its layers."""
+    families: dict[str, Input] = {
+        "normal": Normal(n, WIDTH),
+        "smooth": Smooth(n, WIDTH, length=32.0),
+        "decaying": Decaying(n, WIDTH, rate=0.3),
+    }
+    q, k, _ = families[input](0, dtype=dtype, device=device)
+    return QKV(q, q, q) if tied else QKV(q, k, k)
+
+
+@lru_cache(maxsize=1)
+def truth(
+    target: Any, input: str, n: int, dtype: torch.dtype, device: torch.device
+) -> tuple[ExactRows, float, torch.Tensor | None]:
+    """The sampled rows, the seconds that they took, and the whole output where it is affordable."""
+    qkv = drawn(input, n, target != Softmax(), dtype, device)
+    rows = ExactRows(target, *qkv, rows=min(ROWS, n // 2))
+    found, taken = once(lambda: rows.output, device)
+    return (
+        rows,
+        taken * n / len(found),
+        target(*map(torch.Tensor.double, qkv)) if n <= EXACT else None,
+    )
+
+
+def knob(op: Operator) -> int | None:
+    """The rank, features, keys or window, which is 64 of all but the headline; None for none."""
+    found = (getattr(op, name, None) for name in ("rank", "features", "window"))
+    return next((x for x in found if x is not None), None)
+
+
+def measure(input: str, n: int, op: Operator, *, dtype: torch.dtype, device: torch.device) -> Row:
+    """The sampled error and its interval, the error itself where it can be had, time and memory."""
+    target: Any = op.target
+    rows, whole, output = truth(target, input, n, dtype, device)
+    qkv = drawn(input, n, op.target != Softmax(), dtype, device)
+    error, taken = once(lambda: output_error(op, *qkv, rows), device)
+    row: Row = {
+        "method": "Uniform" if isinstance(op, Uniform) else repr(op),
+        "target": type(op.target).__name__,
+        "knob": knob(op),
+        "rows": len(rows.at),
+        "sampled_error": error.value,
+        "low": error.low,
+        "high": error.high,
+        "error_seconds": taken,
+        "target_seconds": whole,
+    }
+    if output is not None:
+        row["exact_error"] = measures.relative(op(*qkv).double() - output, output)
+    if input == "smooth" and not isinstance(op, Uniform):
+        row |= seconds(lambda: op(*qkv), device, budget=0.05, repeats=2)
+        row["peak_bytes"] = peak_memory(lambda: op(*qkv), device)
+    return row
+
+
+def _lines(y: str, ylabel: str, **more: Any) -> Lines:
+    return Lines(x="n", y=y, group="method", xlabel="tokens", ylabel=ylabel, **more)
+
+
+STUDY = Study(
+    name="length",
+    title="Error, time and memory up to a million tokens",
+    question="How do error, time and memory grow with the number of tokens at a fixed knob, as far "
+    "as a million tokens, where no exact output exists?",
+    axes={"input": INPUTS, "n": LENGTHS, "op": OPERATORS},
+    quick={"n": (256, 1024, 4096, 16384), "op": OPERATORS},
+    measure=measure,
+    timed=("error_seconds", "target_seconds", "seconds", "seconds_q1", "seconds_q3", "repeats"),
+    keep=keep,
+    figures=(
+        _lines(
+            "sampled_error",
+            "relative output error",
+            panel="input",
+            page="target",
+            where={"op": SHOWN},
+            references=("Uniform",),
+            caption="Sampled relative output error against the number of tokens, for {page} at a "
+            "fixed knob, by input. Thin black: the average of all values.",
+        ),
+        _lines(
+            "seconds_q1",
+            "seconds a call",
+            where={"op": TIMED, "input": "smooth"},
+            guides={"target_seconds": "the target, from its sampled rows"},
+            caption="Seconds a call against the number of tokens, one head of width 32, on smooth "
+            "input. Grey: what the whole target would take in float64, by the sampled rows.",
+        ),
+        _lines(
+            "peak_bytes",
+            "bytes",
+            where={"op": TIMED, "input": "smooth"},
+            caption="Peak memory of a call against the number of tokens, on smooth input.",
+        ),
+    ),
+)

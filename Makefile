@@ -11,28 +11,24 @@ OUT ?= reports
 WORKERS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-STUDIES := rank convergence gradients training precision frontier growth budget bandwidth normalization landmarks length memory mutations
-# These run trained models, whose weights come from the package index.
-IN_MODEL := in_model precision_in_model
+# Weights of the models whose attention the studies replace.
 WEIGHTS := minilm vit photographs smollm2 whisper
-# These train a small pyramid on Fashion-MNIST.
-ON_IMAGES := classification transfer stability segmentation
 
 .PHONY: report report-models report-images test fidelity peers check format bench mutants clean
 
 report: $(READY)  ## every study, on real activations, and the PDF of them all
-	$(BIN)/softlab run $(STUDIES:%=studies/%.py) --threads 1 --workers $(WORKERS) --out $(OUT)
+	$(BIN)/softlab run --all --threads 1 --workers $(WORKERS) --out $(OUT)
 	$(BIN)/softlab report $(OUT)
 
 report-models: $(READY)  ## the studies inside trained models too; fetches 350 MB of weights once
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[models]'
 	$(BIN)/softlab fetch $(WEIGHTS)
-	$(BIN)/softlab run $(IN_MODEL:%=studies/%.py) --out $(OUT)
+	$(BIN)/softlab run --all --needs models --out $(OUT)
 	$(BIN)/softlab report $(OUT)
 
 report-images: $(READY)  ## SOFT's pyramid trained on real images; fetches 31 MB once, by apt
 	[ -n "$(SOFTLAB_FASHION_MNIST)" ] || $(BIN)/softlab fetch fashion-mnist
-	$(BIN)/softlab run $(ON_IMAGES:%=studies/%.py) --threads 1 --workers $(WORKERS) --out $(OUT)
+	$(BIN)/softlab run --all --needs images --threads 1 --workers $(WORKERS) --out $(OUT)
 	$(BIN)/softlab report $(OUT)
 
 test: $(READY)  ## the whole suite, warnings as errors
@@ -44,7 +40,7 @@ fidelity: $(READY)  ## our operators beside published packages, on the same weig
 
 peers: $(READY)  ## published packages under the laws, a section of the report
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[fidelity]'
-	$(BIN)/softlab run studies/peers.py --threads 1 --out $(OUT)
+	$(BIN)/softlab run --all --needs fidelity --threads 1 --out $(OUT)
 	$(BIN)/softlab report $(OUT)
 
 check: $(READY)  ## format, lint, types, import layers
@@ -69,8 +65,8 @@ MUTANT_SECONDS ?= 1800
 mutants: $(READY)  ## do the tests notice changed lines? half an hour unless MUTANT_SECONDS says else
 	$(BIN)/python benchmarks/mutants.py --seconds $(MUTANT_SECONDS) --workers $(WORKERS) --out $(OUT)
 
-clean:
-	rm -rf $(VENV) $(addprefix $(OUT)/,$(STUDIES) $(IN_MODEL) in_model_depth in_model_cost $(ON_IMAGES) classification_cost peers spoiling benchmarks report.pdf report.html)
+clean:  ## what was installed and measured here; other files stay
+	rm -rf $(VENV) $(dir $(wildcard $(OUT)/*/meta.json)) $(addprefix $(OUT)/,benchmarks report.pdf report.html)
 
 # torch first and alone, pinned: left to the resolver it would be the newest CUDA build.
 $(READY): pyproject.toml $(filter-out /dev/null,$(CONSTRAINTS))

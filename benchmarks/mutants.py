@@ -43,7 +43,7 @@ from matplotlib import rcParams
 from scipy.stats import binomtest
 
 ROOT = Path(__file__).parents[1]
-TARGETS = ("chapters", "figures", "measures", "spectra", "estimators", "kernels")
+TARGETS = ("chapters", "report", "measures", "spectra", "estimators", "kernels")
 ACCEPTED = Path(__file__).with_suffix(".toml")
 """Changes that no test should notice, as lines before and after, each with its reason."""
 
@@ -379,7 +379,9 @@ def files(words: Sequence[str]) -> list[Path]:
     """The files of the named modules and packages."""
     found: list[Path] = []
     for word in words:
-        place = ROOT / "softlab" / word
+        if word == "chapters":
+            found += sorted((ROOT / "studies").glob("*/chapter.py"))
+        place = ROOT / "softlab" / ("report/operators" if word == "chapters" else word)
         chosen = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
         if not all(path.is_file() for path in chosen):
             msg = f"there is no module softlab/{word}; name some of {', '.join(TARGETS)}"
@@ -391,16 +393,17 @@ def files(words: Sequence[str]) -> list[Path]:
 def tests_of(paths: Sequence[Path]) -> list[str]:
     """The test files that name a module or its package as a word of code: those that may guard it.
 
-    Of chapters those alone that name the package too, since a chapter is called as its subject is.
+    A chapter is guarded by those alone that import it from the folder of its study.
     """
-    tests = {path: path.read_text() for path in sorted((ROOT / "tests").glob("test_*.py"))}
+    tests = {path: path.read_text() for path in sorted((ROOT / "tests").rglob("test_*.py"))}
     found = set()
     for path in paths:
         package = path.parent.name
         words = {path.stem, package} - {"softlab", "__init__"}
         for test, text in tests.items():
             named = {word for word in words if re.search(rf"\b{word}\b", text)}
-            if named == words if package == "chapters" else named:
+            imported = re.search(rf"\b{package}(\.| import )chapter\b", text)
+            if imported if path.name == "chapter.py" else named:
                 found.add(str(test.relative_to(ROOT)))
     return sorted(found)
 
@@ -566,7 +569,9 @@ def summary(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, int, int]]:
 def main() -> None:
     """Parse the words, measure coverage, ask the mutants, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("modules", nargs="*", default=TARGETS, help="under softlab/; all if none")
+    parser.add_argument(
+        "modules", nargs="*", default=TARGETS, help="in softlab/, and chapters; all if none"
+    )
     parser.add_argument("--tests", nargs="*", help="files; all that name the modules if none")
     parser.add_argument("--seconds", type=float, default=1800, help="budget of the mutants")
     parser.add_argument("--workers", type=int, default=2)

@@ -70,8 +70,8 @@ MOVED = {
     "softlab.report.page": "softlab.report.html",
     "softlab.sources": "softlab.engine.sources",
     "softlab.study_file": "softlab.engine.loading",
-    "softlab.chapters": "softlab.report.chapter",
-    "softlab.report.operators.chapter": "softlab.report.operators.chapter",
+    "softlab.chapters": "softlab.report",
+    "softlab.chapters.operators": "softlab.report.operators.chapter",
 }
 """Old name: new name."""
 
@@ -97,6 +97,6 @@ class Finder(MetaPathFinder, Loader):
 
 
 def install() -> None:
-    """Let old names be found, after everything that is really there."""
+    """Let old names be found, before an old parent finds a second copy of what moved."""
     if not any(isinstance(finder, Finder) for finder in sys.meta_path):
-        sys.meta_path.append(Finder())
+        sys.meta_path.insert(0, Finder())

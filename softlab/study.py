@@ -50,6 +50,14 @@ from softlab.engine.workers import rows as elsewhere
 Case = dict[str, Any]
 FAILED: Row = {"status": "failed"}
 
+NEEDS = {
+    "": "nothing",
+    "models": "the extra 'models' and fetched weights of trained models",
+    "images": "Fashion-MNIST",
+    "fidelity": "the extra 'fidelity', published packages",
+}
+"""What a study may need beyond softlab itself."""
+
 
 @dataclass(frozen=True)
 class Study:
@@ -65,7 +73,9 @@ class Study:
     or "operators" where the study is a single file. ``timed``
     names the columns that measure time, which no case does beside another. ``inputs`` are files or
     folders that the measure reads, named from the folder of the study's file: rows are those of
-    their content. ``file`` is the file that the study was loaded from, and ``module`` its name.
+    their content. ``needs`` names what must be installed or fetched before, one of
+    ``NEEDS``: ``softlab run --all`` leaves such a study out unless it is asked for it. ``file`` is
+    the file that the study was loaded from, and ``module`` its name.
 
     Raises ``ValueError`` for a name that is no folder name, a chapter that is no word, no axis, an
     axis that is empty, a word, or has a name that softlab keeps for itself, a quick axis that the
@@ -83,6 +93,7 @@ class Study:
     chapter: str = ""
     timed: Sequence[str] = ()
     inputs: Sequence[Path | str] = ()
+    needs: str = ""
     file: Path | None = None
     module: str = ""
 
@@ -93,6 +104,11 @@ class Study:
             raise ValueError(msg)
         if self.chapter and not self.chapter.isidentifier():
             msg = f"{self.name}: chapter is {self.chapter!r}; it names the folder of a study."
+            raise ValueError(msg)
+        if self.needs not in NEEDS:
+            msg = (
+                f"{self.name}: needs is {self.needs!r}; it is one of {', '.join(map(repr, NEEDS))}."
+            )
             raise ValueError(msg)
         if not self.axes:
             msg = f"{self.name} has no axes; give one at least, as in axes={{'seed': [0]}}."
@@ -259,13 +275,16 @@ def run(
 
 @validation.typed
 def defined_in(file: Path | str) -> list[Study]:
-    """The studies at the top level of ``file``; ``ValueError`` if there are none."""
+    """The studies at the top level of ``file``; ``ValueError`` if there are none.
+
+    ``file`` may also be a folder that holds ``study.py``, and the name of one of softlab's own.
+    """
     module = load(file)
     named = {id(x): x for x in vars(module).values() if isinstance(x, Study)}
     if not named:
         msg = f"{file} defines no softlab.study.Study at its top level; add STUDY = Study(...)."
         raise ValueError(msg)
-    path, name = Path(file).absolute(), module.__name__
+    path, name = Path(str(module.__file__)), module.__name__
     return [dataclasses.replace(study, file=path, module=name) for study in named.values()]
 
 

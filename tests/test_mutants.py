@@ -25,9 +25,9 @@ def shares(x, y: int = 3) -> float:
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     monkeypatch.setattr(mutants, "ROOT", tmp_path)
-    (tmp_path / "softlab" / "chapters").mkdir(parents=True)
+    (tmp_path / "studies" / "subject").mkdir(parents=True)
     (tmp_path / "tests").mkdir()
-    path = tmp_path / "softlab" / "chapters" / "subject.py"
+    path = tmp_path / "studies" / "subject" / "chapter.py"
     path.write_text(SOURCE)
     return path
 
@@ -80,12 +80,13 @@ def test_guards_are_the_quickest_tests_of_the_changed_lines(place):
     assert mutants.guards(constant, lines, seconds) == ["quick", "other", "slow"]
 
 
-def test_a_chapter_is_guarded_by_files_that_name_it_and_the_package(place):
+def test_a_chapter_is_guarded_by_files_that_import_it(place):
     tests = place.parents[2] / "tests"
-    (tests / "test_a.py").write_text("from softlab.report.chapter import subject")
-    (tests / "test_b.py").write_text("subject = 1")
-    (tests / "test_c.py").write_text("from softlab.report import chapter as chapters")
-    assert mutants.tests_of([place]) == ["tests/test_a.py"]
+    (tests / "studies").mkdir()
+    (tests / "studies" / "test_a.py").write_text("from studies.subject.chapter import findings")
+    (tests / "test_b.py").write_text("subject = chapter = 1")
+    (tests / "test_c.py").write_text("from studies.other import chapter")
+    assert mutants.tests_of([place]) == ["tests/studies/test_a.py"]
 
 
 def test_shares_leave_accepted_mutants_out():

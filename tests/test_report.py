@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -14,6 +13,7 @@ from tables import INPUTS, RANKS, rank_table
 from test_cli import call
 from test_figures import RANK
 
+from softlab import study_folders
 from softlab.engine import journal
 from softlab.report import FORMAT, findings, read, report
 from softlab.report import chapter as chapters
@@ -167,14 +167,14 @@ FRAGMENT = "A level is $ell = #data.first$, and *bold* is bold: $ x = 1. $ <leve
 
 @pytest.fixture
 def levels(tmp_path, monkeypatch):
-    """A chapter for the time of a test: two files in a folder of the package's path."""
-    folder = tmp_path / "chapters"
-    folder.mkdir()
-    (folder / "levels.py").write_text(LEVELS)
-    (folder / "levels.typ").write_text(FRAGMENT.replace("#data.first", "1"))
-    monkeypatch.setattr(chapters, "__path__", [*chapters.__path__, str(folder)])
-    yield pd.DataFrame({"level": [1, 2, 2], "status": "ok"})
-    sys.modules.pop("softlab.chapters.levels", None)
+    """A chapter for the time of a test, in a folder beside softlab's own."""
+    folder = tmp_path / "chapters/levels"
+    folder.mkdir(parents=True)
+    (folder / "chapter.py").write_text(LEVELS)
+    (folder / "method.typ").write_text(FRAGMENT.replace("#data.first", "1"))
+    known = study_folders.chapters
+    monkeypatch.setattr(study_folders, "chapters", lambda: known() | {"levels": folder})
+    return pd.DataFrame({"level": [1, 2, 2], "status": "ok"})
 
 
 def test_studies_of_two_kinds_share_a_document(tmp_path, levels):
@@ -478,7 +478,7 @@ def test_no_table_is_said_with_the_remedy(tmp_path):
 
 def test_a_chapter_makes_the_rows_that_no_case_knows(tmp_path, levels):
     pytest.importorskip("typst")
-    made = sys.modules["softlab.chapters.levels"] = chapters.named("levels")
+    made = chapters.named("levels")
     made.doubled = lambda table: table.assign(twice=2 * table["level"])
     figure = replace(RANK, x="level", y="twice", group="status", panel="", page="", rows="doubled")
     missing = replace(figure, rows="tripled")
@@ -514,7 +514,7 @@ def test_a_table_that_cannot_be_read_is_named_and_the_others_are_set(tmp_path):
 
 def test_a_chapter_that_raises_costs_its_own_words_alone(tmp_path, levels):
     pytest.importorskip("typst")
-    made = sys.modules["softlab.chapters.levels"] = chapters.named("levels")
+    made = chapters.named("levels")
     made.findings = lambda table: [table["nonsense"]]
 
     def tables(table):
@@ -522,7 +522,7 @@ def test_a_chapter_that_raises_costs_its_own_words_alone(tmp_path, levels):
         raise ZeroDivisionError("no levels")
 
     made.tables = tables
-    (tmp_path / "chapters/levels.typ").write_text("$ x \n#nonsense(")
+    (tmp_path / "chapters/levels/method.typ").write_text("$ x \n#nonsense(")
     folder = tmp_path / "reports"
     write(folder, levels, "levels", chapter="levels", figures=[])
     write(folder, rank_table(seeds=1), "rank", title="Ranks", figures=[{"x": 3}, 7, asdict(RANK)])

@@ -271,8 +271,8 @@ def test_csv_keeps_every_digit_and_unites_columns():
     ("change", "said"),
     [
         ({"name": "../up"}, "names a folder"),
-        ({"chapter": "../up"}, "names a module of softlab.chapters"),
-        ({"chapter": ""}, "names a module of softlab.chapters"),
+        ({"chapter": "../up"}, "names the folder of a study"),
+        ({"needs": "a cluster"}, "needs is .a cluster.; it is one of .*models"),
         ({"axes": {"op": [], "seed": [0]}}, "'op' has no values"),
         ({"quick": {"rank": [4]}}, "'rank' is not one of the axes"),
         ({"measure": lambda op, *, dtype, device: {}}, "must take op, seed, dtype, device"),

@@ -18,17 +18,29 @@ if TYPE_CHECKING:
     from softlab.study import Outcome, Study
 
 EXAMPLES = (
-    "Examples:  softlab run studies/rank.py --quick   |   "
+    "Examples:  softlab run rank --quick   |   "
     "softlab run mine.py other.py --device cuda --dtype bfloat16 --out results   |   "
-    "softlab run studies/rank.py --set seed=0,1 --set 'op=Soft,Nystromformer(rank=512)'   |   "
-    "softlab run studies/precision.py --workers 8   |   "
-    "softlab run studies/precision.py --shard $SLURM_ARRAY_TASK_ID/20   |   "
-    "softlab run studies/precision.py --dask tcp://10.0.0.1:8786"
+    "softlab run rank --set seed=0,1 --set 'op=Soft,Nystromformer(rank=512)'   |   "
+    "softlab run precision --workers 8   |   "
+    "softlab run precision --shard $SLURM_ARRAY_TASK_ID/20   |   "
+    "softlab run precision --dask tcp://10.0.0.1:8786"
 )
 
 
 def run(
-    files: Annotated[list[Path], typer.Argument(help="Python files that define a Study or more.")],
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Names of softlab's own studies, Python files that define a Study or more, and "
+            "folders that hold study.py."
+        ),
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="All of softlab's own studies that need no download.")
+    ] = False,
+    needs: Annotated[
+        str, typer.Option(help="With --all: those that need models, images or fidelity instead.")
+    ] = "",
     quick: Annotated[bool, typer.Option("--quick", help="The short grid, a trial run.")] = False,
     device: Annotated[str, typer.Option(help="Where to measure: cpu, cuda, cuda:1, ...")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float64, float32, bfloat16 or float16.")] = "float32",
@@ -69,10 +81,19 @@ def run(
     from softlab.cli.overrides import narrowed, part
     from softlab.report import findings, read
     from softlab.report.chapter import named
+    from softlab.study_folders import built_in
 
     number_type = _dtype(dtype)
     try:
-        found = [study for file in files for study in studies.defined_in(file)]
+        found = [study for file in files or () for study in studies.defined_in(file)]
+        if needs not in studies.NEEDS or (needs and not every):
+            known = ", ".join(f"{word} ({what})" for word, what in studies.NEEDS.items() if word)
+            fail(f"--needs is {needs!r}; give it after --all, one of: {known}.")
+        if every:
+            own = [x for folder in built_in().values() for x in studies.defined_in(folder)]
+            found += [study for study in own if study.needs == needs]
+        if not found:
+            fail(f"name a study to run, or --all. softlab's own are {', '.join(built_in())}.")
         if len({study.name for study in found}) < len(found):
             names = ", ".join(study.name for study in found)
             fail(f"two studies share a name ({names}) and would share a folder; rename one.")

@@ -21,7 +21,7 @@ import pandas as pd
 from softlab.extras import needed
 from softlab.figures import Lines
 from softlab.report import overview
-from softlab.report.chapter import fragment, named
+from softlab.report.chapter import Cell, Table, fragment, named
 from softlab.report.drawing import caption, draw, file_name, pages, save
 from softlab.report.folder import FORMAT, read
 from softlab.report.headlines import headlines
@@ -30,7 +30,7 @@ from softlab.report.words import LONGEST, brief, every, legible, safe, spelled
 
 HERE = Path(__file__).parent
 
-__all__ = ["FORMAT", "findings", "read", "report"]
+__all__ = ["FORMAT", "Cell", "Table", "findings", "named", "read", "report"]
 
 Tell = Callable[[str], None]
 
@@ -49,7 +49,7 @@ def report(folder: Path | str = "reports", tell: Tell = lambda _: None) -> Path:
     folder = Path(folder)
     found = sorted(path.parent for path in folder.glob("*/table.csv"))
     if not found:
-        msg = f"no <study>/table.csv under {folder}; run one first: softlab run studies/rank.py"
+        msg = f"no <study>/table.csv under {folder}; run one first: softlab run rank"
         raise FileNotFoundError(msg)
     with needed("report"):
         import typst
@@ -84,7 +84,7 @@ def findings(table: pd.DataFrame, meta: Mapping[str, Any]) -> list[str]:
     """Paragraphs: how complete the table is, then what its chapter finds in it."""
     return [
         overview.completeness(table, meta),
-        *named(meta["chapter"], meta["chapter_folder"]).findings(table),
+        *named(meta["chapter"], meta.get("chapter_folder", "")).findings(table),
     ]
 
 
@@ -128,7 +128,7 @@ def _mend(files: dict[str, bytes], compiled: Any, wrong: type[Exception], tell: 
 def _study(
     run: Path, table: pd.DataFrame, meta: Mapping[str, Any], files: dict[str, bytes], tell: Tell
 ) -> dict[str, Any]:
-    chapter = named(meta["chapter"], meta["chapter_folder"])
+    chapter = named(meta["chapter"], meta.get("chapter_folder", ""))
     spoken, long = legible(table)
     problems: list[str] = []
 
@@ -147,7 +147,7 @@ def _study(
     (run / "findings.txt").write_text("\n\n".join(map(safe, found)) + "\n", encoding="utf-8")
     method = f"chapters/{meta['chapter']}.typ"
     first = method not in files
-    files[method] = fragment(meta["chapter"], meta["chapter_folder"])
+    files[method] = fragment(meta["chapter"], meta.get("chapter_folder", ""))
     scope = said("scope", lambda: chapter.scope(spoken), "")
     first_page = said("headlines", lambda: headlines(spoken, meta, own), [])
     if not meta["complete"]:
@@ -225,7 +225,7 @@ def _made(table: pd.DataFrame, meta: Mapping[str, Any], lines: Lines) -> pd.Data
     """The rows that a figure draws; ``ValueError`` where its chapter cannot make them."""
     if not lines.rows:
         return table
-    chapter = named(meta["chapter"], meta["chapter_folder"])
+    chapter = named(meta["chapter"], meta.get("chapter_folder", ""))
     make = getattr(chapter, lines.rows, None)
     if make is None:
         msg = f"the chapter {meta['chapter']} makes no rows called {lines.rows!r}"

@@ -1,6 +1,6 @@
 """Bandwidths at which low rank is honest: the rank suffices where rank one does not.
 
-Read are ``status`` and the columns of ``studies/bandwidth.py``: ``setting``, ``source``,
+Read are ``status`` and the columns of ``studies/bandwidth``: ``setting``, ``source``,
 ``method``, ``stretch``, ``matrix_error``, ``best_error``, ``rank_one_error``, ``effective_rank``,
 ``underflow``, ``row_mass``, and where they are there ``core_condition``, ``core_status``,
 ``seed``, and ``draw``, of the landmarks.

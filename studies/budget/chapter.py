@@ -1,6 +1,6 @@
 """Error budgets: which cause dominates, what convergence does, what precision costs.
 
-Read are the columns of ``studies/budget.py``: ``status``, ``method``, ``solver``, ``source``,
+Read are the columns of ``studies/budget``: ``status``, ``method``, ``solver``, ``source``,
 ``precision``, ``op.rank``, ``steps``, ``uniform_error``, and those of ``measures.error_budget``.
 """
 

@@ -1,6 +1,6 @@
 """A pyramid that classifies images, with one attention or another.
 
-Read are the columns of ``studies/classification.py``: ``status``, ``method``; of the trainings
+Read are the columns of ``studies/classification``: ``status``, ``method``; of the trainings
 ``m``, ``sampling``, ``seed``, ``epoch``, ``accuracy``; of the costs ``n``, ``seconds``,
 ``seconds_q1``, ``seconds_q3``, ``megabytes``, ``multiply_adds``, ``parameters``, ``gain``.
 """

@@ -138,6 +138,7 @@ def step(model: Pyramid, x: torch.Tensor, labels: torch.Tensor) -> None:
 
 STUDY = Study(
     name="classification",
+    needs="images",
     title="SOFT's comparison in miniature",
     question="Does the attention of a small pyramid decide how well it classifies images, and do "
     "the number of landmarks and the way they are sampled?",
@@ -183,6 +184,7 @@ STUDY = Study(
 
 COST = Study(
     name="classification_cost",
+    needs="images",
     title="What a step of the pyramid costs",
     question="What time, memory and counted work does a training step of the pyramid take with "
     "each attention, as images grow and landmarks with them?",

@@ -1,6 +1,6 @@
 """Iterative pseudo-inverses: products, predictions, limiting accuracy, spoiling and filters.
 
-Read are the columns of ``studies/convergence.py``: of the atlas ``status``, ``method``,
+Read are the columns of ``studies/convergence``: of the atlas ``status``, ``method``,
 ``scaling``, ``precision``, ``spectrum``, ``core``, ``kappa``, ``condition``, ``rank``,
 ``observed_steps``, ``predicted_steps``, ``observed_matmuls``, ``declared_order``,
 ``observed_order``, ``declared_growth``, ``observed_growth``, ``c``, ``c_purified``,

@@ -1,6 +1,6 @@
 """Error against cost: who is best within a budget, who is on a front, and how far the others are.
 
-Read are ``status`` and the columns of ``studies/frontier.py``: ``family``, ``method``, ``target``,
+Read are ``status`` and the columns of ``studies/frontier``: ``family``, ``method``, ``target``,
 ``source``, ``real``, ``n``, ``seed``, ``budget``, ``fits``, ``share``, ``output_error``, ``skill``,
 ``uniform_error``, and of all but the oracles ``time`` and ``memory``.
 """

@@ -1,6 +1,6 @@
 """Growth of time and memory with the number of tokens, measured beside counted.
 
-Read are ``status`` and the columns of ``studies/growth.py``: ``family``, ``method``, ``n``,
+Read are ``status`` and the columns of ``studies/growth``: ``family``, ``method``, ``n``,
 ``work``, ``seconds_q1``, ``peak_bytes``, ``memory`` (peak over the bytes of q), ``exact_seconds``,
 and where it is there ``seconds_q3``.
 """

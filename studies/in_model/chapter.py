@@ -1,7 +1,7 @@
 """What a substituted attention changes in a trained model, and which cheap number tells.
 
 Read are ``status`` and, where they are there, the columns of the three studies of
-``studies/in_model.py``: ``model``, ``method``, ``knob``, ``part``, ``family``, ``op``, ``layers``,
+``studies/in_model``: ``model``, ``method``, ``knob``, ``part``, ``family``, ``op``, ``layers``,
 ``depth``, ``matrix_error``, ``output_error``, ``lack_of_skill``, ``work``, ``change``, ``task``,
 ``task_loss`` and ``within``; ``layer``, ``own`` and ``accumulated``; ``tokens``, ``time`` with
 quartiles, ``memory``, ``attention_share``.

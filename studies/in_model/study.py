@@ -273,6 +273,7 @@ PREDICTED = Lines(
 
 STUDY = Study(
     name="in_model",
+    needs="models",
     title="In the model: what a substituted attention changes",
     question="If an operator takes the place of a trained model's attention, what happens to its "
     "output and its task, and could the error of the matrix, of the layer's output, or the skill "
@@ -289,6 +290,7 @@ STUDY = Study(
 
 DEPTHS = Study(
     name="in_model_depth",
+    needs="models",
     title="In the model: how errors gather over the depth",
     question="With an operator in all layers, how far has each layer's attention moved, beside the "
     "error that the operator makes there on its own?",
@@ -316,6 +318,7 @@ DEPTHS = Study(
 
 COSTS = Study(
     name="in_model_cost",
+    needs="models",
     title="In the model: what it saves",
     question="What does an operator in all layers save of a whole run of the model, in counted "
     "work, time and peak memory, at several lengths?",

@@ -1,6 +1,6 @@
 """Landmarks at equal numbers and at equal work: which selector errs least, and does k-means help?
 
-Read are ``status`` and the columns of ``studies/landmarks.py``: ``setting``, ``source``, ``equal``,
+Read are ``status`` and the columns of ``studies/landmarks``: ``setting``, ``source``, ``equal``,
 ``allowance``, ``selector``, ``seed``, ``fits``, ``n``, ``output_error``, ``uniform_error``,
 ``matrix_error``, ``best_error``, ``time``, and where they are there ``trace_error`` and
 ``best_trace_error``.

@@ -1,6 +1,6 @@
 """Error, time and memory against the number of tokens, beyond the lengths of exact outputs.
 
-Read are ``status`` and the columns of ``studies/length.py``: ``input``, ``n``, ``method``,
+Read are ``status`` and the columns of ``studies/length``: ``input``, ``n``, ``method``,
 ``target``, ``rows``, ``sampled_error`` with its interval ``low`` to ``high`` and ``error_seconds``,
 ``exact_error`` where it exists, ``seconds_q1``, ``peak_bytes``, ``target_seconds``.
 """

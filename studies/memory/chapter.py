@@ -1,6 +1,6 @@
 """Memory against the number of tokens, and how long a sequence fits.
 
-Read are ``status`` and the columns of ``studies/memory.py``: ``method``, ``mode``, ``n``,
+Read are ``status`` and the columns of ``studies/memory``: ``method``, ``mode``, ``n``,
 ``peak_bytes``.
 """
 

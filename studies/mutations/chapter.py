@@ -1,6 +1,6 @@
 """What the laws see of planted faults, and what they see where there is none.
 
-Read are ``status`` and the columns of ``studies/mutations.py``: ``seed``, ``solver``, ``fault``,
+Read are ``status`` and the columns of ``studies/mutations``: ``seed``, ``solver``, ``fault``,
 ``base``, ``reason``, ``origin``, ``laws``, ``caught``, ``law``, ``alarms``. Of a planted fault
 ``base`` is its kind, and of one that is held out the name is left to the table: whoever mends laws
 should not read it.

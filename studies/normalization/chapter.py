@@ -1,6 +1,6 @@
 """How norm and output of Gaussian attention grow with the tokens, by normalisation.
 
-Read are ``status`` and the columns of ``studies/normalization.py``: ``source``, ``family``,
+Read are ``status`` and the columns of ``studies/normalization``: ``source``, ``family``,
 ``normalization``, ``n``, ``rank``, ``spectral_norm``, ``noise_gain``, ``ones_gain``,
 ``negative_rows``.
 """

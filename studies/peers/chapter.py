@@ -1,6 +1,6 @@
 """Published packages under the laws: what each keeps and breaks, and what it claimed.
 
-Read are ``status`` and the columns of ``studies/peers.py``: ``package``, ``version``, ``layer``,
+Read are ``status`` and the columns of ``studies/peers``: ``package``, ``version``, ``layer``,
 ``law``, ``claimed``, ``verdict``, ``detail``, ``counterexample``.
 """
 

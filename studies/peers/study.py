@@ -293,6 +293,7 @@ def measure(peer: Peer, law: str, *, dtype: torch.dtype, device: torch.device) -
 
 STUDY = Study(
     name="peers",
+    needs="fidelity",
     title="Published packages under the laws",
     question="Which laws do attention layers of published packages keep, which do they break, and "
     "which of these did they claim to keep?",

@@ -1,6 +1,6 @@
 """Iterations in each precision: the least error, from where on they fail, what wrappers mend.
 
-Read are ``status`` and the columns of ``studies/precision.py``: ``family``, ``source``, ``method``,
+Read are ``status`` and the columns of ``studies/precision``: ``family``, ``source``, ``method``,
 ``precision``, ``matrix.condition``, ``kappa``, ``eps``, ``eps_kappa``, ``accumulates_in``,
 ``floor``, ``c``, ``failure``, and where they are there ``narrow_floor``, ``purified_error``,
 ``best_error``, ``polished_error``, ``final_error``, ``solve_status`` and ``solve_error``.

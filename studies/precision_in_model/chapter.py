@@ -1,6 +1,6 @@
 """Where an operator in a model breaks in low precision.
 
-Read are ``status`` and the columns of ``studies/precision_in_model.py``: ``model``, ``method``,
+Read are ``status`` and the columns of ``studies/precision_in_model``: ``model``, ``method``,
 ``op``, ``precision``, ``change``, ``float32_change``, ``rounding_change``, ``finite``, ``refused``.
 """
 

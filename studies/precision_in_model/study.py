@@ -140,6 +140,7 @@ def measure(
 
 STUDY = Study(
     name="precision_in_model",
+    needs="models",
     title="In the model: where each operator breaks in low precision",
     question="How far does the model's output move when an operator's input is rounded to half "
     "precision or its scores to int8, beside what the operator itself does in float32?",

@@ -1,6 +1,6 @@
 """Whose each pixel is, by a head on the scales of a pyramid.
 
-Read are the columns of ``studies/segmentation.py``: ``status``, ``method``, ``seed``, ``side``,
+Read are the columns of ``studies/segmentation``: ``status``, ``method``, ``seed``, ``side``,
 ``miou``, ``things``, ``right``, ``blank``, ``lost``.
 """
 

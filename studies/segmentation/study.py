@@ -119,6 +119,7 @@ def measure(method: str, seed: int, side: int, *, dtype: torch.dtype, device: to
 
 STUDY = Study(
     name="segmentation",
+    needs="images",
     title="Dense prediction in miniature",
     question="How well does a light head on the pyramid's four scales tell garments on a canvas "
     "apart, with each attention, and on larger canvases than it was trained on?",

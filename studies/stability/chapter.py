@@ -1,6 +1,6 @@
 """A pyramid trained through an iterative inverse, its cores and gradients along the way.
 
-Read are the columns of ``studies/stability.py``: ``status``, ``rule``, ``seed``, ``step``,
+Read are the columns of ``studies/stability``: ``status``, ``rule``, ``seed``, ``step``,
 ``layer``, ``loss``, ``worst_condition``, ``worst_residual``, ``unconverged``, ``cosine``,
 ``gradient_error``.
 """

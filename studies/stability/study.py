@@ -178,6 +178,7 @@ BY_STEP = Lines(
 
 STUDY = Study(
     name="stability",
+    needs="images",
     title="Training a pyramid through an iterative inverse",
     question="Does the training of a pyramid enter the regime where 20 Newton steps do not "
     "converge and SOFT's backward formula is wrong?",

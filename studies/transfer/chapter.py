@@ -1,6 +1,6 @@
 """Networks used at higher resolutions than they were trained at.
 
-Read are the columns of ``studies/transfer.py``: ``status``, ``method``, ``seed``, ``side``,
+Read are the columns of ``studies/transfer``: ``status``, ``method``, ``seed``, ``side``,
 ``accuracy``, ``drop``, ``growth``.
 """
 

@@ -111,6 +111,7 @@ BY_SIDE = Lines(
 
 STUDY = Study(
     name="transfer",
+    needs="images",
     title="From one resolution to a higher one",
     question="What becomes of a pyramid that was trained at one resolution and is used at higher "
     "ones, with each normalisation of SOFT?",

@@ -155,7 +155,7 @@ def test_costs_are_within_the_budget_and_controls_are_what_they_say(table):
 
 def test_every_figure_is_drawn_and_the_best_of_all_lies_below_all(table):
     for lines in FRONTIER.STUDY.figures:
-        rows = _made(table, "frontier", lines)
+        rows = _made(table, {"chapter": "frontier"}, lines)
         for page in pages(rows, lines):
             assert draw(rows, lines, page).axes
     rows = chapter.by_family(table)

@@ -129,7 +129,7 @@ def test_a_selector_without_an_answer_is_infinitely_far_and_one_without_images_i
 
 def test_every_figure_is_drawn_and_tables_have_whole_rows(table):
     for lines in LANDMARKS.STUDY.figures:
-        rows = _made(table, "landmarks", lines)
+        rows = _made(table, {"chapter": "landmarks"}, lines)
         for page in pages(rows, lines):
             assert draw(rows, lines, page).axes
     made = list(chapter.tables(table))

@@ -6,8 +6,9 @@ from matrices import F32, F64, normal
 from naive import naive, naive_average, results
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 
-from softlab import Dims, kernels
+from softlab import Dims
 from softlab.kernels import Exponential, Gaussian, kernel_cost, tiled
+from softlab.kernels import functions as kernels
 from softlab.kernels.tiled import tiled_sum
 from softlab.laws import tolerance
 from softlab.profiling import peak_memory

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from softlab.figures import as_numbers
+from softlab.report.drawing import as_numbers
 from softlab.report.folder import read
 from softlab.report.intervals import by_unit, interval
 from softlab.report.numbers import counted, number

@@ -10,9 +10,9 @@ from matrices import F32, F64, normal
 from naive import HALVES, allowed, naive, naive_average, results, working
 
 from softlab.core import Dims
-from softlab.instruments import peak_memory
 from softlab.kernels import Exponential, Gaussian, kernel_cost
 from softlab.kernels import functions as kernels
+from softlab.profiling import peak_memory
 
 # --- values ----------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """Matrix-free estimates: exact where nothing is random, intervals that cover, no n x n matrix."""
 
+import dataclasses
 import inspect
 import math
 
@@ -24,7 +25,7 @@ from softlab.estimators import (
     spectral_norm,
     x_trace,
 )
-from softlab.estimators.densities import Density, _density, _entropy
+from softlab.estimators.densities import Density, _both, _density, _entropy
 from softlab.estimators.estimate import (
     Estimate,
     check_held,
@@ -33,6 +34,7 @@ from softlab.estimators.estimate import (
     of_ratio,
     of_squares,
 )
+from softlab.estimators.krylov import bidiagonal
 from softlab.inputs import Normal, Smooth
 from softlab.matrices import haar
 from softlab.operators import (
@@ -241,6 +243,8 @@ def test_spectral_norm_says_when_it_stopped_early_and_how_far_it_can_be():
     found = spectral_norm(diagonal(s), steps=30)
     assert not found.converged
     assert found.value < 1 <= found.high < 1.2
+    x = (math.log(1.648 * math.sqrt(400) / 0.05) / (2 * 30 - 1)) ** 2
+    assert found.high == pytest.approx(found.value / math.sqrt(1 - x), rel=1e-12)
     assert (s - found.value).abs().min() <= found.residual
     assert spectral_norm(diagonal(s), steps=2).high == math.inf
 
@@ -302,6 +306,16 @@ def test_relative_errors_know_no_scale(scale):
     op = Nystromformer(rank=3)
     found, wanted = (output_error(op, q, k, v * x, rows=10) for x in (scale, 1.0))
     assert ends(found) == pytest.approx(ends(wanted), rel=1e-9)
+
+
+def test_what_estimates_give_cannot_be_changed_by_who_receives_it():
+    a = diagonal(torch.tensor([3.0, 2.0, 1.0], dtype=F64))
+    (*_, last) = bidiagonal(a, torch.ones(3, dtype=F64), 2)
+    given = {"rest": last, "size": eigenvalues(a, probes=2), "low": hutchinson(a, probes=2),
+             "high": spectral_norm(a), "shape": a}  # fmt: skip
+    for name, found in given.items():
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(found, name, 1)
 
 
 def test_exact_rows_of_another_input_are_refused():
@@ -639,23 +653,41 @@ def test_a_recursion_takes_a_step_a_distinct_value(find, scale):
         assert found.nodes[0].sort().values.tolist() == pytest.approx([scale * x for x in values])
 
 
-def test_the_entropy_of_a_density_has_the_jackknifes_error():
-    nodes = torch.tensor([[1.0, 2.0], [0.5, 4.0], [2.0, 0.0], [3.0, 0.1]], dtype=F64)
-    weights = torch.tensor([[0.25, 0.75], [0.5, 0.5], [0.9, 0.1], [0.3, 0.7]], dtype=F64)
+def entropy_of(density, confidence=0.9):
+    """Of shares s / sum s, each node counted size times its weight over the probes, with its ends.
+
+    By loops, with the jackknife over the probes.
+    """
+    nodes, weights = density.nodes.tolist(), density.weights.tolist()
 
     def entropy(some):
-        """Of shares s / sum s, with each node counted 10 times its weight over the probes."""
-        pairs = [(float(nodes[i, j]), float(weights[i, j])) for i in some for j in range(2)]
-        pairs = [(s, 10 * w / len(some)) for s, w in pairs if s]
+        pairs = [(s, density.size * w / len(some)) for i in some
+                 for s, w in zip(nodes[i], weights[i], strict=True) if s]  # fmt: skip
         total = sum(w * s for s, w in pairs)
         return -sum(w * s / total * math.log(s / total) for s, w in pairs)
 
-    left = [entropy([j for j in range(4) if j != i]) for i in range(4)]
-    error = math.sqrt(3 / 4 * sum((x - sum(left) / 4) ** 2 for x in left))
-    # The unit that the values are taken in, the largest in the caller, changes nothing.
-    for unit in (1.0, 4.0):
-        found = _entropy(Density(nodes, weights, 10), unit)
-        assert found == pytest.approx((entropy(range(4)), error))
+    m = len(nodes)
+    left = [entropy([j for j in range(m) if j != i]) for i in range(m)]
+    error = math.sqrt((m - 1) / m * sum((x - sum(left) / m) ** 2 for x in left))
+    return entropy(range(m)), error, t.ppf((1 + confidence) / 2, m - 1) * error
+
+
+def test_the_entropy_of_a_density_has_the_jackknifes_error():
+    nodes = torch.tensor([[1.0, 2.0], [0.5, 4.0], [2.0, 0.0], [3.0, 0.1]], dtype=F64)
+    weights = torch.tensor([[0.25, 0.75], [0.5, 0.5], [0.9, 0.1], [0.3, 0.7]], dtype=F64)
+    density = Density(nodes, weights, 10)
+    for unit in (1.0, 4.0):  # what the values are taken in changes nothing
+        assert _entropy(density, unit) == pytest.approx(entropy_of(density)[:2])
+
+
+@pytest.mark.parametrize("steps", [3, 6])
+def test_the_effective_rank_lies_midway_between_two_rules_and_its_interval_beyond_both(steps):
+    a, how = diagonal(1 / torch.arange(1, 61, dtype=F64)), {"steps": steps, "probes": 4, "seed": 2}
+    (gauss, _, over), (radau, _, under) = (entropy_of(rule) for rule in _both(a, steps, 4, 2))
+    assert radau < gauss  # a node at 0 takes weight from the others
+    low, high = min(gauss - over, radau - under), max(gauss + over, radau + under)
+    due = [math.exp(min(max(x, 0), math.log(60))) for x in ((gauss + radau) / 2, low, high)]
+    assert ends(effective_rank(a, confidence=0.9, **how)) == pytest.approx(due)
 
 
 @pytest.mark.parametrize(

@@ -615,6 +615,11 @@ def test_groups_that_print_alike_or_not_at_all_keep_their_lines_and_entries(valu
     assert all(len(x) < 100 for x in legend(figure))
 
 
+def test_a_word_of_sixty_letters_is_drawn_whole_and_of_a_longer_one_sixty():
+    table = pd.concat(uneven(name=letter * (60 + i)) for i, letter in enumerate("ab"))
+    assert legend(draw(table, own())) == ["a" * 60, "b" * 60 + "… (61 letters)"]
+
+
 def test_a_point_tells_what_all_its_rows_have_in_common_and_no_more():
     table = uneven(case="c").assign(scale=[None, 0.5, 0.5, 0.5, 0.5] * 3, none=None)
     names = ["case", "scale", "none", "status"]
@@ -629,6 +634,7 @@ def test_a_point_tells_what_all_its_rows_have_in_common_and_no_more():
     [
         (1, 1, "figure", 0.1 + 0.18 + 0.42 + 2.4), (2, 1, "figure", 0.3 + 0.18 + 0.42 + 1.75),
         (3, 6, "figure", 0.3 + 2 * 0.18 + 0.42 + 2.4), (4, 1, "figure", 0.3 + 0.18 + 0.42 + 3.5),
+        (4, 6, "figure", 0.3 + 2 * 0.18 + 0.42 + 3.5),
         (7, 1, "figure", 0.3 + 0.18 + 0.42 + 3 * 1.07),
         (10, 1, "figure", 0.3 + 0.18 + 0.42 + 4 * 1.75),
         (15, 1, "figure", 0.3 + 0.18 + 0.42 + 7.6), (2, 2, "panel", 0.3 + 0.42 + 2.0),

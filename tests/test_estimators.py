@@ -247,6 +247,9 @@ def test_spectral_norm_says_when_it_stopped_early_and_how_far_it_can_be():
     assert found.high == pytest.approx(found.value / math.sqrt(1 - x), rel=1e-12)
     assert (s - found.value).abs().min() <= found.residual
     assert spectral_norm(diagonal(s), steps=2).high == math.inf
+    assert spectral_norm(diagonal(s), steps=2, tolerance=0.0).value == pytest.approx(
+        spectral_norm(diagonal(s), steps=2).value
+    )
 
 
 def test_spectral_norm_agrees_with_arpack_on_an_operator():
@@ -605,10 +608,20 @@ def test_the_interval_of_a_sum_of_squares_is_a_chi_squares():
         found = of_squares(gram, size, 0.95)
         due = (7, 7 * f / chi2.ppf(0.975, f), 7 * f / chi2.ppf(0.025, f))
         assert ends(found) == pytest.approx(due)
+        assert ends(of_squares(gram / 7, size, 0.95)) == pytest.approx([x / 7 for x in due])
     assert ends(of_squares(0 * gram, 5, 0.95)) == (0, 0, 0)
     alone = of_squares(torch.diag(torch.tensor([1.0, 2.0], dtype=F64)), 7, 0.95)  # f is the size
     f = 14 * (norm.ppf(0.975) / t.ppf(0.975, 1)) ** 2
     assert alone.high == pytest.approx(1.5 * f / chi2.ppf(0.025, f))
+
+
+def test_no_more_squares_make_a_norm_than_the_shorter_side_has():
+    a = torch.eye(40, 3, dtype=F64)
+    seen = a @ Stream(5, "estimators.frobenius_norm").normal(3, 2)
+    found = frobenius_norm(LinearMap.of_matrix(a), probes=2, seed=5)
+    due, more = (ends(of_squares(seen.mT @ seen, size, 0.95).root()) for size in (3, 40))
+    assert ends(found) == pytest.approx(due)
+    assert due != more  # what the two probes alone would allow for
 
 
 def test_estimates_are_scaled_and_rooted_end_by_end():

@@ -172,7 +172,7 @@ def _gradient(solver: Any, rng: torch.Generator) -> Iterator[Gap]:
         kinds = _kinds(solver, m, KAPPA, rng)
         cases = {f"{kind}, m={m}": a for kind, a in kinds.items()}
         if lead:
-            batch = torch.stack([a * c for a, c in zip(kinds.values(), 2 * SCALES, strict=False)])
+            batch = torch.stack([a * c for c in SCALES[:2] for a in kinds.values()])
             cases = {f"a batch of {len(batch)}, m={m}": batch.reshape(*lead, m, m)}
         # Each step's backward products round.
         steps = 1 + steps_of(solver)

@@ -1235,6 +1235,13 @@ def all_like_the_first(result):
     return result._replace(status=status.flatten()[:1].expand(status.shape).clone())
 
 
+def renamed(status, other):
+    """One status given out as another."""
+    return lambda result: result._replace(
+        status=torch.where(result.status == status, other, result.status)
+    )
+
+
 SOLVER_FAULTS = {
     "every size": [
         laws.adapted(lambda a: torch.linalg.pinv(a, rtol=1e-3)),
@@ -1259,6 +1266,10 @@ SOLVER_FAULTS = {
         Lying(24, lie=lambda result: result._replace(x=1.01 * result.x)),
         Lying(24, lie=all_like_the_first),
         Lying(6, lie=lambda result: result._replace(status=0 * result.status)),
+        Lying(24, lie=renamed(Status.OUT_OF_STEPS, Status.STAGNATED)),
+        Lying(24, lie=renamed(Status.STAGNATED, Status.CONVERGED)),
+        Lying(24, lie=renamed(Status.DIVERGED, Status.STAGNATED)),
+        Lying(24, lie=lambda result: result._replace(residual=result.residual.float())),
     ],
     "gradient of any matrix": [
         Spoilt(spoil=lambda x, a: gradient_of(x, 0.5) if x.dtype == torch.float32 else x),

@@ -44,6 +44,7 @@ PROTOCOLS = {
         "Status",
         "PinvResult",
         "applier",  # how any solver is applied
+        "judge",  # how the iterates of any solver are judged
     },
     "landmarks": {"Selector"},
     "features": {"Weights"},
@@ -124,7 +125,7 @@ def violations(modules):
                 found.append(f"{module} imports {target}, which is not below it")
             elif part in ABSTRACT and reached in PROTOCOLS and part != reached:
                 plain = target.count(".") == 1 or target.endswith(
-                    (".solver", ".selector", ".weights")
+                    (".solver", ".stopping", ".selector", ".weights")
                 )
                 if not plain or name not in PROTOCOLS[reached]:
                     found.append(f"{module} imports {target}.{name}, which is no protocol")

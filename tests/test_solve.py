@@ -26,6 +26,7 @@ from softlab.pinv import (
     NormProduct,
     NystromformerCubic,
     OneNorm,
+    Optimal,
     OptimalDefinite,
     Purified,
     ResidualPolynomial,
@@ -397,3 +398,16 @@ def test_a_definite_start_on_an_indefinite_matrix_is_an_error_and_no_zero(scalin
             solver(a)
         assert solver.solve(a).status == Status.NON_FINITE
     assert not solver(torch.zeros(3, 3)).any()
+
+
+def test_an_overflow_is_no_best_iterate():
+    """The x, the residual and the steps of a run that overflows are of one iterate."""
+    q = torch.linalg.qr(
+        torch.randn(8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    ).Q
+    a = ((q * torch.logspace(0, -12, 8, dtype=torch.float64)) @ q.mT).float()
+    solver = NewtonRaphson(60, Optimal())
+    found, iterates = solver.solve(a), list(solver.iterates(a))
+    assert not iterates[-1].isfinite().all()
+    assert found.residual.isfinite()
+    torch.testing.assert_close(found.x, iterates[found.steps])

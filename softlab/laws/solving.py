@@ -22,6 +22,7 @@ from softlab.laws.law import (
 )
 from softlab.laws.purity import process
 from softlab.pinv import Iteration, PinvResult, Solver, Status
+from softlab.pinv.stopping import judge
 
 F64 = torch.float64
 SIZES_DRAWN = (1, 2, 3, 7, 16, 17, 33, 64)
@@ -116,6 +117,10 @@ def _solve(solver: Any, rng: torch.Generator) -> Iterator[Gap]:
         batch = torch.stack(list(cases.values()))
         result = solver.solve(batch)
         yield from _steps(solver, batch, result)
+        fields = (result.residual, result.status, result.steps, result.matmuls)
+        shapes = [tuple(x.shape) for x in fields]
+        wrong = shapes != [(len(batch),)] * 4 or result.residual.dtype != batch.dtype
+        yield Gap(float(wrong), 0, f"m={m}: {result.residual.dtype}, shapes {shapes}")
         for i, (kind, a) in enumerate(cases.items()):
             where = f"{kind}, m={m}, condition {kappa:g}"
             x, said = result.x[i].double(), float(result.residual[i])
@@ -141,6 +146,8 @@ def _solve(solver: Any, rng: torch.Generator) -> Iterator[Gap]:
             yield Gap(
                 float(not same), 0, f"{where}: alone {alone.status}, in a batch {int(status)}"
             )
+    if not asked():  # once
+        yield from _judged(solver, rng)
     if steps_of(solver) == 0 or solver.traits.order is None:
         return
     a = spd(rng, torch.logspace(0, -4, 12, dtype=F64))
@@ -151,6 +158,57 @@ def _solve(solver: Any, rng: torch.Generator) -> Iterator[Gap]:
         yield Gap(float(lied), 0, f"{steps} steps at condition 1e4: converged, residual {true:.3g}")
 
 
+def _judged(solver: Any, rng: torch.Generator) -> Iterator[Gap]:
+    """The status against one that is found of the iterates, on matrices that end in every way.
+
+    Where a larger tolerance, or rows and columns in another order, give another status, rounding
+    decides, and nothing is asked.
+    """
+    if not hasattr(solver, "iterates") or type(solver).__name__ == "Purified":
+        return  # it judges what it purifies
+    m, own = 8, steps_of(solver)
+    hard, soft = _ends(m, rng), _ends(m, rng, easy=True)
+    for dtype, steps, batch in (
+        *((F64, x, soft) for x in {own, *(min(own, y) for y in (6, 9))}),
+        *((F64, x, hard) for x in {own, min(own, 3), 100 if own else 0}),
+        (torch.float32, 60 if own else 0, hard),
+    ):
+        subject = after_steps(solver, steps)
+        a = batch.to(dtype)
+        result = subject.solve(a)
+        yield from _steps(subject, a, result)
+        due = judge(subject.iterates, a, subject.traits).status
+        if torch.equal(result.status, due):
+            continue
+        wide = math.sqrt(torch.finfo(dtype).eps) / 10
+        order = torch.randperm(m, generator=rng, device="cpu")
+        others = ((a, wide), (a[:, order][:, :, order], None))
+        sure = torch.stack([
+            judge(subject.iterates, b, subject.traits, tolerance=tolerance).status == due
+            for b, tolerance in others
+        ]).all(0)  # fmt: skip
+        for i in sure.nonzero()[:, 0].tolist():
+            said, found = (Status(int(x[i])) for x in (result.status, due))
+            where = f"matrix {i}, {dtype}, {steps} steps: {said.name}, its iterates {found.name}"
+            yield Gap(float(said != found), 0, where)
+
+
+def _ends(m: int, rng: torch.Generator, *, easy: bool = False) -> Tensor:
+    """Matrices on which iterations converge, stop, run out of steps or diverge; or none does."""
+
+    def made(kappa: float, rank: int) -> Tensor:
+        spectrum = torch.zeros(m, dtype=F64)
+        spectrum[:rank] = torch.logspace(0, -math.log10(kappa), rank, dtype=F64)
+        return spd(rng, spectrum)
+
+    if easy:
+        return torch.stack([made(kappa, m) for kappa in torch.logspace(0.3, 3, 12).tolist()])
+    full = [made(kappa, m) for kappa in (4.0, 1e2, 1e4, 1e8, 1e12, 1e16)]
+    short = [made(kappa, m - 2) for kappa in (4.0, 1e6, 1e9)]
+    zero, ones = torch.zeros(m, m, dtype=F64), torch.ones(m, m, dtype=F64)
+    return torch.stack([*full, *short, zero, ones])
+
+
 def _steps(solver: Any, batch: Tensor, result: PinvResult) -> Iterator[Gap]:
     """The iterate that the steps name is the x that is returned, and took so many products."""
     if not isinstance(solver, Iteration):
@@ -159,6 +217,8 @@ def _steps(solver: Any, batch: Tensor, result: PinvResult) -> Iterator[Gap]:
     for i, steps in enumerate(result.steps.tolist()):
         where = f"m={batch.shape[-1]}, matrix {i}: x is the iterate of step {steps}"
         yield Gap(float(not 0 <= steps < len(iterates)), 0, where)
+        if not bool(result.x[i].isfinite().all()):
+            continue
         missed = relative(iterates[steps][i], result.x[i].double())
         yield Gap(missed, HONEST, where)
         products = steps * solver.traits.products

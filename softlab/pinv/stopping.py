@@ -98,7 +98,8 @@ class _Judge:
         nearer = residual < self.least
         # A residual within rounding tells iterates apart no more; how far they moved still does.
         # One that rested above it, before small singular values were inverted, is no rival.
-        settled = residual <= rounding.clamp_min(self.tolerance)
+        # An overflow settles nothing: both sides are infinite.
+        settled = (residual <= rounding.clamp_min(self.tolerance)) & residual.isfinite()
         arrived = ~self.settled & (residual <= 4 * self.least)
         calmer = (move < self.calm / 2) | (nearer & (move <= 2 * self.calm))
         better = self.active & (settled & (calmer | arrived) | nearer & ~self.settled)

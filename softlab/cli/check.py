@@ -79,6 +79,24 @@ def check(
     if subject is None:
         fail("name a subject: softlab check package.module:object, or path/file.py:object.")
     examples, seconds = laws.budgeted(examples, seconds, thorough=thorough)
+    _refuse(examples, seconds, dtype, only or ())
+    _usable(device)
+    limits = examples, seconds, dtype, device
+    request = Request(subject, traits, target, *limits, tuple(only or ()), thorough, requires)
+    found = _shown(examined(request), quiet=as_json)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(one) for one in found], indent=2))  # noqa: T201
+    else:
+        _told(found, failed=failed)
+        if coverage:
+            _covered(found)
+    _leave(found, only or ())
+
+
+def _refuse(examples: int, seconds: float, dtype: str, only: Iterable[str]) -> None:
+    """Refuse budgets, a dtype and laws that are none."""
+    from softlab import laws
+
     if examples < 1 or not 0 < seconds <= DAY:
         fail(
             f"examples is {examples} and seconds {seconds:g}; give at least one, and more than 0 "
@@ -88,30 +106,9 @@ def check(
         fail(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}.")
     everything: tuple[Any, ...] = (*laws.OPERATOR_LAWS, *laws.SOLVER_LAWS)
     names = {law.name for law in everything}
-    for name in only or ():
+    for name in only:
         if name not in names:
             fail(f"there is no law {name!r}; softlab check --laws lists them.{_near(name, names)}")
-    _usable(device)
-    request = Request(
-        subject,
-        traits,
-        target,
-        examples,
-        seconds,
-        dtype,
-        device,
-        tuple(only or ()),
-        thorough,
-        requires,
-    )
-    found = _shown(examined(request), quiet=as_json)
-    if as_json:
-        print(json.dumps([dataclasses.asdict(one) for one in found], indent=2))  # noqa: T201
-    else:
-        _told(found, failed=failed)
-        if coverage:
-            _covered(found)
-    _leave(found, only or ())
 
 
 def _leave(found: list[Outcome], only: Iterable[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -79,31 +79,12 @@ def run(
     """
     from softlab import study as studies
     from softlab.cli.overrides import narrowed, part
-    from softlab.report import findings, read
-    from softlab.report.chapter import named
-    from softlab.study_folders import built_in
 
     number_type = _dtype(dtype)
     try:
-        found = [study for file in files or () for study in studies.defined_in(file)]
-        if needs not in studies.NEEDS or (needs and not every):
-            known = ", ".join(f"{word} ({what})" for word, what in studies.NEEDS.items() if word)
-            fail(f"--needs is {needs!r}; give it after --all, one of: {known}.")
-        if every:
-            own = [x for folder in built_in().values() for x in studies.defined_in(folder)]
-            found += [study for study in own if study.needs == needs]
-        if not found:
-            fail(f"name a study to run, or --all. softlab's own are {', '.join(built_in())}.")
-        if len({study.name for study in found}) < len(found):
-            names = ", ".join(study.name for study in found)
-            fail(f"two studies share a name ({names}) and would share a folder; rename one.")
-        found = narrowed(found, settings or ())
+        found = narrowed(_asked(files or (), needs, every=every), settings or ())
         parts = part(shard)
-        for study in found:  # before the hours that it may take
-            try:
-                named(*studies.chapter_of(study))
-            except ValueError as error:
-                fail(f"{study.name}: {error}")
+        _reportable(found)
         worst = 0
         with _crew(dask, workers) as crew:
             for study in found:
@@ -112,9 +93,6 @@ def run(
                     fresh=fresh, progress=True, crew=crew, shard=parts,
                 )  # fmt: skip
                 _tell(study, outcome)
-                if outcome.rows:
-                    for paragraph in findings(*read(outcome.folder)):
-                        say(f"\n{paragraph}")
                 worst = max(worst, _code(outcome))
     except (ValueError, ModuleNotFoundError) as error:
         fail(" ".join([str(error), *getattr(error, "__notes__", [])]))
@@ -126,6 +104,38 @@ def run(
         raise typer.Exit(worst)
 
 
+def _asked(files: Iterable[Path], needs: str, *, every: bool) -> list[Study]:
+    """The studies that are named, and softlab's own where all of them are asked for."""
+    from softlab import study as studies
+    from softlab.study_folders import built_in
+
+    found = [study for file in files for study in studies.defined_in(file)]
+    if needs not in studies.NEEDS or (needs and not every):
+        known = ", ".join(f"{word} ({what})" for word, what in studies.NEEDS.items() if word)
+        fail(f"--needs is {needs!r}; give it after --all, one of: {known}.")
+    if every:
+        own = [x for folder in built_in().values() for x in studies.defined_in(folder)]
+        found += [study for study in own if study.needs == needs]
+    if not found:
+        fail(f"name a study to run, or --all. softlab's own are {', '.join(built_in())}.")
+    if len({study.name for study in found}) < len(found):
+        names = ", ".join(study.name for study in found)
+        fail(f"two studies share a name ({names}) and would share a folder; rename one.")
+    return found
+
+
+def _reportable(found: Iterable[Study]) -> None:
+    """Refuse a study without its chapter before the hours that it may take."""
+    from softlab.report.chapter import named
+    from softlab.study import chapter_of
+
+    for study in found:
+        try:
+            named(*chapter_of(study))
+        except ValueError as error:
+            fail(f"{study.name}: {error}")
+
+
 def _code(outcome: Outcome) -> int:
     """The exit code of a study: of its share of the cases none failed, some, or all."""
     if not outcome.share_failed:
@@ -134,7 +144,9 @@ def _code(outcome: Outcome) -> int:
 
 
 def _tell(study: Study, outcome: Outcome) -> None:
-    """What a run left, and what was amiss before."""
+    """What a run left, what was amiss before, and what is found in its table."""
+    from softlab.report import findings, read
+
     for note in outcome.notes:
         say(f"{study.name}: {note}")
     missing = outcome.cases - outcome.rows
@@ -146,6 +158,8 @@ def _tell(study: Study, outcome: Outcome) -> None:
         f"({outcome.reused} reused, {outcome.failed} failed"
         f"{f', {missing} of other shards to come' if missing else ''})"
     )
+    for paragraph in findings(*read(outcome.folder)):
+        say(f"\n{paragraph}")
 
 
 @contextlib.contextmanager

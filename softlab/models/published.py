@@ -90,15 +90,7 @@ def load(model: nn.Module, state: Mapping[str, Tensor]) -> Loaded:
     fewer than half of the model's entries find their weights, which are then another
     architecture's, or where one is not finite; the model is then as it was.
     """
-    if not isinstance(state, Mapping) or not all(isinstance(x, Tensor) for x in state.values()):
-        inside = (
-            [key for key in state if "state_dict" in str(key)] if isinstance(state, Mapping) else []
-        )
-        hint = f" Pass the one under {inside[0]!r}." if inside else ""
-        msg = f"published weights must map names to tensors, got {type(state).__name__}.{hint}"
-        raise TypeError(msg)
-    if state and all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): x for name, x in state.items()}
+    state = _plain(state)
     own = model.state_dict()
     due = published_of(own)
     fitting = {name: x for name, x in state.items() if name in due and x.shape == due[name].shape}
@@ -125,6 +117,20 @@ def load(model: nn.Module, state: Mapping[str, Tensor]) -> Loaded:
     ]
     missing = [name for name in due if name not in state]
     return Loaded(missing, [name for name in state if name not in due], shapes)
+
+
+def _plain(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The weights without the prefix that a parallel training leaves; ``TypeError`` for others."""
+    if not isinstance(state, Mapping) or not all(isinstance(x, Tensor) for x in state.values()):
+        inside = (
+            [key for key in state if "state_dict" in str(key)] if isinstance(state, Mapping) else []
+        )
+        hint = f" Pass the one under {inside[0]!r}." if inside else ""
+        msg = f"published weights must map names to tensors, got {type(state).__name__}.{hint}"
+        raise TypeError(msg)
+    if state and all(name.startswith("module.") for name in state):
+        return {name.removeprefix("module."): x for name, x in state.items()}
+    return state
 
 
 def _published_name(name: str) -> str:

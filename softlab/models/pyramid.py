@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,10 @@ class Design:
             yield height, width
 
 
+Layer = Callable[[int, Grid], Attention]
+"""Makes the attention of one block: of its stage, and the grid of that."""
+
+
 class Pyramid(nn.Module):
     """Images (b, channels, H, W) -> logits (b, num_classes), or features (b, widths[3]) for 0.
 
@@ -140,9 +144,11 @@ class Pyramid(nn.Module):
         self.design, self.variant = design, variant
         self.num_classes, self.channels = num_classes, channels
         fixed = not released if fixed is None else fixed
-        soft = Soft(design.rank, pinv=pinv or solver(variant, normalization))
-        soft = Soft(soft.rank, pinv=soft.pinv, normalization=normalization)
-        given = _three(operator)
+        own = pinv or solver(variant, normalization)
+        soft = Soft(design.rank, pinv=own, normalization=normalization)
+        attention = _own(design, soft, sampling, fixed=fixed)
+        if operator is not None:
+            attention = _of_catalogue(design, _three(operator), tied=tied)
         last_block = max(1, sum(design.depths) - 1)
         drops = (drop_path * block / last_block for block in itertools.count())
         into = (channels, *design.widths)
@@ -150,32 +156,16 @@ class Pyramid(nn.Module):
             torch.manual_seed(Stream(seed, "models.Pyramid").number)
             stages = []
             for i, grid in enumerate(design.grids(design.image, design.image)):
-                width, heads, first = design.widths[i], design.heads[i], i < STAGES - 1
+                width, first = design.widths[i], i < STAGES - 1
                 blocks = []
                 for p in itertools.islice(drops, design.depths[i]):
-                    if not first:
-                        attention = Attention(width, heads, last, tied=False)
-                    elif given is not None:
-                        mine = given[i]
-                        own = isinstance(mine, Soft) if tied is None else tied
-                        learnt = (
-                            Projection(mine.rank, grid) if isinstance(mine, Linformer) else None
-                        )
-                        attention = Attention(
-                            width, heads, mine, learnt, tied=own, depthwise=design.filters[i]
-                        )
-                    else:
-                        rank, window = design.rank if fixed else None, design.windows[i]
-                        landmarks = (
-                            Convolution(width // heads, window, rank)
-                            if sampling == "conv"
-                            else Pooling(rank, None if fixed else window)
-                        )
-                        attention = Attention(
-                            width, heads, soft, landmarks, depthwise=design.filters[i]
-                        )
+                    layer = (
+                        attention(i, grid)
+                        if first
+                        else Attention(width, design.heads[i], last, tied=False)
+                    )
                     drop = nn.Dropout(p) if released and first else DropPath(p)
-                    blocks.append(Block(attention, width, drop, before=not first))
+                    blocks.append(Block(layer, width, drop, before=not first))
                 embed = _stem(channels, design) if i == 0 else _join(into[i], width, design, i)
                 stages.append(Stage(embed, blocks, width, grid, extra=0 if first else 1))
             self.stages = nn.ModuleList(stages)
@@ -367,9 +357,37 @@ def solver(variant: str, normalization: str) -> Solver:
     return Ridge(ImplicitGradient(NewtonRaphson(steps=20, scaling=PublishedSoft())))
 
 
-def _three(operator: Operator | Sequence[Operator] | None) -> Sequence[Operator] | None:
-    if operator is None or isinstance(operator, Operator):
-        return None if operator is None else [operator] * (STAGES - 1)
+def _own(design: Design, soft: Soft, sampling: str, *, fixed: bool) -> Layer:
+    """SOFT's attention of a stage, with landmarks by convolutions or by means of cells."""
+
+    def layer(stage: int, grid: Grid) -> Attention:  # noqa: ARG001  a Layer
+        width, heads = design.widths[stage], design.heads[stage]
+        rank, window = design.rank if fixed else None, design.windows[stage]
+        landmarks = (
+            Convolution(width // heads, window, rank)
+            if sampling == "conv"
+            else Pooling(rank, None if fixed else window)
+        )
+        return Attention(width, heads, soft, landmarks, depthwise=design.filters[stage])
+
+    return layer
+
+
+def _of_catalogue(design: Design, operators: Sequence[Operator], *, tied: bool | None) -> Layer:
+    """The attention of a stage with the operator that was given for it."""
+
+    def layer(stage: int, grid: Grid) -> Attention:
+        op, width, heads = operators[stage], design.widths[stage], design.heads[stage]
+        own = isinstance(op, Soft) if tied is None else tied
+        learnt = Projection(op.rank, grid) if isinstance(op, Linformer) else None
+        return Attention(width, heads, op, learnt, tied=own, depthwise=design.filters[stage])
+
+    return layer
+
+
+def _three(operator: Operator | Sequence[Operator]) -> Sequence[Operator]:
+    if isinstance(operator, Operator):
+        return [operator] * (STAGES - 1)
     if len(operator) != STAGES - 1:
         msg = f"operator has {len(operator)} entries; give one, or one for each of three stages."
         raise ValueError(msg)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -777,6 +778,28 @@ def a_millionth_in_the_sums(q, k, v):
     return weights @ v / (weights.sum(-1, keepdim=True) + 1e-6)
 
 
+class HalfGradient(torch.autograd.Function):
+    """The same values, and half of a gradient that is of that precision."""
+
+    @staticmethod
+    def forward(ctx, x, dtype):
+        ctx.dtype = dtype
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * (0.5 if grad.dtype == ctx.dtype else 1), None
+
+
+def unshifted_in_half(q, k, v):
+    """Exponentials of scores without their maximum, kept in float16 where the tokens are."""
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    if v.dtype != torch.float16:
+        return scores.softmax(-1) @ v
+    weights = scores.float().exp().half().float()
+    return (weights @ v.float() / weights.sum(-1, keepdim=True)).half()
+
+
 OPERATOR_FAULTS = {
     "silent": [Faulty(Softmax(), talkative)],
     "views": [Faulty(Softmax(), trusting_memory), Faulty(Softmax(), mean_without_a_graph)],
@@ -1000,6 +1023,10 @@ OPERATOR_FAULTS = {
         Faulty(Softmax(), zeroed_in_place),
         Faulty(Softmax(), seeded),
         Faulty(Softmax(), defaulting),
+        Faulty(Softmax(), after(lambda x: torch.set_printoptions(precision=3) or x)),
+        Faulty(Softmax(), after(lambda x: warnings.simplefilter("ignore") or x)),
+        Faulty(Softmax(), after(lambda x: torch.set_default_device("cpu") or x)),
+        Faulty(Softmax(), after(lambda x: x if x.requires_grad else x.requires_grad_())),
         Faulty(Softmax(), in_place_of_v),
         Faulty(Softmax(), in_one_buffer()),
         Faulty(Softmax(), cached_by_address()),
@@ -1014,6 +1041,11 @@ OPERATOR_FAULTS = {
             Softmax(),
             lambda op, q, k, v, mask: op(q if k.requires_grad else q.detach(), k, v, mask),
         ),
+    ],
+    "half precision everywhere": [
+        Faulty(Softmax(), after(lambda x: HalfGradient.apply(x, torch.bfloat16))),
+        Faulty(Softmax(), after(lambda x: HalfGradient.apply(x, torch.float16))),
+        laws.adapted(unshifted_in_half),
     ],
     "gradient where q is k": [
         Faulty(
@@ -1294,6 +1326,12 @@ SOLVER_FAULTS = {
         FaultySolver(SVD(), factor=1 + 1e-9),
     ],
     "Penrose identities, singular": [
+        laws.adapted(
+            lambda a: (
+                torch.linalg.pinv(a, rtol=1e-10)
+                / torch.where((a == 0).all(-1).all(-1), 0, 1)[..., None, None]
+            )
+        ),
         FaultySolver(Cholesky(), {"singular": True}),
         FaultySolver(NewtonRaphson(24, NormProduct(2.0))),
     ],

@@ -13,6 +13,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,11 +33,13 @@ from softlab.laws.law import (
     has_core,
     has_field,
     has_target,
+    is_plain,
     largest,
     lengths,
     needs_equal,
     normal,
     rank_of,
+    refused,
     tolerance,
 )
 from softlab.laws.purity import process
@@ -95,7 +98,7 @@ def _cancelling(op: Any, case: Situation) -> float:
             terms, entries = (x.tril() if op.traits.causal else x for x in (terms, entries))
             sums = entries.sum(-1).abs()
         most = max(most, largest(terms.sum(-1) / sums))
-    return most
+    return min(most, 1e100)  # whose square is a number
 
 
 def _lengths(op: Any, x: Tensor) -> Tensor:
@@ -177,13 +180,16 @@ def _traces(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     for number, case in enumerate(drawn(op, rng, EACH)):
         tensors = [*case.tokens, *case.masked]
         if not number:
-            case.call(op)  # what a first call imports or compiles has settings of its own
+            with process(0):  # what a first call imports or compiles has settings of its own
+                case.call(op)
         kept = [x.clone() for x in tensors]
         with process(number % 2) as changed:
             case.call(op)
             named = changed()
         yield Gap(float(bool(named)), 0, f"{case.where}: {named} of the process changed")
         out = case.call(op)  # other threads round otherwise
+        asked = out.requires_grad and out.is_leaf
+        yield Gap(float(asked), 0, f"{case.where}: a gradient that nobody asked for")
         same = all(torch.equal(x, y) for x, y in zip(tensors, kept, strict=True))
         yield Gap(float(not same), 0, f"{case.where}: an argument was changed")
         shared = any(_place(out) == _place(x) for x in tensors)
@@ -292,6 +298,9 @@ def _tied(op: Any, rng: torch.Generator) -> Iterator[Gap]:
 
 def _single(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     for case in drawn(op, rng, EACH):
+        if is_plain(op) and not op.form:  # what it adds and takes off again nobody knows
+            most = max(2.0, *(largest(x) for x in case.tokens[:2]))
+            case = case.mapped(partial(torch.mul, torch.tensor(2 / most, dtype=F64)))
         narrow = tuple(x.float() for x in _full(case))
         wide = tuple(x.double() for x in narrow)
         out, exact = (op(*x, *case.masked) for x in (narrow, wide))
@@ -302,10 +311,40 @@ def _single(op: Any, rng: torch.Generator) -> Iterator[Gap]:
         mine, due = (
             _gradients(lambda *y, m=case.masked: op(*y, *m), x, upstream) for x in (narrow, wide)
         )
-        rounding = 200 * _rounding(op, case, torch.float32, cancelled=2)
+        factor = 200 if is_plain(op) and not op.form else 20
+        rounding = factor * _rounding(op, case, torch.float32, cancelled=2)
         for name, x, y in zip("qkv", mine, due, strict=True):
             where = f"{case.where}; float32, gradient in {name}"
             yield Gap(largest(x.double() - y), rounding * (1 + largest(y)), where)
+
+
+def _half(op: Any, rng: torch.Generator) -> Iterator[Gap]:
+    for number, case in enumerate(drawn(op, rng, EACH // 3)):
+        dtype = (torch.bfloat16, torch.float16)[number % 2]
+        # Scores that half precision can tell apart, in tokens that it holds without rounding.
+        most = max(largest(x) for x in case.tokens[:2])
+        q, k, v = _full(case)
+        factor = min(1, (6 if dtype == torch.float16 else 3) / most)
+        narrow = tuple(x.to(dtype) for x in (q * factor, k * factor, v))
+        wide = tuple(x.double() for x in narrow)
+        scores = largest(wide[0] @ wide[1].mT) / case.q.shape[-1] ** 0.5
+        rounding = 2 * torch.finfo(dtype).eps * (1 + scores)
+        try:
+            out, exact = (op(*x, *case.masked) for x in (narrow, wide))
+        except RuntimeError as error:
+            if refused(op, error, dtype):
+                continue
+            raise
+        where = f"{case.where}; in {dtype}"
+        allowed = rounding * (largest(exact) + largest(case.v)) * _cancelling(op, case)
+        yield Gap(largest(out.double() - exact), allowed, where)
+        upstream = normal(rng, *exact.shape).to(dtype)
+        mine, due = (
+            _gradients(lambda *y, m=case.masked: op(*y, *m), x, upstream) for x in (narrow, wide)
+        )
+        for name, x, y in zip("qkv", mine, due, strict=True):
+            allowed = 4 * rounding * (0.1 + largest(y)) * _cancelling(op, case) ** 2
+            yield Gap(largest(x.double() - y), allowed, f"{where}, gradient in {name}")
 
 
 def _released(op: Any, rng: torch.Generator) -> Iterator[Gap]:
@@ -520,10 +559,31 @@ SINGLE_GRADIENT: Law[Any] = Law(
     _single,
     family="gradients",
     when="has a gradient, inverts no core, and is no truncated SVD",
-    allows="200 times the rounding of sums over l",
-    catches="a backward pass of its own for float32",
+    allows="20 times the rounding of sums over l; 200 of an unknown function",
+    catches="a backward pass of its own for float32, or one in bfloat16",
+)
+HALF: Law[Any] = Law(
+    "half precision everywhere",
+    "outputs and gradients in bfloat16 and float16 equal those in float64 of the same numbers",
+    lambda op: _smooth(op) and not has_core(op) and (not is_plain(op) or bool(op.form)),
+    _half,
+    family="gradients",
+    when="has a gradient, inverts no core, is no truncated SVD, and no unknown function",
+    allows="2 roundings of the largest score, of gradients 8",
+    catches="a backward pass of its own for half precision; exponentials that overflow in float16",
+    examples=2,
 )
 EVERYWHERE = (
-    *(MATRICES, FORM, COLUMNS, TRACES, RELEASED, EACH_GRADIENT, TIED_GRADIENT, SINGLE_GRADIENT),
+    *(
+        MATRICES,
+        FORM,
+        COLUMNS,
+        TRACES,
+        RELEASED,
+        EACH_GRADIENT,
+        TIED_GRADIENT,
+        SINGLE_GRADIENT,
+        HALF,
+    ),
 )
 """All of them."""

@@ -13,11 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from softlab.laws.law import (
     Gap,
     Law,
+    OutOfScopeError,
     after_steps,
     always,
     as_drawn,
+    is_plain,
     need_gradient,
     normal,
+    said,
     steps_of,
     tolerance,
     uniform_int,
@@ -87,8 +90,27 @@ def _singular(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
         "repeated row": repeated,
         "zero": torch.zeros(m, m, dtype=F64),
     }
-    for where, a in cases.items():
-        yield from _penrose_gaps(solver, a, _rounding(solver, a, KAPPA), f"{where}, m={m}")
+    gaps = {
+        where: _penrose_gaps(solver, a, _rounding(solver, a, KAPPA), f"{where}, m={m}")
+        for where, a in cases.items()
+    }
+    if not solver.traits.singular:
+        *usual, last = gaps
+        _need_singular(gap for where in usual for gap in gaps[where])
+        gaps = {last: gaps[last]}
+    for found in gaps.values():
+        yield from found
+
+
+def _need_singular(gaps: Iterator[Gap]) -> None:
+    """Raise ``OutOfScopeError`` for a function that inverts no singular matrix."""
+    try:
+        missed = next((gap.said for gap in gaps if not gap.holds), "")
+    except Exception as error:  # whatever it raises
+        missed = said(error)
+    if missed:
+        msg = f"it inverts no singular matrix, and need not: {missed}"
+        raise OutOfScopeError(msg)
 
 
 def _shifted(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
@@ -240,10 +262,10 @@ PENROSE: Law[Solver] = Law(
 SINGULAR: Law[Solver] = Law(
     "Penrose identities, singular",
     "the same on rank-deficient, all-ones, repeated-row and zero matrices",
-    lambda s: s.traits.singular and faithful(s),
+    lambda s: (s.traits.singular or (is_plain(s) and not s.traits.regularized)) and faithful(s),
     _singular,
     family="algebraic",
-    when="claims singular",
+    when="claims singular; of a function that inverts the others the zero matrix",
     allows="rounding times the growth of null-space errors over the steps",
     catches="a Cholesky factor of a singular matrix",
 )

@@ -190,7 +190,9 @@ def _made(op: Any, row: Mapping[str, Any], rng: torch.Generator) -> Situation:
     lead = row["lead"]
     least = rank_of(op)
     l = max(row["keys"], least)  # noqa: E741
-    n = {"one": 1, "fewer": (l + 1) // 2, "equal": l, "more": l + 5}[row["queries"]]
+    n = {"one": 1, "fewer": (l + 1) // 2, "equal": l, "more": l + 5 if l > 40 else 3 * l + 5}[
+        row["queries"]
+    ]
     n, l = lengths(op, max(n, least), l)  # noqa: E741
     if n * l > MOST and not needs_equal(op):
         n = max(1, least, MOST // l)
@@ -215,11 +217,13 @@ def _made(op: Any, row: Mapping[str, Any], rng: torch.Generator) -> Situation:
 
 def _key_lead(row: Mapping[str, Any], lead: tuple[int, ...]) -> tuple[int, ...]:
     """The leading dimensions of keys, which a batch may share."""
-    if row["mask"] != "broadcast":
+    if row["mask"] != "broadcast" or not lead:
         return lead
-    return (
-        lead[1:] if row["layout"] in ("plain", "strided") else (*(1 for _ in lead[1:]), *lead[-1:])
-    )
+    if row["layout"] in ("plain", "strided"):
+        return lead[1:]
+    if row["layout"] == "transposed":
+        return (*(1 for _ in lead[1:]), lead[-1])
+    return (*lead[:-1], 1)  # one for all heads
 
 
 def _unlike(x: Tensor) -> Tensor:

@@ -260,7 +260,8 @@ def _relative(x: Tensor, y: Tensor) -> Tensor:
 def _traces(solver: Any, rng: torch.Generator) -> Iterator[Gap]:
     for which in (0, 1):
         for where, a in _kinds(solver, 4 + which, KAPPA, rng).items():
-            solver(a)  # what a first call imports or compiles has settings of its own
+            with process(which):  # what a first call imports or compiles has settings of its own
+                solver(a)
             for how, given in {"": a, "transposed in memory": a.mT.contiguous().mT}.items():
                 kept = given.clone()
                 with process(which) as changed:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from softlab.engine.journal import Row, rows_of
+from softlab.engine.journal import Row, Rows, rows_of
 from softlab.engine.workers import processes
 from softlab.report import read
 from softlab.study import Study, defined_in, run
@@ -29,7 +29,7 @@ from softlab.study import Study, defined_in, run
 CASES, SECONDS = 40, 0.003
 
 
-def measure(x: int, *, dtype: object, device: object) -> Row:  # noqa: ARG001
+def measure(x: int) -> Row:
     """A few milliseconds, and a row whose length varies."""
     time.sleep(SECONDS)
     return {"y": x / 7, "words": "." * (x * 37 % 500), "sign": None if x % 3 else x % 2 == 0}
@@ -77,7 +77,7 @@ def main() -> int:
         while kills < given.kills:
             rounds += 1
             out = Path(folder) / f"round{rounds}"
-            before: dict[str, Row] = {}
+            before: dict[str, Rows] = {}
             done = False
             while not done:
                 child = started(study, out, given.workers)
@@ -92,7 +92,7 @@ def main() -> int:
                 journal = out / study.name / "rows.jsonl"
                 # The folder comes before the journal, and a kill may fall between the two.
                 after = rows_of(journal, state) if journal.exists() else {}
-                lost += sum(after.get(key) != row for key, row in before.items())
+                lost += sum(after.get(key) != rows for key, rows in before.items())
                 before = after
             unlike += not whole.equals(table(out))
     print(

@@ -1,6 +1,7 @@
 """A study: a question, a grid of cases, and what is measured on each.
 
-Data flow one way: axes -> cases -> measure -> rows -> table. Figures and reports read the table.
+Data flow one way: axes -> cases -> set-up -> measure -> rows -> table. Figures and reports read the
+table.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import inspect
 import itertools
 import json
 import platform
@@ -16,8 +16,9 @@ import re
 import signal
 import sys
 import threading
+import uuid
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
@@ -36,19 +37,23 @@ from softlab.engine.journal import (
     RESERVED,
     Journal,
     Row,
+    Rows,
     Scalar,
     as_csv,
+    finished,
     kinds,
     merged,
     replace,
 )
 from softlab.engine.loading import at_home, load
 from softlab.engine.locks import TakenError, owned
-from softlab.engine.workers import Crew, Task, blocks, measured
+from softlab.engine.workers import Crew, Task, blocks, called, measured, release_setups, takes
 from softlab.engine.workers import rows as elsewhere
 
 Case = dict[str, Any]
-FAILED: Row = {"status": "failed"}
+FAILED: Rows = [{"status": "failed"}]
+GIVEN = ("dtype", "device")
+"""What a measure and a set-up may name beside the axes."""
 
 NEEDS = {
     "": "nothing",
@@ -65,8 +70,19 @@ class Study:
 
     ``name`` is the folder it writes to; ``title`` and ``question`` (one sentence) head its report.
     ``axes`` maps a name to its values; the cases are their product, the last axis fastest, without
-    those that ``keep(**case)`` refuses. ``measure(**case, dtype=..., device=...)`` returns numbers
-    and words by column name. ``quick`` replaces some axes by shorter ones for a trial run.
+    those that ``keep`` refuses. ``measure`` returns numbers and words by column name. It is called
+    by keyword with what it names of the axes, ``dtype``, ``device`` and ``setup``; so are ``keep``,
+    with axes, and ``setup``. ``quick`` replaces some axes by shorter ones for a trial run.
+
+    ``setup(<some axes>, dtype, device)`` computes what cases share that agree in the axes that it
+    names: an input with its exact answers, a trained model. It is called once for all of them in
+    each process that measures some, and ``measure`` finds what it returned in its argument
+    ``setup``, which it must leave as it is.
+    ``within`` names the columns that tell the rows of one case apart, as in ``("step", "layer")``,
+    where a case has many: ``measure`` then returns a list of mappings (or yields them), each with
+    these columns. The rows of a case are written together and resumed together; a case that fails
+    is one row.
+
     ``figures`` are descriptions that ``softlab.figures`` draws, stored beside the table.
     ``chapter`` names the one that knows the columns: how they were measured, what is found in them,
     and their tables. Unless given it is that of the study's own folder (``softlab.study_folders``),
@@ -79,14 +95,18 @@ class Study:
 
     Raises ``ValueError`` for a name that is no folder name, a chapter that is no word, no axis, an
     axis that is empty, a word, or has a name that softlab keeps for itself, a quick axis that the
-    grid lacks, and a measure or keep whose parameters are not the axes.
+    grid lacks, a measure, keep or set-up that needs other arguments, an axis that neither measure
+    nor set-up names, a set-up that names no axis or that the measure does not take, and a column
+    ``within`` that is an axis, twice there, or softlab's own.
     """
 
     name: str
     question: str
     axes: Mapping[str, Sequence[Any]]
-    measure: Callable[..., Mapping[str, Scalar]]
+    measure: Callable[..., Mapping[str, Scalar] | Iterable[Mapping[str, Scalar]]]
     keep: Callable[..., bool] | None = None
+    setup: Callable[..., object] | None = None
+    within: Sequence[str] = ()
     quick: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     title: str = ""
     figures: Sequence[Any] = ()
@@ -117,15 +137,62 @@ class Study:
             if wrong := _wrong(axis, values, self.axes):
                 msg = f"{self.name}: axis {axis!r} {wrong}; the axes are {', '.join(self.axes)}."
                 raise ValueError(msg)
-        for function, arguments in ((self.measure, (*self.axes, "dtype", "device")),
-                                    (self.keep, tuple(self.axes))):  # fmt: skip
+        if wrong := self._wrong_functions() or self._wrong_within():
+            msg = f"{self.name}: {wrong}."
+            raise ValueError(msg)
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """The axes that the set-up names; cases that agree in them share it."""
+        if self.setup is None:
+            return ()
+        return tuple(x for x in takes(self.setup, (*self.axes, *GIVEN)) if x in self.axes)
+
+    def _wrong_functions(self) -> str:
+        """What is wrong with the functions' arguments, in words; empty if nothing is."""
+        given = GIVEN if self.setup is None else (*GIVEN, "setup")
+        named: dict[str, tuple[str, ...]] = {}
+        for role, function, offered in (
+            ("setup", self.setup, (*self.axes, *GIVEN)),
+            ("measure", self.measure, (*self.axes, *given)),
+            ("keep", self.keep, tuple(self.axes)),
+        ):
+            if function is None:
+                continue
             try:
-                if function is not None:
-                    inspect.signature(function).bind(**dict.fromkeys(arguments))
+                named[role] = takes(function, offered)
             except (TypeError, ValueError) as error:
-                called = getattr(function, "__name__", repr(function))
-                msg = f"{self.name}: {called} must take {', '.join(arguments)}: {error}."
-                raise ValueError(msg) from None
+                name = getattr(function, "__name__", repr(function))
+                return f"{name} must take {', '.join(offered)}, or some of them: {error}"
+        seen = {*named["measure"], *named.get("setup", ())}
+        if unseen := [axis for axis in self.axes if axis not in seen]:
+            return (
+                f"neither measure nor setup takes {', '.join(unseen)}, an axis; name it, or "
+                "leave it out of axes"
+            )
+        if self.setup is not None and not self.shared:
+            return (
+                "setup names no axis, and is the same for all cases; compute it in a function "
+                "that the measure calls, or name an axis"
+            )
+        if self.setup is not None and "setup" not in named["measure"]:
+            return (
+                "measure does not take setup; give it an argument of that name, or leave out "
+                "Study.setup"
+            )
+        return ""
+
+    def _wrong_within(self) -> str:
+        """What is wrong with the columns that tell rows apart, in words; empty if nothing is."""
+        for name in self.within:
+            if not isinstance(name, str) or not name:
+                return f"within has {name!r}; give names of columns"
+            if name in self.axes:
+                return f"within has {name!r}, which is an axis: the rows of a case agree in it"
+            if name in RESERVED:
+                return f"within has {name!r}, which softlab fills itself: call it something else"
+        twice = [name for name, times in Counter(self.within).items() if times > 1]
+        return f"within has {twice[0]!r} twice; name it once" if twice else ""
 
     def cases(self, *, quick: bool = False) -> Iterator[Case]:
         """Yield the cases of the grid, each a mapping from axis to value.
@@ -140,7 +207,7 @@ class Study:
 
     def _keeps(self, case: Case) -> bool:
         try:
-            return self.keep is None or bool(self.keep(**case))
+            return self.keep is None or bool(called(self.keep, case))
         except Exception as error:
             named = ", ".join(f"{axis}={shown(x)}" for axis, x in case.items())
             msg = f"{self.name}: keep raises {type(error).__name__} at {named}: {error}"
@@ -153,7 +220,7 @@ def _wrong(axis: str, values: Sequence[Any], axes: Mapping[str, Sequence[Any]]) 
         return "is not one of the axes"
     if not isinstance(axis, str) or not axis.isidentifier():
         return "has a name that is no name of an argument"
-    if axis in {*RESERVED, "dtype", "device"}:
+    if axis in {*RESERVED, *GIVEN, "setup"}:
         return "has a name that softlab keeps for itself: call it something else"
     if isinstance(values, str | bytes):
         return f"is the word {values!r}: give a list of values"
@@ -166,9 +233,9 @@ def _wrong(axis: str, values: Sequence[Any], axes: Mapping[str, Sequence[Any]]) 
 class Outcome:
     """What a run left.
 
-    ``rows`` of the table, of ``cases`` that the grid has; how many were ``reused``, and ``failed``.
-    ``notes`` say what was amiss. ``share`` of the cases fell to this run, of which ``share_failed``
-    failed: all, but for a shard.
+    ``rows`` of the table, one or more of each of the ``measured`` cases, of ``cases`` that the grid
+    has; how many cases were ``reused``, and ``failed``. ``notes`` say what was amiss. ``share`` of
+    the cases fell to this run, of which ``share_failed`` failed: all, but for a shard.
     """
 
     folder: Path
@@ -179,6 +246,7 @@ class Outcome:
     notes: tuple[str, ...] = ()
     share: int = 0
     share_failed: int = 0
+    measured: int = 0
 
 
 @validation.typed
@@ -197,80 +265,50 @@ def run(
 ) -> Outcome:
     """Measure every case of ``study`` into ``out/<name>/table.csv`` and ``meta.json``.
 
-    Arguments: ``device`` and ``dtype`` go to the measure; ``quick`` takes the short axes;
-    ``threads`` sets torch's threads of each process; ``fresh`` discards rows of earlier runs, which
-    are otherwise reused where all that decides their numbers is the same: the case by value, the
-    code that the study imports, its inputs by content, the libraries' versions, device, dtype,
-    threads, and torch's flags. ``progress`` shows a bar on standard error.
+    Rows of earlier runs are reused where all that decides their numbers is the same: the case by
+    value, the code that the study imports, its inputs by content, the libraries' versions, device,
+    dtype, threads, and torch's flags. A case that raises, or whose worker died twice, is a row with
+    ``status = "failed"`` and the error; the next run of its shard tries it again. A finished case
+    is durable at once (``rows.jsonl``). Interrupts (SIGTERM and SIGHUP are such) and errors pass
+    through, with a note of what was kept, after the table has been written.
 
-    ``crew`` measures elsewhere: ``executors.processes(4)`` with each its share of the threads, or
-    anything that speaks ``concurrent.futures.Executor``. A study with ``timed`` columns has one
-    case in hand at a time, all threads, and its device to itself, whatever else this user runs;
-    its rows say how much of the time they had a processor (``case_cpu_share``) and the machine's
-    load when they began (``case_load``).
-    ``shard = (i, n)`` measures the i-th of n parts of the grid, 1 to n, into a journal of its own;
-    every run makes the table of all rows that it finds in its folder.
+    A study with ``timed`` columns has one case in hand at a time, all threads, and its device to
+    itself, whatever else this user runs; its rows say how much of the time they had a processor
+    (``case_cpu_share``) and the machine's load when they began (``case_load``).
 
-    A case that raises becomes a row with ``status = "failed"`` and the error, and is tried again by
-    the next run of its shard; so does one whose worker died twice. Each finished row is durable at
-    once (``rows.jsonl``). Interrupts (SIGTERM and SIGHUP are such) and errors pass through, with a
-    note of what was kept, after the table has been written.
+    Args:
+        study: What is measured.
+        out: The folder of results.
+        device: Given to the measure, as ``dtype`` is.
+        dtype: A floating-point type.
+        quick: Takes the short axes.
+        threads: Of torch, in each process; None for torch's own choice, shared by workers.
+        fresh: Discards the rows of earlier runs.
+        progress: Shows a bar on standard error.
+        crew: Measures elsewhere: ``workers.processes(4)``, or any that opens a
+            ``concurrent.futures.Executor``.
+        shard: (i, n) measures the i-th of n parts of the grid into a journal of its own; every run
+            makes the table of all rows that it finds in its folder.
 
-    Raises ``ValueError`` for a device that is not there, threads that are none or too many, a shard
-    outside 1 to n, a grid without cases, two equal values on an axis, a value that cannot be known
-    again, an input that cannot be read, a journal that is corrupt or of a newer version, and a
-    folder in which another run is writing.
+    Raises:
+        ValueError: For a device that is not there, threads that are none or too many, a shard
+            outside 1 to n, a grid without cases, two equal values on an axis, a value that cannot
+            be known again, an input that cannot be read, a journal that is corrupt or of a newer
+            version, and a folder in which another run is writing.
     """
     where = provenance.usable(device)
     validation.floating("dtype", dtype)
-    if not str(out).strip():
-        msg = "out is empty; name the folder of the results, '.' for this one."
-        raise ValueError(msg)
-    folder = Path(out) / study.name
-    part, parts = shard
-    if not 1 <= part <= parts:
-        msg = f"shard is {part}/{parts}; give i/n with i from 1 to n."
-        raise ValueError(msg)
+    folder = _folder_of_results(study, out)
+    label = _label(*shard)
     if threads is None and crew is not None and not study.timed:
         threads = max(1, torch.get_num_threads() // crew.shares)
     with contextlib.ExitStack() as stack:
         stack.enter_context(provenance.threads(threads))
         closure = stack.enter_context(at_home(study.module))
         stack.enter_context(_stoppable())
-        setting = provenance.setting(where, dtype)
-        grid = _grid(study, quick=quick)
-        cases = _cases(study, grid, setting)
-        home = study.file.parent if study.file else Path()
-        code = provenance.code(study.measure, closure, _modules(grid), study.inputs, home)
-        meta = _meta(study, setting, code, quick=quick)
-        label = f"rows-{part}-of-{parts}" if parts > 1 else "rows"
-        rows: dict[str, Row] = {}
-        journal, notes = stack.enter_context(_journal(folder, label, code, fresh=fresh))
-        try:
-            known = {} if fresh else merged(folder, code.digest)
-            rows = {key: known[key] for key in cases if key in known}
-            named = {key: {axis: x.held for axis, x in case.items()} for key, case in cases.items()}
-            mine = [key for lot in blocks(named, 4 * parts)[part - 1 :: parts] for key in lot]
-            todo = {key: named[key] for key in mine if rows.get(key, FAILED)["status"] != "ok"}
-            meta["reused"] = reused = sum(row["status"] == "ok" for row in rows.values())
-            tasks = {key: _task(study, case, code, setting, dtype) for key, case in todo.items()}
-            made = _made(tasks, todo, crew, alone=bool(study.timed))
-            with _bar(shown=progress) as bar, contextlib.closing(made):
-                for key, row in bar.track(made, len(todo), description=study.name):
-                    row = _row(cases[key], row)
-                    journal.append(key, row)
-                    rows[key] = row
-            failed = _write(folder, cases, rows, meta)
-        except BaseException as stop:
-            kept = f"{len(rows)} of {len(cases)} rows are kept in {folder}"
-            stop.add_note(f"{kept}; the same command resumes.")
-            with contextlib.suppress(OSError):  # a full disk; the journal holds the rows
-                _write(folder, cases, rows, meta)
-            raise
-        if journal.renewed:
-            notes += (f"{journal.path} was taken away meanwhile, and is written anew.",)
-    lost = sum(rows.get(key, FAILED)["status"] != "ok" for key in mine)
-    return Outcome(folder, len(rows), reused, failed, len(cases), notes, len(mine), lost)
+        made = _Run.of(study, folder, closure, provenance.setting(where, dtype), dtype, quick=quick)
+        journal, notes = stack.enter_context(_journal(folder, label, made.code, fresh=fresh))
+        return made.outcome(journal, notes, made.share(*shard), crew, fresh=fresh, bar=progress)
 
 
 @validation.typed
@@ -375,48 +413,245 @@ def _cases(
     return cases
 
 
-def _columns(case: Mapping[str, _Value]) -> Row:
-    return {name: x for one in case.values() for name, x in one.columns.items()}
+@dataclass
+class _Meta:
+    """What a run says of its table in ``meta.json``; ``setting`` is spread over the file."""
+
+    name: str
+    title: str
+    question: str
+    chapter: str
+    chapter_folder: str
+    quick: bool
+    timed: list[str]
+    within: list[str]
+    shared: list[str]
+    seeds: list[Any]
+    axes: dict[str, int]
+    figures: list[dict[str, Any]]
+    commit: str | bool | None
+    dirty: str | bool | None
+    digest: str
+    code: dict[str, str]
+    setting: Row
+    versions: dict[str, str]
+    platform: str
+    started: str
+    format: int = FORMAT
+    reused: int = 0
+    finished: str = ""
+    wall_seconds: float = 0.0
+    rows: int = 0
+    cases: int = 0
+    measured: int = 0
+    failed: int = 0
+    complete: bool = False
+    columns: dict[str, str] = field(default_factory=dict)
+
+    @staticmethod
+    def of(study: Study, setting: Row, code: provenance.Code, *, quick: bool) -> _Meta:
+        """What is known before the first case."""
+        axes = {**study.axes, **(study.quick if quick else {})}
+        chapter, chapter_folder = chapter_of(study)
+        made_of = provenance.commit(_folder(study))
+        return _Meta(
+            name=study.name,
+            title=study.title or study.name,
+            question=study.question,
+            chapter=chapter,
+            chapter_folder=chapter_folder,
+            quick=quick,
+            timed=list(study.timed),
+            within=list(study.within),
+            shared=list(study.shared),
+            seeds=list(axes.get("seed", ())),
+            axes={name: len(values) for name, values in axes.items()},
+            figures=[dataclasses.asdict(figure) for figure in study.figures],
+            commit=made_of["commit"],
+            dirty=made_of["dirty"],
+            digest=code.digest,
+            code=code.parts,
+            setting=setting,
+            versions=provenance.versions(),
+            platform=platform.platform(),
+            started=datetime.now(UTC).isoformat(),
+        )
+
+    def json(self) -> str:
+        """As the file holds it."""
+        held = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        setting = held.pop("setting")
+        return json.dumps(held | setting, indent=2) + "\n"
 
 
-def _row(case: Mapping[str, _Value], measured: Row) -> Row:
-    """A row: the columns of the case, then what was measured, which may be none of these."""
-    columns = _columns(case)
-    if clash := [name for name in measured if name in columns]:
+@dataclass
+class _Run:
+    """One run of a study: what is fixed before its first case, and the rows that it has.
+
+    ``cases`` by key in the order of the grid, whether this run measures them or another shard;
+    ``number`` is no other run's: what a set-up made for one serves no other.
+    """
+
+    study: Study
+    folder: Path
+    dtype: torch.dtype
+    setting: Row
+    code: provenance.Code
+    cases: Mapping[str, Mapping[str, _Value]]
+    meta: _Meta
+    number: str
+    rows: dict[str, Rows] = field(default_factory=dict)
+
+    @staticmethod
+    def of(
+        study: Study,
+        folder: Path,
+        closure: sources.Closure,
+        setting: Row,
+        dtype: torch.dtype,
+        *,
+        quick: bool,
+    ) -> _Run:
+        """The run before its first case; raises ``ValueError`` for what cannot be known again."""
+        grid = _grid(study, quick=quick)
+        cases = _cases(study, grid, setting)
+        home = study.file.parent if study.file else Path()
+        functions = study.measure if study.setup is None else (study.measure, study.setup)
+        code = provenance.code(functions, closure, _modules(grid), study.inputs, home)
+        meta = _Meta.of(study, setting, code, quick=quick)
+        return _Run(study, folder, dtype, setting, code, cases, meta, uuid.uuid4().hex)
+
+    def share(self, part: int, parts: int) -> list[str]:
+        """The keys of a shard: blocks in turn, few enough that shards share no set-up."""
+        least = parts if self.study.shared else 4 * parts
+        lots = self._blocks(self.cases, least)[part - 1 :: parts]
+        return [key for lot in lots for key in lot]
+
+    def outcome(
+        self,
+        journal: Journal,
+        notes: tuple[str, ...],
+        mine: Sequence[str],
+        crew: Crew | None,
+        *,
+        fresh: bool,
+        bar: bool,
+    ) -> Outcome:
+        """Measure what is missing of the keys that are ``mine``, and write the table."""
+        try:
+            known = {} if fresh else merged(self.folder, self.code.digest)
+            self.rows = {key: known[key] for key in self.cases if key in known}
+            self.meta.reused = sum(map(finished, self.rows.values()))
+            todo = [key for key in mine if not finished(self.rows.get(key, FAILED))]
+            with (
+                _bar(shown=bar) as shown_bar,
+                contextlib.closing(self._measured(todo, crew)) as made,
+            ):
+                for key, rows in shown_bar.track(made, len(todo), description=self.study.name):
+                    rows = _named(self.cases[key], rows)
+                    journal.append(key, rows)
+                    self.rows[key] = rows
+            self._write()
+        except BaseException as stop:
+            what = "cases" if self.study.within else "rows"
+            kept = f"{len(self.rows)} of {len(self.cases)} {what} are kept in {self.folder}"
+            stop.add_note(f"{kept}; the same command resumes.")
+            with contextlib.suppress(OSError):  # a full disk; the journal holds the rows
+                self._write()
+            raise
+        if journal.renewed:
+            notes += (f"{journal.path} was taken away meanwhile, and is written anew.",)
+        meta = self.meta
+        return Outcome(
+            self.folder, meta.rows, meta.reused, meta.failed, len(self.cases), notes, len(mine),
+            share_failed=sum(not finished(self.rows.get(key, FAILED)) for key in mine),
+            measured=meta.measured,
+        )  # fmt: skip
+
+    def _blocks(self, keys: Iterable[str], least: int) -> list[list[str]]:
+        cases = {key: {axis: x.known.digits for axis, x in self.cases[key].items()} for key in keys}
+        return blocks(cases, least, self.study.shared)
+
+    def _measured(
+        self, todo: Sequence[str], crew: Crew | None
+    ) -> Generator[tuple[str, Rows], None, None]:
+        """The rows of the cases as they are made, here or by a crew."""
+        tasks = {key: self._task(key) for key in todo}
+        if crew is None:
+            try:
+                for lot in self._blocks(todo, 1) if self.study.shared else [todo]:
+                    for key in lot:
+                        yield key, measured(tasks[key])
+            finally:
+                release_setups()
+        elif tasks:
+            crew = crew.alone() if self.study.timed else crew
+            yield from elsewhere(tasks, self._blocks(todo, crew.size()), crew)
+
+    def _task(self, key: str) -> Task:
+        case, study = self.cases[key], self.study
+        block = [self.number, *(case[axis].known.digits for axis in study.shared)]
+        return Task(
+            measure=study.measure,
+            case={axis: x.held for axis, x in case.items()},
+            dtype=self.dtype,
+            device=str(self.setting["device"]),
+            alone=bool(study.timed),
+            file=study.file,
+            parts=self.code.parts,
+            setting=self.setting,
+            setup=study.setup,
+            block=" ".join(block),
+            within=tuple(study.within),
+        )
+
+    def _write(self) -> None:
+        """Write table and meta, each old or new but never torn, with rows of other shards."""
+        with owned(self.folder / ".table.lock", wait=True):
+            others = merged(self.folder, self.code.digest)
+            missing = [key for key in self.cases if key not in self.rows and key in others]
+            self.rows |= {key: others[key] for key in missing}
+            if not self.rows:
+                return  # an early interrupt leaves the results of the run before
+            found = [self.rows[key] for key in self.cases if key in self.rows]  # as the grid goes
+            table = [row for rows in found for row in rows]
+            now, meta = datetime.now(UTC), self.meta
+            meta.finished = now.isoformat(timespec="seconds")
+            meta.wall_seconds = (now - datetime.fromisoformat(meta.started)).total_seconds()
+            meta.rows, meta.cases, meta.measured = len(table), len(self.cases), len(found)
+            meta.failed = sum(not finished(rows) for rows in found)
+            meta.complete = meta.measured == meta.cases
+            meta.columns = kinds(table)
+            replace(self.folder / "table.csv", as_csv(table))
+            replace(self.folder / "meta.json", meta.json())
+
+
+def _named(case: Mapping[str, _Value], measured: Rows) -> Rows:
+    """Rows: the columns of the case, then what was measured, which may be none of these."""
+    columns = {name: x for one in case.values() for name, x in one.columns.items()}
+    if clash := list(dict.fromkeys(name for row in measured for name in row if name in columns)):
         msg = (
             f"ValueError: the measure returns {', '.join(clash)}, which the case has; call it "
             "something else"
         )
-        timing = {name: x for name, x in measured.items() if name.startswith("case_")}
-        return columns | {"status": "failed", "error": msg} | timing
-    return columns | measured
+        timing = {name: x for name, x in measured[0].items() if name.startswith("case_")}
+        return [columns | {"status": "failed", "error": msg} | timing]
+    return [columns | row for row in measured]
 
 
-def _task(
-    study: Study, case: Case, code: provenance.Code, setting: Row, dtype: torch.dtype
-) -> Task:
-    return Task(
-        measure=study.measure,
-        case=case,
-        dtype=dtype,
-        device=str(setting["device"]),
-        alone=bool(study.timed),
-        file=study.file,
-        parts=code.parts,
-        setting=setting,
-    )
+def _folder_of_results(study: Study, out: Path | str) -> Path:
+    if not str(out).strip():
+        msg = "out is empty; name the folder of the results, '.' for this one."
+        raise ValueError(msg)
+    return Path(out) / study.name
 
 
-def _made(
-    tasks: Mapping[str, Task], cases: Mapping[str, Case], crew: Crew | None, *, alone: bool
-) -> Generator[tuple[str, Row], None, None]:
-    """The rows of the tasks as they are made, here or by a crew."""
-    if crew is None:
-        for key, task in tasks.items():
-            yield key, measured(task)
-    elif tasks:
-        crew = crew.alone() if alone else crew
-        yield from elsewhere(tasks, blocks(cases, crew.size()), crew)
+def _label(part: int, parts: int) -> str:
+    """The name of a shard's journal."""
+    if not 1 <= part <= parts:
+        msg = f"shard is {part}/{parts}; give i/n with i from 1 to n."
+        raise ValueError(msg)
+    return f"rows-{part}-of-{parts}" if parts > 1 else "rows"
 
 
 @contextlib.contextmanager
@@ -473,59 +708,6 @@ def _stoppable() -> Iterator[None]:
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
-
-
-def _write(
-    folder: Path, cases: Mapping[str, object], rows: dict[str, Row], meta: Mapping[str, Any]
-) -> int:
-    """Write table and meta, each old or new but never torn, and return the number of failures.
-
-    ``rows`` gains what other shards have found meanwhile.
-    """
-    with owned(folder / ".table.lock", wait=True):
-        others = merged(folder, meta["digest"])
-        rows |= {key: others[key] for key in cases if key not in rows and key in others}
-        if not rows:
-            return 0  # an early interrupt leaves the results of the run before
-        table = [rows[key] for key in cases if key in rows]  # in the order of the grid
-        failed = sum(row["status"] != "ok" for row in table)
-        finished = datetime.now(UTC)
-        meta = dict(meta) | {
-            "finished": finished.isoformat(timespec="seconds"),
-            "wall_seconds": (finished - datetime.fromisoformat(meta["started"])).total_seconds(),
-            "rows": len(table),
-            "cases": len(cases),
-            "failed": failed,
-            "complete": len(table) == len(cases),
-            "columns": kinds(table),
-        }
-        replace(folder / "table.csv", as_csv(table))
-        replace(folder / "meta.json", json.dumps(meta, indent=2) + "\n")
-    return failed
-
-
-def _meta(study: Study, setting: Row, code: provenance.Code, *, quick: bool) -> dict[str, Any]:
-    axes = {**study.axes, **(study.quick if quick else {})}
-    return {
-        "format": FORMAT,
-        "name": study.name,
-        "title": study.title or study.name,
-        "question": study.question,
-        **dict(zip(("chapter", "chapter_folder"), chapter_of(study), strict=True)),
-        "quick": quick,
-        "reused": 0,
-        "timed": list(study.timed),
-        "seeds": list(axes.get("seed", ())),
-        "axes": {name: len(values) for name, values in axes.items()},
-        "figures": [dataclasses.asdict(figure) for figure in study.figures],
-        **provenance.commit(_folder(study)),
-        "digest": code.digest,
-        "code": code.parts,
-        **setting,
-        "versions": provenance.versions(),
-        "platform": platform.platform(),
-        "started": datetime.now(UTC).isoformat(),
-    }
 
 
 def _folder(study: Study) -> Path:

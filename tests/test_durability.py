@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import errno
+import hashlib
 import json
 import os
 import re
@@ -97,10 +98,10 @@ def test_rows_of_other_code_stay_for_the_day_it_is_back(tmp_path):
     path = tmp_path / "rows.jsonl"
     for digest in ("old", "new"):
         journal = Journal(path, digest)
-        journal.append("a", {"y": digest})
+        journal.append("a", [{"y": digest}])
         journal.close()
-    assert Journal(path, "old").rows == {"a": {"y": "old"}}
-    assert Journal(path, "new").rows == {"a": {"y": "new"}}
+    assert Journal(path, "old").rows == {"a": [{"y": "old"}]}
+    assert Journal(path, "new").rows == {"a": [{"y": "new"}]}
 
 
 @pytest.mark.parametrize("order", [(1, 2, 3), (3, 1, 2)])
@@ -251,7 +252,7 @@ def test_each_row_is_on_the_disk_before_the_next(tmp_path, monkeypatch):
     assert any(os.path.samestat(x, tmp_path.stat()) for x in seen), "the file's name"
     for key in "abc":
         seen.clear()
-        journal.append(key, {"y": 1})
+        journal.append(key, [{"y": 1}])
         assert [x.st_size for x in seen if os.path.samestat(x, path.stat())] == [
             path.stat().st_size
         ]
@@ -265,7 +266,7 @@ def test_no_changed_byte_of_a_journal_is_a_row(tmp_path):
     path = tmp_path / "rows.jsonl"
     journal = Journal(path, "d")
     for key, y in (("a", 1.25), ("b", "word"), ("c", None)):
-        journal.append(key, {"y": y, "status": "ok"})
+        journal.append(key, [{"y": y, "status": "ok"}, {"y": 0}])
     journal.close()
     right, text = rows_of(path, "d"), path.read_bytes()
     start = text.index(b"\n") + 1  # the last two lines
@@ -282,6 +283,10 @@ def test_no_changed_byte_of_a_journal_is_a_row(tmp_path):
         assert rows_of(path, "d").items() <= right.items()
 
 
+def summed(text):
+    return text + b', "sum": "' + hashlib.sha256(text).hexdigest()[:16].encode() + b'"}'
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -293,6 +298,11 @@ def test_no_changed_byte_of_a_journal_is_a_row(tmp_path):
         b'{"key": "a", "digest": "d", "row": {"y": 1}, "format": true}',
         b'{"key": "a", "digest": "d", "row": {"y": 1}, "format": 2}',
         b'{"key": "a", "row": {"y": 1}}',
+        b'{"key": "a", "digest": "d", "rows": [{"y": 1}]}',
+        summed(b'{"format": 3, "key": "a", "digest": "d", "rows": []'),
+        summed(b'{"format": 3, "key": "a", "digest": "d", "rows": {"y": 1}'),
+        summed(b'{"format": 3, "key": "a", "digest": "d", "rows": [[1]]'),
+        summed(b'{"format": 3, "key": "a", "digest": "d", "row": {"y": 1}'),
         b"7",
         b"\xff\xfe",
     ],
@@ -300,17 +310,17 @@ def test_no_changed_byte_of_a_journal_is_a_row(tmp_path):
 def test_a_line_that_is_no_entry_is_named(tmp_path, line):
     path = tmp_path / "rows.jsonl"
     journal = Journal(path, "d")
-    journal.append("a", {"y": 1})
+    journal.append("a", [{"y": 1}])
     journal.close()
     path.write_bytes(line + b"\n" + path.read_bytes())
     with pytest.raises(ValueError, match=r"line 1 of .* is corrupt .*Delete that line"):
         Journal(path, "d")
 
 
-def test_journals_without_sums_are_still_read(tmp_path):
+def test_journals_without_sums_and_of_single_rows_are_still_read(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"key": "a", "digest": "d", "row": {"y": 1.5}}\n')
-    assert Journal(path, "d").rows == {"a": {"y": 1.5}}
+    assert Journal(path, "d").rows == {"a": [{"y": 1.5}]}
 
 
 def test_a_failed_case_of_another_shard_stays_and_is_tried_by_its_own(tmp_path, monkeypatch):
@@ -343,8 +353,8 @@ def test_without_locks_a_run_says_so_and_cuts_nothing_off(tmp_path, monkeypatch)
     assert "Locks do not work in" in outcome.notes[0]
     path = tmp_path / "full.jsonl"
     mine, other = Journal(path, "d"), Journal(path, "d")
-    mine.append("a", {"y": 1})
-    other.append("b", {"y": 2})
+    mine.append("a", [{"y": 1}])
+    other.append("b", [{"y": 2}])
     write = os.write
 
     def full(handle, data):
@@ -355,10 +365,12 @@ def test_without_locks_a_run_says_so_and_cuts_nothing_off(tmp_path, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", full)
         with pytest.raises(OSError, match="No space"):
-            mine.append("c", {"y": 3})
-    other.append("e", {"y": 4})
-    mine.append("c", {"y": 3})
-    assert rows_of(path, "d") == {"a": {"y": 1}, "b": {"y": 2}, "e": {"y": 4}, "c": {"y": 3}}
+            mine.append("c", [{"y": 3}])
+    other.append("e", [{"y": 4}])
+    mine.append("c", [{"y": 3}])
+    assert rows_of(path, "d") == {
+        key: [{"y": y}] for key, y in zip("abec", (1, 2, 4, 3), strict=True)
+    }
 
 
 def test_a_folder_taken_away_is_written_anew_and_said(tmp_path):

@@ -48,7 +48,19 @@ OWN = """
         time.sleep(0.03)
         return {"start": start, "end": time.time(), "pid": os.getpid()}
 
+    def made(x, seed):
+        (HERE / f"{x}.{os.getpid()}.{time.time_ns()}.made").touch()
+        if x == 3:
+            raise ArithmeticError("three")
+        return 10 * x
+
+    def steps(setup, op):
+        time.sleep(0.01)
+        return [{"step": i, "y": setup * op.rank * i} for i in range(op.rank)]
+
     OPS = [Op(1), Op(2), Op(3)]
+    SHARED = Study("shared", "Whose?", {"op": OPS, "x": range(5), "seed": [0]}, steps,
+                   setup=made, within=("step",))
     OWN = Study("own", "Which?", {"op": OPS, "x": [1, 2, 3, 4, 5]}, measure)
     TIMED = Study("timed", "When?", {"x": range(6)}, timed, timed=("start", "end"))
     NAMELESS = Study("nameless", "Who?", {"x": [1]}, lambda x, dtype, device: {"y": x})
@@ -73,6 +85,18 @@ def test_workers_make_the_table_that_one_process_makes(tmp_path, own):
     pd.testing.assert_frame_equal(table(here), table(there), check_exact=True)
     # The rows are the same rows: either resumes the other.
     assert run(own["own"], tmp_path / "there", threads=1).reused == 12
+
+
+def test_workers_share_set_ups_and_return_many_rows(tmp_path, own):
+    drop = ["case_setup_seconds"]
+    here = run(own["shared"], tmp_path / "here", threads=1)
+    assert (here.rows, here.measured, here.failed) == (4 * 6 + 3, 15, 3)
+    assert len(list(tmp_path.glob("*.made"))) == 5
+    there = run(own["shared"], tmp_path / "there", threads=1, crew=processes(2))
+    pd.testing.assert_frame_equal(
+        table(here).drop(columns=drop), table(there).drop(columns=drop), check_exact=True
+    )
+    assert len(list(tmp_path.glob("*.made"))) - 5 <= 10, "once in each of two workers at most"
 
 
 def test_a_dead_worker_costs_one_case_and_only_the_second_time(tmp_path, own):
@@ -191,19 +215,28 @@ def test_a_worker_of_another_state_refuses(tmp_path, own):
         run(own["own"], tmp_path, threads=1, crew=Crew(lambda: ThreadPoolExecutor(1), lambda: 1))
     task = seen[0]
     file = str(task.file)
-    assert measured_there(file, packed(task))["status"] == "ok"
+    assert measured_there(file, packed(task))[0]["status"] == "ok"
     other = dataclasses.replace(task, parts=task.parts | {"file own.py": "another"})
-    assert "file own.py is" in measured_there(file, packed(other))["error"]
+    assert "file own.py is" in measured_there(file, packed(other))[0]["error"]
     other = dataclasses.replace(task, setting=task.setting | {"arithmetic": "another"})
-    assert "arithmetic is" in measured_there(file, packed(other))["error"]
+    assert "arithmetic is" in measured_there(file, packed(other))[0]["error"]
     other = dataclasses.replace(task, setting=task.setting | {"device_name": "abacus"})
-    assert "device_name is" in measured_there(file, packed(other))["error"]
-    assert "device_name is" in measured_there(file, packed(other))["error"]
+    assert "device_name is" in measured_there(file, packed(other))[0]["error"]
+    assert "device_name is" in measured_there(file, packed(other))[0]["error"]
     # A long-lived worker meets the file as it is now, not as it was loaded.
     before = loading.load(file)
     assert loading.load(file) is before
     Path(file).write_text(textwrap.dedent(OWN) + "\n# changed\n")
     assert loading.load(file) is not before
+
+
+def test_blocks_agree_in_what_a_set_up_names_wherever_it_stands():
+    cases = {f"{i}{j}{k}": {"i": i, "j": j, "k": k} for i in "01" for j in "012" for k in "01"}
+    assert [lot[0] for lot in blocks(cases, 1, ("k", "j"))] == ["000", "001", *("010", "011"),
+                                                               *("020", "021")]  # fmt: skip
+    assert {len(lot) for lot in blocks(cases, 6, ("k", "j"))} == {2}
+    assert blocks(cases, 2, ("k",)) == [[x for x in cases if x[2] == k] for k in "01"]
+    assert {(x[0], x[2]) for x in blocks(cases, 3, ("k",))[0]} == {("0", "0")}
 
 
 def test_blocks_keep_neighbours_together_and_are_many_enough():
@@ -315,5 +348,5 @@ def test_threads_of_a_worker_that_meet_a_file_at_once_load_it_once(tmp_path, own
         run(study, tmp_path, threads=1, crew=Crew(lambda: ThreadPoolExecutor(1), lambda: 1))
     del sys.modules[study.measure.__module__]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda one: measured_there(str(slow), one)["status"], seen))
+        found = list(pool.map(lambda one: measured_there(str(slow), one)[0]["status"], seen))
     assert found.count("ok") == 12

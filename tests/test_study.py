@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -51,7 +52,7 @@ def table(folder: Path) -> list[dict[str, str]]:
 
 
 def timeless(rows):
-    return [{k: v for k, v in row.items() if k != "case_seconds"} for row in rows]
+    return [{k: v for k, v in row.items() if not k.endswith("_seconds")} for row in rows]
 
 
 def test_one_row_a_case_with_the_fields_of_the_axes_as_columns(tmp_path):
@@ -252,13 +253,13 @@ def test_a_full_disk_keeps_the_finished_rows(tmp_path):
 @pytest.mark.parametrize("torn", [b'{"key": "b", "dig', b"\xff\xfe\x00", b'{"key": "b"}', b"7"])
 def test_a_torn_line_costs_its_own_row_only(tmp_path, torn):
     path = tmp_path / "rows.jsonl"
-    Journal(path, "d").append("a", {"y": 1.5})
+    Journal(path, "d").append("a", [{"y": 1.5}])
     with path.open("ab") as file:
         file.write(torn)
     journal = Journal(path, "d")
-    assert journal.rows == {"a": {"y": 1.5}}
-    journal.append("b", {"y": float("inf")})
-    assert Journal(path, "d").rows == {"a": {"y": 1.5}, "b": {"y": float("inf")}}
+    assert journal.rows == {"a": [{"y": 1.5}]}
+    journal.append("b", [{"y": float("inf")}])
+    assert Journal(path, "d").rows == {"a": [{"y": 1.5}], "b": [{"y": float("inf")}]}
     assert Journal(path, "other").rows == {}
 
 
@@ -275,8 +276,17 @@ def test_csv_keeps_every_digit_and_unites_columns():
         ({"needs": "a cluster"}, "needs is .a cluster.; it is one of .*models"),
         ({"axes": {"op": [], "seed": [0]}}, "'op' has no values"),
         ({"quick": {"rank": [4]}}, "'rank' is not one of the axes"),
-        ({"measure": lambda op, *, dtype, device: {}}, "must take op, seed, dtype, device"),
-        ({"keep": lambda rank: True}, "must take op, seed"),
+        ({"measure": lambda op, rank, *, dtype: {}}, "must take op, seed, dtype, device, or some"),
+        ({"measure": lambda op, *, dtype, device: {}}, "neither measure nor setup takes seed"),
+        ({"keep": lambda rank: True}, "must take op, seed, or some of them: missing .* 'rank'"),
+        ({"setup": lambda dtype: 0}, "setup names no axis, and is the same for all cases"),
+        ({"setup": lambda rank: 0}, "must take op, seed, dtype, device, or some .* 'rank'"),
+        ({"setup": lambda op: 0}, "measure does not take setup"),
+        ({"within": [1]}, "within has 1; give names"),
+        ({"within": ("seed",)}, "within has 'seed', which is an axis"),
+        ({"within": ("error",)}, "within has 'error', which softlab fills itself"),
+        ({"within": ("step", "step")}, "within has 'step' twice"),
+        ({"axes": {"op": [Op(1)], "setup": [0]}}, "'setup' has a name that softlab keeps"),
     ],
 )
 def test_a_study_that_cannot_run_is_refused_at_construction(change, said):
@@ -318,7 +328,9 @@ def failing(tmp_path, row, axes=None):
     return table(run(study, tmp_path).folder)
 
 
-@pytest.mark.parametrize("name", ["status", "error", "case_seconds", "case_cpu_share", "case_load"])
+@pytest.mark.parametrize(
+    "name", ["status", "error", "case_seconds", "case_cpu_share", "case_load", "case_setup_seconds"]
+)
 def test_a_name_that_softlab_fills_is_refused_for_columns_and_axes(tmp_path, name):
     rows = failing(tmp_path, lambda x: {name: x})
     assert {row["status"] for row in rows} == {"failed"}
@@ -381,3 +393,109 @@ def test_an_error_that_cannot_be_said_or_has_no_end_is_a_row(tmp_path):
     assert "y is an integer of 1329 bits" in row["error"]
     (row,) = failing(tmp_path / "b", lambda x: None, {"x": [1]})
     assert "the measure returns a NoneType" in row["error"]
+
+
+def blocks_of(calls):
+    """A study whose set-up is called for each depth and seed, and whose cases have a row a step."""
+
+    def setup(depth, seed, device):
+        calls.append((depth, seed, device.type))
+        if depth == 3:
+            raise ArithmeticError(depth)
+        return 10 * depth + seed
+
+    def measure(setup, probe, dtype):
+        return ({"y": setup + probe * i, "step": i, "what": str(dtype)} for i in range(probe))
+
+    axes = {"probe": [1, 2], "depth": [1, 2, 3], "seed": [0, 1]}
+    return Study("blocks", "Which?", axes, measure, setup=setup, within=("step",))
+
+
+def test_a_set_up_serves_all_cases_that_agree_in_its_axes(tmp_path):
+    calls = []
+    outcome = run(blocks_of(calls), tmp_path)
+    assert calls == [(depth, seed, "cpu") for depth in (1, 2, 3) for seed in (0, 1)]
+    assert (outcome.rows, outcome.measured, outcome.cases, outcome.failed) == (16, 12, 12, 4)
+    rows = table(outcome.folder)
+    told = [(r["probe"], r["depth"], r["seed"], r["step"]) for r in rows if r["status"] == "ok"]
+    assert told == [
+        (str(probe), str(depth), str(seed), str(step))
+        for probe in (1, 2) for depth in (1, 2) for seed in (0, 1) for step in range(probe)
+    ]  # fmt: skip
+    assert [r["y"] for r in rows if r["probe"] == "2" and r["seed"] == "1" and r["y"]] == [
+        *("11", "13"), *("21", "23"),
+    ]  # fmt: skip
+    lost = [r for r in rows if r["status"] == "failed"]
+    assert {r["error"].partition(" (")[0] for r in lost} == {"ArithmeticError: 3"}
+    assert all(float(r["case_setup_seconds"]) >= 0 for r in rows)
+    assert list(rows[0])[:5] == ["probe", "depth", "seed", "step", "status"]
+    calls.clear()
+    again = run(replace(blocks_of(calls), measure=lambda setup, probe: []), tmp_path)
+    assert (len(calls), again.failed) == (6, 12), "what a set-up made for a run serves no other"
+
+
+def test_cases_of_many_rows_are_kept_and_resumed_whole(tmp_path, monkeypatch):
+    study = Study(
+        "many", "Which?", {"x": [1, 2, 3]}, many_rows, within=("step", "layer"),
+    )  # fmt: skip
+    append = Journal.append
+
+    def interrupted(self, key, rows):
+        if len(self.rows) == 2:
+            raise KeyboardInterrupt
+        append(self, key, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", interrupted)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            run(study, tmp_path)
+    assert "2 of 3 cases are kept" in caught.value.__notes__[0]
+    meta = json.loads((tmp_path / "many/meta.json").read_text())
+    assert (meta["rows"], meta["measured"], meta["cases"], meta["complete"]) == (8, 2, 3, False)
+    outcome = run(study, tmp_path)
+    assert (outcome.rows, outcome.reused, outcome.measured, outcome.cases) == (12, 2, 3, 3)
+    meta = json.loads((tmp_path / "many/meta.json").read_text())
+    assert (meta["rows"], meta["measured"], meta["complete"]) == (12, 3, True)
+    lines = (tmp_path / "many/rows.jsonl").read_text().splitlines()
+    assert [len(json.loads(line)["rows"]) for line in lines] == [4, 4, 4]
+    for part in (1, 2):
+        run(study, tmp_path / "shards", shard=(part, 2))
+    assert timeless(table(tmp_path / "shards/many")) == timeless(table(tmp_path / "many"))
+
+
+def many_rows(x):
+    return [{"step": i, "layer": j, "y": x * i + j} for i in (0, 1) for j in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("returned", "within", "said"),
+    [
+        ([], ("step",), "the measure returns no rows; give one at least"),
+        ({"step": 1}, ("step",), "returns a dict; give a list of mappings"),
+        (3, ("step",), "returns a int; give a list of mappings, one a row"),
+        ([3], ("step",), "a row is a int; give a mapping"),
+        ([{"y": 1}], ("step",), "a row has no step, which tells the rows of a case apart"),
+        ([{"step": 1}, {"step": 1.0}], ("step",), "returns 2 rows of step=1; make one of them"),
+        ([{"step": 1, "x": 2}], ("step",), "the measure returns x, which the case has"),
+        ([{"step": 1}], (), "returns a list; give a mapping .* Study.within"),
+    ],
+)
+def test_rows_that_cannot_be_told_apart_are_one_row_that_failed(tmp_path, returned, within, said):
+    study = Study("many", "Which?", {"x": [1]}, lambda x: x and returned, within=within)
+    outcome = run(study, tmp_path)
+    assert (outcome.rows, outcome.measured, outcome.failed) == (1, 1, 1)
+    assert re.search(said, table(outcome.folder)[0]["error"])
+
+
+def test_functions_are_called_with_what_they_name(tmp_path):
+    class Callable:
+        def __call__(self, x, *, scale=2):
+            return {"y": scale * x}
+
+    axes = {"x": [1, 2], "seed": [0]}
+    study = Study("named", "Which?", axes, lambda x, **rest: {"y": sorted(rest)[1]})
+    study = replace(study, keep=lambda x: x == 1)
+    (row,) = table(run(study, tmp_path).folder)
+    assert row["y"] == "dtype"
+    rows = table(run(Study("own", "Which?", {"x": [1, 2]}, Callable()), tmp_path).folder)
+    assert [row["y"] for row in rows] == ["2", "4"]

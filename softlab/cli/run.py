@@ -68,7 +68,7 @@ def run(
         int | None, typer.Option(help="CPU threads of each process; torch's own choice, shared.")
     ] = None,
 ) -> None:
-    """Run studies: every case a row of OUT/<study>/table.csv, with meta.json beside it.
+    """Run studies: every case a row or more of OUT/<study>/table.csv, with meta.json beside it.
 
     Finished rows survive an interrupt, a full disk and a kill; the same command goes on from there.
     A case that fails is a row that says why, and so is one that kills its worker twice. Shards
@@ -149,12 +149,13 @@ def _tell(study: Study, outcome: Outcome) -> None:
 
     for note in outcome.notes:
         say(f"{study.name}: {note}")
-    missing = outcome.cases - outcome.rows
+    missing = outcome.cases - outcome.measured
     if not outcome.rows:
         say(f"{study.name}: none of the {outcome.cases} cases falls to this shard.")
         return
+    of = f" of {outcome.measured} cases" if study.within else ""
     say(
-        f"{study.name}: {outcome.rows} rows in {outcome.folder / 'table.csv'} "
+        f"{study.name}: {outcome.rows} rows{of} in {outcome.folder / 'table.csv'} "
         f"({outcome.reused} reused, {outcome.failed} failed"
         f"{f', {missing} of other shards to come' if missing else ''})"
     )

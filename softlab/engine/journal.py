@@ -1,8 +1,8 @@
-"""Rows that survive: an append-only file, made durable row by row, and atomic replacement.
+"""Rows that survive: an append-only file, made durable case by case, and atomic replacement.
 
-A row is a flat mapping from column to ``str | int | float | bool | None``. A run appends each
-finished row to the journal at once, so that whatever stops it (an interrupt, a full disk,
-``kill -9``) costs at most the rows in hand.
+A row is a flat mapping from column to ``str | int | float | bool | None``; a case has one row or
+more. A run appends the rows of each finished case to the journal at once, so that whatever stops it
+(an interrupt, a full disk, ``kill -9``) costs at most the cases in hand.
 """
 
 from __future__ import annotations
@@ -24,19 +24,23 @@ UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 Scalar = str | int | float | bool | None
 Row = dict[str, Scalar]
+Rows = list[Row]
+"""All rows of one case, at least one; a case that failed has one, which says why."""
 
-FORMAT = 2
+FORMAT = 3
 """Of journals and of ``meta.json``; files that say a higher one are a newer softlab's.
 
-Lines of a journal of format 1 had no sum.
+Lines of a journal of format 2 held one row as "row", and those of format 1 had no sum besides.
 """
 SUM = re.compile(rb', "sum": "([0-9a-f]{16})"\}')
-RESERVED = ("status", "error", "case_seconds", "case_cpu_share", "case_load")
+RESERVED = (
+    *("status", "error", "case_seconds", "case_setup_seconds", "case_cpu_share", "case_load"),
+)
 """Columns that softlab fills itself."""
 
 
 class Journal:
-    """Finished rows by key, in a file of JSON lines, each with a sum over its bytes.
+    """The rows of finished cases by key, in a file of JSON lines, each with a sum over its bytes.
 
     Arguments: ``path`` of the file, which need not exist; ``digest``, the state of the code that
     measures; ``fresh`` to begin empty. ``rows`` are those of this digest; others stay in the file,
@@ -51,7 +55,7 @@ class Journal:
     def __init__(self, path: Path, digest: str, *, fresh: bool = False) -> None:
         self.path = path
         self.digest = digest
-        self.rows: dict[str, Row] = {}
+        self.rows: dict[str, Rows] = {}
         self.torn = 0
         self.renewed = False
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,10 +66,10 @@ class Journal:
         self._broken = self.torn > 0
         self._handle = _opened(path)
 
-    def append(self, key: str, row: Row) -> None:
-        """Add one row; it is on the disk when this returns. Raises ``OSError`` if it cannot be."""
-        self._add(self._line(key, row))
-        self.rows[key] = row
+    def append(self, key: str, rows: Rows) -> None:
+        """Add a case; it is on the disk when this returns. Raises ``OSError`` if it cannot be."""
+        self._add(self._line(key, rows))
+        self.rows[key] = rows
         if not _same_file(self._handle, self.path):
             self.close()
             self._handle = _opened(self.path)
@@ -76,8 +80,8 @@ class Journal:
         """Close the file."""
         os.close(self._handle)
 
-    def _line(self, key: str, row: Row) -> bytes:
-        return _summed({"format": FORMAT, "key": key, "digest": self.digest, "row": row})
+    def _line(self, key: str, rows: Rows) -> bytes:
+        return _summed({"format": FORMAT, "key": key, "digest": self.digest, "rows": rows})
 
     def _add(self, lines: bytes) -> None:
         size = os.fstat(self._handle).st_size
@@ -91,24 +95,28 @@ class Journal:
         self._broken = False
 
 
-def rows_of(path: Path, digest: str) -> dict[str, Row]:
+def finished(rows: Rows) -> bool:
+    """Whether the case was measured; a case that failed is to be tried again."""
+    return all(row.get("status") == "ok" for row in rows)
+
+
+def rows_of(path: Path, digest: str) -> dict[str, Rows]:
     """The rows of that digest in a journal that another process may be writing."""
     return _parsed(path, digest)[0]
 
 
-def merged(folder: Path, digest: str) -> dict[str, Row]:
+def merged(folder: Path, digest: str) -> dict[str, Rows]:
     """The rows of all journals of a folder, a run's and its shards'.
 
     Of a case that failed in one and finished in another, the finished; else the row of the journal
     that was written last.
     """
-    rows: dict[str, Row] = {}
+    rows: dict[str, Rows] = {}
     for path in sorted(folder.glob("rows*.jsonl"), key=lambda path: path.stat().st_mtime_ns):
         rows |= {
-            key: row
-            for key, row in rows_of(path, digest).items()
-            if row.get("status") == "ok"
-            or (row.get("status") == "failed" and rows.get(key, row)["status"] == "failed")
+            key: found
+            for key, found in rows_of(path, digest).items()
+            if finished(found) or not finished(rows.get(key, found))
         }
     return rows
 
@@ -196,9 +204,9 @@ def _plain(word: str) -> bool:
     return bool(word) and word[0] not in "=+-@\t\n" and not UNSAFE.search(word)
 
 
-def _parsed(path: Path, digest: str) -> tuple[dict[str, Row], int]:
+def _parsed(path: Path, digest: str) -> tuple[dict[str, Rows], int]:
     """The rows of the digest, and how many last lines are not whole."""
-    rows: dict[str, Row] = {}
+    rows: dict[str, Rows] = {}
     broken: list[str] = []
     # Lines end at b"\n" alone: json.dumps escapes all other breaks, and a torn line holds any byte.
     lines = path.read_bytes().split(b"\n")
@@ -225,7 +233,7 @@ def _parsed(path: Path, digest: str) -> tuple[dict[str, Row], int]:
             msg += "anew with --fresh."
             raise ValueError(msg)
         if entry["digest"] == digest:
-            rows[entry["key"]] = entry["row"]
+            rows[entry["key"]] = entry["rows"]
     return rows, len(broken)
 
 
@@ -246,14 +254,18 @@ def _entry(line: bytes, *, whole: bool) -> dict[str, Any]:
             raise ValueError("its sum is not that of its bytes")  # noqa: EM101
         if "torn" in entry:
             return {"torn": True}
-    key, row, digest = entry["key"], entry["row"], entry["digest"]
-    if not (isinstance(key, str) and isinstance(digest, str) and isinstance(row, dict)):
-        raise TypeError("key and digest must be words, and row an object")  # noqa: EM101
-    for column, x in row.items():
-        if not isinstance(x, Scalar):
-            msg = f"{column} is a {type(x).__name__}"
-            raise TypeError(msg)
-    return {"key": key, "digest": digest, "row": row}
+    rows = entry["rows"] if version > 2 else [entry["row"]]
+    key, digest = entry["key"], entry["digest"]
+    if not (isinstance(key, str) and isinstance(digest, str) and isinstance(rows, list) and rows):
+        raise TypeError("key and digest must be words, and rows a list")  # noqa: EM101
+    for row in rows:
+        if not isinstance(row, dict):
+            raise TypeError("a row must be an object")  # noqa: EM101
+        for column, x in row.items():
+            if not isinstance(x, Scalar):
+                msg = f"{column} is a {type(x).__name__}"
+                raise TypeError(msg)
+    return {"key": key, "digest": digest, "rows": rows}
 
 
 SUM_SIZE = len(', "sum": "0123456789abcdef"}')

@@ -52,7 +52,7 @@ class Code(NamedTuple):
 
 
 def code(
-    measure: Callable[..., object],
+    measure: object,
     closure: sources.Closure | None = None,
     modules: Iterable[str] = (),
     inputs: Sequence[Path | str] = (),
@@ -60,8 +60,9 @@ def code(
 ) -> Code:
     """The code of a measure, of a study's file and further ``modules``, and the ``inputs``.
 
-    ``closure`` is that of the file, and gains what the others are made of; ``inputs`` are named
-    from ``folder``. Raises ``ValueError`` for an input that cannot be read.
+    ``measure`` may be a tuple of functions, one that measures and a set-up. ``closure`` is
+    that of the file, and gains what the others are made of; ``inputs`` are named from ``folder``.
+    Raises ``ValueError`` for an input that cannot be read.
     """
     closure = closure or sources.Closure(running=True)
     parts, unsure, needed = {}, "", {*modules}

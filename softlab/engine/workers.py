@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import logging
 import multiprocessing
 import os
@@ -18,7 +19,7 @@ import threading
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     BrokenExecutor,
@@ -31,13 +32,13 @@ from concurrent.futures import (
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from softlab.engine import provenance
 from softlab.engine.identity import STUDY, scalar
-from softlab.engine.journal import RESERVED, Row, Scalar
+from softlab.engine.journal import RESERVED, Row, Rows, Scalar
 from softlab.engine.loading import at_home, load
 from softlab.engine.locks import beside
 from softlab.engine.sources import Closure
@@ -47,6 +48,8 @@ TRIES = 2
 """A case whose worker died is tried again, alone, before it is recorded as failed."""
 LONGEST = 1000
 """Letters of an error's message in a table."""
+KEPT = 2
+"""Blocks whose set-up a process keeps: two workers now and then exchange theirs."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,14 @@ class Crew:
 class Task:
     """One case and all that a worker must know to measure it.
 
-    ``measure`` is called with the ``case``, ``dtype`` and ``device``; ``alone`` among all cases on
-    the device. ``file`` is the study's file, if it came from one. ``parts``, the code as of
-    ``provenance.Code``, and ``setting`` are those of the run.
+    ``measure`` is called with what it names of the ``case``, ``dtype``, ``device`` and ``setup``,
+    what ``setup`` made of what it names, once for all tasks of a ``block``; ``alone`` among all
+    cases on the device. ``within``: the columns that tell the rows of a case apart, or none where
+    the measure returns one row. ``file`` is the study's file, if it came from one. ``parts``, the
+    code as of ``provenance.Code``, and ``setting`` are those of the run.
     """
 
-    measure: Callable[..., Mapping[str, Scalar]]
+    measure: Callable[..., Mapping[str, Scalar] | Iterable[Mapping[str, Scalar]]]
     case: Mapping[str, Any]
     dtype: torch.dtype
     device: str
@@ -85,6 +90,9 @@ class Task:
     file: Path | None
     parts: Mapping[str, str]
     setting: Row
+    setup: Callable[..., object] | None = None
+    block: str = ""
+    within: tuple[str, ...] = ()
 
     def packed(self) -> bytes:
         """As bytes that ``measured_there`` reads; ``ValueError`` for what has no name."""
@@ -98,27 +106,90 @@ class Task:
             raise ValueError(msg) from None
 
 
-def measured(task: Task) -> Row:
-    """The row of the case, measured here: what its function returns, or why it failed."""
+def takes(function: Callable[..., object], offered: Iterable[str]) -> tuple[str, ...]:
+    """Which of the ``offered`` arguments a function names; all, where it takes any by name.
+
+    Raises ``TypeError`` where it needs others, and ``ValueError`` where Python cannot tell.
+    """
+    offered, signature = tuple(offered), inspect.signature(function)
+    kinds = {name: x.kind for name, x in signature.parameters.items()}
+    if inspect.Parameter.VAR_KEYWORD not in kinds.values():
+        by_name = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+        offered = tuple(name for name in offered if kinds.get(name) in by_name)
+    signature.bind(**dict.fromkeys(offered))
+    return offered
+
+
+def called(function: Callable[..., Any], offered: Mapping[str, Any]) -> Any:
+    """What a function returns for those of the arguments that it names."""
+    return function(**{name: offered[name] for name in takes(function, offered)})
+
+
+def measured(task: Task) -> Rows:
+    """The rows of the case, measured here: what its function returns, or why it failed."""
     device = torch.device(task.device)
+    offered = {**task.case, "dtype": task.dtype, "device": device}
     with beside(task.device, alone=task.alone):
         load = os.getloadavg()[0]
+        shared = _shared(task, offered)
         start, worked = time.perf_counter(), _worked(device)
+        rows: Rows = [{"status": "failed", "error": shared.failed}]
         try:
-            row = _checked(task.measure(**task.case, dtype=task.dtype, device=device))
+            if not shared.failed:
+                offered |= {} if task.setup is None else {"setup": shared.value}
+                rows = _checked(called(task.measure, offered), task.within)
             if (left := provenance.arithmetic()) != task.setting["arithmetic"]:
                 raise RuntimeError(_changed(left, str(task.setting["arithmetic"])))  # noqa: TRY301
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # sys.exit too ends its case only
-            row = {"status": "failed", "error": _reason(error)}
-        row["case_seconds"] = seconds = time.perf_counter() - start
+            rows = [{"status": "failed", "error": _reason(error)}]
+        seconds = time.perf_counter() - start
+        spent: Row = {"case_seconds": seconds}
+        if task.setup is not None:
+            spent["case_setup_seconds"] = shared.seconds
         if task.alone:
-            row["case_cpu_share"] = (_worked(device) - worked) / max(seconds, 1e-9)
-            row["case_load"] = load
-    if row["status"] == "failed" and device.type == "cuda":
+            spent["case_cpu_share"] = (_worked(device) - worked) / max(seconds, 1e-9)
+            spent["case_load"] = load
+    if rows[0]["status"] == "failed" and device.type == "cuda":
         torch.cuda.empty_cache()  # after a want of memory the next case finds what there is
-    return row
+    return [row | spent for row in rows]
+
+
+class _Shared(NamedTuple):
+    """What the set-up of a block made, or why it failed, and how long it took."""
+
+    value: object = None
+    failed: str = ""
+    seconds: float = 0.0
+
+
+_SHARED: dict[str, _Shared] = {}
+"""By block, the one that was used last at the end."""
+
+
+def release_setups() -> None:
+    """Let go of what set-ups made in this process."""
+    _SHARED.clear()
+
+
+def _shared(task: Task, offered: Mapping[str, Any]) -> _Shared:
+    """What the cases of the task's block share, computed for the first that asks."""
+    if task.setup is None:
+        return _Shared()
+    if task.block not in _SHARED:
+        for block in list(_SHARED)[: len(_SHARED) + 1 - KEPT]:  # before the next takes memory
+            del _SHARED[block]
+        start, value, failed = time.perf_counter(), None, ""
+        try:
+            value = called(task.setup, offered)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # its words alone: its frames would hold what they held
+            failed = _reason(error)
+        _SHARED[task.block] = _Shared(value, failed, time.perf_counter() - start)
+    _SHARED[task.block] = found = _SHARED.pop(task.block)
+    return found
 
 
 def _worked(device: torch.device) -> float:
@@ -131,14 +202,42 @@ def _worked(device: torch.device) -> float:
     return own + children.children_user + children.children_system
 
 
-def _checked(measured: object) -> Row:
-    """What a measure returned as a row that finished, or why it is none."""
-    if not isinstance(measured, Mapping):
+def _checked(measured: object, within: Sequence[str]) -> Rows:
+    """What a measure returned as the rows of a case that finished, or why it is none."""
+    if not within:
+        if not isinstance(measured, Mapping):
+            msg = f"the measure returns a {type(measured).__name__}; give a mapping from column to "
+            msg += "value, or name the columns that tell rows apart in Study.within."
+            raise TypeError(msg)
+        return [_row(measured, within)]
+    if isinstance(measured, Mapping | str) or not isinstance(measured, Iterable):
         msg = (
-            f"the measure returns a {type(measured).__name__}; give a mapping from column to value."
+            f"the measure returns a {type(measured).__name__}; give a list of mappings, one a row, "
+            f"that {' and '.join(within)} tell apart."
         )
         raise TypeError(msg)
-    row: Row = {"status": "ok", "error": None}
+    rows = [_row(one, within) for one in measured]
+    if not rows:
+        raise ValueError("the measure returns no rows; give one at least.")  # noqa: EM101
+    at = Counter(tuple(row[name] for name in within) for row in rows)
+    for values, times in at.items():
+        if times > 1:
+            where = ", ".join(f"{name}={x!r}" for name, x in zip(within, values, strict=True))
+            msg = f"the measure returns {times} rows of {where}; make one of them, or name a column"
+            msg += " more in Study.within."
+            raise ValueError(msg)
+    return rows
+
+
+def _row(measured: object, within: Sequence[str]) -> Row:
+    """One mapping as a row, the columns of ``within`` first."""
+    if not isinstance(measured, Mapping):
+        msg = f"a row is a {type(measured).__name__}; give a mapping from column to value."
+        raise TypeError(msg)
+    if lacking := [name for name in within if name not in measured]:
+        msg = f"a row has no {' and no '.join(lacking)}, which tells the rows of a case apart."
+        raise ValueError(msg)
+    row: Row = dict.fromkeys(within) | {"status": "ok", "error": None}
     for column, x in measured.items():
         if not isinstance(column, str) or not column or column in RESERVED:
             msg = f"the measure returns a column {column!r}; "
@@ -239,30 +338,32 @@ def dask(address: str, count: int = 1, *, timeout: float = 10) -> Iterator[Crew]
         yield Crew(client.get_executor, size)
 
 
-def blocks(cases: Mapping[str, Mapping[str, Any]], least: int) -> list[list[str]]:
-    """The keys of ``cases`` in consecutive blocks, at least so many, if it can.
+def blocks(
+    cases: Mapping[str, Mapping[str, Hashable]], least: int, shared: Sequence[str] = ()
+) -> list[list[str]]:
+    """The keys of ``cases`` in blocks, at least so many, if it can.
 
-    Cases of a block agree in as many of the first axes as that allows, since a measure keeps what
-    neighbours share: its input, an exact answer.
+    Cases of a block agree in the axes that are ``shared`` by a set-up, wherever they stand in the
+    grid, and beyond these in as many of the first axes as ``least`` allows: a set-up is computed
+    twice only where there would be too few blocks. ``cases`` hold what tells the values of an axis
+    apart.
     """
-    found: dict[tuple[int, ...], list[str]] = {}
-    axes = len(next(iter(cases.values()), ()))
-    for depth in range(1, axes + 1):
+    found: dict[tuple[Hashable, ...], list[str]] = {}
+    first = next(iter(cases.values()), {})
+    axes = [*shared, *(axis for axis in first if axis not in shared)]
+    for depth in range(max(1, len(shared)), len(axes) + 1 if first else 0):
         found = {}
         for key, case in cases.items():
-            lead = tuple(id(x) for x in list(case.values())[:depth])
-            found.setdefault(lead, []).append(key)
+            found.setdefault(tuple(case[axis] for axis in axes[:depth]), []).append(key)
         if len(found) >= least:
             break
     return list(found.values())
 
 
 def rows(
-    tasks: Mapping[str, Task],
-    lots: Sequence[Sequence[str]],
-    crew: Crew,
-) -> Generator[tuple[str, Row], None, None]:
-    """Keys with their rows, as workers finish them.
+    tasks: Mapping[str, Task], lots: Sequence[Sequence[str]], crew: Crew
+) -> Generator[tuple[str, Rows], None, None]:
+    """Keys with the rows of their cases, as workers finish them.
 
     Arguments: ``tasks`` by key; ``lots``, their keys in blocks that one worker had best do;
     ``crew``, who does them. A case whose worker died is tried again with no other in hand, so that
@@ -270,18 +371,105 @@ def rows(
     ``ValueError`` for a case that has no name, ``ConnectionError`` where the executor takes no
     more.
     """
-    ahead = deque(deque(lot) for lot in lots if lot)
-    lanes: dict[Future[Row], deque[str]] = {}
-    keys: dict[Future[Row], str] = {}
-    deaths: Counter[str] = Counter()
-    suspects: deque[str] = deque()
-    finished: list[tuple[str, Row]] = []
-    executor = _opened(crew)
+    dispatch = _Dispatch(tasks, lots, crew)
+    try:
+        yield from dispatch.rows()
+    finally:
+        dispatch.stop()
 
-    def send(key: str, lane: deque[str]) -> None:
-        task = tasks[key]
+
+class _Hand(NamedTuple):
+    """A case that a worker has in hand, and the lane of those that follow it."""
+
+    key: str
+    lane: deque[str]
+
+
+class _Dispatch:
+    """Cases on their way to workers and back: submit what is free, collect, rebuild after a death.
+
+    ``ahead``: blocks that nobody has begun. ``hands``: what each future measures. ``free``: lanes
+    whose last case came back. ``suspects``: cases that may have killed their worker, for which the
+    others wait.
+    """
+
+    def __init__(
+        self, tasks: Mapping[str, Task], lots: Sequence[Sequence[str]], crew: Crew
+    ) -> None:
+        self.tasks = tasks
+        self.crew = crew
+        self.ahead = deque(deque(lot) for lot in lots if lot)
+        self.hands: dict[Future[Rows], _Hand] = {}
+        self.free: deque[deque[str]] = deque()
+        self.deaths: Counter[str] = Counter()
+        self.suspects: deque[str] = deque()
+        self.executor = _opened(crew)
+
+    def rows(self) -> Iterator[tuple[str, Rows]]:
+        """Keys with rows, written down by the caller while the workers go on."""
+        finished: list[tuple[str, Rows]] = []
+        while True:
+            try:
+                self.submit()
+            except ConnectionError:
+                yield from finished
+                raise
+            yield from finished
+            if not self.hands:
+                return
+            broken, finished = self.collect()
+            if broken:
+                yield from finished  # before a wait for new workers
+                finished = []
+                self.rebuild()
+
+    def submit(self) -> None:
+        """Give every idle worker a case; a suspect alone."""
+        if self.suspects and not self.hands:
+            self._send(self.suspects.popleft(), deque())
+        while not self.suspects and len(self.hands) < max(1, self.crew.size()):
+            lane = self._lane_after(self.free.popleft() if self.free else deque())
+            if lane is not None:
+                self._send(lane.popleft(), lane)
+            elif not self.free:
+                break
+
+    def collect(self) -> tuple[bool, list[tuple[str, Rows]]]:
+        """Whether a death broke the executor, and the cases that are done for good."""
+        done, _ = wait(self.hands, return_when=FIRST_COMPLETED)
+        broken = any(isinstance(_error(future), BrokenExecutor) for future in done)
+        lone = len(self.hands) == 1
+        finished: list[tuple[str, Rows]] = []
+        for future in list(self.hands) if broken else done:
+            key, lane = self.hands.pop(future)
+            self.free.append(lane)
+            error = _error(future)
+            if error is None:
+                finished.append((key, future.result()))
+                continue
+            if not isinstance(error, BrokenExecutor) or lone:
+                self.deaths[key] += 1
+            if self.deaths[key] < TRIES:
+                self.suspects.append(key)
+            else:
+                finished.append((key, [{"status": "failed", "error": _died(error)}]))
+        return broken, finished
+
+    def rebuild(self) -> None:
+        """Open another executor in the place of one that a death has broken."""
+        self.stop()
+        self.executor = _opened(self.crew)
+
+    def stop(self) -> None:
+        """Take back what no worker has begun, and end the executor."""
+        for future in self.hands:
+            future.cancel()
+        _stop(self.executor)
+
+    def _send(self, key: str, lane: deque[str]) -> None:
+        task = self.tasks[key]
         try:
-            future = executor.submit(
+            future = self.executor.submit(
                 measured_there, str(task.file) if task.file else None, task.packed()
             )
         except BrokenExecutor as error:  # an idle worker died: as if the case had met it
@@ -290,64 +478,18 @@ def rows(
         except RuntimeError as error:
             msg = f"the executor takes no more cases ({error})"
             raise ConnectionError(msg) from None
-        keys[future], lanes[future] = key, lane
+        self.hands[future] = _Hand(key, lane)
 
-    def lane_after(lane: deque[str]) -> deque[str] | None:
+    def _lane_after(self, lane: deque[str]) -> deque[str] | None:
         """The lane itself while it lasts, then a new block, then the half of another's."""
         if lane:
             return lane
-        if ahead:
-            return ahead.popleft()
-        longest = max(lanes.values(), key=len, default=lane)
+        if self.ahead:
+            return self.ahead.popleft()
+        longest = max((hand.lane for hand in self.hands.values()), key=len, default=lane)
         if not longest:
             return None
         return deque(reversed([longest.pop() for _ in range((len(longest) + 1) // 2)]))
-
-    free: deque[deque[str]] = deque()
-    try:
-        while True:
-            try:
-                if suspects and not keys:
-                    send(suspects.popleft(), deque())
-                while not suspects and len(keys) < max(1, crew.size()):
-                    lane = lane_after(free.popleft() if free else deque())
-                    if lane is None:
-                        if free:
-                            continue
-                        break
-                    send(lane.popleft(), lane)
-            except ConnectionError:
-                yield from finished
-                raise
-            yield from finished  # written down while the workers go on
-            finished = []
-            if not keys:
-                break
-            done, _ = wait(keys, return_when=FIRST_COMPLETED)
-            broken = any(isinstance(_error(future), BrokenExecutor) for future in done)
-            lone = len(keys) == 1
-            for future in list(keys) if broken else done:
-                key, lane = keys.pop(future), lanes.pop(future)
-                free.append(lane)
-                error = _error(future)
-                if error is None:
-                    finished.append((key, future.result()))
-                    continue
-                if not isinstance(error, BrokenExecutor) or lone:
-                    deaths[key] += 1
-                if deaths[key] < TRIES:
-                    suspects.append(key)
-                else:
-                    finished.append((key, {"status": "failed", "error": _died(error)}))
-            if broken:
-                yield from finished  # before a wait for new workers
-                finished = []
-                _stop(executor)
-                executor = _opened(crew)
-    finally:
-        for future in keys:
-            future.cancel()
-        _stop(executor)
 
 
 def _opened(crew: Crew) -> Executor:
@@ -366,7 +508,7 @@ def _opened(crew: Crew) -> Executor:
     return executor
 
 
-def _error(future: Future[Row]) -> BaseException | None:
+def _error(future: Future[Rows]) -> BaseException | None:
     """Why the worker gave no row, of which a lost scheduler's cancelling is one reason."""
     try:
         return future.exception()
@@ -381,8 +523,8 @@ def _died(error: BaseException) -> str:
     return f"WorkerDied: {TRIES} times: {reason}"
 
 
-def measured_there(file: str | None, packed: bytes) -> Row:
-    """The row of a packed ``Task`` whose study is defined in ``file``, measured in a worker."""
+def measured_there(file: str | None, packed: bytes) -> Rows:
+    """The rows of a packed ``Task`` whose study is defined in ``file``, measured in a worker."""
     with _ONE_AT_A_TIME:  # a worker of dask may have many threads
         try:
             module = load(file).__name__ if file else ""
@@ -400,7 +542,7 @@ def measured_there(file: str | None, packed: bytes) -> Row:
                 reason += (
                     ", for the study's file, or one that it imports, has changed: run it again"
                 )
-            return {"status": "failed", "error": reason}
+            return [{"status": "failed", "error": reason}]
 
 
 _CHECKED: set[tuple[object, ...]] = set()

@@ -32,7 +32,7 @@ from softlab.report.words import LONGEST, brief
 
 ROUNDING = {"float64": 2.0**-26, "float32": 2.0**-12, "float16": 2.0**-5, "bfloat16": 2.0**-4}
 """Square roots of the rounding units, rounded up to powers of two."""
-OWN = ("status", "case_seconds", "case_cpu_share", "case_load")
+OWN = ("status", "case_seconds", "case_setup_seconds", "case_cpu_share", "case_load")
 """What softlab measures of each case beside what the study does; ``error`` a study may measure."""
 SPREAD = 0.1
 """The noise of a time whose quartiles are not known."""
@@ -178,9 +178,9 @@ def _paired(
 
 
 def _axes(table: pd.DataFrame, meta: Mapping[str, Any]) -> list[str]:
-    """The axes of a run: those that its meta file names, or what a row begins with."""
-    named = list(meta["axes"])
-    if named and set(named) <= set(table.columns):
+    """What tells rows apart: axes and ``within`` of the meta file, or what a row begins with."""
+    named = [*meta["axes"], *meta.get("within", ())]
+    if meta["axes"] and set(named) <= set(table.columns):
         return named
     names = list(table.columns)
     return [x for x in names[: names.index("status")] if "." not in x]

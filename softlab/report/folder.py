@@ -11,7 +11,7 @@ import pandas as pd
 
 from softlab.report.chapter import named
 
-FORMAT = 2
+FORMAT = 3
 """The newest ``meta.json`` that is understood: the one that ``softlab.engine.journal`` names."""
 
 USUAL: dict[str, Any] = {
@@ -32,7 +32,10 @@ USUAL: dict[str, Any] = {
 }
 """What every run writes, and what stands in its place where it is missing or of another type."""
 
-EARLIER: dict[str, Any] = {"timed": [], "columns": {}, "commit": None, "threads": "unknown"}
+EARLIER: dict[str, Any] = {
+    **{"timed": [], "within": [], "shared": [], "columns": {}},
+    **{"commit": None, "threads": "unknown"},
+}
 """What runs of earlier softlab, or outside of a repository, do not write."""
 
 REMEDY = "delete it and run the study again; finished rows are reused"

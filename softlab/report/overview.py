@@ -29,9 +29,10 @@ def notes(table: pd.DataFrame, meta: Mapping[str, Any]) -> Iterator[str]:
         )
     if meta["dirty"]:
         yield "The code had changes that no commit holds."
-    failed = table[table["status"] != "ok"]
+    failed = table[table["status"] != "ok"]  # a row a case
     if len(failed):
-        yield f"{len(failed)} of {len(table)} cases failed and are in no number or figure."
+        cases = _measured(table, meta)
+        yield f"{len(failed)} of {cases} cases failed and are in no number or figure."
     if meta.get("timed"):
         yield f"Timings are those of {meta['device_name']}; another machine orders methods anew."
         if disturbed := int(busy(table).sum()):
@@ -42,27 +43,43 @@ def notes(table: pd.DataFrame, meta: Mapping[str, Any]) -> Iterator[str]:
 
 def completeness(table: pd.DataFrame, meta: Mapping[str, Any]) -> str:
     """How many of the cases were measured, how many of these failed, and why the first did."""
-    failed = table[table["status"] != "ok"]
+    failed, cases = table[table["status"] != "ok"], _measured(table, meta)
     said = [] if meta["complete"] else [unfinished(table, meta)]
     if len(failed):
         why = failed.get("error", pd.Series(index=failed.index)).iloc[0]
         reason = "no reason recorded" if pd.isna(why) else why
-        said.append(f"{len(failed)} of {len(table)} cases failed; the first: {reason}.")
-    whole = f"All {len(table)} cases" if len(table) > 1 else "The one case"
+        said.append(f"{len(failed)} of {cases} cases failed; the first: {reason}.")
+    whole = f"All {cases} cases" if cases > 1 else "The one case"
     return " ".join(said) or f"{whole} finished."
 
 
 def unfinished(table: pd.DataFrame, meta: Mapping[str, Any]) -> str:
     """How many cases of a run that is not complete were measured."""
     cases = _cases(table, meta)
-    of = f"{len(table)} of {cases} cases are" if cases > len(table) else f"{len(table)} cases are"
+    done = _measured(table, meta)
+    of = f"{done} of {cases} cases are" if cases > done else f"{done} cases are"
     return f"{of} measured; the run was interrupted, or other shards of it are to come."
 
 
 def _cases(table: pd.DataFrame, meta: Mapping[str, Any]) -> int:
     """The cases of the grid; those of the table where a run of earlier softlab did not say."""
     cases = meta.get("cases")
-    return cases if isinstance(cases, int) else len(table)
+    return cases if isinstance(cases, int) else _measured(table, meta)
+
+
+def _measured(table: pd.DataFrame, meta: Mapping[str, Any]) -> int:
+    """The cases that have rows in the table."""
+    return len(_one_each(table, meta, "axes"))
+
+
+def _one_each(table: pd.DataFrame, meta: Mapping[str, Any], axes: str) -> pd.DataFrame:
+    """The first row of each case, or with "shared" of each set-up, in a table of many rows a case.
+
+    Of the table itself where each case has one row.
+    """
+    named = [x for x in meta.get(axes, ()) if x in table]
+    alone = axes == "axes" and not meta.get("within")
+    return table if alone or not named else table.drop_duplicates(named)
 
 
 def failures(table: pd.DataFrame) -> Iterator[Table]:
@@ -115,8 +132,12 @@ def _facts(meta: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _own(table: pd.DataFrame, meta: Mapping[str, Any]) -> dict[str, str]:
-    spent = pd.to_numeric(table.get("case_seconds", pd.Series(dtype=float)), errors="coerce")
-    seconds = f"{spent.sum():.0f}" if "case_seconds" in table else ""
+    spent = sum(
+        float(pd.to_numeric(_one_each(table, meta, axes)[column], errors="coerce").sum())
+        for column, axes in (("case_seconds", "axes"), ("case_setup_seconds", "shared"))
+        if column in table
+    )
+    seconds = f"{spent:.0f}" if "case_seconds" in table else ""
     return {
         "seeds": ", ".join(map(str, meta["seeds"])) or "none",
         "rows": str(len(table)),

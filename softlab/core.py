@@ -263,6 +263,20 @@ class Traits:
         )
 
 
+class Knob:
+    """The setting m of an operator that decides what a call costs.
+
+    At m the fields named ``fields`` are ``each`` times m, and ``others`` are as given here.
+    """
+
+    def __init__(self, *fields: str, each: int = 1, **others: Any) -> None:
+        self.fields, self.each, self.others = fields, each, others
+
+    def at(self, kind: Callable[..., T], m: int) -> T:
+        """An operator of that class at the setting m, an integer of at least 1."""
+        return kind(**dict.fromkeys(self.fields, self.each * m), **self.others)
+
+
 @runtime_checkable
 class Operator(Protocol):
     """A frozen dataclass of numbers, called on tensors.
@@ -272,6 +286,9 @@ class Operator(Protocol):
     broadcast. ``key_mask`` is boolean and broadcasts to (..., l): True keys take part, and the
     result equals deleting the others. Causal operators ask for n = l, and delete the queries of
     masked tokens too: their rows are zero.
+
+    Two class attributes place it beside others, in figures and studies, and either may be missing:
+    ``family``, one of ``softlab.catalogue.FAMILIES`` or a new one, and ``knob``, a ``Knob``.
     """
 
     @property

@@ -21,7 +21,7 @@ LAYERS = (
     {"primitives", "datasets"},
     {"operators", "convergence", "gradients", "matrices", "capture", "error_budget"},
     {"measures", "laws", "models", "pretrained"},
-    {"study"},
+    {"study", "catalogue"},
     {"cli", "studies"},
 )
 """A module imports from layers above its own line in this list, and from its own package."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from softlab import validation
-from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Traits, own_precision, value, widened
 from softlab.operators.linear_attention import LinearAttention
 from softlab.operators.local import Local
 from softlab.operators.softmax import Softmax
@@ -39,6 +40,9 @@ class BandLowRank:
     which is another kernel, and adds 1e-6 to each row sum; here logarithms of features are averaged
     exactly. Reference: arXiv 2108.02347 (FMMformer) and its code, ``causal_fmm_attention``.
     """
+
+    family: ClassVar = "hybrid"
+    knob: ClassVar = Knob("window")
 
     window: int
     kernels: int = 1

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import Cost, Dims, Stream, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Stream, Traits, own_precision, value, widened
 from softlab.kernels import Exponential
 from softlab.operators.softmax import Softmax
 from softlab.primitives.banded import banded_average, centres, ordinals, rows, support_sizes
@@ -40,6 +41,9 @@ class BigBird:
     memory are linear in n and l. Reference: Zaheer et al., Big Bird, arXiv 2007.14062, Sec. 2 (the
     internal construction), with blocks of queries but single keys.
     """
+
+    family: ClassVar = "sparse"
+    knob: ClassVar = Knob("window", "globals", "random", block=32)
 
     window: int
     globals: int

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import Cost, Dims, Traits, own_precision, recomputed, value, widened
+from softlab.core import Cost, Dims, Knob, Traits, own_precision, recomputed, value, widened
 from softlab.landmarks import UniformRandom
 from softlab.landmarks.lloyd import means, nearest
 from softlab.operators.softmax import Softmax
@@ -38,6 +39,9 @@ class Clustered:
     (clusters), 3.3 (top keys); there k-means runs on 63 sign bits of each query, with Hamming
     distances; here on the queries themselves.
     """
+
+    family: ClassVar = "sparse"
+    knob: ClassVar = Knob("clusters")
 
     clusters: int
     top: int = 32

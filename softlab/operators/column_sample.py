@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Traits, own_precision, value, widened
 from softlab.kernels import Exponential, kernel_cost
 from softlab.landmarks import UniformRandom
 from softlab.operators.softmax import Softmax
@@ -25,6 +27,9 @@ class ColumnSample:
     is not drawn is not seen. Reference: Owen, Monte Carlo Theory, Methods and Examples, Ch. 9 (the
     ratio estimator); Cochran, Sampling Techniques, 3rd ed., Theorem 2.2 (its variance).
     """
+
+    family: ClassVar = "sampling"
+    knob: ClassVar = Knob("rank")
 
     rank: int
     seed: int = 0

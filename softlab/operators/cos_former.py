@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,8 @@ class CosFormer:
     deleted, queries too. M is still the number of all tokens, the one thing that an output knows of
     later ones. Reference: arXiv 2202.08791.
     """
+
+    family: ClassVar = "no approximation"
 
     causal: bool = False
 

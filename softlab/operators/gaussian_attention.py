@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ class GaussianAttention:
     on one key: look at the row sums. Reference: arXiv 2110.11945, Eq. 4-5; symmetric
     normalisation: abstract of arXiv 2207.03341.
     """
+
+    family: ClassVar = "dense"
 
     bandwidth: float | None = None
     normalization: str = "none"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import Cost, Dims, Stream, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Stream, Traits, own_precision, value, widened
 from softlab.operators.softmax import Softmax
 from softlab.primitives.sort_lsh import (
     Blocks,
@@ -55,6 +56,9 @@ class HyperAttention:
     in two. Reference: Han et al., arXiv 2310.05869, Alg. 1 (sortLSH) and 3, and its code,
     ``hyper_attn.py`` and ``angular_lsh.py``.
     """
+
+    family: ClassVar = "sampling"
+    knob: ClassVar = Knob("block", "samples")
 
     block: int = 64
     samples: int = 64

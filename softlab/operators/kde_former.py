@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import Cost, Dims, Stream, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Stream, Traits, own_precision, value, widened
 from softlab.operators.softmax import Softmax
 from softlab.primitives.sort_lsh import (
     Blocks,
@@ -55,6 +56,9 @@ class KDEFormer:
     Gray code of the signs instead of their place in it. Reference: Zandieh et al., arXiv
     2302.02451, and its code, ``KDEformer.py``.
     """
+
+    family: ClassVar = "sampling"
+    knob: ClassVar = Knob("block", "samples")
 
     block: int = 64
     samples: int = 64

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from softlab import validation
@@ -24,6 +26,8 @@ class LinearAttention:
     logarithms of features are averaged exactly, whatever their size. Reference: arXiv 2006.16236,
     Eq. 4-7 (phi in Eq. 7).
     """
+
+    family: ClassVar = "no approximation"
 
     causal: bool = False
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import Cost, Dims, Stream, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Stream, Traits, own_precision, value, widened
 from softlab.kernels import Exponential, kernel_cost
 from softlab.operators.softmax import Softmax
 
@@ -32,6 +33,9 @@ class Linformer:
     v, which is one more token of ones, and its causal mask hides mixtures of all tokens, so that
     the future comes through. Reference: Wang et al., arXiv 2006.04768 (form and sharing).
     """
+
+    family: ClassVar = "low rank"
+    knob: ClassVar = Knob("rank")
 
     rank: int
     seed: int = 0

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Traits, own_precision, value, widened
 from softlab.operators.softmax import Softmax
 from softlab.primitives.banded import banded_average, centres, ordinals, rows, support_sizes
 from softlab.primitives.causal import of_kept
@@ -44,6 +45,9 @@ class Local:
     mask, and masked keys leave gaps in its windows. Reference: Beltagy et al., Longformer, arXiv
     2004.05150, Sec. 3.1 (window, dilation); Xiao et al., arXiv 2309.17453, Sec. 3.2 (sinks).
     """
+
+    family: ClassVar = "sparse"
+    knob: ClassVar = Knob("window")
 
     window: int
     dilation: int = 1

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from softlab import validation
-from softlab.core import Cost, Dims, Traits, own_precision, recomputed, value, widened
+from softlab.core import Cost, Dims, Knob, Traits, own_precision, recomputed, value, widened
 from softlab.operators.softmax import Softmax
 from softlab.primitives.banded import HELD_ENTRIES, ordinals, rows
 
@@ -43,6 +44,9 @@ class MRA:
     1e-6 to the normaliser. The package transformers has that code, and returns zeros where its CUDA
     kernels are not loaded.
     """
+
+    family: ClassVar = "hybrid"
+    knob: ClassVar = Knob("refined", block=16)
 
     block: int = 32
     refined: int = 4

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
 from softlab import validation
-from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Traits, own_precision, value, widened
 from softlab.kernels import Exponential, kernel_cost
 from softlab.landmarks import SegmentMeans, Selector
 from softlab.operators.softmax import Softmax
@@ -41,6 +42,9 @@ class Nystromformer:
     landmarks, and is exact softmax attention at as many landmarks as tokens. Reference: arXiv
     2102.03902, Eq. 9-13, Alg. 1, and its skip connection of V.
     """
+
+    family: ClassVar = "low rank"
+    knob: ClassVar = Knob("rank")
 
     rank: int
     pinv: Solver = NystromformerCubic(steps=6)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Traits, own_precision, value, widened
 from softlab.features import Orthogonal, Weights
 from softlab.operators.softmax import Softmax
 from softlab.primitives.causal import of_kept
@@ -52,6 +53,9 @@ class Performer:
 
     Reference: arXiv 2009.14794, Eq. 5-8, Lemma 1 (both estimators), Lemma 2 (their variances).
     """
+
+    family: ClassVar = "features"
+    knob: ClassVar = Knob("features")
 
     features: int = 64
     weights: Weights = Orthogonal()

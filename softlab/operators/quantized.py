@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -57,6 +58,8 @@ class Quantized:
     Reference: Zhang et al., SageAttention, arXiv 2410.02367 (int8 by tokens, smoothed keys);
     Micikevicius et al., arXiv 2209.05433 (e4m3).
     """
+
+    family: ClassVar = "dense"
 
     precision: str = "int8"
     smoothing: bool = False

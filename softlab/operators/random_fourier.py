@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Traits, own_precision, value, widened
 from softlab.features import Orthogonal, Weights
 from softlab.kernels import Gaussian
 from softlab.operators.gaussian_attention import GaussianAttention
@@ -48,6 +49,9 @@ class RandomFourier:
     Reference: Rahimi and Recht, Random Features for Large-Scale Kernel Machines (2007), Alg. 1;
     arXiv 2103.02143 (RFA); arXiv 2009.14794, Lemma 2 (variance).
     """
+
+    family: ClassVar = "features"
+    knob: ClassVar = Knob("features", each=2)
 
     features: int = 64
     target: Softmax | GaussianAttention = Softmax()

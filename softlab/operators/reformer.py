@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import Cost, Dims, Stream, Traits, own_precision, recomputed, value, widened
+from softlab.core import Cost, Dims, Knob, Stream, Traits, own_precision, recomputed, value, widened
 from softlab.operators.softmax import Softmax
 from softlab.primitives.banded import HELD_ENTRIES, rows
 from softlab.primitives.sort_lsh import bounds, over_survivors, parts, unsorted
@@ -62,6 +62,9 @@ class Reformer:
     reformer-pytorch and transformers; a key found in several rounds counts in each, in the former
     by default; and the former's scores are sqrt(d) times smaller than the latter's.
     """
+
+    family: ClassVar = "sparse"
+    knob: ClassVar = Knob("chunk", buckets=16, rounds=2)
 
     buckets: int = 32
     chunk: int = 64

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Traits, own_precision, value, widened
 from softlab.kernels import Exponential, Gaussian, kernel_cost
 from softlab.landmarks.draws import drawn, uniforms
 from softlab.landmarks.pivoting import Pivots, pivots
@@ -51,6 +52,9 @@ class RPCholesky:
     Reference: Schroeder and Mackey, WildCat, arXiv 2602.10056, and its code, ``compress_kv.py`` and
     ``rp_nystrom.py``; Chen, Epperly, Tropp and Webber, arXiv 2207.06503, Alg. 1 (pivots).
     """
+
+    family: ClassVar = "low rank"
+    knob: ClassVar = Knob("rank")
 
     rank: int
     temperature: float = 2.0

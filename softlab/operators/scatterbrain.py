@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Traits, own_precision, value, widened
 from softlab.features import Orthogonal, Weights
 from softlab.operators.local import LEAST_BLOCK, Local
 from softlab.operators.performer import ESTIMATORS, Performer
@@ -48,6 +49,9 @@ class Scatterbrain:
     ``sblocal_attention.py``, which takes hyperbolic features. The paper finds the support by
     hashing; here it is the band of that code.
     """
+
+    family: ClassVar = "hybrid"
+    knob: ClassVar = Knob("window", "features")
 
     window: int
     features: int = 64

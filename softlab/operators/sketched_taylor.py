@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import product
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import Cost, Dims, Stream, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Stream, Traits, own_precision, value, widened
 from softlab.operators.softmax import Softmax
 from softlab.primitives.causal import by_halves, of_kept
 from softlab.primitives.feature_maps import feature_sums, polynomial_average, sizes
@@ -46,6 +47,9 @@ class SketchedTaylor:
     Reference: Kar and Karnick, arXiv 1201.6530 (products of signs); they draw the degree of each
     feature, here each degree has as many. The variance is derived in ``kernel_variance``.
     """
+
+    family: ClassVar = "features"
+    knob: ClassVar = Knob("features", degree=2)
 
     features: int = 64
     degree: int = 4

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Traits, own_precision, value, widened
 from softlab.kernels import Gaussian, kernel_cost
 from softlab.landmarks import Selector, UniformRandom
 from softlab.operators.gaussian_attention import GaussianAttention
@@ -44,6 +45,9 @@ class Skyformer:
     points of the kernel. Reference: Chen et al., arXiv 2111.00035 (lifting, sampling and the
     normalised core); released code, ``attention_skyformer.py`` (order of shift and scaling).
     """
+
+    family: ClassVar = "low rank"
+    knob: ClassVar = Knob("rank")
 
     rank: int
     gamma: float = 0.1

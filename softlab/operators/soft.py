@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Traits, own_precision, value, widened
 from softlab.kernels import Gaussian, kernel_cost
 from softlab.landmarks import SegmentMeans, Selector
 from softlab.operators.gaussian_attention import GaussianAttention
@@ -55,6 +56,9 @@ class Soft:
     stops early: ask ``op.pinv.solve(op.core(q, k))``. Reference: arXiv 2110.11945, Eq. 6-10,
     Alg. 1-2; arXiv 2207.03341 (normalisation, abstract and released code).
     """
+
+    family: ClassVar = "low rank"
+    knob: ClassVar = Knob("rank")
 
     rank: int
     bandwidth: float | None = None

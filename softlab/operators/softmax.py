@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -23,6 +24,8 @@ class Softmax:
     in n and l where torch's fused kernel runs (CPU, and GPU for the usual head widths). Reference:
     Vaswani et al., arXiv 1706.03762, Eq. 1.
     """
+
+    family: ClassVar = "dense"
 
     scale: float | None = None
     causal: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,8 @@ class Taylor:
 
     Reference: arXiv 2402.18668 (Based), whose feature map is of width d', after a projection.
     """
+
+    family: ClassVar = "features"
 
     scale: float | None = None
     causal: bool = False

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from softlab import validation
-from softlab.core import Cost, Dims, Stream, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Stream, Traits, own_precision, value, widened
 from softlab.kernels import Exponential, kernel_cost
 from softlab.operators.softmax import Softmax
 from softlab.primitives.banded import HELD_ENTRIES, rows
@@ -61,6 +61,9 @@ class Thinformer:
     probability 1/2. There l is first cut to a power of four by taking one key of so many, and m is
     the root of that times a power of two.
     """
+
+    family: ClassVar = "sampling"
+    knob: ClassVar = Knob("size")
 
     size: int = 256
     caution: float = 1.0

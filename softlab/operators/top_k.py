@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ class TopK:
     Transformers via Top-k Attention, arXiv 2106.06899; the least set as in nucleus sampling,
     Holtzman et al., arXiv 1904.09751, Sec. 3.1.
     """
+
+    family: ClassVar = "dense"
 
     k: int | None = None
     p: float | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ class TruncatedSVD:
     gradient exists where singular values m and m + 1 differ, and is NaN where they are equal;
     derivatives are right up to the fourth.
     """
+
+    family: ClassVar = "dense"
 
     rank: int
     target: Operator = Softmax()

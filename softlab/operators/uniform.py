@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,8 @@ class Uniform:
     ``target``: the exact operator that it stands beside; beside a causal one the mean is over the
     keys 0 to i, and else it does not change the output.
     """
+
+    family: ClassVar = "no approximation"
 
     target: Operator = Softmax()
 

@@ -17,6 +17,7 @@ from functools import cache
 import torch
 
 from softlab import measures
+from softlab.catalogue import operators, require_laws
 from softlab.core import Dims, Operator
 from softlab.engine.journal import Row
 from softlab.features import Orthogonal
@@ -32,68 +33,23 @@ from softlab.inputs import (
     Tied,
     recorded_names,
 )
-from softlab.landmarks import UniformRandom
-from softlab.operators import (
-    MRA,
-    BandLowRank,
-    BigBird,
-    ColumnSample,
-    GaussianAttention,
-    HyperAttention,
-    KDEFormer,
-    Linformer,
-    Local,
-    Nystromformer,
-    Performer,
-    Quantized,
-    RandomFourier,
-    Reformer,
-    RPCholesky,
-    Scatterbrain,
-    SketchedTaylor,
-    Skyformer,
-    Soft,
-    Softmax,
-    Taylor,
-    Thinformer,
-)
-from softlab.operators import Clustered as ClusteredQueries
+from softlab.operators import GaussianAttention, Local, Quantized, RandomFourier, Softmax, Taylor
 from softlab.profiling import Numbers, in_turn
 from softlab.study import Study
 
 BUDGETS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 GAUSSIAN = GaussianAttention()
+PARTS = {part.name: part for part in operators()}
 SWEPT: dict[str, tuple[str, Callable[[int, int], Operator]]] = {
-    "Nystromformer": ("low rank", lambda m, _: Nystromformer(m)),
-    "RPCholesky": ("low rank", lambda m, seed: RPCholesky(m, seed=seed)),
-    "Linformer": ("low rank", lambda m, seed: Linformer(m, seed)),
-    "Performer": ("features", lambda m, seed: Performer(m, Orthogonal(seed))),
-    "RandomFourier": ("features", lambda m, seed: RandomFourier(2 * m, weights=Orthogonal(seed))),
-    "SketchedTaylor": ("features", lambda m, seed: SketchedTaylor(m, 2, seed=seed)),
-    "Local": ("sparse", lambda m, _: Local(m)),
+    **{name: (x.family, x.at) for name, x in PARTS.items() if hasattr(x.kind, "knob")},
     "Local, 4 sinks": ("sparse", lambda m, _: Local(m, sinks=4)),
-    "BigBird": ("sparse", lambda m, seed: BigBird(m, m, m, block=32, seed=seed)),
-    "Clustered": ("sparse", lambda m, seed: ClusteredQueries(m, seed=seed)),
-    "Reformer": ("sparse", lambda m, seed: Reformer(16, chunk=m, rounds=2, seed=seed)),
-    "ColumnSample": ("sampling", lambda m, seed: ColumnSample(m, seed)),
-    "HyperAttention": ("sampling", lambda m, seed: HyperAttention(m, samples=m, seed=seed)),
-    "KDEFormer": ("sampling", lambda m, seed: KDEFormer(m, samples=m, seed=seed)),
-    "Thinformer": ("sampling", lambda m, seed: Thinformer(m, seed=seed)),
-    "BandLowRank": ("hybrid", lambda m, _: BandLowRank(m)),
-    "Scatterbrain": (
-        "hybrid",
-        lambda m, seed: Scatterbrain(m, features=m, weights=Orthogonal(seed)),
-    ),
-    "MRA": ("hybrid", lambda m, _: MRA(16, refined=m)),
-    "Soft": ("low rank", lambda m, _: Soft(m)),
-    "Skyformer": ("low rank", lambda m, seed: Skyformer(m, landmarks=UniformRandom(seed))),
     "RandomFourier, Gaussian": (
         "features",
         lambda m, seed: RandomFourier(2 * m, target=GAUSSIAN, weights=Orthogonal(seed)),
     ),
 }
 """One line a method: its family, and the operator of a knob and a seed, whose work grows with the
-knob."""
+knob. Every operator that declares a knob is one, those of other installed distributions too."""
 FIXED: dict[str, tuple[str, Operator]] = {
     "exact": ("exact", Softmax()),
     "Taylor": ("features", Taylor()),
@@ -101,6 +57,11 @@ FIXED: dict[str, tuple[str, Operator]] = {
     "float8": ("low precision", Quantized("float8")),
     "bfloat16": ("low precision", Quantized("bfloat16")),
     "exact Gaussian": ("exact", GAUSSIAN),
+    **{
+        name: (part.family, part.example)
+        for name, part in PARTS.items()
+        if part.distribution and name not in SWEPT and not part.example.traits.replacement
+    },
 }
 """Methods without a knob of cost: they spend what they spend."""
 ORACLES = ("best matrix of the rank", "heaviest keys")
@@ -145,6 +106,8 @@ def knob(method: str, budget: float, dims: Dims) -> int:
 
 def operator(method: str, budget: float, seed: int, dims: Dims) -> Operator | None:
     """The method as the budget allows, None where it allows none of it."""
+    if method in PARTS:
+        require_laws(PARTS[method])
     if method in FIXED:
         return FIXED[method][1]
     fitted = knob(method, budget, dims)
@@ -245,6 +208,7 @@ STUDY = Study(
     measure=measure,
     timed=("time", "time_q1", "time_q3", "seconds", "seconds_q1", "seconds_q3", "repeats"),
     keep=keep,
+    inputs=[file for part in PARTS.values() for file in part.files],
     figures=(
         Lines(
             x="tau",

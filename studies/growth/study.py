@@ -12,55 +12,34 @@ from typing import Any, cast
 import torch
 
 from softlab import measures
+from softlab.catalogue import Part, operators, require_laws
 from softlab.core import Dims, Operator
 from softlab.engine.journal import Row
 from softlab.figures import Lines
 from softlab.inputs import QKV, Normal
 from softlab.operators import (
-    MRA,
     BandLowRank,
-    BigBird,
-    Clustered,
     ColumnSample,
-    CosFormer,
-    GaussianAttention,
-    HyperAttention,
-    KDEFormer,
     LinearAttention,
-    Linformer,
     Local,
-    Nystromformer,
     Performer,
-    Quantized,
-    RandomFourier,
-    Reformer,
-    RPCholesky,
-    Scatterbrain,
-    SketchedTaylor,
-    Skyformer,
     Soft,
     Softmax,
-    Taylor,
-    Thinformer,
-    TopK,
-    Uniform,
 )
 from softlab.profiling import Numbers, in_turn
 from softlab.study import Study
 
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 HEADS, WIDTH = 4, 32
-FAMILIES: dict[str, list[Operator]] = {
-    "dense": [Softmax(), GaussianAttention(), Quantized(), TopK(64)],
-    "low rank": [Soft(64), Nystromformer(64), Skyformer(64), RPCholesky(64), Linformer(64)],
-    "features": [Performer(), RandomFourier(64), SketchedTaylor(), Taylor()],
-    "sparse": [Local(64), BigBird(64, 64, 64), Clustered(64), Reformer()],
-    "sampling": [ColumnSample(64), HyperAttention(), KDEFormer(), Thinformer()],
-    "hybrid": [BandLowRank(64), MRA(), Scatterbrain(64)],
-    "no approximation": [LinearAttention(), CosFormer(), Uniform()],
+PARTS: dict[Operator, Part] = {
+    part.example: part for part in operators() if not part.example.traits.optimal
 }
-"""One line a family; an operator more is a word more."""
-FAMILY = {op: family for family, ops in FAMILIES.items() for op in ops}
+"""All but the dense control, those of other installed distributions too."""
+SAMPLE = [
+    *(Softmax(), Soft(64), Performer(), Local(64), ColumnSample(64), BandLowRank(64)),
+    LinearAttention(),
+]
+"""One of each family, in the quick grid."""
 
 
 def work(op: Operator, n: int) -> int:
@@ -94,7 +73,8 @@ def measure(op: Operator, n: int, *, dtype: torch.dtype, device: torch.device) -
 
     ``time``, with quartiles, is over that of the exact operator, called in turn.
     """
-    row: Row = {"method": type(op).__name__, "family": FAMILY[op], "work": work(op, n)}
+    require_laws(PARTS[op])
+    row: Row = {"method": PARTS[op].name, "family": PARTS[op].family, "work": work(op, n)}
     own = paid(cast("Any", op), n, dtype, device)
     exact: Numbers = {}
     if keep(Softmax(), n):
@@ -132,8 +112,8 @@ STUDY = Study(
     question="How do time and memory of every operator grow with the number of tokens at its "
     "default knob, beside the growth of its counted work, and from what length on is it faster "
     "than exact attention?",
-    axes={"op": list(FAMILY), "n": LENGTHS},
-    quick={"n": (1024, 2048, 4096), "op": [ops[0] for ops in FAMILIES.values()]},
+    axes={"op": list(PARTS), "n": LENGTHS},
+    quick={"n": (1024, 2048, 4096), "op": SAMPLE},
     measure=measure,
     timed=(
         *("seconds", "seconds_q1", "seconds_q3", "repeats", "time", "time_q1", "time_q3"),

@@ -16,7 +16,7 @@ from softlab.study import run
 from studies.growth.chapter import LIMIT, exponents, scope, tables
 
 GROWTH = load(Path(__file__).parents[2] / "studies" / "growth")
-LIGHT = [op for op in GROWTH.FAMILY if GROWTH.keep(op, 16384)]
+LIGHT = [op for op in GROWTH.PARTS if GROWTH.keep(op, 16384)]
 
 
 def powers(**of):
@@ -33,12 +33,12 @@ def powers(**of):
 
 
 def test_every_operator_takes_part_but_the_dense_control():
-    shown = {type(op).__name__ for op in GROWTH.FAMILY}
+    shown = {type(op).__name__ for op in GROWTH.PARTS}
     assert shown == set(operators.__all__) - {"TruncatedSVD"}
 
 
 def test_quadratic_work_ends_earlier():
-    lengths = {op: [n for n in GROWTH.LENGTHS if GROWTH.keep(op, n)] for op in GROWTH.FAMILY}
+    lengths = {op: [n for n in GROWTH.LENGTHS if GROWTH.keep(op, n)] for op in GROWTH.PARTS}
     assert lengths[Softmax()] == [1024, 2048, 4096, 8192]
     assert lengths[TopK(64)] == [512, 1024, 2048]
     assert lengths[ColumnSample(64)] == [1024, 2048, 4096, 8192, 16384]

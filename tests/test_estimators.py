@@ -597,6 +597,7 @@ def test_the_interval_of_a_ratio_is_the_jackknifes_on_the_logarithm(share):
     assert ends(of_ratio(zero, one, 0.9)) == (0, 0, 0)
     assert ends(of_ratio(one, zero, 0.9)) == (math.inf,) * 3
     assert ends(of_ratio(one, torch.ones(3), 0.9)) == (pytest.approx(2 / 3), 0, math.inf)
+    assert ends(of_ratio(one, torch.ones(3), 0.9, share=1.0)) == (pytest.approx(2 / 3),) * 3
 
 
 def test_the_interval_of_a_sum_of_squares_is_a_chi_squares():

@@ -5,7 +5,7 @@ import itertools
 import json
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import FrozenInstanceError, asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -613,6 +613,11 @@ def test_groups_that_print_alike_or_not_at_all_keep_their_lines_and_entries(valu
     assert len({mark.group for mark in figure.marks}) == 3
     assert len({*legend(figure)}) == 3
     assert all(len(x) < 100 for x in legend(figure))
+
+
+def test_marks_cannot_be_changed_by_who_reads_them():
+    with pytest.raises(FrozenInstanceError):
+        draw(uneven(), own()).marks[0].y = 1.0
 
 
 def test_a_word_of_sixty_letters_is_drawn_whole_and_of_a_longer_one_sixty():

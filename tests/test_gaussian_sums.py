@@ -1,5 +1,7 @@
 """Gaussian sums along every way that they can take: values, gradients, neighbours, memory."""
 
+import math
+
 import pytest
 import torch
 from matrices import F32, F64, normal
@@ -7,7 +9,7 @@ from naive import naive, naive_average, results
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 
 from softlab import Dims
-from softlab.kernels import Exponential, Gaussian, kernel_cost, tiled
+from softlab.kernels import Exponential, Gaussian, fused, kernel_cost, tiled
 from softlab.kernels import functions as kernels
 from softlab.kernels.tiled import tiled_sum
 from softlab.laws import tolerance
@@ -258,3 +260,102 @@ def test_kernel_cost_is_what_torch_counts_in_the_tiled_form(monkeypatch):
         with FlopCounterMode(display=False, custom_mapping=counted) as counter:
             tiled_sum(x, y, v, 1.0)
         assert counter.get_total_flops() == kernel_cost(Dims(b, n, l, w, e), e).flops
+
+
+# --- tiles and blocks --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("batch", "n", "l", "entries", "tile"),
+    [
+        (7, 5, 6, 100, (3, 5, 6)),  # small matrices go many to a tile
+        (7, 5, 6, 30, (1, 5, 6)), (7, 5, 6, 60, (2, 5, 6)), (2, 5, 6, 1000, (2, 5, 6)),
+        (2, 10, 1000, 4096, (1, 10, 409)),  # a large one alone, its short side whole
+        (2, 1000, 10, 4096, (1, 409, 10)), (1, 100, 100, 4096, (1, 64, 64)),
+        (1, 70, 90, 1, (1, 64, 64)), (1, 3, 90, 1, (1, 3, 64)), (1, 90, 3, 1, (1, 64, 3)),
+        (1, 3000, 2500, 1 << 20, (1, 2048, 512)), (1, 1025, 1024, 1 << 20, (1, 1024, 1024)),
+    ],
+)  # fmt: skip
+def test_tiles_cover_each_entry_once_in_the_stated_sizes(batch, n, l, entries, tile, monkeypatch):  # noqa: E741
+    monkeypatch.setattr(tiled, "TILE_ENTRIES", entries)
+    x, y = normal(batch, n, 2, dtype=F32), normal(batch, l, 2, seed=1, dtype=F32)
+    seen = torch.zeros(batch, n, l, dtype=torch.int8)
+    shapes = []
+    for mats, rows, cols, kernel in tiled._tiles(x, y, 1.7):
+        seen[mats, rows, cols] += 1
+        shapes.append(tuple(kernel.shape))
+        if len(shapes) < 3:
+            squares = (x[mats, rows, None] - y[mats, None, cols]).square().sum(-1)
+            torch.testing.assert_close(kernel, (-squares / 3.4).exp(), rtol=1e-4, atol=1e-5)
+    assert bool((seen == 1).all())
+    assert shapes[0] == tile
+    parts = [math.ceil(whole / part) for whole, part in zip((batch, n, l), tile, strict=True)]
+    assert len(shapes) == math.prod(parts)
+
+
+def test_tiles_serve_a_short_side_or_wide_values_on_a_cpu():
+    def asked(n, l, d=3, e=2, device="cpu"):  # noqa: E741
+        return tiled.suits(*(torch.empty(1, m, w, device=device) for m, w in
+                             ((n, d), (l, d), (l, e))))  # fmt: skip
+
+    assert asked(512, 9000)
+    assert asked(9000, 512)
+    assert not asked(513, 513)
+    assert not asked(513, 513, d=3, e=6)
+    assert asked(513, 513, d=3, e=7)
+    assert not asked(5, 5, device="meta")
+
+
+def test_one_tile_is_as_many_entries_as_are_held(monkeypatch):
+    monkeypatch.setattr(tiled, "TILE_ENTRIES", 60)
+    assert tiled.one_tile(torch.empty(2, 5, 9), torch.empty(2, 6, 9))
+    assert not tiled.one_tile(torch.empty(2, 5, 1), torch.empty(2, 7, 1))
+    assert not tiled.one_tile(torch.empty(3, 5, 1), torch.empty(3, 6, 1))
+
+
+@pytest.mark.parametrize(("held", "rows"), [(1, 1), (83, 1), (84, 2), (126, 3), (10**6, 9)])
+def test_blocks_of_the_plain_forms_hold_no_more_than_their_bounds(held, rows, monkeypatch):
+    x, y, v = normal(2, 9, 3), normal(2, 7, 3, seed=1), normal(2, 7, 4, seed=2)
+    monkeypatch.setattr(tiled, "TILE_ENTRIES", held)  # 42 numbers of y to a row of differences
+    monkeypatch.setattr(fused, "HELD_ENTRIES", held // 3)  # 14 scores to a row
+    K = naive(Gaussian(1.3), x, y)
+    scores = 0.7 * x @ y.mT
+    hidden = torch.arange(7) > torch.arange(9)[:, None]
+    for of, call, wanted in (
+        (tiled, lambda: tiled.plain_sum(x, y, v, 1.3**2), K @ v),
+        (fused, lambda: fused.plain_average(x, y, v, scale=0.7), scores.softmax(-1) @ v),
+        (fused, lambda: fused.plain_average(x, y, v, scale=0.7, causal=True),
+         scores.masked_fill(hidden, -math.inf).softmax(-1) @ v),
+        (fused, lambda: fused.plain_average(x, y, v), (x @ y.mT).softmax(-1) @ v),
+    ):  # fmt: skip
+        lengths, inner = [], of.recomputed
+
+        def watched(block, z, *rest, lengths=lengths, inner=inner):
+            lengths.append(z.shape[1])
+            return inner(block, z, *rest)
+
+        monkeypatch.setattr(of, "recomputed", watched)
+        torch.testing.assert_close(call(), wanted)
+        monkeypatch.setattr(of, "recomputed", inner)
+        assert lengths[0] == rows
+        assert sum(lengths) == 9
+
+
+@pytest.mark.parametrize("masked", [None, "keys", "weights"])
+@pytest.mark.parametrize("heads", [False, True])
+def test_both_forms_of_an_average_agree_with_the_formula(masked, heads):
+    lead = (2, 3) if heads else (3,)
+    x, y, v = (normal(*lead, m, w, seed=s) for s, (m, w) in enumerate(((6, 3), (5, 3), (5, 4))))
+    mask = {None: None, "keys": normal(*lead, 5, seed=4) > -0.5,
+            "weights": normal(*lead, 5, seed=5)}[masked]  # fmt: skip
+    scores = 0.7 * x @ y.mT
+    if masked == "keys":
+        scores = scores.masked_fill(~mask.unsqueeze(-2), -math.inf)
+    if masked == "weights":
+        scores = scores + mask.unsqueeze(-2)
+    wanted = scores.softmax(-1) @ v
+    for form in (fused.fused_average, fused.plain_average):
+        torch.testing.assert_close(form(x, y, v, mask, scale=0.7), wanted)
+    graph = fused.fused_average(x.requires_grad_(), y, v, mask, scale=0.7)
+    torch.testing.assert_close(graph, wanted)
+    assert graph.requires_grad

@@ -212,6 +212,12 @@ def test_bandwidths_that_are_none_are_refused(bandwidth):
         Gaussian(bandwidth)
 
 
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf])
+def test_scales_that_are_none_are_refused(scale):
+    with pytest.raises(ValueError, match=r"Exponential\.scale is .*positive finite number"):
+        Exponential(scale)
+
+
 # --- causal sums -----------------------------------------------------------------------------
 
 

@@ -93,7 +93,7 @@ def remembers():
     ],
 )
 def test_what_a_subject_does_is_the_outcome_of_a_law(f, law, detail, capsys):
-    subject = laws.subjects.Plain(f, f.__name__)
+    subject = laws.adapters.Plain(f, f.__name__)
     (found,) = laws.examine(subject, only=law, seconds=0.3 if f is hangs else 20.0)
     assert found.verdict is Verdict.FAILS
     assert found.detail.startswith(detail) or detail in found.detail
@@ -111,20 +111,20 @@ def test_a_module_that_is_on_its_way_in_when_time_is_up_arrives_whole(tmp_path, 
         assert late_arrival.whole
         time.sleep(60)
 
-    subject = laws.subjects.Plain(late, "late")
+    subject = laws.adapters.Plain(late, "late")
     (found,) = laws.examine(subject, only="answers", seconds=0.1)
     assert found.detail == "gave no answer within 0.1 s"
     assert sys.modules.pop("late_arrival").whole
 
 
 def test_a_failure_comes_small_and_can_be_had_again():
-    op = laws.subjects.Plain(batch_scaled, "op")
+    op = laws.adapters.Plain(batch_scaled, "op")
     (found,) = laws.examine(op, only="batch independence")
     assert "situation={'lead': (2,), 'keys': 2" in found.reproduce
     call = found.reproduce.partition("; ")[2]
     with pytest.raises(laws.BrokenLawError, match="batch independence"):
         eval(call, {"laws": laws, "op": op})
-    biased = laws.subjects.Plain(
+    biased = laws.adapters.Plain(
         lambda q, k, v: softmax(q, k, v) * 1.01, "op", traits=Traits(row_stochastic=True)
     )
     (found,) = laws.examine(biased, only="row-stochastic")
@@ -215,8 +215,8 @@ def test_other_precisions_are_asked_of_the_laws_that_have_none_of_their_own():
     assert found["linear in v"].verdict is Verdict.HOLDS
     assert found["gradient"].verdict is Verdict.SKIPPED
     assert {one.verdict for one in found.values()} == {Verdict.HOLDS, Verdict.SKIPPED}
-    spoilt = laws.subjects.Plain(lambda q, k, v: softmax(q, k, v).bfloat16().to(v), "op")
-    spoilt = laws.subjects._with(spoilt, row_stochastic=True, linear_in_v=True)
+    spoilt = laws.adapters.Plain(lambda q, k, v: softmax(q, k, v).bfloat16().to(v), "op")
+    spoilt = laws.adapters._with(spoilt, row_stochastic=True, linear_in_v=True)
     (found,) = laws.examine(spoilt, draws=draws, only="row-stochastic")
     assert found.verdict is Verdict.FAILS
     assert "dtype=torch.float32" in found.reproduce
@@ -448,6 +448,6 @@ def test_solvers_are_asked_in_other_precisions(dtype):
     assert held == [
         "Penrose identities", "adjoint", "orthogonal factors", "inverse of the inverse",
     ]  # fmt: skip
-    rough = laws.subjects.PlainSolver(lambda a: SVD()(a).to(torch.bfloat16).to(a), "rough")
+    rough = laws.adapters.PlainSolver(lambda a: SVD()(a).to(torch.bfloat16).to(a), "rough")
     (found,) = laws.examine(rough, draws=laws.Draws(dtype=torch.float32), only="Penrose identities")
     assert found.verdict is Verdict.FAILS

@@ -164,7 +164,7 @@ def test_where_it_hangs_is_said():
         while k.shape[-2] > 1:
             time.sleep(0.01)
 
-    plain = laws.subjects.Plain(hangs, "hangs")
+    plain = laws.adapters.Plain(hangs, "hangs")
     (found,) = laws.examine(plain, only="answers", seconds=0.3)
     where, _, line = found.at.rpartition(":")
     assert Path(where).name == "test_examination.py"
@@ -178,7 +178,7 @@ def test_coverage_is_counted_while_laws_run_and_by_law():
         calls.append((q.shape, k.shape, q.dtype))
         return softmax(q, k, v)
 
-    op = laws.subjects.Plain(attend, "attend")
+    op = laws.adapters.Plain(attend, "attend")
     found = laws.examine(op, only="batch independence")
     table = laws.coverage(found)
     assert table.laws == ("batch independence",)
@@ -199,11 +199,11 @@ def test_nothing_stays_behind_on_the_class_of_a_subject():
     from softlab.operators import Softmax
     from softlab.pinv import SVD
 
-    before = [dict(vars(kind)) for kind in (Softmax, SVD, laws.subjects.Plain)]
+    before = [dict(vars(kind)) for kind in (Softmax, SVD, laws.adapters.Plain)]
     laws.examine(Softmax(), only="silent")
     laws.examine(SVD(), only="adjoint")
     laws.examine(softmax, only="silent")
-    assert [dict(vars(kind)) for kind in (Softmax, SVD, laws.subjects.Plain)] == before
+    assert [dict(vars(kind)) for kind in (Softmax, SVD, laws.adapters.Plain)] == before
 
 
 def test_the_default_of_one_softmax_is_within_its_budget():
@@ -300,7 +300,7 @@ def test_what_c_code_prints_is_seen():
         ctypes.CDLL(None).puts(b"hello")
         return softmax(q, k, v)
 
-    (found,) = laws.examine(laws.subjects.Plain(attend, "attend"), only="silent")
+    (found,) = laws.examine(laws.adapters.Plain(attend, "attend"), only="silent")
     assert "'hello'" in found.detail
 
 
@@ -315,7 +315,7 @@ def test_a_copy_of_the_process_ends_where_it_comes_back():
             os.waitpid(child, 0)
         return softmax(q, k, v)
 
-    (found,) = laws.examine(laws.subjects.Plain(attend, "attend"), only="silent")
+    (found,) = laws.examine(laws.adapters.Plain(attend, "attend"), only="silent")
     assert os.getpid() == me
     assert found.detail.startswith("forked")
 
@@ -326,7 +326,7 @@ def test_a_copy_of_the_process_ends_where_it_comes_back():
         os.waitpid(child, 0)
         return softmax(q, k, v)
 
-    (found,) = laws.examine(laws.subjects.Plain(worker, "worker"), only="silent")
+    (found,) = laws.examine(laws.adapters.Plain(worker, "worker"), only="silent")
     assert found.verdict == "holds"
 
 
@@ -334,8 +334,8 @@ def test_what_was_inferred_and_is_not_kept_is_dropped_and_no_failure():
     def attend(q, k, v):
         return softmax(q, k, v)
 
-    op = laws.subjects._with(laws.adapted(attend), symmetric=True, causal=True)
-    op = laws.subjects.dataclasses.replace(op, inferred=(*op.inferred, "symmetric"))
+    op = laws.adapters._with(laws.adapted(attend), symmetric=True, causal=True)
+    op = laws.adapters.dataclasses.replace(op, inferred=(*op.inferred, "symmetric"))
     found = {one.law: one for one in laws.examine(op)}
     assert found["symmetric"].verdict == "does not apply"
     assert found["symmetric"].dropped == "symmetric"

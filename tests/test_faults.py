@@ -45,4 +45,4 @@ def test_a_law_leaves_alone_what_claims_nothing():
 def test_no_draw_passes_an_operator_that_does_not_answer(wrong):
     """A published accuracy test passes zeros in 200 of 200 draws."""
     subject = faults.Faulty(faults.Softmax(), getattr(faults, wrong))
-    assert all(laws.honesty.ANSWERS.broken(subject, seed=seed) for seed in range(200))
+    assert all(laws.purity.ANSWERS.broken(subject, seed=seed) for seed in range(200))

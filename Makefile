@@ -1,5 +1,5 @@
 # Everything runs in a virtual environment of its own: make report, make report-models,
-# make report-images, make test, make fidelity, make peers, make check, make bench.
+# make report-images, make test, make docs, make fidelity, make peers, make check, make bench.
 # To use a torch that the system has (a CUDA build, say):
 #   make report VENV_FLAGS=--system-site-packages CONSTRAINTS=/dev/null
 
@@ -14,7 +14,7 @@ READY := $(VENV)/.ready
 # Weights of the models whose attention the studies replace.
 WEIGHTS := minilm vit photographs smollm2 whisper
 
-.PHONY: report report-models report-images test fidelity peers check format bench mutants clean
+.PHONY: report report-models report-images test docs fidelity peers check format bench mutants clean
 
 report: $(READY)  ## every study, on real activations, and the PDF of them all
 	$(BIN)/softlab run --all --threads 1 --workers $(WORKERS) --out $(OUT)
@@ -33,6 +33,9 @@ report-images: $(READY)  ## SOFT's pyramid trained on real images; fetches 31 MB
 
 test: $(READY)  ## the whole suite, warnings as errors
 	$(BIN)/python -m pytest -n 2
+
+docs: $(READY)  ## the site, docs/_build/html/index.html; warnings as errors, no network
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -j $(WORKERS) docs docs/_build/html
 
 fidelity: $(READY)  ## our operators beside published packages, on the same weights
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[fidelity]'
@@ -73,5 +76,5 @@ $(READY): pyproject.toml $(filter-out /dev/null,$(CONSTRAINTS))
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "softlab needs Python 3.11 or newer; use make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) 'torch>=2.8'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[report,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[report,dev,docs]'
 	touch $@

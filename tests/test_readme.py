@@ -4,15 +4,14 @@ import re
 import tomllib
 from pathlib import Path
 
+from blocks import python_blocks, run_blocks
+
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
 def test_python_blocks_run_in_order():
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) >= 5
-    space: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), space)
+    assert len(python_blocks(README)) >= 5
+    space = run_blocks(README, "README.md")
     assert float(space["error"]) < 1
 
 

@@ -1,0 +1,659 @@
+"""The pages that are made of the code when the site is built: ``api/`` and ``catalogue/``."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import importlib
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pandas as pd
+import torch
+from prose import as_rest
+from sphinx.pycode import ModuleAnalyzer
+
+from softlab import features, inputs, landmarks, laws, matrices, measures, operators, pinv
+from softlab.catalogue import Part, parts_of
+from softlab.core import Cost, Dims, causal_form
+from softlab.figures import Lines
+from softlab.inputs import Recorded, Tied
+from softlab.laws.law import Law, has_field, refielded
+from softlab.operators import Nystromformer, Softmax
+from softlab.report import drawing
+
+DOCS = Path(__file__).parent
+API = {
+    "Attention": {
+        "softlab.operators": "",
+        "softlab.pinv": "",
+        "softlab.landmarks": "",
+        "softlab.kernels": "",
+        "softlab.features": "",
+        "softlab.core": "",
+        "softlab.catalogue": "",
+        "softlab.primitives": (
+            "banded causal feature_maps normalization prefix_sums sort_lsh weighted_sums"
+        ),
+    },
+    "What it is tried on": {
+        "softlab.inputs": "",
+        "softlab.matrices": "",
+        "softlab.datasets": "download fashion images scenes wheels",
+        "softlab.pretrained": "activations minilm smollm2 tasks vit whisper",
+        "softlab.models": "output_gain published segmentation soft_attention training",
+        "softlab.capture": "effect",
+    },
+    "What is measured": {
+        "softlab.laws": "strategies",
+        "softlab.measures": "",
+        "softlab.error_budget": "",
+        "softlab.spectra": "",
+        "softlab.estimators": "",
+        "softlab.convergence": "",
+        "softlab.gradients": "",
+        "softlab.profiling": "",
+    },
+    "Studies and reports": {
+        "softlab.study": "",
+        "softlab.figures": "",
+        "softlab.report": "chapter comparison drawing intervals numbers rows words",
+        "softlab.engine": "journal workers",
+    },
+}
+"""The modules that users call, by what they are for, each with the modules in it that it does not
+export all of."""
+
+KINDS: dict[str, tuple[str, ModuleType, str, str]] = {
+    "operators": ("Operators", operators, "target", "softlab.operators"),
+    "solvers": ("Solvers", pinv, "solve", "softlab.pinv"),
+    "scalings": ("Initial scalings", pinv.scalings, "definite", "softlab.pinv"),
+    "selectors": ("Landmark selectors", landmarks, "", "softlab.landmarks"),
+    "features": ("Weights of random features", features, "", "softlab.features"),
+    "inputs": ("Inputs", inputs, "", "softlab.inputs"),
+    "matrices": ("Matrices", matrices, "", "softlab.matrices"),
+}
+"""Pages of the catalogue: title, module, what a part of the kind has, and where users import it."""
+APART = ("operators", "solvers")
+"""The kinds whose parts have a page each."""
+
+
+def parts(kind: str) -> dict[str, Any]:
+    """The parts of a kind, by the name under which users import them."""
+    _, module, needs, package = KINDS[kind]
+    public = importlib.import_module(package).__all__
+    return {x.name: x.kind for x in parts_of(module, needs) if x.name in public}
+
+
+def place(name: str, part: Any) -> str:
+    """The catalogue's page of a part, empty where it has none."""
+    for kind in KINDS:
+        if parts(kind).get(name) is part:
+            return f"catalogue/{kind}/{name}" if kind in APART else f"catalogue/{kind}"
+    return ""
+
+
+def title(part: Any) -> str:
+    """The first line of a docstring."""
+    return (inspect.getdoc(part) or "").partition("\n")[0]
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown."""
+    lines = [list(head), *map(list, rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(
+        f"| {' | '.join(x.replace('|', chr(92) + '|') for x in row)} |" for row in lines
+    )
+
+
+def prose(words: str) -> str:
+    """Prose of a docstring, in Markdown: nothing but double backticks is markup."""
+    pieces = re.split(r"``(.+?)``", words)
+    plain = [re.sub(r"[\\*_<>\[\]#$~^`{}]", r"\\\g<0>", x) for x in pieces[::2]]
+    code = [f"`{x}`" for x in pieces[1::2]]
+    woven = [x for pair in zip(plain, [*code, ""], strict=True) for x in pair]
+    return re.sub(
+        r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", "".join(woven)
+    )
+
+
+# The API ----------------------------------------------------------------------------------------
+
+
+def public(module: ModuleType) -> list[tuple[str, Any]]:
+    """What a module offers, by name: what it exports, or what it defines without an underscore."""
+    names = getattr(module, "__all__", None)
+    if names is not None:
+        return [(name, getattr(module, name)) for name in names]
+    return [
+        (name, held)
+        for name, held in vars(module).items()
+        if not name.startswith("_") and getattr(held, "__module__", "") == module.__name__
+    ]
+
+
+def entry(module: str, name: str, held: Any) -> str:
+    """The directive that describes one name; of values, those that the code describes."""
+    if inspect.isclass(held):
+        kind = "exception" if issubclass(held, BaseException) else "class"
+    else:
+        kind = "function" if inspect.isroutine(held) else "data"
+    if kind != "data":
+        return f".. auto{kind}:: {module}.{name}"
+    if ("", name) in ModuleAnalyzer.for_module(module).find_attr_docs():
+        return f".. autodata:: {module}.{name}\n   :no-value:"
+    return f".. py:data:: {name}\n   :module: {module}"
+
+
+def rest(text: str) -> str:
+    """A block of reStructuredText within Markdown."""
+    return f"````{{eval-rst}}\n{text}\n````\n"
+
+
+def api_page(package: str, inner: str, described: set[int]) -> str:
+    """The page of one module: its docstring, what it offers, each described once on the site."""
+    lines = [f"# {package}", ""]
+    for name in (package, *(f"{package}.{x}" for x in inner.split())):
+        module = importlib.import_module(name)
+        if name != package:
+            lines += [f"## {name}", ""]
+        lines += [
+            rest(
+                "\n".join(
+                    [
+                        f".. py:module:: {name}",
+                        "",
+                        *as_rest((inspect.getdoc(module) or "").splitlines()),
+                    ]
+                )
+            )
+        ]
+        offered = public(module)
+        placed = [(x, held, place(x, held)) for x, held in offered]
+        linked = [
+            [
+                f"[`{x}`](/{page}.md{'' if Path(page).name == x else f'#{x.lower()}'})",
+                prose(title(held)),
+            ]
+            for x, held, page in placed
+            if page
+        ]
+        if linked:
+            lines += ["In the catalogue:", "", table(("name", "what it is"), linked), ""]
+        for x, held, page in placed:
+            if page or id(held) in described:
+                continue
+            if not isinstance(held, (str, int, float, tuple, frozenset, dict, list)):
+                described.add(id(held))
+            elif getattr(module, "__all__", None) is None:
+                continue
+            lines += [rest(entry(name, x, held))]
+    return "\n".join(lines)
+
+
+# The catalogue ----------------------------------------------------------------------------------
+
+HELD: dict[str, tuple[str, ...]] = {
+    "linear_in_v": ("linear in v", "each column alone"),
+    "query_equivariant": ("query equivariance",),
+    "key_invariant": ("key invariance",),
+    "row_stochastic": ("row-stochastic", "one key"),
+    "nonnegative": ("non-negative",),
+    "symmetric": ("symmetric",),
+    "psd": ("positive semidefinite",),
+    "reads": ("reads",),
+    "reciprocal": ("transposition",),
+    "below": ("below the matrix",),
+    "low_rank": ("low rank", "Eckart-Young"),
+    "exact_at": ("exact at its most", "gradient at its most"),
+    "monotone": ("monotone",),
+    "optimal": ("Eckart-Young",),
+    "lifted": ("low rank", "exact at its most"),
+    "exact_at_rank_one": ("identical tokens",),
+    "blind": ("answers",),
+    "seedless": ("seeds",),
+    "exact": ("target", "tokens far apart"),
+    "replacement": ("replacement",),
+    "unbiased": ("unbiased",),
+    "variance": ("variance",),
+    "restricted": ("restricted",),
+    "linear_memory": ("linear memory",),
+    "padded": ("claimed work",),
+    "causal": ("causal",),
+}
+"""Claims of operators, each with the laws that hold it or, as of ``blind``, are excused by it."""
+SOLVERS_HELD: dict[str, tuple[str, ...]] = {
+    "order": ("order",),
+    "products": ("cost",),
+    "singular": ("Penrose identities, singular",),
+    "definite": ("Penrose identities",),
+    "regularized": ("shifted inverse",),
+    "growth": ("growth",),
+    "implicit": ("gradient",),
+    "constant_rank": ("gradient, singular",),
+    "watched": ("cost",),
+    "precision": ("Penrose identities",),
+}
+
+NEWTON = pinv.NewtonRaphson(20)
+EXAMPLES: dict[str, Any] = {
+    "Local": operators.Local(32),
+    "TopK": operators.TopK(k=32),
+    "MRA": operators.MRA(16, refined=4),
+    "Reformer": operators.Reformer(16, chunk=32, rounds=2),
+    "Thinformer": operators.Thinformer(64),
+    "Ridge": pinv.Ridge(NEWTON),
+    "Purified": pinv.Purified(pinv.NewtonRaphson(40)),
+    "BestIterate": pinv.BestIterate(NEWTON),
+    "Polished": pinv.Polished(NEWTON),
+    "ImplicitGradient": pinv.ImplicitGradient(NEWTON),
+    "GolubPereyra": pinv.GolubPereyra(NEWTON),
+    "Checkpointed": pinv.Checkpointed(NEWTON),
+}
+"""What stands for a part where its defaults make none, or hide its knob."""
+KNOBS = {"MRA": "refined", "Reformer": "chunk", "TopK": "k"}
+SIZES = (8, 16, 32, 64, 128, 256)
+MOST = 2.0
+"""Of the exact operator's work, which a method of any use stays below."""
+STEPS = (1, 2, 4, 8, 12, 16, 20, 24, 32, 48)
+HEADS = ("minilm.layer5.head2", "vit.layer8.head3")
+"""One whose softmax matrix has a low rank, and one that has not."""
+REFERENCE = Dims(batch=8, n=1024, l=1024, d=64, e=64)
+
+
+def example(name: str, part: Any) -> Any:
+    """The part as a value."""
+    return EXAMPLES.get(name) or Part(name, part).example
+
+
+def knob(op: Any) -> str:
+    """The field that trades work for error; empty where there is none."""
+    first = dataclasses.fields(op)[0] if dataclasses.fields(op) else None
+    held = KNOBS.get(type(op).__name__, first.name if first else "")
+    return held if type(getattr(op, held, None)) is int else ""
+
+
+@functools.cache
+def sample(head: str, tied: bool) -> Any:
+    """A recorded head, as its stored sample 0."""
+    source = Tied(Recorded(head)) if tied else Recorded(head)
+    return measures.sample(source, 0, dtype=torch.float32, device=torch.device("cpu"))
+
+
+def operator_rows(op: Any) -> Iterator[dict[str, Any]]:
+    """Error and work of an operator over its knob, on each head, at up to three seeds."""
+    field, target = knob(op), op.target
+    forms = [dataclasses.replace(op, **{field: size}) for size in SIZES] if field else [op]
+    if isinstance(op, operators.Quantized):
+        forms = [operators.Quantized(x) for x in ("float8", "int8", "bfloat16", "float16")]
+    tied = not isinstance(target, Softmax)
+    for head in HEADS:
+        drawn = sample(head, tied)
+        reference, dims = drawn.reference(target), Dims.of(drawn.q, drawn.k, drawn.v)
+        shares = [form.cost(dims).work / target.cost(dims).work for form in forms]
+        useful = [i for i, share in enumerate(shares) if share <= MOST] or range(len(forms))
+        for step in useful:
+            form, share = forms[step], shares[step]
+            for seed in range(3) if has_field(form, "seed") else [0]:
+                seeded = refielded(form, "seed", seed)
+                try:
+                    found = measures.output_error(seeded, drawn.q, drawn.k, drawn.v, reference)
+                except ValueError:  # a knob beyond the number of keys
+                    continue
+                yield {
+                    "head": head, "x": share, "step": step, "group": type(op).__name__,
+                    "error": found["output_error"], "uniform": found["uniform_error"],
+                    "status": "ok",
+                }  # fmt: skip
+
+
+@functools.cache
+def cores() -> dict[str, torch.Tensor]:
+    """The matrices that solvers are shown on: cores of real heads, in float64."""
+    return {
+        "Nystromformer's core, " + HEADS[0]: matrices.Core(Nystromformer(64), Recorded(HEADS[0]))(
+            0
+        ),
+        "SOFT's core, " + HEADS[1]: matrices.Core(operators.Soft(49), Tied(Recorded(HEADS[1])))(0),
+    }
+
+
+def solver_rows(solver: Any) -> Iterator[dict[str, Any]]:
+    """How far A X A is from A, and the work, over the steps of a solver on two cores."""
+    field = has_field(solver, "steps")
+    forms = [refielded(solver, "steps", k) for k in STEPS] if field else [solver]
+    for core, a in cores().items():
+        if not torch.equal(a, a.mT) and solver.traits.definite:
+            continue
+        for step, form in enumerate(forms):
+            x = form(a)
+            yield {
+                "head": core, "x": form.cost(len(a)).work / (2 * len(a) ** 3), "step": step,
+                "group": type(solver).__name__, "status": "ok",
+                "error": max(float((a @ x @ a - a).norm() / a.norm()), 1e-16),
+            }  # fmt: skip
+
+
+def figure(rows: list[dict[str, Any]], path: Path, xlabel: str, ylabel: str, guides: bool) -> None:
+    """Draw error against work, a panel for each head."""
+    found = pd.DataFrame(rows)
+    lines = Lines(
+        x="x", y="error", group="group", panel="head", by="step", xlabel=xlabel, ylabel=ylabel,
+        guides={"uniform": "the mean of v"} if guides else {},
+    )  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawing.save(drawing.draw(found, lines), path)
+
+
+@functools.cache
+def meanings(cls: type) -> dict[str, str]:
+    """What each field of the traits claims, as the string after it says."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    found: dict[str, str] = {}
+    name = ""
+    for node in tree.body if isinstance(tree, ast.ClassDef) else ():
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            name = node.target.id
+        elif name and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            found[name], name = " ".join(str(node.value.value).split()), ""
+    return found
+
+
+def claims(made: Any, kind: str) -> str:
+    """The claims of a part, what each says, and the laws that hold it."""
+    held = HELD if kind == "operators" else SOLVERS_HELD
+    rows = []
+    for field in dataclasses.fields(made.traits):
+        claim = getattr(made.traits, field.name)
+        if not claim or (field.name == "growth" and claim == 1.0):
+            continue
+        word = f"`{field.name}`" + ("" if claim is True else f" {claim}")
+        by = ", ".join(law_link(x, kind) for x in held[field.name])
+        rows.append((word, prose(meanings(type(made.traits))[field.name]), by))
+    return table(("claim", "what it says", "law"), rows)
+
+
+def law_link(name: str, kind: str) -> str:
+    """A link to a law of its own page."""
+    return f"[{name}](/catalogue/laws.md#{anchor(name, kind)})"
+
+
+def anchor(name: str, kind: str) -> str:
+    """The anchor of a law; operators and solvers have laws of the same name."""
+    return f"{kind[:-1]}-{re.sub(r'[^a-z]+', '-', name.lower())}"
+
+
+def fields_of(part: Any) -> str:
+    """The fields of a part with their types and defaults."""
+    rows = []
+    for field in dataclasses.fields(part):
+        required = field.default is dataclasses.MISSING is field.default_factory
+        default = "needed" if required else f"`{field.default!r}`"
+        rows.append((f"`{field.name}`", f"`{field.type}`", default))
+    return table(("field", "type", "default"), rows) if rows else "It has no fields."
+
+
+def cost_of(made: Any, kind: str) -> str:
+    """The counted cost at the reference shape, and how it grows."""
+    if kind == "operators":
+        here, twice = REFERENCE, dataclasses.replace(REFERENCE, n=2048, l=2048)
+        cost, grown, exact = made.cost(here), made.cost(twice), made.target.cost(here)
+        words = (
+            f"Of `{made!r}`, one forward call at `{here!r}`: counted, not timed. "
+            f"Twice the tokens take {grown.work / cost.work:.2f} times the work."
+            if cost.work
+            else f"`{made!r}` counts no work."
+        )
+        return f"{words}\n\n{cost_table(cost, exact if made.target != made else None)}"
+    cost, grown = made.cost(64), made.cost(128)
+    ratio = (
+        f" Twice the rows take {grown.work / cost.work:.1f} times the work." if cost.work else ""
+    )
+    words = f"Of `{made!r}`, one call on a matrix of 64 rows: counted, not timed.{ratio}"
+    return f"{words}\n\n{cost_table(cost, None)}"
+
+
+def cost_table(cost: Cost, exact: Cost | None) -> str:
+    """The three counts of a cost, beside those of the exact operator."""
+    names = {"flops": "matrix products", "kernel_entries": "exponentials",
+             "factorization_flops": "factorisations"}  # fmt: skip
+    rows = [[words, f"{getattr(cost, field):.3g}"] for field, words in names.items()]
+    if exact is None:
+        return table(("what", "operations"), rows)
+    for row, field in zip(rows, names, strict=True):
+        row.append(f"{getattr(exact, field):.3g}")
+    return table(("what", "operations", "of its target"), rows)
+
+
+SENTENCE = re.compile(r"(?<=[a-z0-9`)]\.) (?=[A-Z])")
+OTHERS = re.compile(
+    r"\b(published|released) (code|repository|rule|method|kernels|form|recursion|scaling)"
+    r"|[Tt]hat code|[Pp]ackages?\b|transformers|its code in|[Tt]he released|local-attention"
+    r"|[Tt]he paper's form"
+)
+SOURCE = re.compile(r"(?:References?|Source): (.*)", re.DOTALL)
+
+
+def sources(part: Any) -> tuple[str, list[str]]:
+    """What a docstring names as its source, and its sentences on other code."""
+    paragraphs = [" ".join(x.split()) for x in (inspect.getdoc(part) or "").split("\n\n")]
+    named = next((found[1] for x in paragraphs if (found := SOURCE.search(x))), "")
+    sentences = [y for x in paragraphs for y in SENTENCE.split(x)]
+    return named, [x for x in sentences if OTHERS.search(x) and "this package's" not in x]
+
+
+def compared(name: str) -> list[list[str]]:
+    """The rows of the table of fidelity on an operator, wherever the table stands."""
+    rows = []
+    for path in (DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))):
+        if {"catalogue", "api", "_build"} & set(path.relative_to(DOCS.parent).parts):
+            continue
+        text = path.read_text(encoding="utf-8").partition("| Package | Ours |")[2]
+        for line in text.partition("\n\n")[0].splitlines():
+            cells = [x.strip() for x in line.strip("| ").split("|")]
+            if len(cells) == 3 and f"`{name}`" in cells[1]:
+                rows.append([cells[0], cells[2]])
+        if rows:
+            break
+    return rows
+
+
+def own_page(name: str, part: Any, kind: str) -> Iterator[str]:
+    """The page of an operator or a solver."""
+    package = KINDS[kind][3]
+    made = example(name, part)
+    yield f"# {name}\n"
+    yield rest(f".. autoclass:: {package}.{name}\n   :no-members:")
+    yield f"## Fields\n\n{fields_of(part)}\n"
+    causal = kind == "operators" and causal_form(made) is not None
+    yield f"## Claims\n\nOf `{made!r}`. `softlab check '{package}:{made!r}'` measures each.\n"
+    yield claims(made, kind) + "\n"
+    if causal:
+        yield "It has a causal form.\n"
+    yield f"## Cost\n\n{cost_of(made, kind)}\n"
+    yield f"## Error against work\n\n{shown(name, made, kind)}\n"
+    source, others = sources(part)
+    rows = compared(name)
+    if others or rows:
+        yield "## Beside published code\n"
+        yield "\n".join(f"- {prose(x)}" for x in others) + "\n"
+        if rows:
+            yield "Compared on the same weights by `make fidelity`:\n"
+            yield table(("package", "on the same weights"), rows) + "\n"
+    yield f"## Source\n\n{prose(source) or 'The docstring names none.'}\n"
+    methods = [
+        x for x in vars(part) if callable(getattr(part, x)) or isinstance(vars(part)[x], property)
+    ]
+    shown_methods = [x for x in methods if not x.startswith("_") or x == "__call__"]
+    if shown_methods:
+        yield "## Methods\n"
+        entries = []
+        for x in shown_methods:
+            what = "property" if isinstance(vars(part)[x], property) else "method"
+            entries.append(f".. auto{what}:: {package}.{name}.{x}")
+        yield rest("\n\n".join(entries))
+
+
+def shown(name: str, made: Any, kind: str) -> str:
+    """The figure of a part with its caption, or why it has none."""
+    path = DOCS / "catalogue" / kind / f"{name}.svg"
+    if kind == "operators":
+        if made.traits.exact and not made.traits.replacement:
+            return "It is exact: there is no error to show."
+        if made.traits.replacement:
+            return "It approximates nothing, so that it has no error to show."
+        figure(list(operator_rows(made)), path, "work over that of the exact operator",
+               "relative output error", guides=True)  # fmt: skip
+        field = knob(made)
+        over = f"`{field}` from {SIZES[0]} on, in doublings" if field else f"`{made!r}`"
+        if isinstance(made, operators.Quantized):
+            over = "four formats"
+        seeds = "; median and quartiles of three seeds" if has_field(made, "seed") else ""
+        tied = "" if isinstance(made.target, Softmax) else ", k = q as in SOFT's layers"
+        caption = (
+            f"Relative error of the output against counted work, on stored sample 0 of two "
+            f"recorded heads{tied}, over {over}{seeds}. Grey: the error of the mean of v."
+        )
+    else:
+        figure(list(solver_rows(made)), path, "work, in products of two m x m matrices",
+               "|A X A - A| / |A|", guides=False)  # fmt: skip
+        over = f"over {STEPS[0]} to {STEPS[-1]} steps" if has_field(made, "steps") else "one call"
+        caption = (
+            f"How far A X A is from A, in Frobenius norm and float64, against counted work, on the "
+            f"cores of two real heads, {over}."
+        )
+        if made.traits.definite:
+            caption += " It is for symmetric matrices, and only SOFT's core is one."
+    return f"![{prose(caption)}]({name}.svg)\n\n*{prose(caption)}*"
+
+
+def together(kind: str) -> Iterator[str]:
+    """One page of all parts of a kind."""
+    yield f"# {KINDS[kind][0]}\n"
+    for name in parts(kind):
+        yield f"({kind}-{name.lower()})=\n\n## {name}\n"
+        yield rest(f".. autoclass:: {KINDS[kind][3]}.{name}")
+
+
+def overview() -> Iterator[str]:
+    """The first page of the catalogue."""
+    yield "# Catalogue\n"
+    yield (
+        "Every part of softlab, each with its formula, its claims and the laws that hold them, "
+        "what it costs, how it errs on real heads, how it differs from published code, and its "
+        "source. These pages are made of the code when the site is built.\n"
+    )
+    rows = []
+    for kind in KINDS:
+        named = [f"[`{x}`]({place(x, part)[10:]}.md)" for x, part in parts(kind).items()]
+        rows.append((f"[{KINDS[kind][0]}]({file(kind)}.md)", ", ".join(named)))
+    rows.append(("[Laws](laws.md)", "what each says, when it applies, what it allows and catches"))
+    yield table(("page", "what is on it"), rows) + "\n"
+    yield toctree([*map(file, KINDS), "laws"])
+
+
+def file(kind: str) -> str:
+    """The file of a kind's page, without ending."""
+    return f"{kind}/index" if kind in APART else kind
+
+
+def contents(kind: str) -> Iterator[str]:
+    """The first page of a kind whose parts have pages of their own."""
+    yield f"# {KINDS[kind][0]}\n"
+    rows = [(f"[`{name}`]({name}.md)", prose(title(part))) for name, part in parts(kind).items()]
+    yield table(("name", "what it is"), rows) + "\n"
+    yield toctree(parts(kind))
+
+
+def toctree(names: Iterable[str]) -> str:
+    """A list of pages for the menu."""
+    return ":::{toctree}\n:hidden:\n\n" + "\n".join(names) + "\n:::\n"
+
+
+def law_page() -> Iterator[str]:
+    """All laws."""
+    yield "# Laws\n"
+    yield (
+        "Every claim is measured by a law, and of each law a fault is known that breaks it. "
+        "`softlab check` asks them of an operator, a solver or a function of yours.\n"
+    )
+    suites: dict[str, Iterable[Law[Any]]] = {
+        "operators": laws.OPERATOR_LAWS, "solvers": laws.SOLVER_LAWS,
+    }  # fmt: skip
+    for kind, suite in suites.items():
+        yield f"## Laws of {kind}\n"
+        for law in suite:
+            yield f"({anchor(law.name, kind)})=\n\n### {law.name}\n"
+            yield f"{prose(law.statement)}.\n"
+            rows = [("family", law.family), ("holds for what", prose(law.when))]
+            rows += [("allows", prose(law.allows))] if law.allows else []
+            rows += [("catches", prose(law.catches))] if law.catches else []
+            yield table(("", ""), rows) + "\n"
+
+
+def write(path: Path, text: str) -> None:
+    """Write a page unless it is as it should be, so that what has not changed is not read again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
+def pages() -> Iterator[tuple[str, Callable[[], str]]]:
+    """Every page with what makes its text."""
+    described: set[int] = set()
+    yield "catalogue/index", lambda: "\n".join(overview())
+    yield "catalogue/laws", lambda: "\n".join(law_page())
+    for kind in KINDS:
+        if kind not in APART:
+            yield f"catalogue/{kind}", functools.partial(lambda x: "\n".join(together(x)), kind)
+            continue
+        index = functools.partial(lambda x: "\n".join(contents(x)), kind)
+        yield f"catalogue/{kind}/index", index
+        for name, part in parts(kind).items():
+            yield (
+                f"catalogue/{kind}/{name}",
+                functools.partial(lambda *x: "\n".join(own_page(*x)), name, part, kind),
+            )
+    for modules in API.values():
+        for package, inner in modules.items():
+            yield f"api/{package}", functools.partial(api_page, package, inner, described)
+    yield "api/index", lambda: "\n".join(api_index())
+
+
+def api_index() -> Iterator[str]:
+    """The first page of the API."""
+    yield "# API\n"
+    for heading, modules in API.items():
+        yield f"## {heading}\n"
+        rows = [(f"[`{x}`]({x}.md)", prose(title(importlib.import_module(x)))) for x in modules]
+        yield table(("module", "what it is"), rows) + "\n"
+        yield toctree(modules)
+
+
+def generate(_: Any = None) -> None:
+    """Write all pages."""
+    torch.set_num_threads(1)
+    for name, made in pages():
+        write(DOCS / f"{name}.md", made())
+
+
+def menu(_: Any, name: str, source: list[str]) -> None:
+    """Leave out of the menu what has no pages, for a pattern without a match is a warning."""
+    if name == "index":
+        lines = source[0].splitlines()
+        kept = [x for x in lines if not re.fullmatch(r"[\w/]+\*", x) or [*DOCS.glob(f"{x}.md")]]
+        source[0] = "\n".join(kept)
+
+
+def setup(app: Any) -> dict[str, Any]:
+    """Make the pages before Sphinx looks for them."""
+    app.connect("builder-inited", generate)
+    app.connect("source-read", menu)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

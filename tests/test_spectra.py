@@ -531,3 +531,13 @@ def test_the_operator_of_best_rank_meets_the_tails():
     exact = as_matrix(Softmax(), q, k)
     error = exact - as_matrix(TruncatedSVD(3), q, k)
     close(torch.linalg.matrix_norm(error), spectra.tails(exact).frobenius[3])
+
+
+def test_one_point_has_no_slope_and_no_error_and_none_has_neither():
+    x = torch.tensor([[3.0, 5.0, 7.0], [2.0, 9.0, 1.0], [2.0, 4.0, 9.0]]).double()
+    y = torch.tensor([[4.0, 1.0, 2.0], [8.0, 3.0, 3.0], [5.0, 9.0, 1.0]]).double()
+    kept = torch.tensor([[False, True, False], [False] * 3, [True, True, False]])
+    slope, errors, spread = spectra._line(x, y, kept)
+    assert slope.tolist() == pytest.approx([0, 0, 2])
+    assert errors.tolist() == pytest.approx([0, 0, 0])
+    assert spread.tolist() == pytest.approx([0, 0, 2])

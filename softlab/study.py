@@ -578,12 +578,12 @@ class _Run:
         """The rows of the cases as they are made, here or by a crew."""
         tasks = {key: self._task(key) for key in todo}
         if crew is None:
-            try:
-                for lot in self._blocks(todo, 1) if self.study.shared else [todo]:
+            for lot in self._blocks(todo, 1) if self.study.shared else [todo]:
+                try:
                     for key in lot:
                         yield key, measured(tasks[key])
-            finally:
-                release_setups()
+                finally:
+                    release_setups()
         elif tasks:
             crew = crew.alone() if self.study.timed else crew
             yield from elsewhere(tasks, self._blocks(todo, crew.size()), crew)

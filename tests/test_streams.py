@@ -16,6 +16,7 @@ from test_perturbation import small_models  # noqa: F401  a fixture
 from softlab import laws, measures, study_folders
 from softlab.core import Stream
 from softlab.engine.loading import load
+from softlab.engine.workers import called
 from softlab.features import Orthogonal
 from softlab.inputs import Decaying
 from softlab.study import Study
@@ -194,7 +195,7 @@ def cases(study):
     axes = {axis: few(x, wanted.get(axis, 1)) for axis, x in study.axes.items()}
     for values in itertools.product(*axes.values()):
         case = dict(zip(axes, values, strict=True))
-        if study.keep is None or study.keep(**case):
+        if study._keeps(case):
             yield {axis: tiny(x) if axis in ("input", "matrix") else x for axis, x in case.items()}
 
 
@@ -279,7 +280,10 @@ def measured(module):
     for study in vars(module).values():
         if isinstance(study, Study):
             for case in cases(study):
-                study.measure(**case, dtype=torch.float32, device=CPU)
+                given = {**case, "dtype": torch.float32, "device": CPU}
+                if study.setup is not None:
+                    given["setup"] = called(study.setup, given)
+                list(called(study.measure, given))  # of a generator too
 
 
 def related(found):

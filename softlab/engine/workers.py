@@ -178,7 +178,8 @@ def _shared(task: Task, offered: Mapping[str, Any]) -> _Shared:
     if task.setup is None:
         return _Shared()
     if task.block not in _SHARED:
-        for block in list(_SHARED)[: len(_SHARED) + 1 - KEPT]:  # before the next takes memory
+        most = 1 if task.alone else KEPT
+        for block in list(_SHARED)[: max(0, len(_SHARED) + 1 - most)]:  # before memory is taken
             del _SHARED[block]
         start, value, failed = time.perf_counter(), None, ""
         try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -49,15 +48,14 @@ TASKS = {
 }
 
 
-def keep(task: str, steps: int, rule: str, seed: int, step: int) -> bool:  # noqa: ARG001
+def keep(steps: int, rule: str) -> bool:
     """Few Newton steps for the two rules that differ most."""
     return steps == SOFTS or rule in ("implicit", "unrolled")
 
 
-@lru_cache(maxsize=1)
-def trace(
+def measure(
     task: str, steps: int, rule: str, seed: int, dtype: torch.dtype, device: torch.device
-) -> dict[int, Row]:
+) -> list[Row]:
     """Train once; the loss, and how true the gradient was, at every tenth step."""
     teacher, student = (Stream(seed, f"training, {who}") for who in ("teacher", "student"))
     set_up, solver, bandwidth = TASKS[task], by_rule(rule, steps), WIDTH**0.25
@@ -76,7 +74,7 @@ def trace(
     out = torch.eye(WIDTH, dtype=dtype, device=device) / start
     weights = [y.requires_grad_() for y in (w, v, out)]
     adam = torch.optim.Adam(weights, lr=RATE)
-    rows: dict[int, Row] = {}
+    rows: list[Row] = []
     for step in range(LAST + 1):
         adam.zero_grad()
         loss = misfit(solver, x, target, *weights)
@@ -87,12 +85,15 @@ def trace(
             (grad,) = torch.autograd.grad(true, wide[0])
             assert w.grad is not None
             off = departure(w.grad.double(), grad)
-            rows[step] = {
+            row: Row = {
+                "step": step,
+                "newton": f"{steps} Newton steps",
                 "loss": float(loss.detach()),
                 "cosine": float(off.cosine),
                 "gradient_error": float(off.error),
                 **landmarks_of((x @ w.detach()).double(), solver, bandwidth),
             }
+            rows.append(row)
         adam.step()
     return rows
 
@@ -120,23 +121,6 @@ def landmarks_of(q: Tensor, solver: Solver, bandwidth: float) -> Row:
     return {"residual": worst, "spread": float(z.square().mean().sqrt()) / bandwidth}
 
 
-def measure(
-    task: str,
-    steps: int,
-    rule: str,
-    seed: int,
-    step: int,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Row:
-    """The row of one training step; a training runs once for all its rows."""
-    return {
-        "newton": f"{steps} Newton steps",
-        **trace(task, steps, rule, seed, dtype, device)[step],
-    }
-
-
 BY_STEP = Lines(
     x="step",
     y="loss",
@@ -160,11 +144,11 @@ STUDY = Study(
         "steps": (SOFTS, 6),
         "rule": (*RULES, "exact", "implicit, ridge", "unrolled, ridge"),
         "seed": range(2),
-        "step": range(0, LAST + 1, EVERY),
     },
     quick={"task": ["near duplicates throughout"], "steps": [SOFTS],
            "rule": ["implicit", "unrolled"], "seed": [0]},
     measure=measure,
+    within=("step",),
     keep=keep,
     figures=(
         BY_STEP,

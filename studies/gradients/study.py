@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -52,7 +51,6 @@ def keep(
     precision: str,
     seed: int,
     steps: int,
-    rule: str,  # noqa: ARG001  an axis each
 ) -> bool:
     """Ridges on cores alone, losses of attention on heads alone, float32 at SOFT's 20 steps.
 
@@ -82,7 +80,6 @@ def named(matrix: Matrix) -> tuple[str, str]:
     return "other", repr(matrix)
 
 
-@lru_cache(maxsize=4)
 def drawn(matrix: Any, loss: str, seed: int) -> tuple[Tensor, Tensor]:
     """A, exactly symmetric, and G = dL/dX, in float64: random, or of the head's own regression."""
     a = matrix(seed)
@@ -96,10 +93,8 @@ def drawn(matrix: Any, loss: str, seed: int) -> tuple[Tensor, Tensor]:
     return (a + a.mT) / 2, kernel.apply(z, q, error) @ kernel.apply(z, k, v).mT
 
 
-@lru_cache(maxsize=4)
-def setting(matrix: Any, ridge: float, seed: int, steps: int, dtype: torch.dtype) -> Row:
+def setting(a: Tensor, steps: int) -> Row:
     """What all rules share: the condition number, and how the iteration itself ended."""
-    a = shifted(drawn(matrix, "random", seed)[0], ridge).to(dtype)
     ended = NewtonRaphson(steps).solve(a)
     return {
         "condition": float(spectra.condition_on_range(a.double())),
@@ -114,21 +109,18 @@ def shifted(a: Tensor, ridge: float) -> Tensor:
 
 
 def measure(
+    setup: tuple[Tensor, Tensor],
     matrix: Any,
     ridge: float,
-    loss: str,
     precision: str,
-    seed: int,
     steps: int,
     rule: str,
-    *,
-    dtype: torch.dtype,  # noqa: ARG001  the precision is an axis
     device: torch.device,
 ) -> Row:
     """Bias of the symmetrised gradient against both references, with the residual."""
     own: torch.dtype = getattr(torch, precision)
     kind, source = named(matrix)
-    a, g = (x.to(device, own) for x in drawn(matrix, loss, seed))
+    a, g = (x.to(device, own) for x in setup)
     # The shift is added here, as Ridge would: its gradient is that of the shifted matrix.
     found = bias(RULES[rule](NewtonRaphson(steps)), shifted(a, ridge), g, symmetric=True)
     r = float(found.residual)
@@ -140,7 +132,7 @@ def measure(
             f"{name}_angle": float(departed.angle),
         }
     row |= {"order_one": 2 * r, "ridged": f"ridge {ridge:g}" if ridge else "no ridge"}
-    return row | setting(matrix, ridge, seed, steps, own)
+    return row | setting(shifted(setup[0], ridge).to(own), steps)
 
 
 def _single(r: float) -> float | None:
@@ -194,6 +186,7 @@ STUDY = Study(
     quick={"matrix": [DUPLICATES[0], DUPLICATES[5], HEADS[2]], "seed": [0],
            "steps": (12, SOFTS, 26)},
     measure=measure,
+    setup=drawn,
     keep=keep,
     figures=(
         AGAINST_RESIDUAL,

@@ -44,7 +44,7 @@ def training(tmp_path_factory):
         patch.setattr(TRAIN, "LAST", 100)
         return table_of(
             TRAIN.STUDY, folder, task=["near duplicates throughout"], steps=[20], seed=[0],
-            rule=["implicit", "unrolled"], step=range(0, 101, 10),
+            rule=["implicit", "unrolled"],
         )  # fmt: skip
 
 
@@ -98,11 +98,8 @@ def test_only_golub_and_pereyra_know_the_rank(gradients):
 
 def test_a_ridge_in_the_study_is_the_ridge_of_the_solver():
     matrix = MODULE.DUPLICATES[4]
-    arguments = {"matrix": matrix, "loss": "random", "precision": "float64", "seed": 0}
-    row = MODULE.measure(
-        **arguments, ridge=0.01, steps=20, rule="implicit", dtype=torch.float32, device=CPU
-    )
     a, g = MODULE.drawn(matrix, "random", 0)
+    row = MODULE.measure((a, g), matrix, 0.01, "float64", 20, "implicit", CPU)
     found = MODULE.bias(Ridge(ImplicitGradient(NewtonRaphson(20))), a, g, symmetric=True)
     assert row["map_error"] == pytest.approx(float(found.map.error), rel=1e-6)
 

@@ -10,8 +10,6 @@ each method step by step on a matrix of half rank.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
-from typing import Any, cast
 
 import torch
 
@@ -100,7 +98,7 @@ CORES += [Core(Soft(49), Tied(head)) for head in REAL]
 SOLVERS = [*METHODS, *(NewtonRaphson(60, scaling) for scaling in SCALINGS)]
 
 
-def keep(matrix: Matrix, seed: int, solver: Iteration, precision: str) -> bool:  # noqa: ARG001
+def keep(matrix: Matrix, solver: Iteration, precision: str) -> bool:
     """Scalings in float64 on constructed spectra; multiples of I where A is definite."""
     if solver in METHODS:
         return True
@@ -127,13 +125,7 @@ def names(matrix: Matrix) -> Row:
 
 
 def measure(
-    matrix: Matrix,
-    seed: int,
-    solver: Iteration,
-    precision: str,
-    *,
-    dtype: torch.dtype,  # noqa: ARG001  the axis says which
-    device: torch.device,
+    matrix: Matrix, seed: int, solver: Iteration, precision: str, device: torch.device
 ) -> Row:
     """One solver on one matrix: how it ends, predicted and observed, floor, growth and filter."""
     a = matrix(seed, dtype=getattr(torch, precision), device=device)
@@ -154,25 +146,16 @@ def measure(
     return row
 
 
-@lru_cache(maxsize=len(METHODS))
 def followed(matrix: Matrix, solver: Iteration, device: torch.device) -> convergence.Trace:
-    """The trace in float64, kept while every step of it becomes a row."""
+    """The trace in float64, of which every step becomes a row."""
     return convergence.trace(solver, matrix(0, device=device))
 
 
-def measure_step(
-    matrix: Matrix,
-    solver: Iteration,
-    step: int,
-    *,
-    dtype: torch.dtype,  # noqa: ARG001  float64
-    device: torch.device,
-) -> Row:
+def measure_step(setup: convergence.Trace, matrix: Matrix, solver: Iteration, step: int) -> Row:
     """The error at one step, that of X A X, and the declared growth from where it sets in."""
-    seen = followed(cast("Any", matrix), cast("Any", solver), device)
-    grown, error = convergence.onset_and_growth(seen), seen.error.tolist()
+    grown, error = convergence.onset_and_growth(setup), setup.error.tolist()
     row = names(matrix) | {"method": METHODS[solver], "inverse_error": error[step]}
-    row |= {"purified": float(seen.purified[step]), "shown": error[step] < 10}
+    row |= {"purified": float(setup.purified[step]), "shown": error[step] < 10}
     if grown:
         row |= {"onset": grown.onset, "observed_growth": grown.factor}
         row |= {"declared_growth": solver.traits.growth, "declared_error": None}
@@ -271,7 +254,8 @@ SPOILING = Study(
     },
     quick={"step": range(0, 61, 4)},
     measure=measure_step,
-    keep=lambda matrix, solver, step: step <= solver.steps,  # noqa: ARG005
+    setup=followed,
+    keep=lambda solver, step: step <= solver.steps,
     figures=(
         AFTER,
         replace(

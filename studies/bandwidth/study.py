@@ -6,8 +6,7 @@ SOFT's d**0.25, and softmax attention t^2 times its temperature, sqrt(d).
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -43,23 +42,33 @@ METHODS: dict[Operator, str] = {
 class Exact(NamedTuple):
     """The matrix M of one target on one stretched input, and its singular values, in float64."""
 
-    q: Tensor
-    k: Tensor
     matrix: Tensor
     spectrum: spectra.Spectrum
 
 
-@lru_cache(maxsize=2)
-def exact(input: Any, stretch: float, seed: int, target: Any) -> Exact:
-    """What every method is measured against at this point of the grid."""
+@dataclass(frozen=True)
+class Stretched:
+    """One stretched input, and what every method is measured against on it, by target."""
+
+    q: Tensor
+    k: Tensor
+    known: dict[Operator, Exact] = field(default_factory=dict)
+
+    def exact(self, target: Operator) -> Exact:
+        """Of this target, computed once."""
+        if target not in self.known:
+            matrix = as_matrix(target, self.q.double(), self.k.double())
+            self.known[target] = Exact(matrix, spectra.spectrum(matrix))
+        return self.known[target]
+
+
+def stretched(input: Input, stretch: float, seed: int) -> Stretched:
+    """The queries and keys, rounded as operators are given them: they answer for their own."""
     q, k, _ = input(seed, dtype=torch.float64)
-    # Rounded as the operators are given them: they answer for their own arithmetic.
-    q, k = ((x / stretch).float() for x in (q, k))
-    matrix = as_matrix(target, q.double(), k.double())
-    return Exact(q, k, matrix, spectra.spectrum(matrix))
+    return Stretched((q / stretch).float(), (k / stretch).float())
 
 
-def keep(input: Input, stretch: float, seed: int, op: Operator) -> bool:  # noqa: ARG001
+def keep(input: Input, op: Operator) -> bool:
     """Softmax on untied inputs, Soft on tied ones; Skyformer, made for both, on both."""
     tied = isinstance(input, Tied)
     if isinstance(op, Skyformer | GaussianAttention):
@@ -68,18 +77,12 @@ def keep(input: Input, stretch: float, seed: int, op: Operator) -> bool:  # noqa
 
 
 def measure(
-    input: Any,
-    stretch: float,
-    seed: int,
-    op: Any,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
+    setup: Stretched, input: Input, op: Any, dtype: torch.dtype, device: torch.device
 ) -> Row:
     """Error of the method's matrix in ``dtype``; what rank, conditioning and underflow say of M."""
     tied = isinstance(input, Tied)
     source = input.input if isinstance(input, Tied) else input
-    q, k, matrix, values = exact(input, stretch, seed, op.target)
+    q, k, (matrix, values) = setup.q, setup.k, setup.exact(op.target)
     best = spectra.tails(values)
     gaussian = isinstance(op.target, GaussianAttention)
     setting = "softmax" if not gaussian else "tied Gaussian" if tied else "untied Gaussian"
@@ -137,6 +140,7 @@ STUDY = Study(
         "stretch": (0.25, 1.0, 2.0, 4.0),
     },
     measure=measure,
+    setup=stretched,
     keep=keep,
     figures=(
         AGAINST_STRETCH,

@@ -7,9 +7,6 @@ eighth of the tokens as the released code's sampling ratio has it.
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -45,13 +42,12 @@ def operator(n: int, family: str, normalization: str) -> Soft | GaussianAttentio
     return Soft(rank, normalization=normalization)
 
 
-def keep(input: Input, seed: int, n: int, family: str, normalization: str) -> bool:  # noqa: ARG001
+def keep(input: Input, n: int, family: str, normalization: str) -> bool:
     """No more tokens than there are; the released form belongs to Soft alone."""
     return n <= input.n and (family != "exact" or normalization != "published")
 
 
-@lru_cache(maxsize=1)
-def tokens(input: Any, seed: int, n: int) -> tuple[Tensor, Tensor]:
+def tokens(input: Input, seed: int, n: int) -> tuple[Tensor, Tensor]:
     """So many tokens in their order, drawn without replacement from all, and values of size 1."""
     q = input(seed, dtype=torch.float64).q
     chosen = Stream(seed, "normalization, tokens").permutation(len(q))[:n].sort().values
@@ -59,17 +55,16 @@ def tokens(input: Any, seed: int, n: int) -> tuple[Tensor, Tensor]:
 
 
 def measure(
-    input: Any,
-    seed: int,
+    setup: tuple[Tensor, Tensor],
+    input: Input,
     n: int,
     family: str,
     normalization: str,
-    *,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Row:
     """|M|_2, and the size of the output for values that are noise and for values that agree."""
-    q, noise = (x.to(device, dtype) for x in tokens(input, seed, n))
+    q, noise = (x.to(device, dtype) for x in setup)
     op = operator(n, family, normalization)
     matrix = as_matrix(op, q, q).double()
     mass = matrix.sum(-1)
@@ -118,6 +113,7 @@ STUDY = Study(
     },
     quick={"input": [INPUTS[1], INPUTS[6], INPUTS[7]], "seed": (0,), "n": (64, 128, 256)},
     measure=measure,
+    setup=tokens,
     keep=keep,
     figures=(BY_LENGTH,),
 )

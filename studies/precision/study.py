@@ -13,7 +13,7 @@ import functools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -69,7 +69,7 @@ CONVERGED, WORSE = 0.1, 10.0
 """An error below the first counts as an inverse, one that grew by the second as lost again."""
 
 
-def keep(matrix: Matrix, seed: int, precision: str, solver: Iteration) -> bool:  # noqa: ARG001
+def keep(matrix: Matrix, seed: int, precision: str) -> bool:
     """tfloat32 where there is CUDA; condition numbers beyond 1e4 in float64 alone.
 
     Of the matrices that only accompany the log-spaced ones and the cores, one seed.
@@ -87,10 +87,9 @@ class Problem(NamedTuple):
     kappa: float
 
 
-@functools.lru_cache(maxsize=1)
-def problem(matrix: Any, seed: int, dtype: torch.dtype, device: torch.device) -> Problem:
+def problem(matrix: Matrix, seed: int, precision: str, device: torch.device) -> Problem:
     """What every solver meets at this point of the grid."""
-    a = matrix(seed, dtype=dtype)
+    a = matrix(seed, dtype=PRECISIONS[precision])
     u, s, vh = torch.linalg.svd(a.double())
     kept = s > len(s) * torch.finfo(s.dtype).eps * s[0]
     inverse: Tensor = (vh[kept].mT / s[kept]) @ u[:, kept].mT
@@ -136,20 +135,13 @@ def narrow_newton(a: Tensor, x: Tensor, steps: int) -> Iterator[Tensor]:
 
 
 def measure(
-    matrix: Any,
-    seed: int,
-    precision: str,
-    solver: Iteration,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
+    setup: Problem, matrix: Matrix, precision: str, solver: Iteration, device: torch.device
 ) -> Row:
     """The least error of the run, its last, those of the wrappers, and what ``solve`` says."""
-    del dtype
     if precision == "tfloat32" and device.type != "cuda":
         msg = "tfloat32 products exist on CUDA devices alone; run with --device cuda."
         raise ValueError(msg)
-    a, inverse, kappa = problem(matrix, seed, PRECISIONS[precision], device)
+    a, inverse, kappa = setup
     eps = 2**-10 if precision == "tfloat32" else torch.finfo(a.dtype).eps
 
     def errors(x: Tensor) -> Tensor:
@@ -244,6 +236,7 @@ STUDY = Study(
         "seed": (0,),
     },
     measure=measure,
+    setup=problem,
     keep=keep,
     figures=(
         AGAINST_KAPPA,

@@ -8,8 +8,8 @@ noise; averages of the keys have a limit.
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 
@@ -58,7 +58,6 @@ def keep(input: str, n: int, op: Operator) -> bool:
     return n <= 2**16 or (input == "smooth" and n in {2**18, 2**20})
 
 
-@lru_cache(maxsize=1)
 def drawn(input: str, n: int, tied: bool, dtype: torch.dtype, device: torch.device) -> QKV:
     """Queries and keys, the keys as values too; keys are the queries for SOFT, as in its layers."""
     families: dict[str, Input] = {
@@ -70,19 +69,39 @@ def drawn(input: str, n: int, tied: bool, dtype: torch.dtype, device: torch.devi
     return QKV(q, q, q) if tied else QKV(q, k, k)
 
 
-@lru_cache(maxsize=1)
-def truth(
-    target: Any, input: str, n: int, dtype: torch.dtype, device: torch.device
-) -> tuple[ExactRows, float, torch.Tensor | None]:
-    """The sampled rows, the seconds that they took, and the whole output where it is affordable."""
-    qkv = drawn(input, n, target != Softmax(), dtype, device)
-    rows = ExactRows(target, *qkv, rows=min(ROWS, n // 2))
-    found, taken = once(lambda: rows.output, device)
-    return (
-        rows,
-        taken * n / len(found),
-        target(*map(torch.Tensor.double, qkv)) if n <= EXACT else None,
-    )
+class Truth(NamedTuple):
+    """What a target makes of an input.
+
+    ``rows``: the sampled ones; ``seconds``, what all would take at their pace; ``output``: all of
+    them where that is affordable.
+    """
+
+    qkv: QKV
+    rows: ExactRows
+    seconds: float
+    output: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Truths:
+    """The answers to one input, by target; the latest alone is kept, for a million tokens."""
+
+    input: str
+    n: int
+    dtype: torch.dtype
+    device: torch.device
+    known: dict[Operator, Truth] = field(default_factory=dict)
+
+    def of(self, target: Operator) -> Truth:
+        """The target's answer, computed where it is not that of the case before."""
+        if target not in self.known:
+            self.known.clear()
+            qkv = drawn(self.input, self.n, target != Softmax(), self.dtype, self.device)
+            rows = ExactRows(target, *qkv, rows=min(ROWS, self.n // 2))
+            found, taken = once(lambda: rows.output, self.device)
+            output = target(*map(torch.Tensor.double, qkv)) if self.n <= EXACT else None
+            self.known[target] = Truth(qkv, rows, taken * self.n / len(found), output)
+        return self.known[target]
 
 
 def knob(op: Operator) -> int | None:
@@ -91,11 +110,9 @@ def knob(op: Operator) -> int | None:
     return next((x for x in found if x is not None), None)
 
 
-def measure(input: str, n: int, op: Operator, *, dtype: torch.dtype, device: torch.device) -> Row:
+def measure(setup: Truths, input: str, op: Operator, device: torch.device) -> Row:
     """The sampled error and its interval, the error itself where it can be had, time and memory."""
-    target: Any = op.target
-    rows, whole, output = truth(target, input, n, dtype, device)
-    qkv = drawn(input, n, op.target != Softmax(), dtype, device)
+    qkv, rows, whole, output = setup.of(op.target)
     error, taken = once(lambda: output_error(op, *qkv, rows), device)
     row: Row = {
         "method": "Uniform" if isinstance(op, Uniform) else repr(op),
@@ -128,6 +145,7 @@ STUDY = Study(
     axes={"input": INPUTS, "n": LENGTHS, "op": OPERATORS},
     quick={"n": (256, 1024, 4096, 16384), "op": OPERATORS},
     measure=measure,
+    setup=Truths,
     timed=("error_seconds", "target_seconds", "seconds", "seconds_q1", "seconds_q3", "repeats"),
     keep=keep,
     figures=(

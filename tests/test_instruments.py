@@ -175,7 +175,9 @@ def test_every_ratio_of_times_in_the_studies_is_of_calls_in_turn(monkeypatch):
     found = [
         frontier.paid("Performer", 0.5, dims, torch.float32, cpu),
         landmarks.timed("softmax", 16, "strided", dims, torch.float32, cpu),
-        growth.measure(Local(64), 1024, dtype=torch.float32, device=cpu),
+        growth.measure(
+            growth.length(1024, torch.float32, cpu), Local(64), 1024, torch.float32, cpu
+        ),
     ]
     for row in found:
         assert 0.98 < row["time_q1"] < row["time"] < row["time_q3"] < 1.02

@@ -6,8 +6,7 @@ and where memory is quadratic too 512 to 2048. The replacements take part: growt
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
-from typing import Any, cast
+from typing import NamedTuple
 
 import torch
 
@@ -55,30 +54,40 @@ def keep(op: Operator, n: int) -> bool:
     return 1024 <= n <= (8192 if quadratic else LENGTHS[-1])
 
 
-@lru_cache(maxsize=len(LENGTHS))
 def drawn(n: int, dtype: torch.dtype, device: torch.device) -> QKV:
     """q, k and v of independent normal heads, (1, heads, n, width) each."""
     heads = [Normal(n, WIDTH)(seed, dtype=dtype, device=device) for seed in range(HEADS)]
     return QKV(*(torch.stack(parts)[None] for parts in zip(*heads, strict=True)))
 
 
-@cache
-def paid(op: Operator, n: int, dtype: torch.dtype, device: torch.device) -> Numbers:
-    """What one call costs: the exact operator's is asked for beside every other."""
-    return measures.expense(op, *drawn(n, dtype, device), budget=0.05, repeats=3)
+class Length(NamedTuple):
+    """What all operators share at a length: the input, and the exact operator's costs."""
+
+    qkv: QKV
+    exact: Numbers
 
 
-def measure(op: Operator, n: int, *, dtype: torch.dtype, device: torch.device) -> Row:
+def paid(op: Operator, qkv: QKV) -> Numbers:
+    """What one call costs."""
+    return measures.expense(op, *qkv, budget=0.05, repeats=3)
+
+
+def length(n: int, dtype: torch.dtype, device: torch.device) -> Length:
+    """The input, and what the exact operator costs there, if it takes part."""
+    qkv = drawn(n, dtype, device)
+    return Length(qkv, paid(Softmax(), qkv) if keep(Softmax(), n) else {})
+
+
+def measure(setup: Length, op: Operator, n: int, dtype: torch.dtype, device: torch.device) -> Row:
     """Time, memory over that of q, and the exact operator's time.
 
     ``time``, with quartiles, is over that of the exact operator, called in turn.
     """
     require_laws(PARTS[op])
     row: Row = {"method": PARTS[op].name, "family": PARTS[op].family, "work": work(op, n)}
-    own = paid(cast("Any", op), n, dtype, device)
-    exact: Numbers = {}
-    if keep(Softmax(), n):
-        exact, qkv, rival = paid(Softmax(), n, dtype, device), drawn(n, dtype, device), Softmax()
+    (qkv, exact), rival = setup, Softmax()
+    own = exact if exact and op == rival else paid(op, qkv)
+    if exact:
         row |= in_turn(lambda: op(*qkv), lambda: rival(*qkv), device, repeats=8)
     size = HEADS * n * WIDTH * dtype.itemsize
     return {
@@ -115,10 +124,11 @@ STUDY = Study(
     axes={"op": list(PARTS), "n": LENGTHS},
     quick={"n": (1024, 2048, 4096), "op": SAMPLE},
     measure=measure,
+    setup=length,
     timed=(
         *("seconds", "seconds_q1", "seconds_q3", "repeats", "time", "time_q1", "time_q3"),
         *("exact_seconds", "exact_seconds_q1", "exact_seconds_q3"),
     ),
-    keep=lambda n, op: keep(op, n),
+    keep=keep,
     figures=(TIME,),
 )

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binom, t
 
+from softlab.report.chapter import named
 from softlab.report.headlines import constant, headline, headlines
 from softlab.report.intervals import (
     Mean,
@@ -311,10 +312,8 @@ def test_constant_is_within_a_factor_of_two_at_every_condition(levels, held):
 
 
 def test_a_study_has_two_headlines_at_most(monkeypatch):
-    from softlab.report.operators import chapter as operators
-
     many = [{"text": f"{i} is {{}}.", "value": "1", "interval": ""} for i in range(4)]
-    monkeypatch.setattr(operators, "headlines", lambda table: iter(many))
+    monkeypatch.setattr(named("operators"), "headlines", lambda table: iter(many))
     assert headlines(pd.DataFrame(), {"chapter": "operators"}, []) == many[:2]
 
 

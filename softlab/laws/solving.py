@@ -141,7 +141,7 @@ def _solve(solver: Any, rng: torch.Generator) -> Iterator[Gap]:
             alone = solver.solve(a)
             same = int(alone.status) == int(status) or floor > math.sqrt(eps)
             if not same:  # a product of a batch rounds otherwise; where that decides both are right
-                nudges = (1 + eps * normal(rng, 4, m, m, dtype=F64).to(a)).unbind()
+                nudges = (1 + 2 * eps * normal(rng, 12, m, m, dtype=F64).to(a)).unbind()
                 same = int(status) in {int(solver.solve(a * nudge).status) for nudge in nudges}
             yield Gap(
                 float(not same), 0, f"{where}: alone {alone.status}, in a batch {int(status)}"

@@ -24,8 +24,9 @@ from softlab.report import overview
 from softlab.report.chapter import Cell, Table, fragment, named
 from softlab.report.drawing import caption, draw, file_name, pages, save
 from softlab.report.folder import FORMAT, read
-from softlab.report.headlines import headlines
-from softlab.report.html import NUMBERED, html
+from softlab.report.headlines import headlines as first_page_of
+from softlab.report.html import NUMBERED
+from softlab.report.html import html as as_page
 from softlab.report.words import LONGEST, brief, every, legible, safe, spelled
 
 HERE = Path(__file__).parent
@@ -69,7 +70,7 @@ def report(folder: Path | str = "reports", tell: Tell = lambda _: None) -> Path:
     compiled: Any = typst.compile  # its stubs leave out input as a mapping of files
     _mend(files, compiled, typst.TypstError, tell)
     files["glossary.typ"] = (HERE / "glossary.typ").read_bytes()
-    page = html(every(data, lambda word: safe(brief(word))), files, compiled)
+    page = as_page(every(data, lambda word: safe(brief(word))), files, compiled)
     (folder / "report.html").write_text(page, encoding="utf-8")
     plain = every(_without_marks(data), brief)
     printed = every(plain, spelled)
@@ -149,7 +150,7 @@ def _study(
     first = method not in files
     files[method] = fragment(meta["chapter"], meta.get("chapter_folder", ""))
     scope = said("scope", lambda: chapter.scope(spoken), "")
-    first_page = said("headlines", lambda: headlines(spoken, meta, own), [])
+    first_page = said("headlines", lambda: first_page_of(spoken, meta, own), [])
     if not meta["complete"]:
         part = {"text": overview.unfinished(table, meta), "value": "", "interval": ""}
         first_page = [part, *first_page]

@@ -195,22 +195,24 @@ def _device() -> Any:
     return getattr(sys.modules.get("torch.utils._device"), "CURRENT_DEVICE", None)
 
 
+def _choose_device(held: Any) -> None:
+    """Set it, but take away no accelerator that a subject may have chosen on import."""
+    if held is not None or _device() == torch.device("cpu"):
+        torch.set_default_device(held)
+
+
 def _flushed() -> bool:
     return not bool(torch.tensor(1e-310, dtype=F64, device="cpu") * 1)
 
 
-def _environment(held: dict[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(held)
-
-
+ANY_KERNEL = (False, True, True, True)
 QUIET = ("ignore", re.compile(""), Warning, None, 0)
 """A filter that lets no warning through, and is not the one that ``simplefilter`` puts in front."""
 SETTINGS: dict[str, Setting] = {
     "the default dtype": (
         torch.get_default_dtype, torch.set_default_dtype, (torch.float32, F64),
     ),
-    "the default device": (_device, torch.set_default_device, ()),
+    "the default device": (_device, _choose_device, (None, None)),
     "the number of threads": (torch.get_num_threads, torch.set_num_threads, (1, 2)),
     "grad mode": (torch.is_grad_enabled, torch.set_grad_enabled, (True, False)),
     "anomaly mode": (
@@ -218,17 +220,18 @@ SETTINGS: dict[str, Setting] = {
     ),
     "autocast": (
         lambda: torch.is_autocast_enabled("cpu"),
-        lambda held: torch.set_autocast_enabled("cpu", held), (),
+        lambda held: torch.set_autocast_enabled("cpu", held), (False, False),
     ),
     "the precision of products": (
         torch.get_float32_matmul_precision, torch.set_float32_matmul_precision,
         ("highest", "high"),
     ),
     "deterministic mode": (
-        torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms, (),
+        torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms,
+        (False, False),
     ),
-    "the kernels that torch may choose": (_kernels, _choose_kernels, ()),
-    "denormal numbers": (_flushed, torch.set_flush_denormal, ()),
+    "the kernels that torch may choose": (_kernels, _choose_kernels, (ANY_KERNEL, ANY_KERNEL)),
+    "denormal numbers": (_flushed, torch.set_flush_denormal, (False, False)),
     "torch's print options": (
         lambda: dataclasses.asdict(torch._tensor_str.PRINT_OPTS), _torch_printing,
         ({}, {"precision": 7}),
@@ -238,21 +241,20 @@ SETTINGS: dict[str, Setting] = {
         np.geterr, lambda held: np.seterr(**held), ({"all": "warn"}, {"all": "ignore"}),
     ),
     "the filters of warnings": (lambda: list(warnings.filters), _filtering, ([QUIET], [QUIET])),
-    "the working directory": (os.getcwd, os.chdir, ()),
-    "the environment": (lambda: dict(os.environ), _environment, ()),
     "the collection of garbage": (
-        gc.isenabled, lambda held: gc.enable() if held else gc.disable(), (),
+        gc.isenabled, lambda held: gc.enable() if held else gc.disable(), (True, True),
     ),
-    "the limit of recursion": (sys.getrecursionlimit, sys.setrecursionlimit, ()),
+    "the limit of recursion": (sys.getrecursionlimit, sys.setrecursionlimit, (3000, 4000)),
     "the level of the log": (
-        lambda: logging.getLogger().level, lambda held: logging.getLogger().setLevel(held), (),
+        lambda: logging.getLogger().level, lambda held: logging.getLogger().setLevel(held),
+        (logging.WARNING, logging.ERROR),
     ),
     "torch's generator": (torch.get_rng_state, torch.set_rng_state, (7, 8)),
     "numpy's generator": (np.random.get_state, np.random.set_state, (7, 8)),
     "random's generator": (random.getstate, random.setstate, (7, 8)),
 }  # fmt: skip
-"""What a call must leave alone: how to read it, to set it, and two values, none where it stays. A
-call that sets one is seen where it is set to what it is not; generators have seeds for values."""
+"""What a call must leave alone: how to read it, to set it, and two values. A call that sets one is
+seen where it is set to what it is not; generators have seeds for values."""
 SEEDING: dict[str, Any] = {
     "torch's generator": torch.manual_seed,
     "numpy's generator": np.random.seed,
@@ -269,8 +271,7 @@ def process(which: int) -> Iterator[Callable[[], str]]:
     kept = {name: read() for name, (read, _, _) in SETTINGS.items()}
     try:
         for name, (_, write, values) in SETTINGS.items():
-            if values:
-                SEEDING.get(name, write)(values[which])
+            SEEDING.get(name, write)(values[which])
         before = _settings()
         yield lambda: ", ".join(name for name, now in _settings().items() if before[name] != now)
     finally:

@@ -66,7 +66,7 @@ def _kinds(solver: Any, m: int, kappa: float, rng: torch.Generator) -> dict[str,
     return kinds | {
         "upper triangular": upper,
         "lower triangular": upper.mT.contiguous(),
-        "a permutation": torch.eye(m, dtype=F64).roll(1, -1),  # its diagonal is zero
+        "no diagonal": spectrum.diag().roll(1, -1),  # and no singular value twice
     }
 
 

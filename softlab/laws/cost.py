@@ -109,8 +109,8 @@ FLOPS: Law[Any] = Law(
     family="cost",
     when="states a cost",
     allows="0.8 to 1.5 times the claim, 0.7 to 2.1 where sizes differ, or 24 where the claims say "
-    "padded or causal; a growth 1.6 times as steep, 2 with one size alone: lifted widths and padding are "
-    "counted, sums without a product are not",
+    "padded or causal; a growth 1.6 times as steep, 2 with one size alone: lifted widths and "
+    "padding are counted, sums without a product are not",
     catches="a dense product under a linear claim; half of the work, twice of it, a thousandth; "
     "the work of one matrix for a batch; a claim blind to a width",
     examples=1,

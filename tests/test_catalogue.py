@@ -74,7 +74,10 @@ def installed(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(site)
 
 
-def test_the_list_shows_them_with_their_distribution_and_says_what_is_left_out(installed):
+def test_the_list_shows_them_with_their_distribution_and_says_what_is_left_out(
+    installed, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "250")  # in a narrower table the words of two cells mix
     result = call("list")
     assert result.exit_code == 0, result.output
     shown = " ".join(result.stdout.split())

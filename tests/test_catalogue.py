@@ -10,6 +10,7 @@ import pytest
 from test_cli import call
 
 from softlab import catalogue, laws
+from softlab.cli import console
 from softlab.engine.loading import load
 from softlab.inputs import Smooth
 from softlab.operators import Soft
@@ -77,7 +78,7 @@ def installed(tmp_path, monkeypatch):
 def test_the_list_shows_them_with_their_distribution_and_says_what_is_left_out(
     installed, monkeypatch
 ):
-    monkeypatch.setenv("COLUMNS", "250")  # in a narrower table the words of two cells mix
+    monkeypatch.setattr(console.out, "width", 250)  # in a narrower one the words of two cells mix
     result = call("list")
     assert result.exit_code == 0, result.output
     shown = " ".join(result.stdout.split())

@@ -8,14 +8,14 @@ without a chapter can be a single file.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+
+from softlab.hints import hint
 
 STUDY, CHAPTER, METHOD = "study.py", "chapter.py", "method.typ"
 GENERAL = "operators"
@@ -58,7 +58,9 @@ def study_file(named: Path | str) -> Path:
         return known[str(named)] / STUDY
     msg = f"there is no file {path}. Give the path of a Python file that defines a Study."
     if path.suffix != ".py" and len(path.parts) == 1 and known:
-        msg = f"there is no file or folder {path}, and no study of that name.{_near(path, known)}"
+        msg = (
+            f"there is no file or folder {path}, and no study of that name.{hint(str(path), known)}"
+        )
     raise ValueError(msg)
 
 
@@ -90,20 +92,19 @@ def chapter_folder(name: str, recorded: str = "") -> Path:
     if name not in known:
         msg = (
             f"there is no chapter {name!r}; the chapters are {', '.join(sorted(known))}."
-            f"{_near(name, known)}"
+            f"{hint(str(name), known)}"
         )
         raise ValueError(msg)
     return known[name]
 
 
-def package(folder: Path, name: str) -> ModuleType:
-    """A package of that name whose modules are the files of a folder; made anew or as it stands."""
+def package(folder: Path, name: str) -> None:
+    """See to a package of that name whose modules are the files of a folder."""
     if name not in sys.modules:
         made = ModuleType(name, f"The modules of {folder.name}.")
         made.__path__ = [str(folder)]
         made.__package__ = name
         sys.modules[name] = made
-    return sys.modules[name]
 
 
 def chapter_module(folder: Path) -> ModuleType:
@@ -119,8 +120,3 @@ def chapter_module(folder: Path) -> ModuleType:
         return importlib.import_module(f"{name}.{Path(CHAPTER).stem}")
     finally:
         sys.dont_write_bytecode = written
-
-
-def _near(name: Path | str, known: Sequence[str] | dict[str, Path]) -> str:
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""

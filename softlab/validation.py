@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
-import difflib
 import functools
 import inspect
 import math
@@ -542,12 +541,6 @@ def one_of(owner: object, allowed: tuple[str, ...], **fields: Any) -> None:
         if not isinstance(got, str) or got not in allowed:
             msg = f"{type(owner).__name__}.{name} is {got!r}; give one of {', '.join(allowed)}."
             raise ValueError(msg)
-
-
-def hint(got: str, known: Iterable[str]) -> str:
-    """The end of a message that names the known word nearest to ``got``; empty if none is near."""
-    near = difflib.get_close_matches(got, known, n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def is_a(owner: object, protocol: type, **fields: Any) -> None:

@@ -17,7 +17,7 @@ from softlab.capture.huggingface import Asked, Result
 from softlab.capture.interception import MULTIHEAD, Call, Watch, count, named, standing_in
 from softlab.capture.masks import UnableError
 from softlab.core import Dims, Operator
-from softlab.validation import hint
+from softlab.hints import hint
 
 BACKWARD = (torch.autograd.backward, torch.autograd.grad, Tensor.backward)
 """Where torch suspends the mode, and a checkpointed model computes forward again."""

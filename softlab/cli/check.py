@@ -127,7 +127,7 @@ def _leave(found: list[Outcome], only: Iterable[str]) -> None:
 
 
 def _near(name: str, names: Iterable[str]) -> str:
-    from softlab.validation import hint
+    from softlab.hints import hint
 
     return hint(name, names)
 

@@ -21,7 +21,7 @@ def fetch(
 ) -> None:
     """Bring weights and images into the cache, for longer recordings and studies of models."""
     from softlab.datasets import download, fashion
-    from softlab.validation import hint
+    from softlab.hints import hint
 
     known = (*download.CATALOGUE, fashion.NAME)
     for name in names:

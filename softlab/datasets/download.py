@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from softlab.datasets.wheels import CATALOGUE, Wheel
-from softlab.validation import hint
+from softlab.hints import hint
 
 __all__ = [
     "CATALOGUE",

@@ -25,7 +25,7 @@ from softlab.engine.identity import MAIN, STUDY, home
 
 PACKAGE = Path(__file__).parents[1]
 # These read tables and make none, so a new colour in a figure leaves the rows valid.
-PRESENTATION = {"chapters", "cli", "figures.py", "report"}
+PRESENTATION = {"cli", "figures.py", "report"}
 READERS = ("gguf", "onnx", "pillow", "safetensors", "tokenizers")
 """What ``softlab.pretrained`` and ``softlab.datasets`` read weights and images with."""
 READ_BY = ("softlab.datasets", "softlab.models", "softlab.pretrained")

@@ -11,8 +11,9 @@ import torch
 from safetensors import safe_open
 
 from softlab.core import value
+from softlab.hints import hint
 from softlab.inputs.case import QKV, delivered
-from softlab.validation import fields, hint, typed
+from softlab.validation import fields, typed
 
 DATA = Path(__file__).parent / "data"
 

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from softlab.core import Operator
+from softlab.hints import hint
 from softlab.laws import (
     algebra,
     consistency,
@@ -50,7 +51,7 @@ from softlab.laws.law import BrokenLawError, Draws, Gap, Law, OutOfScopeError, t
 from softlab.laws.regimes import Coverage, coverage
 from softlab.laws.runner import EXAMPLES, SECONDS, Outcome, Verdict, budgeted, outcome
 from softlab.pinv import Solver
-from softlab.validation import hint, typed
+from softlab.validation import typed
 
 OPERATOR_LAWS: tuple[Law[Operator], ...] = (
     interface.SHAPE_DTYPE_DEVICE,

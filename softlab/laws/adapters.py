@@ -26,6 +26,7 @@ from torch import Tensor
 
 from softlab.core import Operator, Stream, Traits
 from softlab.engine import loading
+from softlab.hints import hint
 from softlab.laws import algebra, consistency, dependence, isolation
 from softlab.laws.law import (
     Draws,
@@ -39,7 +40,7 @@ from softlab.laws.law import (
     said,
 )
 from softlab.pinv import Solver, SolverTraits
-from softlab.validation import aligned, hint
+from softlab.validation import aligned
 
 NOTHING_CLAIMED = Traits(linear_in_v=False)
 INVERTIBLE = SolverTraits(singular=False)

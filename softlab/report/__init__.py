@@ -21,7 +21,7 @@ import pandas as pd
 from softlab.extras import needed
 from softlab.figures import Lines
 from softlab.report import overview
-from softlab.report.chapter import Cell, Table, fragment, named
+from softlab.report.chapter import Cell, Table, fragment, named, of_run
 from softlab.report.drawing import caption, draw, file_name, pages, save
 from softlab.report.folder import FORMAT, read
 from softlab.report.headlines import headlines as first_page_of
@@ -85,7 +85,7 @@ def findings(table: pd.DataFrame, meta: Mapping[str, Any]) -> list[str]:
     """Paragraphs: how complete the table is, then what its chapter finds in it."""
     return [
         overview.completeness(table, meta),
-        *named(meta["chapter"], meta.get("chapter_folder", "")).findings(table),
+        *named(*of_run(meta)).findings(table),
     ]
 
 
@@ -129,7 +129,7 @@ def _mend(files: dict[str, bytes], compiled: Any, wrong: type[Exception], tell: 
 def _study(
     run: Path, table: pd.DataFrame, meta: Mapping[str, Any], files: dict[str, bytes], tell: Tell
 ) -> dict[str, Any]:
-    chapter = named(meta["chapter"], meta.get("chapter_folder", ""))
+    chapter = named(*of_run(meta))
     spoken, long = legible(table)
     problems: list[str] = []
 
@@ -148,7 +148,7 @@ def _study(
     (run / "findings.txt").write_text("\n\n".join(map(safe, found)) + "\n", encoding="utf-8")
     method = f"chapters/{meta['chapter']}.typ"
     first = method not in files
-    files[method] = fragment(meta["chapter"], meta.get("chapter_folder", ""))
+    files[method] = fragment(*of_run(meta))
     scope = said("scope", lambda: chapter.scope(spoken), "")
     first_page = said("headlines", lambda: first_page_of(spoken, meta, own), [])
     if not meta["complete"]:
@@ -226,7 +226,7 @@ def _made(table: pd.DataFrame, meta: Mapping[str, Any], lines: Lines) -> pd.Data
     """The rows that a figure draws; ``ValueError`` where its chapter cannot make them."""
     if not lines.rows:
         return table
-    chapter = named(meta["chapter"], meta.get("chapter_folder", ""))
+    chapter = named(*of_run(meta))
     make = getattr(chapter, lines.rows, None)
     if make is None:
         msg = f"the chapter {meta['chapter']} makes no rows called {lines.rows!r}"

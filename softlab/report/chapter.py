@@ -7,8 +7,8 @@ only: nothing in it measures or imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol, TypedDict, cast
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, TypedDict, cast
 
 import pandas as pd
 
@@ -53,6 +53,11 @@ class Chapter(Protocol):
 def known() -> list[str]:
     """The names of the chapters that softlab brings."""
     return sorted(study_folders.chapters())
+
+
+def of_run(meta: Mapping[str, Any]) -> tuple[str, str]:
+    """The chapter of a run, in the words of ``named`` and ``fragment``."""
+    return meta["chapter"], meta.get("chapter_folder", "")
 
 
 def named(name: str, recorded: str = "") -> Chapter:

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 import numpy as np
 import pandas as pd
 
-from softlab.report.chapter import named
+from softlab.report.chapter import named, of_run
 from softlab.report.intervals import by_unit, median
 from softlab.report.numbers import number
 
@@ -89,7 +89,7 @@ def constant(values: pd.Series, along: pd.Series, factor: float = CONSTANT) -> b
 
 def headlines(table: pd.DataFrame, meta: Mapping[str, Any], said: list[str]) -> list[Headline]:
     """The first two of the study's chapter; of one that offers none the first sentence it says."""
-    offered = getattr(named(meta["chapter"], meta.get("chapter_folder", "")), "headlines", None)
+    offered = getattr(named(*of_run(meta)), "headlines", None)
     found: list[Headline] = list(islice(offered(table), EACH)) if offered else []
     if not found and said:
         first = said[0].split(". ")[0].rstrip(".").replace("{", "(").replace("}", ")")

@@ -700,7 +700,7 @@ def _stoppable() -> Iterator[None]:
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        for one in (signal.SIGTERM, signal.SIGHUP):
+        for one in filter(None, (signal.SIGTERM, getattr(signal, "SIGHUP", None))):  # of POSIX
             if signal.getsignal(one) is signal.SIG_DFL:  # nohup ignores, a caller may have its own
                 before[one] = signal.signal(one, stop)
     try:

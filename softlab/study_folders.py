@@ -25,8 +25,9 @@ _PACKAGE = Path(__file__).parent
 
 
 def built_in() -> dict[str, Path]:
-    """The folders of softlab's own studies by name: of the clone, else of the installed package."""
-    for place in (_PACKAGE.parent / "studies", _PACKAGE / "studies"):
+    """The folders of softlab's own studies by name: of the installed package, or of the clone."""
+    # The wheel has them inside; beside an installed package may be anybody's folder of that name.
+    for place in (_PACKAGE / "studies", _PACKAGE.parent / "studies"):
         if found := {path.parent.name: path.parent for path in sorted(place.glob(f"*/{STUDY}"))}:
             return found
     return {}

@@ -5,15 +5,17 @@ A command is one file: a function whose docstring is its help, and ``EXAMPLES`` 
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
-from softlab.cli import check, fetch, list, report, run, substitute
+from softlab import __version__
+from softlab.cli import check, fetch, info, list, report, run, substitute
+from softlab.cli.console import say
 
 # Commands import what they need inside themselves, so that --help waits for none of it.
 app = typer.Typer(
-    help="The laboratory for attention approximation.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
@@ -23,3 +25,24 @@ app.command(epilog=check.EXAMPLES)(check.check)
 app.command(epilog=substitute.EXAMPLES)(substitute.substitute)
 app.command("list", epilog=list.EXAMPLES)(list.catalogue)
 app.command(epilog=fetch.EXAMPLES)(fetch.fetch)
+app.command(epilog=info.EXAMPLES)(info.info)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        say(f"softlab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _softlab(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print it, and leave."),
+    ] = False,
+) -> None:
+    """The laboratory for attention approximation.
+
+    Exit codes of every command: 0 done, 1 a finding (a law is broken, a number has changed, a case
+    failed), 2 it could not be done. --json prints for programs what is otherwise said in words.
+    """

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from softlab.cli.console import FINDING, err, fail, out, say
+from softlab.cli.console import FINDING, err, fail, out, say, say_json
 
 if TYPE_CHECKING:
     from softlab.laws import Cause, Outcome
@@ -66,9 +64,10 @@ def check(
 
     Failures come first, those of one cause together, with the simplest counterexample and a line of
     Python that reproduces it; then the laws that hold, and those that do not apply. The subject
-    runs in a process of its own: one that raises, hangs, prints or ends it is an outcome. Exit
-    codes: 0 no law is broken, 1 one is, 2 the laws could not be asked, as of a subject that cannot
-    be imported.
+    runs in a process of its own: one that raises, hangs, prints or ends it is an outcome.
+
+    Exit codes: 0 no law is broken, 1 one is, 2 the laws could not be asked, as of a subject that
+    cannot be imported.
     """
     from softlab import laws
     from softlab.laws.sandbox import Request, examined
@@ -85,7 +84,7 @@ def check(
     request = Request(subject, traits, target, *limits, tuple(only or ()), thorough, requires)
     found = _shown(examined(request), quiet=as_json)
     if as_json:
-        print(json.dumps([dataclasses.asdict(one) for one in found], indent=2))  # noqa: T201
+        say_json(found)
     else:
         _told(found, failed=failed)
         if coverage:
@@ -244,7 +243,7 @@ def _laws(*, as_json: bool) -> None:
             for of, suite in suites.items()
             for law in suite
         ]
-        print(json.dumps(rows, indent=2))  # noqa: T201
+        say_json(rows)
         return
     for of, suite in suites.items():
         say(f"\nLaws of {of}")

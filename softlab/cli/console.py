@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -20,6 +25,28 @@ COULD_NOT = 2
 def say(message: str) -> None:
     """Print a line or a paragraph; it is no markup, since messages hold brackets."""
     out.print(message, markup=False, soft_wrap=True)
+
+
+def say_json(value: object) -> None:
+    """Print a value as JSON that any parser takes: NaN is null, the infinite are "inf" and "-inf".
+
+    ``value``: of numbers, words, paths, dataclasses, mappings and lists of such.
+    """
+    print(json.dumps(_plain(value), indent=2, allow_nan=False))  # noqa: T201
+
+
+def _plain(x: Any) -> Any:
+    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+        return {one.name: _plain(getattr(x, one.name)) for one in dataclasses.fields(x)}
+    if isinstance(x, Mapping):
+        return {str(name): _plain(one) for name, one in x.items()}
+    if isinstance(x, Path):
+        return str(x)
+    if isinstance(x, Iterable) and not isinstance(x, str):
+        return [_plain(one) for one in x]
+    if isinstance(x, float) and not math.isfinite(x):
+        return None if math.isnan(x) else str(float(x))
+    return x
 
 
 def fail(message: str, code: int = COULD_NOT) -> NoReturn:

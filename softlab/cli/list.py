@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,58 +12,113 @@ import typer
 from rich.table import Table
 
 from softlab import study_folders
-from softlab.cli.console import out, say
+from softlab.cli.console import out, say, say_json
 
 if TYPE_CHECKING:
     from softlab.catalogue import Part
 
-EXAMPLES = "Examples:  softlab list   |   softlab list --markdown"
+EXAMPLES = "Examples:  softlab list   |   softlab list --markdown   |   softlab list --json"
+
+
+KINDS = (
+    ("Operators", "operators", "target"),
+    ("Solvers", "pinv", "solve"),
+    ("Initial scalings of solvers", "pinv.scalings", "definite"),
+    ("Landmark selectors", "landmarks", ""),
+    ("Weights of random features", "features", ""),
+    ("Inputs", "inputs", ""),
+    ("Matrices", "matrices", ""),
+)
+"""What there is: a title, the module of softlab that has it, and what such a part must have."""
 
 
 def catalogue(
     markdown: Annotated[
         bool, typer.Option("--markdown", help="The operators alone, as a table for a README.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
 ) -> None:
-    """List the parts, operators to inputs, with what they claim, and the studies."""
-    from softlab import features, inputs, landmarks, matrices, operators, pinv
-    from softlab.catalogue import installed, parts_of
+    """List the parts, operators to inputs, with what they claim, and the studies.
+
+    Exit codes: 0 done, 2 it could not be done.
+    """
+    from softlab import inputs, operators
+    from softlab.catalogue import parts_of
 
     if markdown:
         say("\n".join(_traits_table(parts_of(operators, "target"))))
-        return
-    others = {module: installed(what) for module, what in
-              ((operators, "operators"), (pinv, "solvers"))}  # fmt: skip
-    for title, module, needs in (
-        ("Operators", operators, "target"),
-        ("Solvers", pinv, "solve"),
-        ("Initial scalings of solvers", pinv.scalings, "definite"),
-        ("Landmark selectors", landmarks, ""),
-        ("Weights of random features", features, ""),
-        ("Inputs", inputs, ""),
-        ("Matrices", matrices, ""),
-    ):
+    elif as_json:
+        groups = list(_groups())
+        parts = {title: [_described(part) for part in found] for title, found, _ in groups}
+        refused = [sentence for *_, sentences in groups for sentence in sentences]
+        say_json(
+            {
+                "parts": parts,
+                "left_out": refused,
+                "recorded": inputs.recorded_names(),
+                "studies": [{"name": x, "about": about} for x, about in _studies()],
+            }
+        )
+    else:
+        _shown()
+
+
+def _shown() -> None:
+    from softlab import inputs
+
+    for title, found, refused in _groups():
         table = Table("name", "what it is", "claims", title=title, title_justify="left", box=None)
-        brought, refused = others.get(module, ([], []))
-        for part in [*parts_of(module, needs), *brought]:
+        for part in found:
             name = part.name + (f" ({part.distribution})" if part.distribution else "")
-            table.add_row(name, (part.kind.__doc__ or "").partition("\n")[0], _claims(part))
+            claims = [x if held is True else f"{x} {held}" for x, held in _claims(part).items()]
+            table.add_row(name, _about(part), ", ".join(claims))
         out.print(table, *refused, "")
     say("Recorded: " + ", ".join(inputs.recorded_names()))
     table = Table("name", "what it is", title="Studies", title_justify="left", box=None)
-    for name, folder in study_folders.built_in().items():
-        text = (folder / study_folders.STUDY).read_text(encoding="utf-8")
-        table.add_row(name, (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0])
+    for name, about in _studies():
+        table.add_row(name, about)
     out.print(table if table.row_count else "Studies: none here")
 
 
-def _claims(part: Part) -> str:
+def _groups() -> Iterator[tuple[str, list[Part], list[str]]]:
+    """Of each kind its title, its parts, and sentences about those of others that are left out."""
+    from softlab.catalogue import installed, parts_of
+
+    brings = {"operators": "operators", "pinv": "solvers"}
+    for title, name, needs in KINDS:
+        module = importlib.import_module(f"softlab.{name}")
+        brought, refused = installed(brings[name]) if name in brings else ([], [])
+        yield title, [*parts_of(module, needs), *brought], refused
+
+
+def _studies() -> Iterator[tuple[str, str]]:
+    """The names of softlab's own studies, and what each is about."""
+    for name, folder in study_folders.built_in().items():
+        text = (folder / study_folders.STUDY).read_text(encoding="utf-8")
+        yield name, (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+
+
+def _about(part: Part) -> str:
+    return (part.kind.__doc__ or "").partition("\n")[0]
+
+
+def _described(part: Part) -> dict[str, object]:
+    """A part for programs."""
+    return {
+        "name": part.name,
+        "about": _about(part),
+        "distribution": part.distribution or "softlab",
+        "example": repr(part.example) if part.example is not None else None,
+        "claims": _claims(part),
+    }
+
+
+def _claims(part: Part) -> dict[str, object]:
     """What a part claims, where it can be made without choices of the user's."""
     traits = getattr(part.example, "traits", None)
     if traits is None:
-        return ""
-    claims = {name: x for name, x in dataclasses.asdict(traits).items() if x}
-    return ", ".join(name if x is True else f"{name} {x}" for name, x in claims.items())
+        return {}
+    return {name: x for name, x in dataclasses.asdict(traits).items() if x}
 
 
 def _traits_table(parts: Iterable[Part]) -> Iterator[str]:

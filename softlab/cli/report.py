@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from softlab.cli.console import FINDING, fail, out, say
+from softlab.cli.console import FINDING, fail, out, say, say_json
 
 if TYPE_CHECKING:
     from softlab.report.comparison import Comparison
@@ -31,12 +31,17 @@ def report(
             help="Set nothing; say what changed between two folders beyond noise.",
         ),
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="What changed, or where the report is, as JSON.")
+    ] = False,
 ) -> None:
     """Set FOLDER/report.pdf and FOLDER/report.html from the tables under FOLDER.
 
     --compare holds the cases that two runs share against each other. Noise is, of a time, the
-    spread of repeated calls; of all else the square root of the rounding unit. Exit codes: 0
-    nothing changed or all is set, 1 something changed, 2 it, or a part of it, could not be done.
+    spread of repeated calls; of all else the square root of the rounding unit.
+
+    Exit codes: 0 nothing changed or all is set, 1 something changed, 2 it, or a part of it, could
+    not be done.
     """
     from softlab.report import report as set_report
     from softlab.report.comparison import compare as compared
@@ -44,18 +49,28 @@ def report(
     untold: list[str] = []
     try:
         if compare is not None:
-            changed, cases = False, 0
-            for found in compared(*compare):
-                _tell(found)
-                changed, cases = changed or bool(found.changes), cases + found.cases
-            if not cases:
+            comparisons = []
+            try:
+                for found in compared(*compare):
+                    comparisons.append(found)
+                    if not as_json:
+                        _tell(found)
+            finally:  # what could be compared is told, also where a part could not
+                if as_json:
+                    say_json(comparisons)
+            changed = any(found.changes for found in comparisons)
+            if not sum(found.cases for found in comparisons):
                 fail("the two runs share no finished case, so that nothing was compared")
             raise typer.Exit(FINDING if changed else 0)
         path = set_report(folder, tell=untold.append)
     except (ValueError, OSError, ModuleNotFoundError) as error:
         fail(str(error))
-    say(str(path))
-    say(str(path.with_suffix(".html")))
+    page = path.with_suffix(".html")
+    if as_json:
+        say_json({"pdf": path, "html": page, "left_out": untold})
+    else:
+        say(str(path))
+        say(str(page))
     if untold:
         fail("\n".join(untold))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from softlab.cli.console import COULD_NOT, FINDING, fail, say
+from softlab.cli.console import COULD_NOT, FINDING, fail, say, say_json
 
 if TYPE_CHECKING:
     import torch
@@ -27,12 +27,25 @@ EXAMPLES = (
 )
 
 
+def _names(begun: str) -> Iterator[str]:
+    """What a shell offers to complete: softlab's own studies, and files of Python."""
+    from softlab.study_folders import built_in
+
+    path = Path(begun)
+    folder = path if begun.endswith("/") else path.parent
+    yield from (name for name in built_in() if name.startswith(begun))
+    for found in sorted(folder.glob("*")):
+        if str(found).startswith(begun) and (found.is_dir() or found.suffix == ".py"):
+            yield str(found) + "/" * found.is_dir()
+
+
 def run(
     files: Annotated[
         list[Path] | None,
         typer.Argument(
             help="Names of softlab's own studies, Python files that define a Study or more, and "
-            "folders that hold study.py."
+            "folders that hold study.py.",
+            autocompletion=_names,
         ),
     ] = None,
     every: Annotated[
@@ -67,6 +80,7 @@ def run(
     threads: Annotated[
         int | None, typer.Option(help="CPU threads of each process; torch's own choice, shared.")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="What each run left, as JSON.")] = False,
 ) -> None:
     """Run studies: every case a row or more of OUT/<study>/table.csv, with meta.json beside it.
 
@@ -74,8 +88,8 @@ def run(
     A case that fails is a row that says why, and so is one that kills its worker twice. Shards
     share OUT, at a time or one after the other; each makes the table of all rows that are there.
 
-    The exit code is 0 where all its cases finished, 1 where some failed, 2 where all of a study
-    failed or a request could not be met, 130 after an interrupt.
+    Exit codes: 0 all cases finished, 1 some failed, 2 all of a study failed or a request could not
+    be met, 130 after an interrupt.
     """
     from softlab import study as studies
     from softlab.cli.overrides import narrowed, part
@@ -85,14 +99,17 @@ def run(
         found = narrowed(_asked(files or (), needs, every=every), settings or ())
         parts = part(shard)
         _reportable(found)
-        worst = 0
+        worst, told = 0, []
         with _crew(dask, workers) as crew:
             for study in found:
                 outcome = studies.run(
                     study, out, device=device, dtype=number_type, quick=quick, threads=threads,
                     fresh=fresh, progress=True, crew=crew, shard=parts,
                 )  # fmt: skip
-                _tell(study, outcome)
+                if as_json:
+                    told.append(_told(study, outcome))
+                else:
+                    _tell(study, outcome)
                 worst = max(worst, _code(outcome))
     except (ValueError, ModuleNotFoundError) as error:
         fail(" ".join([str(error), *getattr(error, "__notes__", [])]))
@@ -100,6 +117,8 @@ def run(
         reason = "interrupted" if isinstance(stop, KeyboardInterrupt) else str(stop)
         notes = " ".join(getattr(stop, "__notes__", []))
         fail(f"{reason}. {notes}".strip(), code=130 if reason == "interrupted" else COULD_NOT)
+    if as_json:
+        say_json(told)
     if worst:
         raise typer.Exit(worst)
 
@@ -141,6 +160,15 @@ def _code(outcome: Outcome) -> int:
     if not outcome.share_failed:
         return 0
     return COULD_NOT if outcome.share_failed == outcome.share else FINDING
+
+
+def _told(study: Study, outcome: Outcome) -> dict[str, object]:
+    """What a run left, for programs."""
+    from softlab.report import findings, read
+
+    found = findings(*read(outcome.folder)) if outcome.rows else []
+    table = outcome.folder / "table.csv" if outcome.rows else None
+    return {"study": study.name, "table": table, **vars(outcome), "findings": found}
 
 
 def _tell(study: Study, outcome: Outcome) -> None:

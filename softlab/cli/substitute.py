@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from softlab.cli.console import fail, out, say
+from softlab.cli.console import fail, out, say, say_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,6 +47,8 @@ def substitute(
     FACTORY is called without arguments, and gives the model, which runs in eval mode; a model
     itself will do. For each layer: the operator's own errors on what reaches it, against the
     layer's softmax, and how far its output has moved with all before it.
+
+    Exit codes: 0 done, 2 it could not be done, as where the operator cannot take the place.
     """
     from softlab.capture.effect import effect
     from softlab.capture.substitution import SubstitutionError
@@ -70,7 +70,7 @@ def substitute(
     except Exception as error:  # of the user's model, factory or operator, which may raise anything
         fail(f"{factory} or {operator} raised {type(error).__name__}: {error}")
     if as_json:
-        print(json.dumps(dataclasses.asdict(result), indent=2))  # noqa: T201
+        say_json(result)
     else:
         _show(result)
 

@@ -79,15 +79,21 @@ def beside(device: str, *, alone: bool) -> Iterator[None]:
         yield
 
 
+def missing() -> str:
+    """Why no study can run on this system; empty where one can."""
+    if fcntl is not None:
+        return ""
+    return (  # type: ignore[unreachable]
+        "a study locks its folder and its device by fcntl, which this system "
+        f"({platform.system()}) has not. Run studies under Linux, macOS or WSL; operators, "
+        "laws, record, substitute and report work here."
+    )
+
+
 def _there() -> None:
     """Raise ``ValueError`` where the system has no locks of this kind."""
-    if fcntl is None:
-        msg = (  # type: ignore[unreachable]
-            "a study locks its folder and its device by fcntl, which this system "
-            f"({platform.system()}) has not. Run studies under Linux, macOS or WSL; operators, "
-            "laws, record, substitute and report work here."
-        )
-        raise ValueError(msg)
+    if why := missing():
+        raise ValueError(why)
 
 
 def _wait(handle: int, kind: int, device: str) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor
 from softlab import spectra, validation
 from softlab.core import norm, own_precision
 from softlab.pinv import Iteration, ResidualPolynomial, Solver, Status
+from softlab.validation import Matrix
 
 F64 = torch.float64
 
@@ -102,11 +103,12 @@ class Growth(NamedTuple):
 @validation.typed
 @own_precision
 def trace(
-    solver: Solver, a: Tensor, *, reference: Tensor | None = None, rank: int | None = None
+    solver: Solver, a: Matrix, *, reference: Matrix | None = None, rank: int | None = None
 ) -> Trace:
     """Measure every iterate of ``solver`` on one matrix.
 
-    ``a`` (m, m), finite, in the dtype that the iteration is to run in; it answers for the rounded
+    ``a`` (m, m), finite, in the dtype that the iteration is to run in, a tensor, a NumPy array or a
+    pandas DataFrame; it answers for the rounded
     matrix that it is given, and everything is measured in float64. ``rank``: 0 to m, by default the
     number of singular values above m eps sigma_1, eps of the dtype of ``a``. ``reference`` (m, m):
     A^+, by default that of the float64 singular value decomposition cut at ``rank``, which errs as
@@ -115,7 +117,7 @@ def trace(
     ``ValueError`` for a batch, a matrix that is not square or not finite, and a rank or reference
     that does not fit.
     """
-    _single(a)
+    a = _single(a)
     with torch.no_grad():
         exact = a.double()
         u, s, v, rank = _decomposed(a, rank)
@@ -215,7 +217,7 @@ def onset_and_growth(trace: Trace) -> Growth | None:
 
 @validation.typed
 def residual_spectra(
-    solver: Solver, a: Tensor, *, rank: int | None = None, at: Tensor | None = None
+    solver: Solver, a: Matrix, *, rank: int | None = None, at: Matrix | None = None
 ) -> Iterator[Tensor] | None:
     """The eigenvalues of I - A X_k on the range of A for k = 0, 1, ..., predicted; (rank,) float64.
 
@@ -227,7 +229,7 @@ def residual_spectra(
     ``ValueError`` as ``trace`` does, and for a start that is neither a multiple of A^T nor, of
     definite A, one of I.
     """
-    _single(a)
+    a = _single(a)
     if not isinstance(solver, Iteration):
         return None
     with torch.no_grad():
@@ -248,7 +250,7 @@ def residual_spectra(
 
 @validation.typed
 def predicted_steps(
-    solver: Solver, a: Tensor, tolerance: float, *, rank: int | None = None
+    solver: Solver, a: Matrix, tolerance: float, *, rank: int | None = None
 ) -> int | None:
     """The first step at which every eigenvalue of the residual is at most ``tolerance``.
 
@@ -265,11 +267,11 @@ def predicted_steps(
 @validation.typed
 def filter_factors(
     solver: Solver,
-    a: Tensor,
+    a: Matrix,
     steps: int | None = None,
     *,
     rank: int | None = None,
-    at: Tensor | None = None,
+    at: Matrix | None = None,
 ) -> Tensor:
     """The filter phi(s) of X = V diag(phi / s) U^T after ``steps`` steps; (rank,) float64.
 
@@ -296,7 +298,7 @@ def filter_factors(
 
 @validation.typed
 def degrees_of_freedom(
-    solver: Solver, a: Tensor, steps: int | None = None, *, rank: int | None = None
+    solver: Solver, a: Matrix, steps: int | None = None, *, rank: int | None = None
 ) -> float:
     """The sum of the filter factors: of how many singular values X is the inverse, up to the rank.
 
@@ -306,13 +308,13 @@ def degrees_of_freedom(
 
 
 @validation.typed
-def cutoff(solver: Solver, a: Tensor, steps: int | None = None) -> float | None:
+def cutoff(solver: Solver, a: Matrix, steps: int | None = None) -> float | None:
     """The s / sigma_1 above which every singular value up to sigma_1 is inverted by half or more.
 
     Where phi = 1/2, about p^(-k/2) for k steps of order p from alpha near 1 / sigma_1^2. None where
     sigma_1 itself is not, and for a zero matrix. Arguments and errors as of ``filter_factors``.
     """
-    _single(a)
+    a = _single(a)
     top = float(torch.linalg.matrix_norm(a.double(), 2))
     if top == 0:
         return None
@@ -332,7 +334,7 @@ def cutoff(solver: Solver, a: Tensor, steps: int | None = None) -> float | None:
 
 @validation.typed
 def account(
-    solver: Solver, a: Tensor, tolerance: float
+    solver: Solver, a: Matrix, tolerance: float
 ) -> dict[str, str | int | float | bool | None]:
     """One run on one matrix as a row: how it ends, predicted beside observed, floor and growth.
 
@@ -341,6 +343,7 @@ def account(
     the least error of X A X), ``onset`` and growth are None where the run did not arrive there, as
     is what its function says to be None. Arguments and errors as of ``trace``.
     """
+    a = _single(a)
     seen, ended = trace(solver, a), solver.solve(a)
     predicted = predicted_steps(solver, a, tolerance)
     observed = observed_steps(seen, tolerance)
@@ -403,12 +406,14 @@ def _alpha(solver: Solver, a: Tensor, start: Tensor) -> float:
     return float(alpha / torch.where(size > 0, size, 1))
 
 
-def _single(a: Tensor) -> None:
+def _single(a: Matrix) -> Tensor:
+    a = validation.tensor("a", a)
     validation.square(a)
     if a.ndim != 2:
         msg = f"a must be one matrix (m, m), got {tuple(a.shape)}. Take the batch one by one."
         raise ValueError(msg)
     validation.finite("a", a)
+    return a
 
 
 def _decomposed(a: Tensor, rank: int | None) -> tuple[Tensor, Tensor, Tensor, int]:
@@ -430,7 +435,8 @@ def _fits(rank: int | None, m: int) -> None:
         raise ValueError(msg)
 
 
-def _singular_values(at: Tensor) -> Tensor:
+def _singular_values(at: Matrix) -> Tensor:
+    at = validation.tensor("at", at)
     values = at.double()
     if at.ndim != 1 or not bool(((values >= 0) & values.isfinite()).all()):
         msg = f"at holds singular values (k,), finite and not negative, got {tuple(at.shape)}."
@@ -438,7 +444,8 @@ def _singular_values(at: Tensor) -> Tensor:
     return values
 
 
-def _reference(given: Tensor, a: Tensor) -> Tensor:
+def _reference(given: Matrix, a: Tensor) -> Tensor:
+    given = validation.tensor("reference", given)
     validation.matrix(given, "reference")
     if given.shape != a.shape:
         msg = f"reference must be A^+, {tuple(a.shape)}, got {tuple(given.shape)}."

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from softlab import validation
+from softlab import notebook, validation
 from softlab.core import norm
 from softlab.pinv import Nystrom
 
@@ -76,6 +76,20 @@ class Budget:
         size = torch.where(size > 0, size, 1)  # divided by twice: a square could overflow or vanish
         part, after = self.parts[cause] / size, self.after(cause) / size
         return (part * (2 * after - part)).sum((-2, -1))
+
+    def _repr_html_(self) -> str:
+        def cell(x: Tensor) -> float | str:
+            return notebook.middle(x.flatten().tolist())
+
+        rows: list[tuple[object, ...]] = [
+            (x, cell(self.size(self.parts[x])), cell(self.share(x)), cell(self.size(self.alone[x])))
+            for x in PARTS
+        ]
+        rows.append(("all", cell(self.size(self.error)), 1.0, ""))
+        many = self.error[..., 0, 0].numel()
+        over = f", median and range of {many} matrices" if many > 1 else ""
+        head = ("cause", "relative size", "share of the squared error", "alone")
+        return notebook.table(f"The error's parts{over}", head, rows)
 
 
 def split(op: Nystrom, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Budget:

@@ -1,10 +1,11 @@
 """Diagnostics of dense matrices: ranks, conditioning, leverage, decay, defects and best errors.
 
-Each takes matrices (..., n, m), batched over the leading dimensions and computed in float64. Those
-that need no more than singular values s_1 >= s_2 >= ... take a ``Spectrum`` as well, so that one
-decomposition serves many: ``s = spectrum(a)``, then ``effective_rank(s)``, ``tails(s)``. None is
-changed by a positive factor of the matrix unless it says so. All raise ``TypeError`` for what is no
-floating tensor, ``ValueError`` for matrices that are empty or not finite.
+Each takes matrices (..., n, m), batched over the leading dimensions and computed in float64: as
+tensors, as NumPy arrays or as a pandas DataFrame. Answers are tensors. Those that need no more than
+singular values s_1 >= s_2 >= ... take a ``Spectrum`` as well, so that one decomposition serves
+many: ``s = spectrum(a)``, then ``effective_rank(s)``, ``tails(s)``. None is changed by a positive
+factor of the matrix unless it says so. All raise ``TypeError`` for what holds no floating numbers,
+``ValueError`` for matrices that are empty or not finite.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from softlab import validation
+from softlab import notebook, validation
 from softlab.core import Stream
+from softlab.validation import Matrix
 
 F64 = torch.float64
 TINY = torch.finfo(F64).tiny
@@ -53,23 +55,42 @@ class Spectrum:
         top = self.values[..., :1]
         return torch.where(top > 0, self.values / torch.where(top > 0, top, 1), 0)
 
+    def _repr_html_(self) -> str:
+        def cell(x: Tensor) -> float | str:
+            return notebook.middle(x.flatten().tolist())
+
+        rows = [
+            ("largest", cell(self.values[..., 0])),
+            ("least", cell(self.values[..., -1])),
+            ("condition", cell(condition(self))),
+            ("condition on the range", cell(condition_on_range(self))),
+            ("numerical rank", cell(numerical_rank(self))),
+            ("rank of 99 % of the energy", cell(energy_rank(self))),
+            ("effective rank", cell(effective_rank(self))),
+            ("stable rank", cell(stable_rank(self))),
+        ]
+        many = self.values[..., 0].numel()
+        over = f", median and range of {many} matrices" if many > 1 else ""
+        return notebook.table(f"{self.values.shape[-1]} singular values{over}", ("", ""), rows)
+
 
 @validation.typed
-def spectrum(a: Tensor | Spectrum) -> Spectrum:
+def spectrum(a: Matrix | Spectrum) -> Spectrum:
     """The singular values of a (..., n, m), min(n, m) of them; a ``Spectrum`` as it is."""
     if isinstance(a, Spectrum):
         return a
+    a = validation.tensor("a", a)
     return Spectrum(torch.linalg.svdvals(_admitted(a)), _unit(a))
 
 
 @validation.typed
-def singular_values(a: Tensor) -> Tensor:
+def singular_values(a: Matrix) -> Tensor:
     """s_1 >= s_2 >= ..., (..., min(n, m)), float64."""
     return spectrum(a).values
 
 
 @validation.typed
-def eigenvalues(a: Tensor) -> Tensor:
+def eigenvalues(a: Matrix) -> Tensor:
     """Eigenvalues (..., m), complex128, magnitudes falling.
 
     ``a``: square, of any symmetry. Those of a matrix far from normal carry errors far above eps.
@@ -79,7 +100,7 @@ def eigenvalues(a: Tensor) -> Tensor:
 
 
 @validation.typed
-def symmetric_eigenvalues(a: Tensor) -> Tensor:
+def symmetric_eigenvalues(a: Matrix) -> Tensor:
     """Eigenvalues (..., m) of the symmetric part (A + A^T) / 2, float64, falling; ``a`` square."""
     a = _square(a)
     found: Tensor = torch.linalg.eigvalsh(a / 2 + a.mT / 2)
@@ -87,7 +108,7 @@ def symmetric_eigenvalues(a: Tensor) -> Tensor:
 
 
 @validation.typed
-def effective_rank(a: Tensor | Spectrum) -> Tensor:
+def effective_rank(a: Matrix | Spectrum) -> Tensor:
     """exp(-sum p_i ln p_i) with p = s / sum s, from 1 to min(n, m); 0 for the zero matrix.
 
     Reference: Roy and Vetterli, EUSIPCO 2007.
@@ -99,13 +120,13 @@ def effective_rank(a: Tensor | Spectrum) -> Tensor:
 
 
 @validation.typed
-def stable_rank(a: Tensor | Spectrum) -> Tensor:
+def stable_rank(a: Matrix | Spectrum) -> Tensor:
     """|A|_F^2 / |A|_2^2, from 1 to the rank; 0 for the zero matrix."""
     return spectrum(a).relative.square().sum(-1)
 
 
 @validation.typed
-def participation_ratio(a: Tensor | Spectrum) -> Tensor:
+def participation_ratio(a: Matrix | Spectrum) -> Tensor:
     """(sum s)^2 / sum s^2, from 1 to the rank; 0 for the zero matrix.
 
     Of a semidefinite matrix the same of its eigenvalues, (tr A)^2 / tr A^2.
@@ -115,7 +136,7 @@ def participation_ratio(a: Tensor | Spectrum) -> Tensor:
 
 
 @validation.typed
-def numerical_rank(a: Tensor | Spectrum, tolerance: float | None = None) -> Tensor:
+def numerical_rank(a: Matrix | Spectrum, tolerance: float | None = None) -> Tensor:
     """The number of singular values above ``tolerance`` times s_1, int64.
 
     ``tolerance``: from 0 to below 1, by default max(n, m) eps with eps of the dtype of ``a``.
@@ -124,7 +145,7 @@ def numerical_rank(a: Tensor | Spectrum, tolerance: float | None = None) -> Tens
 
 
 @validation.typed
-def energy_rank(a: Tensor | Spectrum, share: float = 0.99) -> Tensor:
+def energy_rank(a: Matrix | Spectrum, share: float = 0.99) -> Tensor:
     """The fewest singular values whose squares hold ``share`` of |A|_F^2, int64; 0 for none.
 
     ``share``: above 0, at most 1, where every value counts whose square is not lost beside the sum.
@@ -139,14 +160,14 @@ def energy_rank(a: Tensor | Spectrum, share: float = 0.99) -> Tensor:
 
 
 @validation.typed
-def condition(a: Tensor | Spectrum) -> Tensor:
+def condition(a: Matrix | Spectrum) -> Tensor:
     """s_1 / s_min; infinite where s_min is 0, for the zero matrix too."""
     s = spectrum(a).relative
     return torch.where(s[..., -1] > 0, s[..., 0] / s[..., -1], math.inf)
 
 
 @validation.typed
-def condition_on_range(a: Tensor | Spectrum, tolerance: float | None = None) -> Tensor:
+def condition_on_range(a: Matrix | Spectrum, tolerance: float | None = None) -> Tensor:
     """s_1 / s_r with r the ``numerical_rank`` of that tolerance; 1 for the zero matrix."""
     found = spectrum(a)
     kept = _above(found, tolerance)
@@ -155,7 +176,7 @@ def condition_on_range(a: Tensor | Spectrum, tolerance: float | None = None) -> 
 
 
 @validation.typed
-def leverage_scores(a: Tensor, rank: int | None = None) -> Tensor:
+def leverage_scores(a: Matrix, rank: int | None = None) -> Tensor:
     """|U_r[i, :]|^2 of each row, (..., n), from 0 to 1; their sum is r.
 
     U_r: the first r left singular vectors, r the least of ``rank`` (1 to min(n, m), or None) and
@@ -171,7 +192,7 @@ def leverage_scores(a: Tensor, rank: int | None = None) -> Tensor:
 
 
 @validation.typed
-def coherence(a: Tensor, rank: int | None = None) -> Tensor:
+def coherence(a: Matrix, rank: int | None = None) -> Tensor:
     """(n / r) max_i |U_r[i, :]|^2, from 1 (no row matters more) to n / r; 0 for the zero matrix.
 
     r and U_r as of ``leverage_scores``.
@@ -182,7 +203,7 @@ def coherence(a: Tensor, rank: int | None = None) -> Tensor:
 
 
 @validation.typed
-def ridge_leverage_scores(a: Tensor, ridge: float) -> Tensor:
+def ridge_leverage_scores(a: Matrix, ridge: float) -> Tensor:
     """(A (A + ridge I)^-1)_ii of a semidefinite A, (..., n), from 0 to 1.
 
     ``ridge``: positive, in the units of the matrix. Of any other matrix the same of
@@ -195,7 +216,7 @@ def ridge_leverage_scores(a: Tensor, ridge: float) -> Tensor:
 
 
 @validation.typed
-def effective_dimension(a: Tensor | Spectrum, ridge: float) -> Tensor:
+def effective_dimension(a: Matrix | Spectrum, ridge: float) -> Tensor:
     """Sum s / (s + ridge), for a semidefinite A the trace of A (A + ridge I)^-1.
 
     ``ridge``: positive, in the units of the matrix, so that both must be scaled alike.
@@ -224,7 +245,7 @@ class Decay(NamedTuple):
 
 @validation.typed
 def decay(
-    a: Tensor | Spectrum, confidence: float = 0.95, *, tolerance: float | None = None
+    a: Matrix | Spectrum, confidence: float = 0.95, *, tolerance: float | None = None
 ) -> Decay:
     """Fit a polynomial and an exponential decay to the singular values, and choose.
 
@@ -260,7 +281,7 @@ def decay(
 
 
 @validation.typed
-def row_entropy(a: Tensor) -> Tensor:
+def row_entropy(a: Matrix) -> Tensor:
     """-sum_j p_j ln p_j of each row divided by its sum, (..., n), from 0 to ln m.
 
     0 for a row of zeros. Raises ``ValueError`` for a negative entry.
@@ -270,7 +291,7 @@ def row_entropy(a: Tensor) -> Tensor:
 
 
 @validation.typed
-def row_normalised(a: Tensor) -> Tensor:
+def row_normalised(a: Matrix) -> Tensor:
     """D^-1 A with D the row sums, (..., n, m), float64; raises ``ValueError`` where one is not > 0.
 
     Entries must not be negative.
@@ -287,7 +308,7 @@ def row_normalised(a: Tensor) -> Tensor:
 
 
 @validation.typed
-def row_spectral_norm(a: Tensor) -> Tensor:
+def row_spectral_norm(a: Matrix) -> Tensor:
     """|D^-1 A|_2 with D the row sums, (...).
 
     At least (n / m)^(1/2), which the vector of ones gives, and at most (n c)^(1/2) for c the
@@ -298,7 +319,7 @@ def row_spectral_norm(a: Tensor) -> Tensor:
 
 
 @validation.typed
-def spectral_gap(a: Tensor) -> Tensor:
+def spectral_gap(a: Matrix) -> Tensor:
     """1 - |lambda_2| of D^-1 A, (...), from 0 to 1: how fast repeated averaging forgets its start.
 
     ``a``: square, without negative entries; of one row the gap is 1. Raises as ``row_normalised``
@@ -309,7 +330,7 @@ def spectral_gap(a: Tensor) -> Tensor:
 
 
 @validation.typed
-def symmetry_defect(a: Tensor) -> Tensor:
+def symmetry_defect(a: Matrix) -> Tensor:
     """|A - A^T|_F / |A|_F, (...), from 0 to 2; ``a`` square, 0 for the zero matrix."""
     a = _unit_sized(_square(a))
     size = torch.linalg.matrix_norm(a)
@@ -318,7 +339,7 @@ def symmetry_defect(a: Tensor) -> Tensor:
 
 
 @validation.typed
-def positivity_defect(a: Tensor) -> Tensor:
+def positivity_defect(a: Matrix) -> Tensor:
     """-lambda_min / max |lambda| of (A + A^T) / 2 where lambda_min < 0, (...), from 0 to 1.
 
     0 for a semidefinite matrix up to rounding, about n eps, and for the zero matrix; 1 where no
@@ -329,7 +350,7 @@ def positivity_defect(a: Tensor) -> Tensor:
 
 
 @validation.typed
-def spectral_norm(a: Tensor) -> Tensor:
+def spectral_norm(a: Matrix) -> Tensor:
     """|A|_2, (...), to a relative 1e-6.
 
     All singular values of matrices of up to 256 rows or columns, Lanczos bidiagonalisation beyond.
@@ -363,7 +384,7 @@ class Tails(NamedTuple):
 
 
 @validation.typed
-def tails(a: Tensor | Spectrum) -> Tails:
+def tails(a: Matrix | Spectrum) -> Tails:
     """s_{r+1}, (sum_{i > r} s_i^2)^(1/2) and sum_{i > r} s_i at every rank r.
 
     Reference: Eckart and Young, Psychometrika 1 (1936); Mirsky, Quarterly J. Math. 11 (1960), for
@@ -375,18 +396,20 @@ def tails(a: Tensor | Spectrum) -> Tails:
     return Tails(spectral, top * _remaining(unit.square()).sqrt(), top * _remaining(unit))
 
 
-def _admitted(a: Tensor) -> Tensor:
+def _admitted(a: Matrix) -> Tensor:
     """The matrices in float64, checked."""
+    a = validation.tensor("a", a)
     validation.matrix(a)
     return a.detach().double()
 
 
-def _square(a: Tensor) -> Tensor:
+def _square(a: Matrix) -> Tensor:
+    a = validation.tensor("a", a)
     validation.square(a)
     return _admitted(a)
 
 
-def _nonnegative(a: Tensor) -> Tensor:
+def _nonnegative(a: Matrix) -> Tensor:
     a = _admitted(a)
     bad = int((a < 0).sum())
     if bad:
@@ -415,8 +438,9 @@ def _unit(a: Tensor) -> float:
     return max(a.shape[-2:]) * torch.finfo(a.dtype).eps
 
 
-def _left(a: Tensor) -> tuple[Tensor, Spectrum]:
+def _left(a: Matrix) -> tuple[Tensor, Spectrum]:
     """Left singular vectors (..., n, k) and the spectrum."""
+    a = validation.tensor("a", a)
     u, s, _ = torch.linalg.svd(_admitted(a), full_matrices=False)
     return u, Spectrum(s, _unit(a))
 

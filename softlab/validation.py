@@ -14,10 +14,23 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+@typing.runtime_checkable
+class Array(typing.Protocol):
+    """What NumPy can read: its own arrays, a DataFrame of pandas."""
+
+    def __array__(self) -> Any:
+        """The numbers."""
+
+
+Matrix: typing.TypeAlias = Tensor | Array
+"""Numbers (..., n, m) that an analysis takes; operators and solvers take tensors alone."""
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -554,9 +567,28 @@ def is_a(owner: object, protocol: type, **fields: Any) -> None:
             raise TypeError(msg)
 
 
+def tensor(name: str, a: Matrix) -> Tensor:
+    """A tensor as it is; of an array or a DataFrame a copy, integers as float64.
+
+    Raises ``TypeError`` where some of it is no number.
+    """
+    if isinstance(a, Tensor):
+        return a
+    read = np.asarray(a)
+    if read.dtype.kind not in "fiub" or read.dtype.itemsize > 8:
+        msg = (
+            f"{name}, a {type(a).__name__}, holds {read.dtype}, and numbers of at most 64 bits are "
+            "needed. Select the columns of numbers, and convert with .astype('float64')."
+        )
+        raise TypeError(msg)
+    kind = read.dtype.newbyteorder("=") if read.dtype.kind == "f" else np.dtype("float64")
+    return torch.tensor(np.ascontiguousarray(read, kind))
+
+
 def _floating_matrix(name: str, x: Any, *, nothing: bool = False) -> None:
     if not isinstance(x, Tensor):
-        msg = f"{name} must be a torch.Tensor, got {type(x).__name__}. Use torch.as_tensor({name})."
+        of = f"{name}.to_numpy()" if hasattr(x, "to_numpy") else name  # a DataFrame of pandas
+        msg = f"{name} must be a torch.Tensor, got {type(x).__name__}. Use torch.as_tensor({of})."
         raise TypeError(msg)
     _strided(name, x)
     if x.dtype not in FLOATING:

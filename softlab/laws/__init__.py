@@ -49,7 +49,7 @@ from softlab.laws.adapters import adapted, is_solver, load
 from softlab.laws.grouping import Cause, causes
 from softlab.laws.law import BrokenLawError, Draws, Gap, Law, OutOfScopeError, tolerance
 from softlab.laws.regimes import Coverage, coverage
-from softlab.laws.runner import EXAMPLES, SECONDS, Outcome, Verdict, budgeted, outcome
+from softlab.laws.runner import EXAMPLES, SECONDS, Examination, Outcome, Verdict, budgeted, outcome
 from softlab.pinv import Solver
 from softlab.validation import typed
 
@@ -167,7 +167,7 @@ def examine(
     only: str | None = None,
     name: str = "op",
     thorough: bool = False,
-) -> list[Outcome]:
+) -> Examination:
     """What becomes of each law: holds, fails with a counterexample, or does not apply and why.
 
     ``subject``: as of ``check``. ``examples``: seeds of each law, 5. ``seconds``: the most that one
@@ -180,7 +180,7 @@ def examine(
     found = _chosen(subject, only)
     examples, seconds = budgeted(examples, seconds, thorough=thorough)
     draws = dataclasses.replace(draws or Draws(), thorough=thorough)
-    return list(
+    return Examination(
         runner.examine(subject, found, examples=examples, seconds=seconds, draws=draws, name=name)
     )
 
@@ -229,6 +229,7 @@ __all__ = [
     "Cause",
     "Coverage",
     "Draws",
+    "Examination",
     "Gap",
     "Law",
     "OutOfScopeError",

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from softlab import validation
+from softlab import notebook, validation
 from softlab.laws.adapters import claim_found, without
 from softlab.laws.grouping import ENDS, defined, raised_at
 from softlab.laws.law import Draws, Law, OutOfScopeError, copied, met, said
@@ -71,6 +71,30 @@ class Outcome:
     situation: Mapping[str, Any] = field(default_factory=dict)
     drawn: Mapping[str, int] = field(default_factory=dict)
     dropped: str = ""
+
+    def _repr_html_(self) -> str:
+        title = f"{self.law} ({self.family}): {self.statement}"
+        return notebook.table(title, ("verdict", "what was seen", "seeds", "s"), [self._row])
+
+    @property
+    def _row(self) -> tuple[object, ...]:
+        """The cells of a table: verdict, and below each other what was found; seeds, seconds."""
+        found = [self.detail, self.condition, self.at]
+        found += [f"on {self.counterexample}"] if self.counterexample else []
+        found += [f"again: {self.reproduce}"] if self.reproduce else []
+        return self.verdict.value, "\n".join(filter(None, found)), self.examples, self.seconds
+
+
+class Examination(list[Outcome]):
+    """What became of each law, a list in the order of the laws; a notebook shows it as a table."""
+
+    def _repr_html_(self) -> str:
+        counts = {verdict: [x for x in self if x.verdict is verdict] for verdict in Verdict}
+        held, failed, skipped = (len(counts[verdict]) for verdict in Verdict)
+        title = f"{held} hold, {failed} fail, {skipped} do not apply"
+        shown = [counts[x] for x in (Verdict.FAILS, Verdict.HOLDS, Verdict.SKIPPED)]
+        rows = [(x.law, *x._row) for group in shown for x in group]
+        return notebook.table(title, ("law", "verdict", "what was seen", "seeds", "s"), rows)
 
 
 class TooLongError(BaseException):

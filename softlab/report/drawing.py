@@ -5,6 +5,7 @@ Nothing here measures or imports torch: a figure is redone from ``table.csv`` al
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import re
@@ -93,6 +94,12 @@ class Drawing(Figure):
 
     marks: tuple[Mark, ...] = ()
     left_out: tuple[str, ...] = ()
+
+    def _repr_svg_(self) -> str:
+        """It as a notebook shows it, whether or not ``%matplotlib inline`` was said."""
+        with rc_context(STYLE), io.StringIO() as into:
+            self.savefig(into, format="svg", metadata={"Date": None})
+            return into.getvalue()
 
 
 def pages(table: pd.DataFrame, lines: Lines) -> list[Word]:

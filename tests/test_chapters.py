@@ -47,7 +47,7 @@ def test_an_unknown_chapter_is_named_beside_the_known(name):
 @pytest.mark.parametrize(
     "table",
     [
-        pd.DataFrame({"x": [1, 2], "status": ["ok", "failed"], "error": [None, "E: no"]}),
+        pd.DataFrame({"x": [1, 2], "status": "failed", "error": ["E: no", "E: none"]}),
         steps_table().assign(status="failed"),
         rank_table().assign(status="failed"),
     ],

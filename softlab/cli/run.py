@@ -106,11 +106,12 @@ def run(
                     study, out, device=device, dtype=number_type, quick=quick, threads=threads,
                     fresh=fresh, progress=True, crew=crew, shard=parts,
                 )  # fmt: skip
+                found_in, code = _found(study, outcome)
                 if as_json:
-                    told.append(_told(study, outcome))
+                    told.append(_told(study, outcome, found_in))
                 else:
-                    _tell(study, outcome)
-                worst = max(worst, _code(outcome))
+                    _tell(study, outcome, found_in)
+                worst = max(worst, code, _code(outcome))
     except (ValueError, ModuleNotFoundError) as error:
         fail(" ".join([str(error), *getattr(error, "__notes__", [])]))
     except (KeyboardInterrupt, OSError) as stop:
@@ -162,19 +163,25 @@ def _code(outcome: Outcome) -> int:
     return COULD_NOT if outcome.share_failed == outcome.share else FINDING
 
 
-def _told(study: Study, outcome: Outcome) -> dict[str, object]:
-    """What a run left, for programs."""
+def _found(study: Study, outcome: Outcome) -> tuple[list[str], int]:
+    """What the chapter finds in the table, or a sentence why it cannot say; the exit code."""
     from softlab.report import findings, read
 
-    found = findings(*read(outcome.folder)) if outcome.rows else []
+    try:
+        return (findings(*read(outcome.folder)) if outcome.rows else []), 0
+    except Exception as error:  # a chapter may be anybody's
+        why = f"{type(error).__name__}: {error}"
+        return [f"{study.name}: its chapter cannot say its findings: {why}"], COULD_NOT
+
+
+def _told(study: Study, outcome: Outcome, found: list[str]) -> dict[str, object]:
+    """What a run left, for programs."""
     table = outcome.folder / "table.csv" if outcome.rows else None
     return {"study": study.name, "table": table, **vars(outcome), "findings": found}
 
 
-def _tell(study: Study, outcome: Outcome) -> None:
+def _tell(study: Study, outcome: Outcome, found: list[str]) -> None:
     """What a run left, what was amiss before, and what is found in its table."""
-    from softlab.report import findings, read
-
     for note in outcome.notes:
         say(f"{study.name}: {note}")
     missing = outcome.cases - outcome.measured
@@ -187,7 +194,7 @@ def _tell(study: Study, outcome: Outcome) -> None:
         f"({outcome.reused} reused, {outcome.failed} failed"
         f"{f', {missing} of other shards to come' if missing else ''})"
     )
-    for paragraph in findings(*read(outcome.folder)):
+    for paragraph in found:
         say(f"\n{paragraph}")
 
 

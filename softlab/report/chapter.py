@@ -35,9 +35,10 @@ class Table(TypedDict):
 class Chapter(Protocol):
     """What the module of a chapter offers.
 
-    Each function is given the whole table, failed rows too (``status`` other than "ok"), and must
-    do without columns that are not there: a study whose cases all failed has only its axes. What it
-    cannot say it leaves out.
+    Each function is given the whole table, failed rows too (``status`` other than "ok"). A study
+    whose cases all failed has only its axes; of any other a column that is not there is an error
+    (``softlab.report.rows.finished``), so that no renamed one shortens a chapter in silence. Those
+    that a table may lack stand, each with the reason, in ``OPTIONAL``, a mapping of the module.
     """
 
     def scope(self, table: pd.DataFrame) -> str:

@@ -2,8 +2,8 @@
 
 Read are ``status`` and the columns of ``studies/bandwidth``: ``setting``, ``source``,
 ``method``, ``stretch``, ``matrix_error``, ``best_error``, ``rank_one_error``, ``effective_rank``,
-``underflow``, ``row_mass``, and where they are there ``core_condition``, ``core_status``,
-``seed``, and ``draw``, of the landmarks.
+``underflow``, ``row_mass``, ``core_condition``, ``core_status``, ``seed``, and ``draw``, of the
+landmarks.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from softlab.report.headlines import Headline, headline
 from softlab.report.numbers import joined, number, short
 from softlab.report.rows import LEFT, finished
 
+from .columns import EXACT, OF_CORES, SOFTMAX, TIED
+
 SUFFICES = 0.1
 """A relative error of the matrix up to this is a success."""
 
@@ -26,9 +28,9 @@ TRIVIAL = 0.3
 
 NEEDED = {
     *("status", "setting", "source", "method", "stretch", "matrix_error", "best_error"),
-    *("rank_one_error", "effective_rank", "underflow", "row_mass"),
+    *("rank_one_error", "effective_rank", "underflow", "row_mass", "seed", "draw"),
+    *OF_CORES,
 }
-EXACT = "best rank"
 OWN = 1.0
 """The stretch of the published bandwidth and temperature."""
 
@@ -79,7 +81,7 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
     """The published stretch: how far two published methods are from the best matrix of the rank."""
     done = finished(table, NEEDED)
     own = done[done["stretch"] == OWN]
-    for setting, method in (("softmax", "Nystromformer"), ("tied Gaussian", "Soft")):
+    for setting, method in ((SOFTMAX, "Nystromformer"), (TIED, "Soft")):
         at = own[(own["setting"] == setting) & (own["method"] == method)]
         text = f"At its own bandwidth {method} errs {{}} times as much as its rank must"
         over = at["matrix_error"] / at["best_error"]
@@ -185,8 +187,6 @@ def _collapse(done: pd.DataFrame) -> str:
 
 def _cores(done: pd.DataFrame) -> str:
     """How many inversions did not converge, below and above the published stretch."""
-    if not {"core_status", "core_condition"} <= set(done.columns):
-        return ""
     said = []
     for method, rows in done.dropna(subset=["core_status"]).groupby("method", sort=False):
         parts = [
@@ -204,9 +204,9 @@ def _cores(done: pd.DataFrame) -> str:
 
 def _draws(done: pd.DataFrame) -> str:
     """What one seed, and few draws of landmarks, leave open."""
-    if "seed" not in done or done["seed"].nunique() > 1:
+    if done["seed"].nunique() > 1:
         return ""
-    drawn = done[done["draw"].notna()] if "draw" in done else done[:0]
+    drawn = done[done["draw"].notna()]
     if len(drawn) and drawn["draw"].nunique() > 1:
         return (
             f"All of this is one sample of each input. {joined(drawn['method'].unique())}: the "

@@ -22,16 +22,18 @@ from softlab.operators import GaussianAttention, Nystromformer, Skyformer, Soft,
 from softlab.pinv import SVD, Inverting
 from softlab.study import Study
 
+from .columns import EXACT, OF_CORES, SOFTMAX, TIED
+
 RANK, DRAWS = 64, 5
 STRETCHES = (0.25, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 8.0)
 HEADS: list[Input] = [Recorded(name) for name in recorded_names()]
 SYNTHETIC: list[Input] = [Normal(512, 32), Clustered(512, 32, clusters=32)]
 INPUTS = [case for one in (*HEADS, *SYNTHETIC) for case in (one, Tied(one))]
 METHODS: dict[Operator, str] = {
-    Softmax(): "best rank",
+    Softmax(): EXACT,
     Nystromformer(RANK): "Nystromformer",
     Nystromformer(RANK, pinv=SVD()): "Nystromformer, exact inverse",
-    GaussianAttention(): "best rank",
+    GaussianAttention(): EXACT,
     Soft(RANK): "Soft",
     Soft(RANK, pinv=SVD()): "Soft, exact inverse",
     **{Skyformer(RANK, landmarks=UniformRandom(draw)): "Skyformer" for draw in range(DRAWS)},
@@ -85,7 +87,7 @@ def measure(
     q, k, (matrix, values) = setup.q, setup.k, setup.exact(op.target)
     best = spectra.tails(values)
     gaussian = isinstance(op.target, GaussianAttention)
-    setting = "softmax" if not gaussian else "tied Gaussian" if tied else "untied Gaussian"
+    setting = SOFTMAX if not gaussian else TIED if tied else "untied Gaussian"
     row: Row = {
         "method": METHODS[op],
         "setting": setting,
@@ -101,6 +103,7 @@ def measure(
         "row_mass": float(matrix.sum(-1).median()),
         "largest_share": float((matrix.amax(-1) / matrix.sum(-1)).nan_to_num(1.0).mean()),
         "underflow": float((matrix < torch.finfo(torch.float32).tiny).double().mean()),
+        **dict.fromkeys(OF_CORES),
     }
     if op == op.target:
         return row | {"matrix_error": row["best_error"]}
@@ -120,13 +123,13 @@ AGAINST_STRETCH = Lines(
     page="setting",
     xlabel="stretch $t$ of the bandwidth, $t^2$ of the temperature",
     ylabel="relative error of the matrix",
-    references=("best rank",),
+    references=(EXACT,),
     guides={"rank_one_error": "best of rank one"},
     caption=f"Relative Frobenius error of the matrix at rank {RANK} against the stretch, {{page}}. "
     "Thin black: the best matrix of that rank; grey: the best of rank one.",
     name="error",
 )
-EXACT = {"method": "best rank"}
+OF_EXACT = {"method": EXACT}
 
 STUDY = Study(
     name="bandwidth",
@@ -149,7 +152,7 @@ STUDY = Study(
             y="effective_rank",
             group="setting",
             page="",
-            where=EXACT,
+            where=OF_EXACT,
             references=(),
             guides={},
             ylabel="effective rank",
@@ -162,7 +165,7 @@ STUDY = Study(
             group="source",
             panel="setting",
             page="",
-            where=EXACT,
+            where=OF_EXACT,
             references=(),
             guides={},
             yscale="linear",
@@ -178,7 +181,7 @@ STUDY = Study(
             panel="method",
             page="",
             where={"method": ("Nystromformer", "Soft", "Skyformer"),
-                   "setting": ("softmax", "tied Gaussian")},
+                   "setting": (SOFTMAX, TIED)},
             references=(),
             guides={},
             ylabel="condition of the core",

@@ -15,9 +15,9 @@ from softlab.report.headlines import Headline, headline
 from softlab.report.numbers import joined, number, short
 from softlab.report.rows import finished
 
+from .columns import CONVERGED, PUBLISHED, SHIFTED, SUBJECT, soft
+
 PARTS = ("landmarks", "normaliser", "solve", "precision")
-PUBLISHED, CONVERGED, SHIFTED = "as published", "converged", "ridge 0.01"
-SUBJECT = "Nystromformer"
 NOTABLE = 0.01
 """A change of the error by less than this part of it is called none."""
 BEYOND = f" by more than {100 * NOTABLE:g} %"
@@ -64,8 +64,8 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
     if done.empty:
         return
     points = _points(done)
-    points = points[(points["solver"] == "as published") & (points["precision"] == "float32")]
-    for method in ("Nystromformer", "Soft (none)"):
+    points = points[(points["solver"] == PUBLISHED) & (points["precision"] == "float32")]
+    for method in (SUBJECT, soft("none")):
         rows = points[points["method"] == method]
         text = f"With its core inverted exactly {method} errs {{}} times as much as published"
         change = rows["converged_error"] / rows["budget_error"]
@@ -268,7 +268,7 @@ def _normalisers(points: pd.DataFrame) -> Iterator[str]:
     """Soft's symmetric form beside the published one; own degrees beside the target's."""
     rows = _most(_single(points[points["solver"] == PUBLISHED]))
     sizes = rows.groupby("method")["normaliser_error"].median()
-    pair = ("Soft (symmetric)", "Soft (published)")
+    pair = (soft("symmetric"), soft("published"))
     if set(pair) <= set(sizes.index):
         yield (
             f"Soft's published normaliser, the degrees of the core, is a part of median size "

@@ -18,6 +18,8 @@ from softlab.operators import Nystromformer, Skyformer, Soft
 from softlab.pinv import SVD, NewtonRaphson, Nystrom, NystromformerCubic, Ridge
 from softlab.study import Study
 
+from .columns import CONVERGED, PUBLISHED, SHIFTED, SUBJECT, soft
+
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 RANKS = (16, 64)
 SEEDS = (0, 1)
@@ -27,27 +29,23 @@ REAL: list[Input] = [Recorded(name) for name in recorded_names()]
 SYNTHETIC: list[Input] = [Normal(1024, 64), SMOOTH, Clustered(512, 32, clusters=32)]
 INPUTS = [*REAL, *SYNTHETIC]
 
-PUBLISHED, CONVERGED, SHIFTED = "as published", "converged", "ridge 0.01"
-
 
 def operators(ranks: tuple[int, ...]) -> dict[Nystrom, tuple[str, str]]:
     """The operators, each with the name of its method and of its solve."""
     found: dict[Nystrom, tuple[str, str]] = {}
     for rank in ranks:
         for form in ("none", "row", "symmetric", "published"):
-            found[Soft(rank, normalization=form)] = (f"Soft ({form})", PUBLISHED)
+            found[Soft(rank, normalization=form)] = (soft(form), PUBLISHED)
         shifted = Ridge(NewtonRaphson(20), 0.01)
-        found[Soft(rank, pinv=shifted, normalization="published")] = ("Soft (published)", SHIFTED)
-        found[Nystromformer(rank)] = ("Nystromformer", PUBLISHED)
-        found[Nystromformer(rank, pinv=SVD())] = ("Nystromformer", CONVERGED)
-        found[Nystromformer(rank, pinv=Ridge(SVD(), 0.01))] = ("Nystromformer", SHIFTED)
+        found[Soft(rank, pinv=shifted, normalization="published")] = (soft("published"), SHIFTED)
+        found[Nystromformer(rank)] = (SUBJECT, PUBLISHED)
+        found[Nystromformer(rank, pinv=SVD())] = (SUBJECT, CONVERGED)
+        found[Nystromformer(rank, pinv=Ridge(SVD(), 0.01))] = (SUBJECT, SHIFTED)
         for seed in SEEDS:  # other landmarks with other values: the spread is that of both
             found[Skyformer(rank, landmarks=UniformRandom(seed))] = ("Skyformer", PUBLISHED)
     for steps in STEPS:
         name = f"{steps} steps"
-        found.setdefault(
-            Nystromformer(ranks[-1], pinv=NystromformerCubic(steps)), ("Nystromformer", name)
-        )
+        found.setdefault(Nystromformer(ranks[-1], pinv=NystromformerCubic(steps)), (SUBJECT, name))
     return found
 
 

@@ -28,13 +28,14 @@ from softlab.report.numbers import joined, number, short
 from softlab.report.rows import finished
 from softlab.report.timings import ratio, timing
 
+from .columns import CONTROL, CONV, LINFORMER, NYSTROMFORMER, PERFORMER, POOL, SOFT, SOFTMAX
+
 TRAINED = {"status", "method", "m", "sampling", "seed", "epoch", "accuracy"}
 COSTED = {
     "status", "method", "n", "seconds", "seconds_q1", "seconds_q3", "megabytes", "multiply_adds",
     "parameters", "gain",
 }  # fmt: skip
-SOFT, SOFTMAX, CONTROL = "Soft", "Softmax", "Uniform"
-PAPER = {"Soft": 79.3, "Softmax": 79.1, "Nystromformer": 78.6, "Linformer": 78.2, "Performer": 76.1}
+PAPER = {SOFT: 79.3, SOFTMAX: 79.1, NYSTROMFORMER: 78.6, LINFORMER: 78.2, PERFORMER: 76.1}
 """Top-1 accuracy on ImageNet in percent, arXiv 2110.11945, Table 2."""
 
 
@@ -46,7 +47,7 @@ def scope(table: pd.DataFrame) -> str:
             f"Attention: {joined(done['method'].unique())}; {len(done)} trainings of "
             f"{int(done['epoch'].max())} epochs, seeds: {done['seed'].nunique()}."
         )
-    costs = finished(table, COSTED)
+    costs = _of_costs(table)
     if len(costs):
         tokens = joined(sorted(costs["n"].unique()))
         return f"Attention: {joined(costs['method'].unique())}; {tokens} tokens in the first stage."
@@ -69,7 +70,7 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
         )
         off = difference(usual, "accuracy", SOFT, SOFTMAX)
         yield headline(text, off, in_common(usual, SOFT, SOFTMAX))
-    costs = finished(table, COSTED)
+    costs = _of_costs(table)
     if {SOFT, SOFTMAX} <= set(costs["method"]):
         n = costs["n"].max()
         soft, softmax = (costs[(costs["n"] == n) & (costs["method"] == m)] for m in (SOFT, SOFTMAX))
@@ -120,7 +121,7 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
             ],
             "left": 2,
         }  # fmt: skip
-    costs = finished(table, COSTED)
+    costs = _of_costs(table)
     if len(costs):
         yield {
             "caption": "A step of training: median time and its quartiles in milliseconds (noisy: "
@@ -209,7 +210,7 @@ def _accuracies(table: pd.DataFrame) -> Iterator[str]:
 
 def _ablations(table: pd.DataFrame) -> Iterator[str]:
     variants = _variants(_ended(table))
-    pooled = [(m, rows) for (sampling, m), rows in variants if sampling == "pool"]
+    pooled = [(m, rows) for (sampling, m), rows in variants if sampling == POOL]
     pooled.sort(key=lambda pair: pair[0])
     count = len(variants)
     if len(pooled) > 1:
@@ -220,10 +221,10 @@ def _ablations(table: pd.DataFrame) -> Iterator[str]:
         told = f"told apart are {joined(apart)}" if apart else "no two are told apart"
         yield f"SOFT by its number of landmarks: {each}; of {len(pairs)} pairs {told}."
     found = dict(variants)
-    convolved = [m for sampling, m in found if sampling == "conv" and ("pool", m) in found]
+    convolved = [m for sampling, m in found if sampling == CONV and (POOL, m) in found]
     for m in convolved:
-        rows = found["conv", m]
-        off = _paired(rows, found["pool", m], len(convolved))
+        rows = found[CONV, m]
+        off = _paired(rows, found[POOL, m], len(convolved))
         yield (
             f"Landmarks by the released convolution, as many, reach "
             f"{words(mean(rows['accuracy'], verdicts=count))}: {words(off, signed=True)} from "
@@ -232,7 +233,7 @@ def _ablations(table: pd.DataFrame) -> Iterator[str]:
 
 
 def _costs(table: pd.DataFrame) -> Iterator[str]:
-    costs = finished(table, COSTED)
+    costs = _of_costs(table)
     if SOFTMAX not in set(costs["method"]):
         return
     for n, rows in costs.groupby("n"):
@@ -282,7 +283,7 @@ def _variants(done: pd.DataFrame) -> list[tuple[tuple[str, int], pd.DataFrame]]:
     found = {
         (str(sampling), int(m)): part for (sampling, m), part in rows.groupby(["sampling", "m"])
     }
-    return sorted(found.items(), key=lambda item: (item[0] != first, item[0][0] != "pool", item[0]))
+    return sorted(found.items(), key=lambda item: (item[0] != first, item[0][0] != POOL, item[0]))
 
 
 def _usual(done: pd.DataFrame) -> pd.DataFrame:
@@ -295,5 +296,17 @@ def _usual(done: pd.DataFrame) -> pd.DataFrame:
 
 def _ended(table: pd.DataFrame) -> pd.DataFrame:
     """Finished rows of the last epoch."""
+    if not _of_trainings(table):
+        return pd.DataFrame(columns=sorted(TRAINED))
     done = finished(table, TRAINED)
     return done[done["epoch"] == done["epoch"].max()]
+
+
+def _of_trainings(table: pd.DataFrame) -> bool:
+    """Whether it is the table of the first study: rows of the second belong to no epoch."""
+    return "epoch" in table
+
+
+def _of_costs(table: pd.DataFrame) -> pd.DataFrame:
+    """The finished rows of the second study; none of the first's table."""
+    return pd.DataFrame(columns=sorted(COSTED)) if _of_trainings(table) else finished(table, COSTED)

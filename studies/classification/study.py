@@ -32,6 +32,8 @@ from softlab.operators import Linformer, Nystromformer, Performer, Softmax, Unif
 from softlab.profiling import peak_memory, seconds
 from softlab.study import Study
 
+from .columns import CONTROL, CONV, LINFORMER, NYSTROMFORMER, PERFORMER, POOL, SOFT, SOFTMAX
+
 IMAGE, LANDMARKS, FEATURES = 24, 9, 32
 COUNTS = (6, 9, 12, 15)
 """Numbers of landmarks: 36, 49, 64 and 81 of the paper's ablation at the same share of the tokens,
@@ -40,9 +42,9 @@ TRAIN, TEST, EPOCHS = 8_320, 5_000, 3
 RECIPE = Recipe(EPOCHS, 64, rate=4e-3, side=IMAGE)
 """390 steps: images that are neither shifted nor mirrored, which so few steps learn most from."""
 
-SOFTS = {"Soft": "none", "Soft, symmetric": "symmetric"}
-METHODS = (*SOFTS, "Softmax", "Linformer", "Nystromformer", "Performer", "Uniform")
-SAMPLINGS = ("pool", "conv")
+SOFTS = {SOFT: "none", "Soft, symmetric": "symmetric"}
+METHODS = (*SOFTS, SOFTMAX, LINFORMER, NYSTROMFORMER, PERFORMER, CONTROL)
+SAMPLINGS = (POOL, CONV)
 
 
 def pyramid(method: str, m: int, sampling: str, image: int, seed: int) -> Pyramid:
@@ -54,11 +56,11 @@ def pyramid(method: str, m: int, sampling: str, image: int, seed: int) -> Pyrami
         return Pyramid(design, normalization=SOFTS[method], sampling=sampling, fixed=True, **how)
     grids = list(design.grids(image, image))[:-1]
     operators: Mapping[str, list[Operator]] = {
-        "Softmax": [Softmax()] * 3,
-        "Linformer": [Linformer(m)] * 3,
-        "Nystromformer": [Nystromformer(m, landmarks=GridPool(*grid)) for grid in grids],
-        "Performer": [Performer(FEATURES)] * 3,
-        "Uniform": [Uniform()] * 3,
+        SOFTMAX: [Softmax()] * 3,
+        LINFORMER: [Linformer(m)] * 3,
+        NYSTROMFORMER: [Nystromformer(m, landmarks=GridPool(*grid)) for grid in grids],
+        PERFORMER: [Performer(FEATURES)] * 3,
+        CONTROL: [Uniform()] * 3,
     }
     return Pyramid(design, operator=operators[method], tied=False, **how)
 
@@ -66,7 +68,7 @@ def pyramid(method: str, m: int, sampling: str, image: int, seed: int) -> Pyrami
 def keep(method: str, m: int, sampling: str, seed: int, epoch: int) -> bool:  # noqa: ARG001
     """All methods as the paper compares them; of plain Soft one change at a time as well."""
     usual = (m == LANDMARKS) + (sampling == SAMPLINGS[0])
-    return usual == 2 or (method == "Soft" and usual == 1)
+    return usual == 2 or (method == SOFT and usual == 1)
 
 
 @lru_cache(maxsize=1)
@@ -160,7 +162,7 @@ STUDY = Study(
             y="error_rate",
             group="method",
             where={"m": LANDMARKS, "sampling": SAMPLINGS[0]},
-            references=["Uniform"],
+            references=[CONTROL],
             xscale="linear",
             xlabel="epoch",
             ylabel="error on test images",
@@ -172,7 +174,7 @@ STUDY = Study(
             x="m",
             y="error_rate",
             group="seed",
-            where={"method": "Soft", "sampling": SAMPLINGS[0], "epoch": EPOCHS},
+            where={"method": SOFT, "sampling": SAMPLINGS[0], "epoch": EPOCHS},
             xlabel="landmarks $m$",
             ylabel="error on test images",
             name="landmarks",
@@ -197,7 +199,7 @@ COST = Study(
             x="n",
             y="seconds",
             group="method",
-            references=["Uniform"],
+            references=[CONTROL],
             xlabel="tokens of the first stage",
             ylabel="seconds a step",
             name="seconds",
@@ -208,7 +210,7 @@ COST = Study(
             x="n",
             y="megabytes",
             group="method",
-            references=["Uniform"],
+            references=[CONTROL],
             xlabel="tokens of the first stage",
             ylabel="peak memory of a step, MB",
             name="megabytes",

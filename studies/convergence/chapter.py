@@ -4,8 +4,7 @@ Read are the columns of ``studies/convergence``: of the atlas ``status``, ``meth
 ``scaling``, ``precision``, ``spectrum``, ``core``, ``kappa``, ``condition``, ``rank``,
 ``observed_steps``, ``predicted_steps``, ``observed_matmuls``, ``declared_order``,
 ``observed_order``, ``declared_growth``, ``observed_growth``, ``c``, ``c_purified``,
-``eps_kappa``, ``solve_status``, ``tolerance``, where it is there ``setup_matmuls``, and of the
-published step counts
+``eps_kappa``, ``solve_status``, ``tolerance``, ``setup_matmuls``, and of the published step counts
 ``published_steps``, ``published_residual``, ``published_error``, ``freedom``, ``freedom_share``,
 ``cutoff``; of the study of spoiling ``method``, ``step``, ``error``, ``purified``, ``onset`` and
 growth.
@@ -21,26 +20,18 @@ import pandas as pd
 from softlab.report.chapter import Cell, Table
 from softlab.report.headlines import Headline
 from softlab.report.numbers import joined, number, short, span
+from softlab.report.rows import complete, finished
+
+from .columns import CHEBYSHEV, DEFAULT, DUPLICATES, GROWN, MINIMAX, NEWTON, PUBLISHED
 
 ATLAS = {
-    "method", "scaling", "precision", "spectrum", "core", "kappa", "condition", "rank",
-    "observed_steps", "predicted_steps", "observed_matmuls", "declared_order", "observed_order",
-    "declared_growth", "observed_growth", "c", "c_purified", "eps_kappa", "solve_status",
-    "tolerance",
-}  # fmt: skip
-PUBLISHED = {
-    "published_steps", "published_residual", "published_error", "freedom", "freedom_share",
-    "cutoff",
-}  # fmt: skip
-SPOILING = {
-    "method",
-    "step",
-    "inverse_error",
-    "purified",
-    "onset",
-    "observed_growth",
-    "declared_growth",
+    *("method", "scaling", "precision", "spectrum", "core", "kappa", "condition", "rank"),
+    *("observed_steps", "predicted_steps", "observed_matmuls", "setup_matmuls", "declared_order"),
+    *("observed_order", "declared_growth", "observed_growth", "c", "c_purified", "eps_kappa"),
+    *("solve_status", "tolerance"),
+    *PUBLISHED,
 }
+SPOILING = {"method", "step", "inverse_error", "purified", *GROWN}
 INVERTED = 0.1
 """The residual on the range above which a core does not count as inverted: some singular value is
 then a tenth short."""
@@ -56,46 +47,42 @@ CONSTANT = (0.01, 1.0)
 
 def scope(table: pd.DataFrame) -> str:
     """The methods, and the matrices by kind."""
-    if not ({"method", "spectrum"} <= set(table.columns)):
+    if not complete(table, {"method", "spectrum", "core"}):
         return ""
     said = f"Methods: {joined(table['method'].dropna().unique())}."
-    if "core" in table:
-        known = table.loc[table["core"].isna(), "spectrum"].dropna().unique()
-        said += f" Constructed spectra: {joined(known)}." if len(known) else ""
-        cores = table.loc[table["core"].notna(), ["core", "spectrum"]].drop_duplicates()
-        if len(cores):
-            counts = cores.groupby("core", sort=False).size().items()
-            said += " Cores of attention: " + joined(f"{n} of {core}" for core, n in counts) + "."
+    known = table.loc[table["core"].isna(), "spectrum"].dropna().unique()
+    said += f" Constructed spectra: {joined(known)}." if len(known) else ""
+    cores = table.loc[table["core"].notna(), ["core", "spectrum"]].drop_duplicates()
+    if len(cores):
+        counts = cores.groupby("core", sort=False).size().items()
+        said += " Cores of attention: " + joined(f"{n} of {core}" for core, n in counts) + "."
     return said
 
 
 def findings(table: pd.DataFrame) -> list[str]:
     """Paragraphs on cost, predictions, orders, limiting accuracy, published counts, spoiling."""
-    columns = set(table.columns)
-    done = table[table["status"] == "ok"]
+    done = _done(table)
     if done.empty:
         return []
-    paragraphs: list[list[str]] = []
-    if columns >= ATLAS:
-        own = done[done["scaling"] == "default"]
-        paragraphs += [
+    if _of_spoiling(table):
+        paragraphs = [[*_spoiling(done)]]
+    else:
+        own = done[done["scaling"] == DEFAULT]
+        paragraphs = [
             [*_products(own)],
             [*_scalings(done)],
             [*_predictions(done), *_orders(own)],
             [*_limits(own)],
+            [*_published(own)],
+            [*_growth(own), *_blind(own)],
         ]
-        if columns >= PUBLISHED:
-            paragraphs.append([*_published(own)])
-        paragraphs.append([*_growth(own), *_blind(own)])
-    elif columns >= SPOILING:
-        paragraphs.append([*_spoiling(done)])
     return [" ".join(sentences) for sentences in paragraphs if sentences]
 
 
 def headlines(table: pd.DataFrame) -> Iterator[Headline]:
     """How well the scalar maps predict the steps; how near the growth is to the declared one."""
-    done = table[table["status"] == "ok"]
-    if set(table.columns) >= ATLAS:
+    done = _done(table)
+    if not _of_spoiling(table):
         gap, lost = _gaps(done), _lost(done)
         if len(gap):
             yield {
@@ -105,7 +92,7 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
                 "interval": f"worst difference {gap.max():g}; {len(lost)} more runs never reach "
                 "what their map says that they reach",
             }
-    elif set(table.columns) >= SPOILING:
+    else:
         risen = _risen(done)
         if len(risen):
             factors = risen.groupby("declared_growth").groups.items()
@@ -122,17 +109,25 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:
     """Products by method and scaling, limiting accuracy, published counts; growth a step."""
-    columns = set(table.columns)
-    done = table[table["status"] == "ok"]
+    done = _done(table)
     if done.empty:
         return
-    if columns >= ATLAS:
+    if _of_spoiling(table):
+        yield _spoiling_table(done)
+    else:
         yield from _products_table(done)
         yield from _limits_table(done)
-        if columns >= PUBLISHED:
-            yield from _published_tables(done)
-    elif columns >= SPOILING:
-        yield _spoiling_table(done)
+        yield from _published_tables(done)
+
+
+def _of_spoiling(table: pd.DataFrame) -> bool:
+    """Whether it is the table of the second study, which has an axis that the atlas has not."""
+    return "step" in table
+
+
+def _done(table: pd.DataFrame) -> pd.DataFrame:
+    """The finished rows of either study."""
+    return finished(table, SPOILING if _of_spoiling(table) else ATLAS)
 
 
 def _constructed(rows: pd.DataFrame, precision: str = "float64") -> pd.DataFrame:
@@ -179,25 +174,21 @@ def _products(own: pd.DataFrame) -> Iterator[str]:
     kappa, at = _at_condition(rows)
     at = _shared(at, "method")
     needed = _needed(at, "method")
-    if "Newton" not in needed:
+    if NEWTON not in needed:
         return
     yield (
         f"At condition number {kappa:g} a residual of {number(at['tolerance'].iloc[0])} in float64 "
         f"takes so many products, from the least to the greatest of {len(needed)} spectra: "
         f"{_ranges(needed)}."
     )
-    dear = None
-    if "setup_matmuls" in at:
-        dear = needed + at.pivot_table(index="spectrum", columns="method", values="setup_matmuls")
-    for method in (name for name in needed if str(name).startswith(("Chebyshev", "Minimax"))):
-        bounds = (
-            f"; with what the bounds and scalings cost {_verdict(dear, method)}"
-            if dear is not None
-            else ", what its bounds cost left out"
+    dear = needed + at.pivot_table(index="spectrum", columns="method", values="setup_matmuls")
+    for method in (name for name in needed if str(name).startswith((CHEBYSHEV, MINIMAX))):
+        yield (
+            f"{method} takes of Newton's products {_verdict(needed, method)}; with what the bounds "
+            f"and scalings cost {_verdict(dear, method)}."
         )
-        yield f"{method} takes of Newton's products {_verdict(needed, method)}{bounds}."
-    for minimax in (name for name in needed if str(name).startswith("Minimax")):
-        rival = f"Chebyshev {str(minimax).split()[-1]}"
+    for minimax in (name for name in needed if str(name).startswith(MINIMAX)):
+        rival = f"{CHEBYSHEV} {str(minimax).split()[-1]}"
         if rival in needed:
             over = needed.index[needed[minimax] > needed[rival]]
             more = (
@@ -208,14 +199,14 @@ def _products(own: pd.DataFrame) -> Iterator[str]:
 
 def _verdict(needed: pd.DataFrame, method: str) -> str:
     """A method's share of Newton's products, where Newton arrives."""
-    ratio = needed[method] / needed["Newton"].replace(np.inf, np.nan)
+    ratio = needed[method] / needed[NEWTON].replace(np.inf, np.nan)
     over = ratio.index[ratio > SHARE]
     where = f"above {SHARE:g} on {joined(over)}" if len(over) else f"at most {SHARE:g} everywhere"
     return f"{span(ratio)}, {where}"
 
 
 def _scalings(done: pd.DataFrame) -> Iterator[str]:
-    newton = _constructed(done[done["method"] == "Newton"])
+    newton = _constructed(done[done["method"] == NEWTON])
     if newton.empty or newton["scaling"].nunique() < 2:
         return
     kappa, at = _at_condition(newton)
@@ -226,7 +217,7 @@ def _scalings(done: pd.DataFrame) -> Iterator[str]:
             f"greatest of the {len(needed)} spectra of condition number {kappa:g} that every "
             f"scaling is tried on: {_ranges(needed)}."
         )
-    never = done[(done["method"] == "Newton") & done["observed_steps"].isna() & done["core"].isna()]
+    never = done[(done["method"] == NEWTON) & done["observed_steps"].isna() & done["core"].isna()]
     never = never[never["precision"] == "float64"]
     for scaling, lost in never.groupby("scaling", sort=False):
         ways = joined(f"{n} {status}" for status, n in lost["solve_status"].value_counts().items())
@@ -325,7 +316,7 @@ def _published(own: pd.DataFrame) -> Iterator[str]:
     rows = own[own["core"].notna() & own["published_steps"].notna()]
     for method, mine in rows.groupby("method", sort=False):
         # Each method on the cores that it is published for, and on near-duplicates.
-        core = "Soft" if method == "Newton" else "Nystromformer"
+        core = "Soft" if method == NEWTON else "Nystromformer"
         real = mine[mine["core"] == core]
         steps = int(mine["published_steps"].iloc[0])
         if len(real):
@@ -342,7 +333,7 @@ def _published(own: pd.DataFrame) -> Iterator[str]:
                 )
                 + ("." if len(left) else "")
             )
-        near = mine[(mine["core"] == "near-duplicates")].sort_values("condition")
+        near = mine[(mine["core"] == DUPLICATES)].sort_values("condition")
         bad = near[near["published_residual"] > INVERTED]
         if len(bad):
             good = near[near["condition"] < bad["condition"].min()]
@@ -417,8 +408,8 @@ def _products_table(done: pd.DataFrame) -> Iterator[Table]:
     rows = _constructed(done)
     conditions = sorted(rows["kappa"].unique())
     for column, label, mine in (
-        ("method", "Method", rows[rows["scaling"] == "default"]),
-        ("scaling", "Scaling of Newton", rows[rows["method"] == "Newton"]),
+        ("method", "Method", rows[rows["scaling"] == DEFAULT]),
+        ("scaling", "Scaling of Newton", rows[rows["method"] == NEWTON]),
     ):
         if mine[column].nunique() < 2:
             continue
@@ -451,7 +442,7 @@ def _spread(found: pd.Series) -> Cell:
 
 
 def _limits_table(done: pd.DataFrame) -> Iterator[Table]:
-    rows = done[(done["scaling"] == "default") & done["core"].isna() & (done["kappa"] > 1)]
+    rows = done[(done["scaling"] == DEFAULT) & done["core"].isna() & (done["kappa"] > 1)]
     rows = rows[rows["c"].notna()]
     if rows.empty:
         return

@@ -52,19 +52,21 @@ from softlab.pinv import (
 )
 from softlab.study import Study
 
+from .columns import CHEBYSHEV, DEFAULT, DUPLICATES, GROWN, MINIMAX, NEWTON, PUBLISHED
+
 M = 64
 CONDITIONS = (1e1, 1e2, 1e3, 1e4)
 TOLERANCE = {"float64": 1e-8, "float32": 1e-2}
 """Residuals that count steps; the second stays above the rounding of float32 at kappa = 1e4."""
 METHODS: dict[Iteration, str] = {
-    NewtonRaphson(60): "Newton",
+    NewtonRaphson(60): NEWTON,
     Hyperpower(3, 40): "Hyperpower 3",
     Hyperpower(5, 30): "Hyperpower 5",
     NystromformerCubic(40): "Nystromformer",
-    Chebyshev(40, degree=2): "Chebyshev 2",
-    Chebyshev(30, degree=3): "Chebyshev 3",
-    Chebyshev(24): "Chebyshev 5",
-    Minimax(steps=24): "Minimax 5",
+    Chebyshev(40, degree=2): f"{CHEBYSHEV} 2",
+    Chebyshev(30, degree=3): f"{CHEBYSHEV} 3",
+    Chebyshev(24): f"{CHEBYSHEV} 5",
+    Minimax(steps=24): f"{MINIMAX} 5",
     SketchedFit(40): "SketchedFit",
 }
 SCALINGS: dict[Scaling, str] = {
@@ -117,7 +119,7 @@ def names(matrix: Matrix) -> Row:
         return row | {"core": type(matrix.op).__name__, "spectrum": getattr(source, "name", "")}
     if not isinstance(matrix, KnownSpectrum):
         return row | {
-            "core": "near-duplicates",
+            "core": DUPLICATES,
             "spectrum": f"spread {getattr(matrix, 'spread', None)}",
         }
     skew = "" if matrix.symmetric else ", not symmetric"
@@ -129,12 +131,13 @@ def measure(
 ) -> Row:
     """One solver on one matrix: how it ends, predicted and observed, floor, growth and filter."""
     a = matrix(seed, dtype=getattr(torch, precision), device=device)
-    row = names(matrix) | {"method": METHODS.get(solver, "Newton"), "scaling": "default"}
+    row = names(matrix) | {"method": METHODS.get(solver, NEWTON), "scaling": DEFAULT}
     if solver not in METHODS:
         row["scaling"] = SCALINGS[getattr(solver, "scaling", NormProduct(1.0))]
     row |= convergence.account(solver, a, TOLERANCE[precision])
     spent = solver.cost(len(a)).work / (2 * len(a) ** 3)
     row["setup_matmuls"] = spent - solver.steps * solver.traits.products
+    row |= dict.fromkeys(PUBLISHED)
     steps = BEFORE.get(type(solver))
     if solver in METHODS and steps and precision == "float64":
         seen = convergence.trace(replace(solver, steps=steps), a)  # type: ignore[type-var]
@@ -156,9 +159,10 @@ def measure_step(setup: convergence.Trace, matrix: Matrix, solver: Iteration, st
     grown, error = convergence.onset_and_growth(setup), setup.error.tolist()
     row = names(matrix) | {"method": METHODS[solver], "inverse_error": error[step]}
     row |= {"purified": float(setup.purified[step]), "shown": error[step] < 10}
+    row |= dict.fromkeys((*GROWN, "declared_error"))
     if grown:
         row |= {"onset": grown.onset, "observed_growth": grown.factor}
-        row |= {"declared_growth": solver.traits.growth, "declared_error": None}
+        row |= {"declared_growth": solver.traits.growth}
         if grown.onset <= step and error[step] < 10:
             since = step - grown.onset
             row["declared_error"] = error[grown.onset] * solver.traits.growth**since
@@ -171,7 +175,7 @@ MATMULS = Lines(
     y="observed_matmuls",
     group="method",
     panel="spectrum",
-    where={"scaling": "default", "precision": "float64", "kappa": CONDITIONS},
+    where={"scaling": DEFAULT, "precision": "float64", "kappa": CONDITIONS},
     expected="predicted_matmuls",
     expected_label="predicted",
     xlabel=KAPPA,
@@ -220,7 +224,7 @@ STUDY = Study(
             MATMULS,
             group="scaling",
             expected="",
-            where={"method": "Newton", "precision": "float64", "kappa": CONDITIONS},
+            where={"method": NEWTON, "precision": "float64", "kappa": CONDITIONS},
             name="scalings",
             caption="Products of Newton's iteration to a residual of 1e-8 against the condition "
             "number, by scaling; default: norms 1.8. Multiples of I are for definite matrices. "
@@ -231,7 +235,7 @@ STUDY = Study(
             y="floor",
             group="spectrum",
             panel="precision",
-            where={"scaling": "default", "kappa": CONDITIONS},
+            where={"scaling": DEFAULT, "kappa": CONDITIONS},
             guides={"eps_kappa": r"$\epsilon\,\kappa$"},
             xlabel=KAPPA,
             ylabel="least relative error",

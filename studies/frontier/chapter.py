@@ -21,9 +21,11 @@ from softlab.report.profiles import ROUNDING, known_to, shares_within
 from softlab.report.rows import finished
 from softlab.report.timings import steady
 
+from .columns import ANSWER, BEST, EXACT, ORACLE, UNIFORM
+
 NEEDED = {
     *("status", "family", "method", "target", "source", "real", "n", "seed", "budget", "fits"),
-    *("share", "output_error", "skill", "uniform_error", "time", "memory"),
+    *ANSWER,
 }
 COSTS = {"share": "W", "time": "T", "memory": "M"}
 """The costs that a front is taken in, and their letters in the table."""
@@ -31,8 +33,6 @@ COSTS = {"share": "W", "time": "T", "memory": "M"}
 TAUS = 2.0 ** (np.arange(17) / 4)
 SHOWN = 10
 """Most methods that a figure can tell apart."""
-
-UNIFORM, BEST = "uniform average", "best of all"
 
 
 def scope(table: pd.DataFrame) -> str:
@@ -110,7 +110,7 @@ def by_family(table: pd.DataFrame) -> pd.DataFrame:
     done = _done(table)
     rows = _methods(done)
     pages = rows.loc[rows["budget"] < 1, "family"].unique()
-    shared = pd.concat([_front_rows(done, "share"), done[done["family"] == "oracle"]])
+    shared = pd.concat([_front_rows(done, "share"), done[done["family"] == ORACLE]])
     copies = [shared.assign(family=family) for family in pages]
     return _stepped(pd.concat([rows[rows["family"].isin(pages)], *copies]))
 
@@ -130,22 +130,17 @@ def profile(table: pd.DataFrame) -> pd.DataFrame:
 def _done(table: pd.DataFrame) -> pd.DataFrame:
     """The finished rows with an answer; none of a table without the columns.
 
-    ``time`` is NaN where it is too noisy to compare: its own repeats, or the exact operator's.
+    ``time`` is NaN where it is too noisy to compare.
     """
     done = finished(table, NEEDED)
     done = done[done["fits"].eq(True) & done["output_error"].notna()]
     still = steady(done, "time")
-    if "time_q1" not in done and "seconds" in done:  # a ratio of two timings, each with its noise
-        still &= steady(done, "seconds")
-        exact = done[(done["family"] == "exact") & ~still]
-        bad = pd.MultiIndex.from_frame(exact[["target", "n"]])
-        still &= ~pd.MultiIndex.from_frame(done[["target", "n"]]).isin(bad)
     return done.assign(time=done["time"].where(still), noisy=done["time"].notna() & ~still)
 
 
 def _methods(done: pd.DataFrame) -> pd.DataFrame:
     """Without the oracles, which no one can run."""
-    return done[done["family"] != "oracle"]
+    return done[done["family"] != ORACLE]
 
 
 def _by_target(done: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -265,12 +260,12 @@ def _drawn(table: pd.DataFrame, cost: str) -> pd.DataFrame:
         inputs = mine.groupby("method")["source"].nunique().drop(_exact(mine), errors="ignore")
         best = inputs.sort_values(ascending=False, kind="stable").index[:SHOWN]
         kept.append(rows[(rows["target"] == target) & rows["method"].isin(best)])
-    oracles = done[done["family"] == "oracle"]
+    oracles = done[done["family"] == ORACLE]
     return _stepped(pd.concat([*kept, oracles, _front_rows(done, cost)]))
 
 
 def _exact(rows: pd.DataFrame) -> list[str]:
-    return list(rows.loc[rows["family"] == "exact", "method"].unique())
+    return list(rows.loc[rows["family"] == EXACT, "method"].unique())
 
 
 def _winners(target: str, points: pd.DataFrame) -> Iterator[str]:
@@ -325,7 +320,7 @@ def _on_fronts(target: str, points: pd.DataFrame) -> Iterator[str]:
     """How often each method is on the front in work, and in time."""
     for cost, word in (("share", "work"), ("time", "time")):
         found = _fronts(points, cost)
-        found = found[found["family"] != "exact"]
+        found = found[found["family"] != EXACT]
         counts = found.groupby("method")["source"].nunique().sort_values(ascending=False)
         names = joined(f"{name} ({count})" for name, count in counts.items())
         if points[cost].notna().any():
@@ -344,8 +339,7 @@ def _left_out(points: pd.DataFrame) -> Iterator[str]:
     noisy = int((timed["noisy"] > 0).sum())
     if noisy:
         yield (
-            f"Timings of {noisy} of {len(timed)} settings are too noisy to compare, or those of "
-            "the exact operator beside them, and left out."
+            f"Timings of {noisy} of {len(timed)} settings are too noisy to compare, and left out."
         )
 
 
@@ -388,7 +382,7 @@ def _oracles(target: str, points: pd.DataFrame) -> Iterator[str]:
     """What knowing the best matrix or the heaviest keys would be worth."""
     budget = _telling(points)
     best = _best(points, budget).set_index("source")["output_error"]
-    own = points[(points["family"] == "oracle") & (points["budget"] == budget)]
+    own = points[(points["family"] == ORACLE) & (points["budget"] == budget)]
     for name, rows in own.groupby("method", sort=False):
         ratio = (best / rows.set_index("source")["output_error"].clip(lower=ROUNDING)).dropna()
         beaten = (ratio < 1).sum()

@@ -37,6 +37,8 @@ from softlab.operators import GaussianAttention, Local, Quantized, RandomFourier
 from softlab.profiling import Numbers, in_turn
 from softlab.study import Study
 
+from .columns import ANSWER, BEST, EXACT, ORACLE, UNIFORM
+
 BUDGETS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 GAUSSIAN = GaussianAttention()
 PARTS = {part.name: part for part in operators()}
@@ -51,12 +53,12 @@ SWEPT: dict[str, tuple[str, Callable[[int, int], Operator]]] = {
 """One line a method: its family, and the operator of a knob and a seed, whose work grows with the
 knob. Every operator that declares a knob is one, those of other installed distributions too."""
 FIXED: dict[str, tuple[str, Operator]] = {
-    "exact": ("exact", Softmax()),
+    "exact": (EXACT, Softmax()),
     "Taylor": ("features", Taylor()),
     "int8": ("low precision", Quantized("int8")),
     "float8": ("low precision", Quantized("float8")),
     "bfloat16": ("low precision", Quantized("bfloat16")),
-    "exact Gaussian": ("exact", GAUSSIAN),
+    "exact Gaussian": (EXACT, GAUSSIAN),
     **{
         name: (part.family, part.example)
         for name, part in PARTS.items()
@@ -141,12 +143,13 @@ def measure(
     reference = drawn.reference(aim)
     source = input.input if isinstance(input, Tied) else input
     row: Row = {
-        "family": "oracle" if method in ORACLES else {**SWEPT, **FIXED}[method][0],
+        "family": ORACLE if method in ORACLES else {**SWEPT, **FIXED}[method][0],
         "target": "Gaussian" if aim == GAUSSIAN else "softmax",
         "source": source.name if isinstance(source, Recorded) else type(source).__name__,
         "real": isinstance(source, Recorded),
         "n": dims.n,
         "fits": True,
+        **dict.fromkeys(ANSWER),
     }
     if method == "heaviest keys":
         count = max(1, round(budget * dims.l))
@@ -180,8 +183,8 @@ FRONT = Lines(
     by="step",
     where={"target": "softmax"},
     rows="leading",
-    references=("best of all", *ORACLES),
-    guides={"uniform_error": "uniform average"},
+    references=(BEST, *ORACLES),
+    guides={"uniform_error": UNIFORM},
     xlabel="work over that of exact attention",
     ylabel="relative output error",
     name="front",
@@ -217,7 +220,7 @@ STUDY = Study(
             panel="budget_name",
             where={"target": "softmax"},
             rows="profile",
-            references=("uniform average",),
+            references=(UNIFORM,),
             by="tau",
             xlabel=r"ratio $\tau$ to the least error of all",
             ylabel="share of inputs within",
@@ -232,7 +235,7 @@ STUDY = Study(
             FRONT,
             x="time",
             rows="leading_in_time",
-            references=("best of all",),
+            references=(BEST,),
             xlabel="time over that of exact attention",
             name="time",
             caption="Softmax attention: relative output error against measured time. Medians and "
@@ -249,7 +252,7 @@ STUDY = Study(
         replace(
             FRONT,
             where={"target": "Gaussian"},
-            references=("best of all",),
+            references=(BEST,),
             rows="leading",
             name="gaussian",
             caption="Gaussian attention on tied inputs: relative output error against work. "

@@ -16,7 +16,18 @@ import pandas as pd
 from softlab.report.chapter import Cell, Table
 from softlab.report.headlines import Headline, headline
 from softlab.report.numbers import joined, median, number, short, span
-from softlab.report.rows import finished
+from softlab.report.rows import complete, finished
+
+from .columns import (
+    DUPLICATES,
+    GOLUB_PEREYRA,
+    IMPLICIT,
+    LOW_RANK,
+    RANDOM,
+    RECORDED,
+    SOFTS,
+    UNROLLED,
+)
 
 WRONG = 0.5
 """An error of half the gradient."""
@@ -24,23 +35,22 @@ TURNING = 0.9
 """A cosine below this is counted as a gradient that begins to turn away."""
 SMALL = (1e-9, 1e-2)
 """Residuals between rounding and where the iteration leaves something uninverted."""
-SOFTS = 20
 NEEDED = {
     "kind", "source", "ridge", "loss", "precision", "steps", "rule", "residual", "condition",
-    "solve_status", "map_error", "inverse_error", "map_cosine",
+    "solve_status", "map_error", "inverse_error", "map_cosine", "seed",
 }  # fmt: skip
 READINGS = (
-    ("implicit", "map_error", "implicit, map"),
-    ("Golub-Pereyra", "map_error", "G.-P., map"),
-    ("implicit", "inverse_error", "implicit, inverse"),
-    ("Golub-Pereyra", "inverse_error", "G.-P., inverse"),
-    ("unrolled", "inverse_error", "unrolled, inverse"),
+    (IMPLICIT, "map_error", "implicit, map"),
+    (GOLUB_PEREYRA, "map_error", "G.-P., map"),
+    (IMPLICIT, "inverse_error", "implicit, inverse"),
+    (GOLUB_PEREYRA, "inverse_error", "G.-P., inverse"),
+    (UNROLLED, "inverse_error", "unrolled, inverse"),
 )
 
 
 def scope(table: pd.DataFrame) -> str:
     """The rules, the matrices and the steps."""
-    if not {"rule", "source", "kind", "steps"} <= set(table.columns):
+    if not complete(table, {"rule", "source", "kind", "steps"}):
         return ""
     named = table.dropna(subset=["source"])
     kinds = "; ".join(
@@ -55,17 +65,17 @@ def scope(table: pd.DataFrame) -> str:
 
 def findings(table: pd.DataFrame) -> list[str]:
     """Where SOFT's backward pass is wrong, on what heads, and what law the bias follows."""
-    done = finished(table, {"status", *NEEDED})
+    done = finished(table, NEEDED)
     if done.empty:
         return []
     fine = done[done["precision"] == "float64"]
-    implicit = fine[fine["rule"] == "implicit"]
+    implicit = fine[fine["rule"] == IMPLICIT]
     paragraphs = (
         _landmarks(implicit[implicit["steps"] == SOFTS]),
         _heads(implicit[implicit["steps"] == SOFTS]),
-        _residuals(implicit[implicit["kind"] != "low rank"]),
-        _two_truths(fine[fine["kind"] != "low rank"]),
-        _singular(fine[fine["kind"] == "low rank"]),
+        _residuals(implicit[implicit["kind"] != LOW_RANK]),
+        _two_truths(fine[fine["kind"] != LOW_RANK]),
+        _singular(fine[fine["kind"] == LOW_RANK]),
         _single_precision(done[done["steps"] == SOFTS]),
     )
     return [text for text in (" ".join(sentences) for sentences in paragraphs) if text]
@@ -73,10 +83,10 @@ def findings(table: pd.DataFrame) -> list[str]:
 
 def headlines(table: pd.DataFrame) -> Iterator[Headline]:
     """The cosine of SOFT's backward formula with the true gradient, on real heads and on grids."""
-    done = finished(table, {"status", *NEEDED})
-    mine = done[(done["rule"] == "implicit") & (done["steps"] == SOFTS)]
+    done = finished(table, NEEDED)
+    mine = done[(done["rule"] == IMPLICIT) & (done["steps"] == SOFTS)]
     mine = mine[mine["precision"] == "float64"]
-    real = mine[mine["kind"] == "recorded"]
+    real = mine[mine["kind"] == RECORDED]
     text = (
         f"SOFT's backward formula after {SOFTS} steps has a cosine of {{}} with the gradient of "
         "what was computed"
@@ -89,7 +99,7 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
             f"{(cosine < TURNING).sum()} of {len(cosine)} cases"
         )
         yield {**line, "interval": "; ".join(filter(None, (line["interval"], counts)))}
-    made = mine[mine["kind"] != "recorded"]
+    made = mine[mine["kind"] != RECORDED]
     if len(made):
         each = joined(
             f"{(rows['map_cosine'] < 0).sum()} of {len(rows)} ({kind})"
@@ -105,11 +115,11 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:
     """Every matrix at SOFT's steps: the constructed ones and landmarks, then the heads."""
-    done = finished(table, {"status", *NEEDED})
+    done = finished(table, NEEDED)
     if done.empty:
         return
     rows = done[(done["steps"] == SOFTS) & (done["precision"] == "float64")]
-    real = rows["kind"] == "recorded"
+    real = rows["kind"] == RECORDED
     for which, chosen in (
         ("Constructed matrices and near-duplicate landmarks", ~real),
         ("Cores of recorded heads", real),
@@ -140,9 +150,9 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
 
 def _landmarks(rows: pd.DataFrame) -> Iterator[str]:
     """The spread at which the implicit rule begins to be wrong."""
-    if "matrix.spread" not in rows:
+    mine = rows[rows["kind"] == DUPLICATES]
+    if mine.empty:
         return
-    mine = rows[rows["kind"] == "near duplicates"]
     for ridge, of_ridge in mine.groupby("ridge"):
         points = of_ridge.groupby("matrix.spread")[
             ["map_error", "residual", "condition", "map_cosine"]
@@ -183,7 +193,7 @@ def _point(at: pd.Series) -> str:
 
 def _heads(rows: pd.DataFrame) -> Iterator[str]:
     """Which recorded heads are there."""
-    mine = rows[rows["kind"] == "recorded"]
+    mine = rows[rows["kind"] == RECORDED]
     for (loss, ridge), at in mine.groupby(["loss", "ridge"], sort=False):
         names = [
             f"{source} ({(of['map_error'] > WRONG).sum()} of {len(of)} samples, error up to "
@@ -191,7 +201,7 @@ def _heads(rows: pd.DataFrame) -> Iterator[str]:
             for source, of in at.groupby("source", sort=False)
             if (of["map_error"] > WRONG).any()
         ]
-        what = "a random G" if loss == "random" else "the G of the head's own regression"
+        what = "a random G" if loss == RANDOM else "the G of the head's own regression"
         shift = f"a ridge of {ridge:g}" if ridge else "no ridge"
         worst = at.loc[at["map_error"].idxmax()]
         says = (
@@ -207,7 +217,7 @@ def _heads(rows: pd.DataFrame) -> Iterator[str]:
 
 def _residuals(rows: pd.DataFrame) -> Iterator[str]:
     """Between which residuals it turns wrong, and of what order the bias is."""
-    rows = rows[rows["loss"] == "random"]
+    rows = rows[rows["loss"] == RANDOM]
     wrong = rows["map_error"] > WRONG
     if wrong.any() and not wrong.all():
         yield (
@@ -241,21 +251,21 @@ def _two_truths(rows: pd.DataFrame) -> Iterator[str]:
     errors = between.pivot_table(
         index=["source", "ridge", "loss", "seed", "steps"], columns="rule", values="inverse_error"
     )
-    if not {"implicit", "unrolled"} <= set(errors):
+    if not {IMPLICIT, UNROLLED} <= set(errors):
         return
-    errors = errors.dropna(subset=["implicit", "unrolled"])
+    errors = errors.dropna(subset=[IMPLICIT, UNROLLED])
     if errors.empty:
         return
-    ratio = errors["unrolled"] / errors["implicit"]
+    ratio = errors[UNROLLED] / errors[IMPLICIT]
     yield (
         "From the gradient of the pseudo-inverse the unrolled one is farther than the implicit "
         f"rule in {(ratio > 1).sum()} of {len(ratio)} cases at residuals of 10⁻⁹ to 0.01, "
         f"{span(ratio)} times as far."
     )
-    if "Golub-Pereyra" in errors:
-        ends = errors[["implicit", "unrolled"]]
-        inside = errors["Golub-Pereyra"].between(ends.min(axis=1), ends.max(axis=1))
-        factor = errors["Golub-Pereyra"] / errors["implicit"]
+    if GOLUB_PEREYRA in errors:
+        ends = errors[[IMPLICIT, UNROLLED]]
+        inside = errors[GOLUB_PEREYRA].between(ends.min(axis=1), ends.max(axis=1))
+        factor = errors[GOLUB_PEREYRA] / errors[IMPLICIT]
         yield (
             f"Golub and Pereyra's lies between the two in {inside.sum()} cases, {span(factor)} "
             "times as far as the implicit rule."
@@ -266,14 +276,14 @@ def _singular(rows: pd.DataFrame) -> Iterator[str]:
     """What the rules make of a matrix that is exactly singular."""
     at = rows[rows["steps"] == SOFTS]
     rules = dict(iter(at.groupby("rule")))
-    if not {"implicit", "Golub-Pereyra", "unrolled"} <= set(rules):
+    if not {IMPLICIT, GOLUB_PEREYRA, UNROLLED} <= set(rules):
         return
     error = {rule: median(mine, "inverse_error") for rule, mine in rules.items()}
     yield (
-        f"On singular input ({rules['implicit']['source'].iloc[0]}) the iteration converges, to a "
+        f"On singular input ({rules[IMPLICIT]['source'].iloc[0]}) the iteration converges, to a "
         f"residual of {median(at, 'residual')}, and the rules part: against the pseudo-inverse at "
-        f"its rank the error is {error['implicit']} for the implicit rule, "
-        f"{error['Golub-Pereyra']} for Golub and Pereyra's, and {error['unrolled']} for the "
+        f"its rank the error is {error[IMPLICIT]} for the implicit rule, "
+        f"{error[GOLUB_PEREYRA]} for Golub and Pereyra's, and {error[UNROLLED]} for the "
         "unrolled loop, whose slope across the rank doubles each step."
     )
 
@@ -281,15 +291,15 @@ def _singular(rows: pd.DataFrame) -> Iterator[str]:
 def _single_precision(rows: pd.DataFrame) -> Iterator[str]:
     """Whether training's precision changes the picture."""
     keys = ["source", "ridge", "loss", "seed", "rule"]
-    both = rows[rows["kind"] != "low rank"].pivot_table(
+    both = rows[rows["kind"] != LOW_RANK].pivot_table(
         index=keys, columns="precision", values="map_error"
     )
     if not {"float32", "float64"} <= set(both):
         return
     both = both.dropna().reset_index()
-    ruled = both[both["rule"] != "unrolled"]
+    ruled = both[both["rule"] != UNROLLED]
     apart = (ruled["float32"] - ruled["float64"]).abs().max()
-    own = both.loc[both["rule"] == "unrolled", "float32"].max()
+    own = both.loc[both["rule"] == UNROLLED, "float32"].max()
     if math.isfinite(apart) and math.isfinite(own):
         yield (
             f"float32 moves no error of a rule at {SOFTS} steps by more than {number(apart)} on "

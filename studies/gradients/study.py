@@ -28,12 +28,24 @@ from softlab.pinv import (
 )
 from softlab.study import Study
 
+from .columns import (
+    DUPLICATES as NEAR,
+)
+from .columns import (
+    GOLUB_PEREYRA,
+    IMPLICIT,
+    LOW_RANK,
+    RANDOM,
+    RECORDED,
+    SOFTS,
+    UNROLLED,
+)
+
 F64 = torch.float64
 RANK = 49
 SPREADS = (0.5, 0.3, 0.2, 0.15, 0.12, 0.1, 0.08, 0.05, 0.02)
 HEADS: list[Matrix] = [Core(Soft(RANK), Tied(Recorded(name))) for name in recorded_names()]
 DUPLICATES: list[Matrix] = [NearDuplicates(RANK, spread) for spread in SPREADS]
-SOFTS = 20
 STEPS = (8, 12, 14, 16, 18, SOFTS, 22, 26, 40)
 REGRESSED = (12, 16, SOFTS, 26, 40)
 CONSTRUCTED: list[Matrix] = [
@@ -59,7 +71,7 @@ def keep(
     head = isinstance(matrix, Core)
     if seed >= (3 if not head else 4 if steps == SOFTS else 2):
         return False
-    if loss != "random" and not (head and steps in REGRESSED):
+    if loss != RANDOM and not (head and steps in REGRESSED):
         return False
     if ridge and not (head or (isinstance(matrix, NearDuplicates) and steps == SOFTS)):
         return False
@@ -70,11 +82,11 @@ def named(matrix: Matrix) -> tuple[str, str]:
     """What kind of matrix it is, and which."""
     match matrix:
         case Core(input=Tied(input=Recorded() as head)):
-            return "recorded", head.name
+            return RECORDED, head.name
         case NearDuplicates():
-            return "near duplicates", f"near duplicates, spread {matrix.spread:g}"
+            return NEAR, f"near duplicates, spread {matrix.spread:g}"
         case LowRank():
-            return "low rank", f"rank {matrix.rank} of {matrix.m}, condition {matrix.condition:g}"
+            return LOW_RANK, f"rank {matrix.rank} of {matrix.m}, condition {matrix.condition:g}"
         case Geometric():
             return "geometric", f"geometric, condition {matrix.condition:g}"
     return "other", repr(matrix)
@@ -83,7 +95,7 @@ def named(matrix: Matrix) -> tuple[str, str]:
 def drawn(matrix: Any, loss: str, seed: int) -> tuple[Tensor, Tensor]:
     """A, exactly symmetric, and G = dL/dX, in float64: random, or of the head's own regression."""
     a = matrix(seed)
-    if loss == "random":
+    if loss == RANDOM:
         return (a + a.mT) / 2, Stream(seed, "gradients, loss").normal(*a.shape)
     q, k, v = matrix.input(seed, dtype=F64)
     z = matrix.op.landmarks(k, matrix.op.rank)
@@ -150,7 +162,7 @@ def _single(r: float) -> float | None:
 SHOWN = [
     named(matrix)[1] for matrix in (CONSTRUCTED[1], CONSTRUCTED[2], CONSTRUCTED[4], DUPLICATES[5])
 ] + ["minilm.layer5.head2", "vit.layer11.head4"]
-PLAIN = {"precision": "float64", "loss": "random"}
+PLAIN = {"precision": "float64", "loss": RANDOM}
 
 AGAINST_RESIDUAL = Lines(
     x="residual",
@@ -158,7 +170,7 @@ AGAINST_RESIDUAL = Lines(
     group="rule",
     panel="source",
     by="steps",
-    where={**PLAIN, "ridge": 0.0, "source": SHOWN, "rule": ["implicit", "Golub-Pereyra"]},
+    where={**PLAIN, "ridge": 0.0, "source": SHOWN, "rule": [IMPLICIT, GOLUB_PEREYRA]},
     xlabel="residual $|P - A X|_2$",
     ylabel="error against the computed map",
     guides={"order_one": "$2 r$", "one_eigenvalue": "one eigenvalue"},
@@ -177,11 +189,11 @@ STUDY = Study(
     axes={
         "matrix": MATRICES,
         "ridge": (0.0, 0.01),
-        "loss": ("random", "regression"),
+        "loss": (RANDOM, "regression"),
         "precision": ("float64", "float32"),
         "seed": range(4),
         "steps": STEPS,
-        "rule": tuple(RULES),
+        "rule": (IMPLICIT, GOLUB_PEREYRA, UNROLLED),
     },
     quick={"matrix": [DUPLICATES[0], DUPLICATES[5], HEADS[2]], "seed": [0],
            "steps": (12, SOFTS, 26)},
@@ -205,8 +217,8 @@ STUDY = Study(
             y="map_error",
             group="rule",
             panel="ridged",
-            where={**PLAIN, "kind": "near duplicates", "steps": SOFTS,
-                   "rule": ["implicit", "Golub-Pereyra"]},
+            where={**PLAIN, "kind": NEAR, "steps": SOFTS,
+                   "rule": [IMPLICIT, GOLUB_PEREYRA]},
             xlabel="spread of 49 landmarks, in bandwidths",
             ylabel="error against the computed map",
             caption="Error of the rules after SOFT's 20 steps against the spread of the landmarks; "
@@ -219,7 +231,7 @@ STUDY = Study(
             group="source",
             panel="ridged",
             page="loss",
-            where={"kind": "recorded", "precision": "float64", "rule": "implicit"},
+            where={"kind": RECORDED, "precision": "float64", "rule": IMPLICIT},
             xlabel="Newton steps",
             ylabel="error against the computed map",
             xscale="linear",

@@ -1,8 +1,8 @@
 """Growth of time and memory with the number of tokens, measured beside counted.
 
 Read are ``status`` and the columns of ``studies/growth``: ``family``, ``method``, ``n``,
-``work``, ``seconds_q1``, ``peak_bytes``, ``memory`` (peak over the bytes of q), ``exact_seconds``,
-and where it is there ``seconds_q3``.
+``work``, ``peak_bytes``, ``memory`` (peak over the bytes of q), ``seconds`` and ``exact_seconds``
+with quartiles.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ APART = 0.25
 """A measured exponent differs from the claimed one by more than this, and beyond its interval."""
 
 NEEDED = {
-    *("status", "family", "method", "n", "work", "seconds_q1", "peak_bytes", "memory"),
-    "exact_seconds",
+    *("status", "family", "method", "n", "work", "peak_bytes", "memory"),
+    *("seconds", "seconds_q1", "seconds_q3"),
+    *("exact_seconds", "exact_seconds_q1", "exact_seconds_q3"),
 }
 
 
@@ -138,8 +139,7 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
 def _faster_from(rows: pd.DataFrame) -> float:
     """The least length from which on a call takes less time than the exact one; NaN for none."""
     timed = rows[rows["exact_seconds"].notna() & steady(rows, TIME) & steady(rows, "exact_seconds")]
-    slowest = timed.get("seconds_q3", timed[TIME])
-    slower = timed[~(slowest < timed["exact_seconds"])]
+    slower = timed[~(timed["seconds_q3"] < timed["exact_seconds"])]
     faster = timed[timed["n"] > slower["n"].max()] if len(slower) else timed
     return float(faster["n"].min())
 

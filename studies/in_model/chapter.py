@@ -1,6 +1,6 @@
 """What a substituted attention changes in a trained model, and which cheap number tells.
 
-Read are ``status`` and, where they are there, the columns of the three studies of
+Read are ``status`` and the columns of the three studies of
 ``studies/in_model``: ``model``, ``method``, ``knob``, ``part``, ``family``, ``op``, ``layers``,
 ``depth``, ``matrix_error``, ``output_error``, ``lack_of_skill``, ``work``, ``change``, ``task``,
 ``task_loss`` and ``within``; ``layer``, ``own`` and ``accumulated``; ``tokens``, ``time`` with
@@ -18,7 +18,10 @@ import pandas as pd
 from softlab.report.chapter import Cell, Table
 from softlab.report.intervals import drawn
 from softlab.report.numbers import joined, number, short, span
+from softlab.report.rows import complete, finished
 from softlab.report.timings import steady, timing
+
+from .columns import EVERYWHERE, EXACT, GREEDY, OF_SOME, THIRD
 
 PREDICTORS = {
     "matrix_error": "matrix error",
@@ -27,6 +30,15 @@ PREDICTORS = {
 }
 DRAWS = 300
 """Bootstrap draws of an interval."""
+CHANGED = {
+    *("status", "model", "method", "family", "op", "part", "layers", "depth", "within"),
+    *OF_SOME,
+}
+GATHERED = {"status", "model", "method", "layer", "own", "accumulated"}
+COSTED = {
+    *("status", "model", "method", "op", "tokens", "time", "time_q1", "time_q3", "work"),
+    *("memory", "attention_share"),
+}
 EVERY, PLACE = "all", "one place"
 LEAST = 3
 """A correlation is of at least so many points, in a draw of so many methods, and of one operator
@@ -38,7 +50,7 @@ BINS = 3
 
 def scope(table: pd.DataFrame) -> str:
     """The models and the operators."""
-    if not {"model", "method"} <= set(table.columns):
+    if not complete(table, {"model", "method"}):
         return ""
     models = joined(table["model"].unique())
     return f"Models: {models}. Operators: {joined(table['method'].unique())}."
@@ -62,13 +74,11 @@ def binned(table: pd.DataFrame) -> pd.DataFrame:
     done = _changes(table)
     parts = []
     for column, name in PREDICTORS.items():
-        if column in done:
-            rows = done[done[column].between(0, np.inf, inclusive="neither")]
-            at = np.floor(BINS * np.log10(rows[column].astype(float)))
-            middle = 10 ** ((at + 0.5) / BINS)
-            parts.append(rows.assign(predictor=name, bin=at, error=middle, same=middle))
-    made = [*done.columns, "predictor", "bin", "error", "same"]
-    return pd.concat(parts) if parts else done[:0].reindex(columns=made)
+        rows = done[done[column].between(0, np.inf, inclusive="neither")]
+        at = np.floor(BINS * np.log10(rows[column].astype(float)))
+        middle = 10 ** ((at + 0.5) / BINS)
+        parts.append(rows.assign(predictor=name, bin=at, error=middle, same=middle))
+    return pd.concat(parts)
 
 
 def correlations(table: pd.DataFrame) -> pd.DataFrame:
@@ -82,9 +92,9 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
     ``rows`` and ``operators`` are their numbers. Groups of fewer than four operators are left out.
     """
     done = _changes(table)
-    columns = [column for column in PREDICTORS if column in done]
+    columns = list(PREDICTORS)
     found = []
-    for group in [PLACE, EVERY, *done["family"].unique()] if columns and len(done) else []:
+    for group in [PLACE, EVERY, *done["family"].unique()] if len(done) else []:
         rows = done if group in {PLACE, EVERY} else done[done["family"] == group]
         rows = rows.dropna(subset=[*columns, "change"])
         strata = rows["model"] + (" " + rows["part"] if group == PLACE else "")
@@ -152,11 +162,19 @@ def _ranks(x: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 def _changes(table: pd.DataFrame) -> pd.DataFrame:
     """The finished rows of substitutions that were made; none of another study's table."""
-    needed = {"status", "model", "method", "family", "op", "part", "change", "layers"}
-    if not needed <= set(table.columns):
-        return table[:0].reindex(columns=[*table.columns, *sorted(needed - set(table.columns))])
-    done = table[(table["status"] == "ok") & (table["layers"] > 0)]
-    return done[done["change"].notna() & (done["part"] != "greedy")]
+    done = _of(table, CHANGED)
+    done = done[done["layers"] > 0]
+    return done[done["change"].notna() & (done["part"] != GREEDY)]
+
+
+def _of(table: pd.DataFrame, needed: set[str]) -> pd.DataFrame:
+    """The finished rows if the table is of the study with these columns, and else none.
+
+    The studies differ in their axes: parts, layers, and lengths.
+    """
+    own = CHANGED if "part" in table else GATHERED if "layer" in table else COSTED
+    done = finished(table, own)
+    return done if own is needed else pd.DataFrame(columns=sorted(needed))
 
 
 def _prediction(table: pd.DataFrame) -> str:
@@ -201,7 +219,7 @@ def _said(x: Any) -> str:
 def _whole(table: pd.DataFrame) -> pd.DataFrame:
     """For each model and method the knob that changes the output least, in all layers."""
     done = _changes(table)
-    done = done[done["part"] == "all layers"]
+    done = done[done["part"] == EVERYWHERE]
     if done.empty:
         return done
     return done.loc[done.groupby(["model", "method"], sort=False)["change"].idxmin()]
@@ -209,7 +227,7 @@ def _whole(table: pd.DataFrame) -> pd.DataFrame:
 
 def _swaps(table: pd.DataFrame) -> str:
     whole = _whole(table)
-    if whole.empty or "within" not in whole:
+    if whole.empty:
         return ""
     within = whole["within"].iloc[0]
     said = []
@@ -225,7 +243,7 @@ def _swaps(table: pd.DataFrame) -> str:
 
 def _swap_tables(table: pd.DataFrame) -> Iterator[Table]:
     whole = _whole(table)
-    if whole.empty or not {"within", "work"} <= set(whole.columns):
+    if whole.empty:
         return
     within = whole["within"].iloc[0]
     body: list[list[Cell]] = []
@@ -234,7 +252,7 @@ def _swap_tables(table: pd.DataFrame) -> Iterator[Table]:
             mine = table[(table["model"] == model) & (table["method"] == x["method"])]
             body.append([
                 str(model) if i == 0 else "", str(x["op"]), short(x["work"]), short(x["change"]),
-                short(x["task_loss"]) if "task_loss" in x and pd.notna(x["task_loss"]) else "",
+                short(x["task_loss"]) if pd.notna(x["task_loss"]) else "",
                 _where(x, mine, within),
             ])  # fmt: skip
     yield {
@@ -256,9 +274,9 @@ def _where(x: dict[str, object], mine: pd.DataFrame, within: float) -> Cell:
     if float(str(x["change"])) <= within:
         return "all layers"
     done = mine[mine["status"] == "ok"]
-    alone = done[done["part"].str.contains("third") & (done["change"] <= within)]
-    words = [str(part).removesuffix(" third") for part in alone["part"]]
-    greedy = done[done["part"] == "greedy"]
+    alone = done[done["part"].str.endswith(THIRD) & (done["change"] <= within)]
+    words = [str(part).removesuffix(f" {THIRD}") for part in alone["part"]]
+    greedy = done[done["part"] == GREEDY]
     found = [f"greedy {g.layers} of {g.depth}" for g in greedy.itertuples()]
     return [", ".join(words) or "no third", *found][:2] if found else ", ".join(words) or "nowhere"
 
@@ -294,10 +312,8 @@ def _correlation(x: Any) -> Cell:
 
 
 def _gathering(table: pd.DataFrame) -> str:
-    needed = {"status", "model", "method", "layer", "own", "accumulated"}
-    if not needed <= set(table.columns):
-        return ""
-    done = table[(table["status"] == "ok") & table["accumulated"].notna()]
+    done = _of(table, GATHERED)
+    done = done[done["accumulated"].notna()]
     said = []
     for model, rows in done.groupby("model", sort=False):
         last = rows[rows["layer"] == rows["layer"].max()]
@@ -313,22 +329,15 @@ def _gathering(table: pd.DataFrame) -> str:
     )
 
 
-def _costs(table: pd.DataFrame) -> pd.DataFrame:
-    needed = {"status", "model", "method", "tokens", "time", "work", "memory", "attention_share"}
-    if not needed <= set(table.columns):
-        return table[:0]
-    return table[table["status"] == "ok"]
-
-
 def _saving(table: pd.DataFrame) -> str:
-    done = _costs(table)
+    done = _of(table, COSTED)
     if done.empty:
         return ""
     longest = done[done["tokens"] == done.groupby("model")["tokens"].transform("max")]
     share = longest.groupby("model", sort=False)["attention_share"].first()
-    others, own = longest[longest["method"] != "exact"], longest[longest["method"] == "exact"]
+    others, own = longest[longest["method"] != EXACT], longest[longest["method"] == EXACT]
     sure = others[steady(others, TIME)]
-    faster = sure[sure.get(f"{TIME}_q3", sure[TIME]) < 1]
+    faster = sure[sure[f"{TIME}_q3"] < 1]
     shares = joined(f"{model} {100 * x:.0f} %" for model, x in share.items())
     names = joined(
         f"{x['op']} in {x['model']} {timing(faster.loc[[i]], TIME).words()}"
@@ -343,7 +352,7 @@ def _saving(table: pd.DataFrame) -> str:
 
 
 def _cost_table(table: pd.DataFrame) -> Iterator[Table]:
-    done = _costs(table)
+    done = _of(table, COSTED)
     if done.empty:
         return
     body: list[list[Cell]] = []

@@ -49,6 +49,8 @@ from softlab.pretrained.tasks import NEEDS, UnderTest, under_test
 from softlab.profiling import Numbers, in_turn, peak_memory, seconds
 from softlab.study import Study
 
+from .columns import EVERYWHERE, EXACT, GREEDY, OF_SOME, THIRD
+
 KNOBS = (16, 64)
 MIDDLE = KNOBS[1]
 WITHIN = 0.1
@@ -74,15 +76,15 @@ FIXED: dict[str, tuple[str, Operator]] = {
 }
 METHODS = [*SWEPT, *FIXED]
 SEARCHED = ("Nystromformer", "TopK", "BandLowRank", "Scatterbrain")
-THIRDS = ("first third", "middle third", "last third")
-PARTS = ("all layers", *THIRDS, "greedy")
-COSTED = ("exact", "Nystromformer", "Local", "BandLowRank", "Performer")
+THIRDS = tuple(f"{which} {THIRD}" for which in ("first", "middle", "last"))
+PARTS = (EVERYWHERE, *THIRDS, GREEDY)
+COSTED = (EXACT, "Nystromformer", "Local", "BandLowRank", "Performer")
 SHOWN = ("Nystromformer", "Performer", "Local", "TopK", "BandLowRank", "int8")
 
 
 def operator(method: str, knob: int) -> Operator:
     """The method at a knob, which those without one do not see."""
-    if method == "exact":
+    if method == EXACT:
         return Softmax()
     return FIXED[method][1] if method in FIXED else SWEPT[method][1](knob)
 
@@ -96,7 +98,7 @@ def keep(model: str, method: str, knob: int, part: str) -> bool:
     """One knob for methods without one, and for parts; the greedy set for some methods."""
     if not possible(model, method) or (method in FIXED and knob != MIDDLE):
         return False
-    return part == "all layers" or (knob == MIDDLE and (part in THIRDS or method in SEARCHED))
+    return part == EVERYWHERE or (knob == MIDDLE and (part in THIRDS or method in SEARCHED))
 
 
 @functools.lru_cache(maxsize=1)
@@ -146,9 +148,9 @@ def searched(model: str, method: str, knob: int) -> tuple[str, ...]:
 
 def layers_of(tested: UnderTest, method: str, knob: int, part: str) -> tuple[str, ...]:
     """The names of the layers of a part."""
-    if part == "greedy":
+    if part == GREEDY:
         return searched(tested.name, method, knob)
-    return tested.layers if part == "all layers" else tested.blocks(3)[THIRDS.index(part)]
+    return tested.layers if part == EVERYWHERE else tested.blocks(3)[THIRDS.index(part)]
 
 
 def measure(
@@ -166,6 +168,7 @@ def measure(
         "layers": len(layers),
         "depth": len(tested.layers),
         "within": WITHIN,
+        **dict.fromkeys(OF_SOME),
     }
     if not layers:
         return row

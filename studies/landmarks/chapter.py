@@ -2,7 +2,7 @@
 
 Read are ``status`` and the columns of ``studies/landmarks``: ``setting``, ``source``, ``equal``,
 ``allowance``, ``selector``, ``seed``, ``fits``, ``n``, ``output_error``, ``uniform_error``,
-``matrix_error``, ``best_error``, ``time``, and where they are there ``trace_error`` and
+``matrix_error``, ``best_error``, ``time`` with quartiles, ``trace_error`` and
 ``best_trace_error``.
 """
 
@@ -22,19 +22,20 @@ from softlab.report.profiles import ROUNDING, known_to, shares_within
 from softlab.report.rows import finished
 from softlab.report.timings import timing
 
+from .columns import ANSWER, KMEANS, LANDMARKS, ONE_STEP, SEGMENTS, UNIFORM, WORK
+
 NEEDED = {
     *("status", "setting", "source", "equal", "allowance", "selector", "seed", "fits", "n"),
-    *("output_error", "uniform_error", "matrix_error", "best_error", "time"),
+    *ANSWER,
 }
-ASKED = ("k-means", "k-means, 1 step")
-RIVALS = ("uniform", "segment means")
+ASKED = (KMEANS, ONE_STEP)
+RIVALS = (UNIFORM, SEGMENTS)
 """What k-means is held against: the classical draw, and SOFT's own choice."""
 
 LEFT = 1e-3
 """Where the best matrix of the rank leaves less of the trace, ratios to it are of rounding."""
 
 TAUS = 2.0 ** (np.arange(17) / 8)
-LANDMARKS, WORK = "landmarks", "work"
 
 
 def scope(table: pd.DataFrame) -> str:
@@ -216,8 +217,6 @@ def _bounds(done: pd.DataFrame) -> str:
 
 def _traces(done: pd.DataFrame) -> str:
     """The trace that is left, over the least that a matrix of the rank can leave."""
-    if not {"trace_error", "best_trace_error"} <= set(done.columns):
-        return ""
     rows = done[(done["equal"] == LANDMARKS) & done["trace_error"].notna()]
     rows = rows[rows["best_trace_error"] > LEFT]
     said = []

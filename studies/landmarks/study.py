@@ -51,15 +51,17 @@ from softlab.pinv import SVD
 from softlab.profiling import Numbers, in_turn
 from softlab.study import Study
 
+from .columns import ANSWER, KMEANS, LANDMARKS, ONE_STEP, SEGMENTS, UNIFORM, WORK
+
 RANKS = (16, 64, 128)
 BUDGETS = (1 / 8, 1 / 4, 1 / 2)
 SEEDS = range(2)
 SELECTORS: dict[str, Callable[[int, float | None], Selector]] = {
-    "segment means": lambda _, __: SegmentMeans(),
+    SEGMENTS: lambda _, __: SegmentMeans(),
     "strided": lambda _, __: Strided(),
-    "uniform": lambda seed, _: UniformRandom(seed),
-    "k-means": lambda seed, _: KMeans(seed=seed),
-    "k-means, 1 step": lambda seed, _: KMeans(1, seed),
+    UNIFORM: lambda seed, _: UniformRandom(seed),
+    KMEANS: lambda seed, _: KMeans(seed=seed),
+    ONE_STEP: lambda seed, _: KMeans(1, seed),
     "farthest point": lambda _, __: FarthestPoint(),
     "RPCholesky": lambda seed, b: RPCholeskyPivots(bandwidth=b, seed=seed),
     "RPCholesky, blocks of 8": lambda seed, b: RPCholeskyPivots(8, b, seed),
@@ -157,10 +159,11 @@ def measure(
     row: Row = {
         "source": source.name if isinstance(source, Recorded) else type(source).__name__,
         "real": isinstance(source, Recorded),
-        "equal": "landmarks" if allowance >= 1 else "work",
+        "equal": LANDMARKS if allowance >= 1 else WORK,
         "n": dims.n,
         "rank": rank,
         "fits": rank > 0,
+        **dict.fromkeys(ANSWER),
     }
     if rank == 0:
         return row
@@ -188,7 +191,7 @@ def measure(
     return row
 
 
-SHOWN = [name for name in SELECTORS if name not in {"k-means, 1 step", "grid convolution"}]
+SHOWN = [name for name in SELECTORS if name not in {ONE_STEP, "grid convolution"}]
 ERROR = Lines(
     x="rank",
     y="matrix_error",
@@ -196,7 +199,7 @@ ERROR = Lines(
     panel="source",
     page="setting",
     where={
-        "equal": "landmarks",
+        "equal": LANDMARKS,
         "setting": [name for name in SETTINGS if "exact" not in name],
         "selector": [name for name in SHOWN if "blocks" not in name],
     },
@@ -254,7 +257,7 @@ STUDY = Study(
             x="share",
             y="output_error",
             by="allowance",
-            where={**ERROR.where, "equal": "work"},
+            where={**ERROR.where, "equal": WORK},
             guides={"uniform_error": "uniform average"},
             xlabel="work over that of exact attention, selection included",
             ylabel="relative output error",

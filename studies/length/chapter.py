@@ -2,7 +2,7 @@
 
 Read are ``status`` and the columns of ``studies/length``: ``input``, ``n``, ``method``,
 ``target``, ``rows``, ``sampled_error`` with its interval ``low`` to ``high`` and ``error_seconds``,
-``exact_error`` where it exists, ``seconds_q1``, ``peak_bytes``, ``target_seconds``.
+``exact_error`` where it exists, ``seconds`` with quartiles, ``peak_bytes``, ``target_seconds``.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from softlab.report.numbers import joined, number, short
 from softlab.report.rows import finished
 from softlab.report.timings import steady
 
+from .columns import OF_SOME, SMOOTH, UNIFORM
+
 FROM = 4096
 """Exponents of time and memory are fitted from so many tokens on."""
 
 SURE = "In brackets: Student's intervals, 95 % for all of a kind together."
-UNIFORM = "Uniform"
 NEEDED = {
     "status", "input", "n", "method", "target", "rows", "sampled_error", "low", "high",
-    "error_seconds", "exact_error", "seconds_q1", "peak_bytes", "target_seconds",
+    "error_seconds", "target_seconds", *OF_SOME,
 }  # fmt: skip
 
 
@@ -133,8 +134,8 @@ def _largest(done: pd.DataFrame) -> str:
     at = done[(done["n"] == n) & (done["method"] != UNIFORM)]
     if at.empty:
         return ""
-    if "smooth" in set(at["input"]):  # of a short grid all inputs reach the greatest length
-        at = at[at["input"] == "smooth"]
+    if SMOOTH in set(at["input"]):  # of a short grid all inputs reach the greatest length
+        at = at[at["input"] == SMOOTH]
     said = []
     for target, rows in at.groupby("target", sort=False):
         words = (

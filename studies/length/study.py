@@ -31,10 +31,12 @@ from softlab.operators import (
 from softlab.profiling import once, peak_memory, seconds
 from softlab.study import Study
 
+from .columns import OF_SOME, SMOOTH, UNIFORM
+
 LENGTHS = tuple(2**p for p in range(8, 21))
 EXACT = 2**13
 WIDTH, ROWS = 32, 256
-INPUTS = ("normal", "smooth", "decaying")
+INPUTS = ("normal", SMOOTH, "decaying")
 LARGE = Soft(256)
 """The headline: at the greatest length and on smooth input, which its segments are made for."""
 OPERATORS: list[Operator] = [
@@ -54,15 +56,15 @@ TIMED = [name for name in SHOWN if "Uniform" not in name]
 def keep(input: str, n: int, op: Operator) -> bool:
     """Beyond 65536 tokens every fourth length alone, and one input; the headline once."""
     if op == LARGE:
-        return input == "smooth" and n == LENGTHS[-1]
-    return n <= 2**16 or (input == "smooth" and n in {2**18, 2**20})
+        return input == SMOOTH and n == LENGTHS[-1]
+    return n <= 2**16 or (input == SMOOTH and n in {2**18, 2**20})
 
 
 def drawn(input: str, n: int, tied: bool, dtype: torch.dtype, device: torch.device) -> QKV:
     """Queries and keys, the keys as values too; keys are the queries for SOFT, as in its layers."""
     families: dict[str, Input] = {
         "normal": Normal(n, WIDTH),
-        "smooth": Smooth(n, WIDTH, length=32.0),
+        SMOOTH: Smooth(n, WIDTH, length=32.0),
         "decaying": Decaying(n, WIDTH, rate=0.3),
     }
     q, k, _ = families[input](0, dtype=dtype, device=device)
@@ -115,7 +117,7 @@ def measure(setup: Truths, input: str, op: Operator, device: torch.device) -> Ro
     qkv, rows, whole, output = setup.of(op.target)
     error, taken = once(lambda: output_error(op, *qkv, rows), device)
     row: Row = {
-        "method": "Uniform" if isinstance(op, Uniform) else repr(op),
+        "method": UNIFORM if isinstance(op, Uniform) else repr(op),
         "target": type(op.target).__name__,
         "knob": knob(op),
         "rows": len(rows.at),
@@ -124,10 +126,11 @@ def measure(setup: Truths, input: str, op: Operator, device: torch.device) -> Ro
         "high": error.high,
         "error_seconds": taken,
         "target_seconds": whole,
+        **dict.fromkeys(OF_SOME),
     }
     if output is not None:
         row["exact_error"] = measures.relative(op(*qkv).double() - output, output)
-    if input == "smooth" and not isinstance(op, Uniform):
+    if input == SMOOTH and not isinstance(op, Uniform):
         row |= seconds(lambda: op(*qkv), device, budget=0.05, repeats=2)
         row["peak_bytes"] = peak_memory(lambda: op(*qkv), device)
     return row
@@ -162,7 +165,7 @@ STUDY = Study(
         _lines(
             "seconds_q1",
             "seconds a call",
-            where={"op": TIMED, "input": "smooth"},
+            where={"op": TIMED, "input": SMOOTH},
             guides={"target_seconds": "the target, from its sampled rows"},
             caption="Seconds a call against the number of tokens, one head of width 32, on smooth "
             "input. Grey: what the whole target would take in float64, by the sampled rows.",
@@ -170,7 +173,7 @@ STUDY = Study(
         _lines(
             "peak_bytes",
             "bytes",
-            where={"op": TIMED, "input": "smooth"},
+            where={"op": TIMED, "input": SMOOTH},
             caption="Peak memory of a call against the number of tokens, on smooth input.",
         ),
     ),

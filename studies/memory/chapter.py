@@ -16,6 +16,8 @@ from softlab.report.headlines import Headline
 from softlab.report.numbers import joined, number, short
 from softlab.report.rows import finished
 
+from .columns import FUSED, IMPLICIT, TRAINING
+
 NEEDED = {"status", "method", "mode", "n", "peak_bytes"}
 
 ROOM = 16e9
@@ -108,8 +110,8 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
     fits = growth(table)
     if fits.empty:
         return
-    names = ["fused softmax", "SOFT (implicit)"]
-    rows = fits[(fits["mode"] == "training") & fits["method"].isin(names)].set_index("method")
+    names = [FUSED, IMPLICIT]
+    rows = fits[(fits["mode"] == TRAINING) & fits["method"].isin(names)].set_index("method")
     ends = rows["longest"].reindex(names)
     if np.isfinite(ends).all():
         yield {

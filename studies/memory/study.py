@@ -22,12 +22,13 @@ from softlab.pinv import ImplicitGradient, NewtonRaphson
 from softlab.profiling import peak_memory
 from softlab.study import Study
 
+from .columns import FUSED, IMPLICIT, TRAINING
+
 LAYERS, WIDTH, HEADS, LANDMARKS, SIDE = 12, 384, 12, 49, 28
 MULTIPLES = (1, 2, 3, 4, 6, 8)
-UNROLLED, IMPLICIT = "SOFT (unrolled)", "SOFT (implicit)"
-DENSE, FUSED = "materialised softmax", "fused softmax"
+UNROLLED, DENSE = "SOFT (unrolled)", "materialised softmax"
 METHODS = (DENSE, FUSED, UNROLLED, IMPLICIT)
-MODES = ("inference", "training")
+MODES = ("inference", TRAINING)
 
 
 class Stack(nn.Module):

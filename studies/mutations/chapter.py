@@ -17,9 +17,14 @@ from softlab.report.intervals import percent, share
 from softlab.report.numbers import joined
 from softlab.report.rows import finished
 
-NEEDED = {"status", "seed", "solver", "fault", "base", "reason", "laws", "law"}
-OF_MUTANTS, OF_RIGHT_ONES, ORIGIN = "caught", "alarms", "origin"
-HALVES = {"tuned": "after which laws may be mended", "held out": "which are held out"}
+from .columns import HELD_OUT, TUNED
+
+ORIGIN = "origin"
+NEEDED = {
+    *("status", "seed", "solver", "fault", "base", "reason", "laws", "law", "caught", "alarms"),
+    ORIGIN,
+}
+HALVES = {TUNED: "after which laws may be mended", HELD_OUT: "which are held out"}
 KINDS = {False: "operators", True: "solvers"}
 
 
@@ -44,7 +49,7 @@ def scope(table: pd.DataFrame) -> str:
 def survivors(table: pd.DataFrame) -> pd.DataFrame:
     """The mutants that keep every law, and those planted faults of the tuned half."""
     planted = _planted(table)
-    told = pd.concat([_mutants(table), planted[planted[ORIGIN] == "tuned"]])
+    told = pd.concat([_mutants(table), planted[planted[ORIGIN] == TUNED]])
     return told[~told["caught"].astype(bool)]
 
 
@@ -168,8 +173,7 @@ def _kinds(table: pd.DataFrame) -> Iterator[Table]:
 
 def _done(table: pd.DataFrame) -> pd.DataFrame:
     """The finished rows; none of a table without the columns."""
-    columns = [*NEEDED, OF_MUTANTS, OF_RIGHT_ONES, ORIGIN]
-    done = finished(table, NEEDED).reindex(columns=columns)
+    done = finished(table, NEEDED)
     words = ["fault", "base", "reason", "law", ORIGIN]  # a column without any is one of numbers
     return done.assign(**done[words].astype(object).fillna(""))
 

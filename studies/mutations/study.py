@@ -56,6 +56,7 @@ from softlab.pinv import (
 )
 from softlab.study import Study
 
+from .columns import HELD_OUT, TUNED
 from .planted import UNSEEN, Planted, Sound, tuned
 from .planted import operators as planted_operators
 from .planted import solvers as planted_solvers
@@ -500,7 +501,7 @@ def catalogue() -> Iterator[Specimen]:
 
 def planted(one: Planted) -> Specimen:
     """A fault of the half that its name is in; planted in its kind."""
-    half = "tuned" if tuned(one.name) else "held out"
+    half = TUNED if tuned(one.name) else HELD_OUT
     return Specimen(one.name, one.kind, one.make, UNSEEN.get(one.name, ""), half)
 
 
@@ -547,9 +548,9 @@ def _row(specimen: Specimen, subject: Any, seeds: Sequence[int]) -> Row:
     }
     if specimen.fault:
         law, gap = _caught(subject, suite, seeds) or ("", "")
-        return row | {"caught": bool(law), "law": law, "gap": gap}
+        return row | {"caught": bool(law), "alarms": None, "law": law, "gap": gap}
     broken = [law.name for law in suite if _breaks(law, subject, seeds)]
-    return row | {"alarms": len(broken), "law": ", ".join(broken)}
+    return row | {"caught": None, "alarms": len(broken), "law": ", ".join(broken)}
 
 
 def _caught(subject: Any, suite: list[Any], seeds: Sequence[int]) -> tuple[str, str] | None:

@@ -17,6 +17,8 @@ from softlab.report.intervals import exponent
 from softlab.report.numbers import joined, number, short
 from softlab.report.rows import finished
 
+from .columns import EXACT, IDENTICAL, RELEASED
+
 NEEDED = {
     *("status", "source", "family", "normalization", "n", "rank"),
     *("spectral_norm", "noise_gain", "ones_gain", "negative_rows"),
@@ -25,8 +27,6 @@ GAINS = ("spectral_norm", "ones_gain", "noise_gain")
 
 ABOVE = 1.0001
 """A spectral norm beyond this is above one, and not by the rounding of float32."""
-
-EXACT, RELEASED, IDENTICAL = "exact", "published", "identical tokens"
 
 
 def scope(table: pd.DataFrame) -> str:

@@ -18,9 +18,11 @@ from softlab.inputs import Clustered, Input, Normal, Recorded
 from softlab.operators import GaussianAttention, Soft
 from softlab.study import Study
 
+from .columns import EXACT, IDENTICAL, RELEASED
+
 LENGTHS = (64, 128, 256, 512, 1024)
 FIXED, RATIO = 32, 8
-NORMALIZATIONS = ("none", "row", "symmetric", "published")
+NORMALIZATIONS = ("none", "row", "symmetric", RELEASED)
 LONGEST = LENGTHS[-1]
 INPUTS: list[Input] = [
     *(Recorded(name) for name in (
@@ -31,12 +33,12 @@ INPUTS: list[Input] = [
     Clustered(LONGEST, 32, clusters=16),
     Clustered(LONGEST, 32, clusters=1, spread=0.0),
 ]  # fmt: skip
-FAMILIES = ("exact", f"Soft, rank {FIXED}", f"Soft, rank n/{RATIO}")
+FAMILIES = (EXACT, f"Soft, rank {FIXED}", f"Soft, rank n/{RATIO}")
 
 
 def operator(n: int, family: str, normalization: str) -> Soft | GaussianAttention:
     """The family's operator for n tokens."""
-    if family == "exact":
+    if family == EXACT:
         return GaussianAttention(normalization=normalization)
     rank = FIXED if family == FAMILIES[1] else n // RATIO
     return Soft(rank, normalization=normalization)
@@ -44,7 +46,7 @@ def operator(n: int, family: str, normalization: str) -> Soft | GaussianAttentio
 
 def keep(input: Input, n: int, family: str, normalization: str) -> bool:
     """No more tokens than there are; the released form belongs to Soft alone."""
-    return n <= input.n and (family != "exact" or normalization != "published")
+    return n <= input.n and (family != EXACT or normalization != RELEASED)
 
 
 def tokens(input: Input, seed: int, n: int) -> tuple[Tensor, Tensor]:
@@ -70,7 +72,7 @@ def measure(
     mass = matrix.sum(-1)
     source = input.name if isinstance(input, Recorded) else type(input).__name__
     if isinstance(input, Clustered) and input.spread == 0:
-        source = "identical tokens"
+        source = IDENTICAL
     core = op.core(q, q).double() if isinstance(op, Soft) else None
     return {
         "source": source,

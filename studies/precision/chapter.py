@@ -2,8 +2,8 @@
 
 Read are ``status`` and the columns of ``studies/precision``: ``family``, ``source``, ``method``,
 ``precision``, ``matrix.condition``, ``kappa``, ``eps``, ``eps_kappa``, ``accumulates_in``,
-``floor``, ``c``, ``failure``, and where they are there ``narrow_floor``, ``purified_error``,
-``best_error``, ``polished_error``, ``final_error``, ``solve_status`` and ``solve_error``.
+``floor``, ``c``, ``failure``, ``narrow_floor``, ``purified_error``, ``best_error``,
+``polished_error``, ``final_error``, ``solve_status`` and ``solve_error``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from softlab.report.headlines import Headline
 from softlab.report.numbers import joined, number, short, span
 from softlab.report.rows import finished
 
+from .columns import LAW, SOUND
+
 RULE = (0.01, 1.0)
 """Between these the constant of the rule of thumb, floor = c eps kappa, is expected."""
 
@@ -30,10 +32,9 @@ CLOSE = 10
 
 NEEDED = {
     *("status", "family", "method", "precision", "kappa", "eps", "eps_kappa", "floor", "c"),
-    *("failure", "accumulates_in"),
+    *("failure", "accumulates_in", "source", "matrix", "narrow_floor", "purified_error"),
+    *("best_error", "polished_error", "final_error", "solve_status", "solve_error"),
 }
-LAW = "Geometric"
-"""The family on which condition numbers are compared: log-spaced singular values."""
 
 
 def scope(table: pd.DataFrame) -> str:
@@ -85,8 +86,7 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
     if done.empty:
         return
     yield _constants(done)
-    if "matrix.condition" in done:
-        yield from _first_failures(done)
+    yield from _first_failures(done)
     yield from _cores(done)
 
 
@@ -96,7 +96,7 @@ def _near(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _on_law(done: pd.DataFrame) -> pd.DataFrame:
     """The runs on log-spaced singular values, whose condition number is known."""
-    return done[done["family"] == LAW] if "matrix.condition" in done else done[:0]
+    return done[done["family"] == LAW]
 
 
 def _reached(done: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -180,16 +180,14 @@ def _floors(mine: pd.DataFrame) -> Iterator[str]:
         )
     if beyond:
         yield f"{beyond[:1].upper()}{beyond[1:]}."
-    if "narrow_floor" in mine:
-        narrow = _on_law(mine).dropna(subset=["narrow_floor"])
-        near = narrow[narrow["narrow_floor"] <= TRUSTED]
-        if len(narrow):
-            c = near["narrow_floor"] / near["eps_kappa"]
-            yield (
-                f"With the same products summed in {name} itself {len(near)} of {len(narrow)} runs "
-                "of Newton-Raphson come as near"
-                + (f", with c from {span(c)}." if len(near) else ".")
-            )
+    narrow = _on_law(mine).dropna(subset=["narrow_floor"])
+    near = narrow[narrow["narrow_floor"] <= TRUSTED]
+    if len(narrow):
+        c = near["narrow_floor"] / near["eps_kappa"]
+        yield (
+            f"With the same products summed in {name} itself {len(near)} of {len(narrow)} runs "
+            "of Newton-Raphson come as near" + (f", with c from {span(c)}." if len(near) else ".")
+        )
 
 
 def _outside(done: pd.DataFrame) -> Iterator[str]:
@@ -214,9 +212,7 @@ def _outside(done: pd.DataFrame) -> Iterator[str]:
 
 def _failures(done: pd.DataFrame) -> Iterator[str]:
     """The first condition number at which each method fails, by precision."""
-    if "matrix.condition" not in done:
-        return
-    for name, mine in done[done["family"] == LAW].groupby("precision", sort=False):
+    for name, mine in _on_law(done).groupby("precision", sort=False):
         firsts = _firsts(mine)
         broken = firsts.dropna()
         if broken.empty:
@@ -235,16 +231,16 @@ def _failures(done: pd.DataFrame) -> Iterator[str]:
 
 def _firsts(mine: pd.DataFrame) -> pd.Series:
     """By method, the least nominal condition number with a failed run; NaN for none."""
-    bad = mine[mine["failure"] != "none"]
+    bad = mine[mine["failure"] != SOUND]
     firsts = bad.groupby("method")["matrix.condition"].min()
     return firsts.reindex(mine["method"].unique())
 
 
 def _recorded(done: pd.DataFrame) -> Iterator[str]:
     """Which cores of real attention fail, in which precision, for the first method and for all."""
-    real = done[done["source"].notna()] if "source" in done else done[:0]
+    real = done[done["source"].notna()]
     for name, mine in real.groupby("precision", sort=False):
-        bad = mine[mine["failure"] != "none"]
+        bad = mine[mine["failure"] != SOUND]
         if bad.empty:
             yield f"In {name} all {len(mine)} runs on recorded cores are sound."
             continue
@@ -264,35 +260,31 @@ def _recorded(done: pd.DataFrame) -> Iterator[str]:
 def _wrappers(done: pd.DataFrame) -> Iterator[str]:
     """What Polished, Purified and the watched iterate make of a run."""
     near = _near(done)
-    if "polished_error" in near:
-        for name, mine in near.groupby("precision", sort=False):
-            factor = (mine["polished_error"] / mine["floor"]).dropna()
-            if len(factor):
-                yield (
-                    f"One float64 step after {name} brings the error below the floor in "
-                    f"{(factor < 1).sum()} of {len(mine)} runs, to {span(factor)} of it."
-                )
-    if {"purified_error", "final_error"} <= set(near.columns) and len(near):
-        lost = near[near["failure"] != "none"]
-        mended = (lost["purified_error"] <= TRUSTED).sum()
-        before, after = (near[x].fillna(np.inf) for x in ("final_error", "purified_error"))
-        yield (
-            "A closing X A X in the same precision lowers the last error in "
-            f"{(after < before).sum()} of {len(near)} runs and raises it in "
-            f"{(after > before).sum()}"
-            + (f"; it mends {mended} of the {len(lost)} runs that were lost." if len(lost) else ".")
-        )
-    if "best_error" in near and len(near):
-        yield (
-            f"The iterate that the watch of solve keeps is within {CLOSE:g} times the floor in "
-            f"{(near['best_error'] <= CLOSE * near['floor']).sum()} of {len(near)} runs."
-        )
+    for name, mine in near.groupby("precision", sort=False):
+        factor = (mine["polished_error"] / mine["floor"]).dropna()
+        if len(factor):
+            yield (
+                f"One float64 step after {name} brings the error below the floor in "
+                f"{(factor < 1).sum()} of {len(mine)} runs, to {span(factor)} of it."
+            )
+    if near.empty:
+        return
+    lost = near[near["failure"] != SOUND]
+    mended = (lost["purified_error"] <= TRUSTED).sum()
+    before, after = (near[x].fillna(np.inf) for x in ("final_error", "purified_error"))
+    yield (
+        "A closing X A X in the same precision lowers the last error in "
+        f"{(after < before).sum()} of {len(near)} runs and raises it in {(after > before).sum()}"
+        + (f"; it mends {mended} of the {len(lost)} runs that were lost." if len(lost) else ".")
+    )
+    yield (
+        f"The iterate that the watch of solve keeps is within {CLOSE:g} times the floor in "
+        f"{(near['best_error'] <= CLOSE * near['floor']).sum()} of {len(near)} runs."
+    )
 
 
 def _solve(done: pd.DataFrame) -> Iterator[str]:
     """Whether a matrix called converged is inverted."""
-    if not {"solve_status", "solve_error"} <= set(done.columns):
-        return
     said = done[done["solve_status"] == "CONVERGED"]
     wrong = said[~(said["solve_error"] <= TRUSTED)]
     yield (
@@ -350,7 +342,7 @@ def _first_failures(done: pd.DataFrame) -> Iterator[Table]:
                 cells.append("none")
                 continue
             how = mine[(mine["method"] == one) & (mine["matrix.condition"] == at)]["failure"]
-            cells.append([short(at), joined(how[how != "none"].unique())])
+            cells.append([short(at), joined(how[how != SOUND].unique())])
         body.append([str(name), short(mine["matrix.condition"].max()), *cells])
     yield {
         "caption": "The least condition number at which a run failed on log-spaced singular "
@@ -363,8 +355,6 @@ def _first_failures(done: pd.DataFrame) -> Iterator[Table]:
 
 def _cores(done: pd.DataFrame) -> Iterator[Table]:
     """Cores of recorded attention and of near-duplicates, a column for each precision."""
-    if "source" not in done or "matrix" not in done:
-        return
     rows = done[done["source"].notna() | (done["family"] == "NearDuplicates")]
     if rows.empty:
         return
@@ -390,5 +380,5 @@ def _failing(rows: pd.DataFrame) -> Cell:
     """The median floor of some runs, below it how many fail."""
     if rows.empty:
         return ""
-    bad, floor = (rows["failure"] != "none").sum(), short(rows["floor"].median(), 2)
+    bad, floor = (rows["failure"] != SOUND).sum(), short(rows["floor"].median(), 2)
     return [floor, f"{bad} of {len(rows)} fail"] if bad else floor

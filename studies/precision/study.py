@@ -39,6 +39,8 @@ from softlab.pinv.stopping import judge
 from softlab.profiling import accumulation
 from softlab.study import Study
 
+from .columns import LAW, SOUND
+
 PRECISIONS = {
     "float64": torch.float64,
     "float32": torch.float32,
@@ -164,7 +166,7 @@ def measure(
     missed = (a.double() @ (inverse - xs.double())).nan_to_num(math.inf, math.inf, math.inf)
     sizes = torch.linalg.matrix_norm(missed)
     floor, final = float(error.min()), float(error[-1])
-    failure = "none"
+    failure = SOUND
     if floor > CONVERGED:
         failure = "never converged"
     elif final > WORSE * max(floor, eps):
@@ -209,7 +211,7 @@ AGAINST_KAPPA = Lines(
     y="floor_in_eps",
     group="method",
     panel="precision",
-    where={"family": "Geometric"},
+    where={"family": LAW},
     xlabel=r"condition number $\kappa$ of the rounded matrix",
     ylabel=r"least relative error, in $\varepsilon$",
     guides={"kappa": r"$\kappa$, the rule with $c = 1$"},
@@ -251,7 +253,7 @@ STUDY = Study(
         ),
         replace(
             AGAINST_KAPPA,
-            where={"family": "Geometric", "method": "NewtonRaphson", "precision": HALF},
+            where={"family": LAW, "method": "NewtonRaphson", "precision": HALF},
             expected="narrow_in_eps",
             expected_label="summed in the precision itself",
             name="accumulation",
@@ -262,7 +264,7 @@ STUDY = Study(
             AGAINST_KAPPA,
             y="polished_error",
             ylabel="relative error after one float64 step",
-            where={"family": "Geometric", "precision": ("float32", *HALF)},
+            where={"family": LAW, "precision": ("float32", *HALF)},
             expected="best_error",
             expected_label="before that step",
             guides={},

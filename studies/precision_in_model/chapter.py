@@ -13,7 +13,7 @@ import pandas as pd
 
 from softlab.report.chapter import Cell, Table
 from softlab.report.numbers import joined, number, short, span
-from softlab.report.rows import finished
+from softlab.report.rows import complete, finished
 
 NEEDED = {
     *("status", "model", "method", "op", "precision", "change", "float32_change"),
@@ -25,7 +25,7 @@ BROKEN = 0.1
 
 def scope(table: pd.DataFrame) -> str:
     """Models, operators, formats."""
-    if not {"model", "op", "precision"} <= set(table.columns):
+    if not complete(table, {"model", "op", "precision"}):
         return ""
     ops = joined(table["op"].unique())
     formats = joined(table["precision"].unique())

@@ -16,8 +16,9 @@ from softlab.report.intervals import cell, difference, headline, in_common, mean
 from softlab.report.numbers import joined
 from softlab.report.rows import finished
 
+from .columns import EXACT, PLAIN
+
 NEEDED = {"status", "method", "seed", "side", "miou", "things", "right", "blank", "lost"}
-EXACT, PLAIN = "Softmax", "Soft"
 
 
 def scope(table: pd.DataFrame) -> str:

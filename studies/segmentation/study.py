@@ -28,13 +28,15 @@ from softlab.models.training import LossError, Recipe, decayed, single
 from softlab.operators import Softmax, Uniform
 from softlab.study import Study
 
+from .columns import EXACT, PLAIN
+
 SIDE, SIDES = 48, (48, 96)
 BATCH, STEPS, TEST = 16, 500, 200
 RECIPE = Recipe(STEPS, BATCH, rate=4e-3, warm_up=50, side=SIDE)
 """Its epochs are steps here."""
 
-SOFTS = {"Soft": "none", "Soft, symmetric": "symmetric"}
-OTHERS: dict[str, Operator] = {"Softmax": Softmax(), "Uniform": Uniform()}
+SOFTS = {PLAIN: "none", "Soft, symmetric": "symmetric"}
+OTHERS: dict[str, Operator] = {EXACT: Softmax(), "Uniform": Uniform()}
 METHODS = (*SOFTS, *OTHERS)
 
 

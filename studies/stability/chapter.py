@@ -17,11 +17,12 @@ from softlab.report.intervals import Mean, bracketed, mean
 from softlab.report.numbers import joined, number, short, span
 from softlab.report.rows import finished
 
+from .columns import IMPLICIT, RIDGED, UNROLLED
+
 NEEDED = {
     "status", "rule", "seed", "step", "layer", "loss", "worst_condition", "worst_residual",
     "unconverged", "cosine", "gradient_error",
 }  # fmt: skip
-TRUE, SOFT = "unrolled", "implicit"
 WRONG = 0.5
 """A gradient that is off by more than half is called wrong."""
 
@@ -49,7 +50,7 @@ def findings(table: pd.DataFrame) -> list[str]:
 def headlines(table: pd.DataFrame) -> Iterator[Headline]:
     """How much of a training is unconverged, and how far off SOFT's gradient is there."""
     rows = finished(table, NEEDED)
-    rows = rows[rows["rule"] == SOFT]
+    rows = rows[rows["rule"] == IMPLICIT]
     if rows.empty:
         return
     wrong = rows["gradient_error"] > WRONG
@@ -102,7 +103,7 @@ def _by_seed(values: pd.Series, rows: pd.DataFrame) -> str:
 
 def _cores(done: pd.DataFrame) -> Iterator[str]:
     for rule, rows in done.groupby("rule", sort=False):
-        if rule not in (SOFT, f"{SOFT}, ridge"):
+        if rule not in (IMPLICIT, RIDGED):
             continue
         first, last = (
             rows[rows["step"] == end].groupby("layer")["worst_condition"]
@@ -136,22 +137,22 @@ def _gradients(done: pd.DataFrame) -> Iterator[str]:
 
 def _losses(done: pd.DataFrame) -> Iterator[str]:
     late = ends(done)
-    if TRUE not in late:
+    if UNROLLED not in late:
         return
     each = joined(f"{rule} {number(x)}" for rule, x in late.mean().items())
     yield f"Training loss over the last quarter of the steps, means of the seeds: {each}."
     if len(late) < 2:
         return
-    rules = [rule for rule in late if rule != TRUE]
+    rules = [rule for rule in late if rule != UNROLLED]
     others = {
-        str(rule): mean((late[rule] / late[TRUE] - 1).dropna(), verdicts=len(rules))
+        str(rule): mean((late[rule] / late[UNROLLED] - 1).dropna(), verdicts=len(rules))
         for rule in rules
     }
     told = [f"{rule} {_change(x)}" for rule, x in others.items()]
     differ = [rule for rule, x in others.items() if x.sign]
     yield (
-        f"Relative to {TRUE} steps with the same seed, with intervals that hold together in 95 % of"
-        f" studies: {joined(told)}. "
+        f"Relative to {UNROLLED} steps with the same seed, with intervals that hold together in "
+        f"95 % of studies: {joined(told)}. "
         + (
             f"Beyond the interval differ {joined(differ)}."
             if differ

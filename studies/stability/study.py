@@ -32,6 +32,8 @@ from softlab.operators import Soft
 from softlab.pinv import Ridge, Solver
 from softlab.study import Study
 
+from .columns import IMPLICIT, RIDGED, UNROLLED
+
 IMAGE, LANDMARKS = 32, 49
 BATCH, LAST, EVERY = 32, 400, 25
 PROBE = 16
@@ -39,7 +41,7 @@ PROBE = 16
 RECIPE = Recipe(1, BATCH, rate=2e-3, warm_up=0, side=IMAGE)
 
 STEPS = 20
-RULES = ("implicit", "unrolled", "exact", "implicit, ridge", "unrolled, ridge")
+RULES = (IMPLICIT, UNROLLED, "exact", RIDGED, "unrolled, ridge")
 LAYERS = (1, 2, 3)
 
 
@@ -188,7 +190,7 @@ STUDY = Study(
         "step": range(0, LAST + 1, EVERY),
         "layer": LAYERS,
     },
-    quick={"rule": ("implicit", "unrolled"), "seed": [0], "step": range(0, 51, EVERY)},
+    quick={"rule": (IMPLICIT, UNROLLED), "seed": [0], "step": range(0, 51, EVERY)},
     measure=measure,
     inputs=fashion.chosen(),
     figures=(

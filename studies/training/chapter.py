@@ -1,7 +1,7 @@
 """Training a small attention layer with rules for the gradient of its inverse.
 
-Read are the columns of the study ``training``: ``status``, ``task``, ``newton``, ``steps``,
-``rule``, ``seed``, ``step``, ``loss``, ``cosine``, ``residual``, ``spread``.
+Read are the columns of the study ``training``: ``status``, ``task``, ``newton``, ``rule``,
+``seed``, ``step``, ``loss``, ``cosine``, ``residual``, ``spread``.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import pandas as pd
 from softlab.report.chapter import Cell, Table
 from softlab.report.headlines import Headline
 from softlab.report.numbers import joined, number, short, span
-from softlab.report.rows import finished
+from softlab.report.rows import complete, finished
+
+from .columns import EXACT, IMPLICIT, UNROLLED
 
 NEEDED = {
-    "task", "newton", "steps", "rule", "seed", "step", "loss", "cosine", "residual", "spread",
-}  # fmt: skip
-TRUE = "unrolled"
+    *("task", "newton", "rule", "seed", "step", "loss", "cosine", "residual", "spread"),
+}
 ALIKE = 0.1
 """Losses within a tenth of each other are called alike."""
 LATE = 0.8
@@ -29,7 +30,7 @@ TURNED = 0.5
 
 def scope(table: pd.DataFrame) -> str:
     """The rules, the tasks and the length of the training."""
-    if not {"task", "rule", "step"} <= set(table.columns):
+    if not complete(table, {"task", "rule", "step"}):
         return ""
     return (
         f"Rules: {'; '.join(map(str, table['rule'].unique()))}. Tasks: "
@@ -39,8 +40,8 @@ def scope(table: pd.DataFrame) -> str:
 
 def findings(table: pd.DataFrame) -> list[str]:
     """A verdict over all tasks, then a paragraph for each."""
-    done = finished(table, {"status", *NEEDED})
-    if done.empty or TRUE not in set(done["rule"]):
+    done = finished(table, NEEDED)
+    if done.empty or UNROLLED not in set(done["rule"]):
         return []
     paragraphs = [" ".join(_verdict(done))]
     paragraphs += [" ".join(_task(key, mine)) for key, mine in _settings(done)]
@@ -49,10 +50,10 @@ def findings(table: pd.DataFrame) -> list[str]:
 
 def headlines(table: pd.DataFrame) -> Iterator[Headline]:
     """The final loss with SOFT's gradient over that with the true one."""
-    done = finished(table, {"status", *NEEDED})
-    if done.empty or TRUE not in set(done["rule"]):
+    done = finished(table, NEEDED)
+    if done.empty or UNROLLED not in set(done["rule"]):
         return
-    found = _over(done, "implicit")
+    found = _over(done, IMPLICIT)
     if found:
         ratios = pd.concat(found.values())
         yield {
@@ -65,7 +66,7 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:
     """By task and rule: losses on the way, and how true the gradient was."""
-    done = finished(table, {"status", *NEEDED})
+    done = finished(table, NEEDED)
     if done.empty:
         return
     last = int(done["step"].max())
@@ -110,8 +111,8 @@ def _over(done: pd.DataFrame, rule: str) -> dict[str, pd.Series]:
     """By setting: a rule's last loss over that of the true gradient with the same seed."""
     found = {}
     for key, mine in _settings(done):
-        ends = _ends(mine).reindex(columns=[rule, TRUE])
-        ratios = (ends[rule] / ends[TRUE]).dropna()
+        ends = _ends(mine).reindex(columns=[rule, UNROLLED])
+        ratios = (ends[rule] / ends[UNROLLED]).dropna()
         if len(ratios):
             found[key] = ratios
     return found
@@ -125,7 +126,7 @@ def _apart(ratios: pd.Series) -> tuple[bool, bool]:
 
 def _verdict(done: pd.DataFrame) -> Iterator[str]:
     """Whether training cares, over all tasks."""
-    found = _over(done, "implicit")
+    found = _over(done, IMPLICIT)
     if not found:
         return
     told = {key: _apart(ratios) for key, ratios in found.items()}
@@ -143,7 +144,7 @@ def _verdict(done: pd.DataFrame) -> Iterator[str]:
     yield says + (f"; in some seed in {joined(some)}." if some else ".")
     if not every and not some:
         yield "This training does not care."
-    cosines = done[done["rule"] == "implicit"]
+    cosines = done[done["rule"] == IMPLICIT]
     turned = [
         f"{key} ({number(mine['cosine'].min())})"
         for key, mine in _settings(cosines)
@@ -154,7 +155,7 @@ def _verdict(done: pd.DataFrame) -> Iterator[str]:
             "Its cosine with the true gradient falls, in some step and seed, below a half in "
             f"{joined(turned)}."
         )
-    exact = _over(done, "exact").items()
+    exact = _over(done, EXACT).items()
     changed = [f"{key} ({span(ratios)})" for key, ratios in exact if _apart(ratios)[1]]
     if changed:
         yield (
@@ -166,21 +167,21 @@ def _verdict(done: pd.DataFrame) -> Iterator[str]:
 
 def _task(key: str, mine: pd.DataFrame) -> Iterator[str]:
     ends = _ends(mine)
-    if TRUE not in ends:
+    if UNROLLED not in ends:
         return
-    others = [f"{rule} {span(ends[rule] / ends[TRUE])}" for rule in ends if rule != TRUE]
+    others = [f"{rule} {span(ends[rule] / ends[UNROLLED])}" for rule in ends if rule != UNROLLED]
     first, last = (mine[mine["step"] == end] for end in (mine["step"].min(), mine["step"].max()))
     yield (
         f"{key[:1].upper()}{key[1:]}: with the true gradient the loss is "
-        f"{span(first.loc[first['rule'] == TRUE, 'loss'])} at the start and {span(ends[TRUE])} at "
-        f"the end ({ends[TRUE].count()} seeds); over that end, seed by seed: "
-        f"{joined(others) or 'no others'}."
+        f"{span(first.loc[first['rule'] == UNROLLED, 'loss'])} at the start and "
+        f"{span(ends[UNROLLED])} at the end ({ends[UNROLLED].count()} seeds); over that end, seed "
+        f"by seed: {joined(others) or 'no others'}."
     )
-    first, last = (at[at["rule"] == "implicit"] for at in (first, last))
+    first, last = (at[at["rule"] == IMPLICIT] for at in (first, last))
     if len(first):
         yield (
             f"Under the implicit rule the worst core's residual is {span(first['residual'])} at the"
             f" start and {span(last['residual'])} at the end, the spread of the landmarks "
             f"{span(first['spread'])} and {span(last['spread'])}, and the cosine is "
-            f"{number(mine.loc[mine['rule'] == 'implicit', 'cosine'].min())} at least."
+            f"{number(mine.loc[mine['rule'] == IMPLICIT, 'cosine'].min())} at least."
         )

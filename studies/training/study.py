@@ -21,6 +21,8 @@ from softlab.operators import GaussianAttention, Soft
 from softlab.pinv import Ridge, Solver
 from softlab.study import Study
 
+from .columns import EXACT, IMPLICIT, UNROLLED
+
 F64 = torch.float64
 RANK = 49
 SOFTS = 20
@@ -50,7 +52,7 @@ TASKS = {
 
 def keep(steps: int, rule: str) -> bool:
     """Few Newton steps for the two rules that differ most."""
-    return steps == SOFTS or rule in ("implicit", "unrolled")
+    return steps == SOFTS or rule in (IMPLICIT, UNROLLED)
 
 
 def measure(
@@ -142,11 +144,11 @@ STUDY = Study(
     axes={
         "task": tuple(TASKS),
         "steps": (SOFTS, 6),
-        "rule": (*RULES, "exact", "implicit, ridge", "unrolled, ridge"),
+        "rule": (*RULES, EXACT, "implicit, ridge", "unrolled, ridge"),
         "seed": range(2),
     },
     quick={"task": ["near duplicates throughout"], "steps": [SOFTS],
-           "rule": ["implicit", "unrolled"], "seed": [0]},
+           "rule": [IMPLICIT, UNROLLED], "seed": [0]},
     measure=measure,
     within=("step",),
     keep=keep,
@@ -156,7 +158,7 @@ STUDY = Study(
             BY_STEP,
             y="cosine",
             yscale="linear",
-            where={"rule": ["implicit", "Golub-Pereyra", "unrolled", "implicit, ridge"]},
+            where={"rule": [IMPLICIT, "Golub-Pereyra", UNROLLED, "implicit, ridge"]},
             ylabel="cosine with the true gradient",
             caption="Cosine of dL/dW, W the projection to queries and keys, with that of the "
             "computed map by training step, with {page}. Medians and quartiles.",

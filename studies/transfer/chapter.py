@@ -26,9 +26,9 @@ from softlab.report.intervals import (
 from softlab.report.numbers import joined, short
 from softlab.report.rows import finished
 
+from .columns import CONTROL, GROWING, NORMALIZED, PLAIN, WHOLE
+
 NEEDED = {"status", "method", "seed", "side", "accuracy", "drop", "growth"}
-PLAIN, NORMALIZED = "Soft, none", "Soft, symmetric"
-CONTROL, WHOLE = "Softmax", "Softmax, whole images"
 
 
 def scope(table: pd.DataFrame) -> str:
@@ -139,7 +139,7 @@ def _verdict(done: pd.DataFrame) -> str:
         return ""
     said = []
     methods = set(done["method"])
-    forms = ((PLAIN, NORMALIZED), (f"{PLAIN}, m grows", f"{NORMALIZED}, m grows"))
+    forms = ((PLAIN, NORMALIZED), (GROWING.format(PLAIN), GROWING.format(NORMALIZED)))
     pairs = [pair for pair in forms if set(pair) <= methods]
     for plain, normalized in pairs:
         off = difference(_largest(done), "drop", plain, normalized, verdicts=len(pairs))

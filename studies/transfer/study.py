@@ -28,6 +28,8 @@ from softlab.models.training import Recipe, Run, single
 from softlab.operators import Softmax, Uniform
 from softlab.study import Study
 
+from .columns import CONTROL, GROWING, NORMALIZED, PLAIN, WHOLE
+
 SIDE, SIDES = 16, (16, 24, 32, 48)
 TRAIN, TEST, EPOCHS = 8_320, 2_000, 3
 RECIPE = Recipe(EPOCHS, 64, rate=4e-3, side=SIDE)
@@ -35,17 +37,15 @@ SCALED = 64
 """Test images of which activations are measured."""
 STAGES = (1, 2, 3)
 
-WHOLE = "Softmax, whole images"
-"""The control of the controls: it never sees a part of an image alone."""
-OTHERS: dict[str, Operator] = {"Softmax": Softmax(), "Uniform": Uniform(), WHOLE: Softmax()}
+OTHERS: dict[str, Operator] = {CONTROL: Softmax(), "Uniform": Uniform(), WHOLE: Softmax()}
 SOFTS = {
-    "Soft, none": ("none", True),
+    PLAIN: ("none", True),
     "Soft, row": ("row", True),
-    "Soft, symmetric": ("symmetric", True),
+    NORMALIZED: ("symmetric", True),
     "Soft, published": ("published", True),
-    "Soft, none, m grows": ("none", False),
-    "Soft, symmetric, m grows": ("symmetric", False),
-    "Soft, published, m grows": ("published", False),
+    GROWING.format(PLAIN): ("none", False),
+    GROWING.format(NORMALIZED): ("symmetric", False),
+    GROWING.format("Soft, published"): ("published", False),
 }
 """Normalisation; whether the landmarks are as many at any size, or their cells as large."""
 METHODS = (*SOFTS, *OTHERS)

@@ -40,7 +40,7 @@ def table(seeds=SEEDS):
                 for t in STRETCHES:
                     for seed, factor in enumerate(seeds):
                         core = {"core_status": STATES[i], "core_condition": 10.0 * (i + t)}
-                        core = core if method != "best rank" else {}
+                        core = core if method != "best rank" else dict.fromkeys(core)
                         rows.append({
                             "status": "ok", "setting": setting, "source": source, "seed": seed,
                             "method": method, "stretch": t,
@@ -48,7 +48,7 @@ def table(seeds=SEEDS):
                             "best_error": best_error(setting, i, t),
                             "rank_one_error": 0.3 * HIGH[setting][i] / t * factor,
                             "effective_rank": 9.0 * t + i, "underflow": 1.9 * t / (1 + t),
-                            "row_mass": 1.0,
+                            "row_mass": 1.0, "draw": None,
                         } | core)  # fmt: skip
     made = pd.DataFrame(rows)
     failed = made.assign(status="failed", matrix_error=9.0, stretch=8.0, core_status="DIVERGED")
@@ -187,8 +187,6 @@ def test_solvers_that_stopped_early_below_and_above_the_published_stretch():
     assert "core: Nystromformer 9 of 18 above stretch 1 (" in said
     own = one[one["stretch"] == 1.0]
     assert not any(text.startswith("Solvers") for text in findings(own))
-    for column in ("core_status", "core_condition"):
-        assert not any(text.startswith("Solv") for text in findings(table().drop(columns=column)))
     assert not any(
         text.startswith("Solvers") for text in findings(table().assign(core_status=None))
     )
@@ -198,7 +196,6 @@ def test_one_seed_is_said_to_be_one_draw():
     words = "one draw of them: how another draw would do it does not say."
     assert findings(table((1.0,)))[-1].endswith(words)
     assert not any(words in text for text in findings(table()))
-    assert not any(words in text for text in findings(table((1.0,)).drop(columns="seed")))
 
 
 def test_the_headlines():
@@ -244,7 +241,7 @@ def test_the_table_and_the_scope():
         "Settings: softmax and tied Gaussian. Methods: best rank, Nystromformer, Soft and Soft, "
         "exact inverse. Inputs: q, z, b, k, c and y. Stretches from 0.5 to 4."
     )
-    for gone in (table().drop(columns="underflow"), table().assign(status="failed")):
-        assert (scope(gone), findings(gone), list(headlines(gone)), list(tables(gone))) == (
-            "", [], [], [],
-        )  # fmt: skip
+    gone = table().assign(status="failed")
+    assert (scope(gone), findings(gone), list(headlines(gone)), list(tables(gone))) == (
+        "", [], [], [],
+    )  # fmt: skip

@@ -50,7 +50,7 @@ def made(**errors):
                 "source": source, "real": False, "n": 512, "seed": 0, "budget": 0.125,
                 "fits": error is not None, "share": 0.12, "output_error": error,
                 "uniform_error": 0.5, "skill": None if error is None else 1 - error / 0.5,
-                "time": 2.0, "memory": 3.0,
+                "time": 2.0, "memory": 3.0, "time_q1": None, "time_q3": None,
             })  # fmt: skip
     return pd.DataFrame(rows)
 

@@ -46,6 +46,7 @@ def made(sources=12, allowances=(16, 64), **factors):
             "selector": selector, "fits": factor is not None,
             "output_error": None if factor is None else factor * (1 + i) / 100,
             "uniform_error": 0.5, "matrix_error": 0.2, "best_error": 0.1, "time": 2.0,
+            "time_q1": None, "time_q3": None, "trace_error": None, "best_trace_error": None,
         }
         for i in range(sources)
         for seed in range(2)

@@ -249,11 +249,6 @@ def test_the_scope_and_what_is_missing():
         "Operators: Soft(64), Zeta(64), Low(64), Local(64) and Uniform. Inputs: smooth and normal. "
         "Tokens: 1024 to 32768; the exact output up to 8192."
     )
-    for column in ("exact_error", "input"):
-        bare = table().drop(columns=column)
-        assert (scope(bare), findings(bare), list(headlines(bare)), list(tables(bare))) == (
-            "", [], [], [],
-        )  # fmt: skip
     alone = table()
     alone = alone[alone["method"] == "Uniform"]
     assert len(findings(alone)) == 1  # of agreement

@@ -9,7 +9,9 @@ from studies.precision.chapter import findings, headlines, scope, tables
 PLAIN = {
     "status": "ok", "family": "Geometric", "method": "NewtonRaphson", "precision": "float64",
     "accumulates_in": "float64", "kappa": 100.0, "matrix.condition": 100.0, "eps": 1e-3,
-    "floor": 0.01, "failure": "none",
+    "floor": 0.01, "failure": "none", "source": None, "matrix": "Geometric(3)",
+    "narrow_floor": None, "purified_error": 0.5, "final_error": 0.5, "best_error": 0.5,
+    "polished_error": None, "solve_status": "STAGNATED", "solve_error": None,
 }  # fmt: skip
 
 
@@ -107,8 +109,6 @@ def test_the_headlines_are_in_the_unit_that_the_floor_follows():
     ]  # fmt: skip
     (line,) = headlines(table({}))
     assert line["interval"] == "range of 1 runs"
-    assert list(headlines(floors().query("precision == 'float64'").drop(
-        columns="matrix.condition"))) == []  # fmt: skip
     assert list(headlines(table({"floor": 0.2}))) == []
 
 
@@ -189,7 +189,6 @@ def test_the_table_of_first_failures_says_how():
         ["float32", "100", "none", "none", "none", "none"],
     ]  # fmt: skip
     assert made["left"] == 1
-    assert len(list(tables(failures().drop(columns="matrix.condition")))) == 1
     assert len(list(tables(failures().query("family == 'Clusters'")))) == 1
 
 
@@ -226,7 +225,6 @@ def test_recorded_cores_that_fail_are_counted_and_those_of_the_first_method_name
     )
     newton = cores().query("precision == 'float16'").iloc[::-1]
     assert sentence(newton, "recorded cores").endswith("NewtonRaphson fails on none of them.")
-    assert not [s for s in findings(cores().drop(columns="source")) if "recorded cores" in s]
 
 
 def test_the_table_of_cores_has_median_floors_and_counts_failures():
@@ -240,7 +238,6 @@ def test_the_table_of_cores_has_median_floors_and_counts_failures():
     ]
     assert made["caption"].startswith("Cores: condition number in float64 and median floor")
     assert made["left"] == 3
-    assert len(list(tables(cores().drop(columns="matrix")))) == 2
     assert len(list(tables(cores().iloc[-1:]))) == 2
 
 

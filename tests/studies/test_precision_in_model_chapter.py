@@ -54,6 +54,6 @@ def test_the_scope_and_what_failed():
     assert scope(made()) == (
         "Models: two and one. Operators: B(1), C(3) and A(2). Formats: int8, bfloat16 and float32."
     )
-    assert scope(made()[["model", "op"]]) == ""
+    assert scope(made().assign(status="failed")[["model", "op", "status"]]) == ""
     failed = made().assign(status="failed")
     assert findings(failed) == list(tables(failed)) == []

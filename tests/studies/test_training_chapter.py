@@ -116,7 +116,7 @@ def test_the_scope_has_rules_tasks_and_steps():
     assert scope(made(LESS).query("status == 'ok'")) == (
         "Rules: unrolled; implicit; exact. Tasks: flat; 100 steps of Adam."
     )
-    assert scope(made(LESS)[["task"]]) == ""
+    assert scope(made(LESS).assign(status="failed")[["task", "status"]]) == ""
 
 
 def test_without_the_true_gradient_nothing_is_said():

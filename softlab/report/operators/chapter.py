@@ -1,15 +1,15 @@
 """Operators against their exact targets: error by rank, skill, what each point costs.
 
 Read are the columns that every study of operators writes: ``status``, ``method``, ``target``,
-``source``, ``op.rank``, ``output_error``, ``uniform_error``, ``skill``, and where they are there
-``real``, ``ratio_to_bound``, ``row_mass``, ``core_status``, ``core_residual``, ``n``, and the costs
-``flops``, ``kernel_entries``, ``seconds`` with its quartiles and ``peak_bytes``.
+``source``, ``output_error``, ``uniform_error``, ``skill``, and those of ``OPTIONAL``. A table
+without any error or skill is of a study of something else, and nothing is said of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pandas as pd
 
 from softlab.report.chapter import Cell, Table
@@ -22,15 +22,31 @@ from softlab.report.rows import LEFT, finished
 from softlab.report.timings import timing
 
 NEEDED = {
-    *("status", "method", "target", "source", "op.rank", "output_error", "uniform_error", "skill"),
+    *("status", "method", "target", "source", "output_error", "uniform_error", "skill"),
+}
+_COSTS = {
+    "flops": ("MFLOPs", 1e-6),
+    "kernel_entries": ("10³ entries", 1e-3),
+    "seconds": ("ms", 1e3),
+    "peak_bytes": ("peak MB", 1e-6),
+}
+OPTIONAL = {
+    "op.rank": "a field of operators that have a rank",
+    **dict.fromkeys(
+        [
+            *("real", "ratio_to_bound", "row_mass", "core_status", "n"),
+            *("seconds_q1", "seconds_q3", *_COSTS),
+        ],
+        "a user's study of operators need not measure it",
+    ),
 }
 CONTROLS = ("Uniform", "TruncatedSVD")
 
 
 def scope(table: pd.DataFrame) -> str:
     """The methods, each with its target, and the inputs with their lengths."""
-    done = finished(table, NEEDED | {"n"})
-    if done.empty:
+    done = _done(table)
+    if not done["op.rank"].notna().any() or "n" not in done:
         return ""
     ranked = _ranked(done).drop_duplicates(["method", "target"])
     methods = "; ".join(f"{x.method} against {x.target} attention" for x in ranked.itertuples())
@@ -41,7 +57,7 @@ def scope(table: pd.DataFrame) -> str:
 
 def findings(table: pd.DataFrame) -> list[str]:
     """One paragraph for each method and target."""
-    done = finished(table, NEEDED)
+    done = _done(table)
     paragraphs = []
     for (target, method), mine in _by_method(done):
         rows = done[done["target"] == target]
@@ -60,7 +76,7 @@ def findings(table: pd.DataFrame) -> list[str]:
 
 def headlines(table: pd.DataFrame) -> Iterator[Headline]:
     """The error of each method at the telling rank on real inputs."""
-    for (target, method), mine in _by_method(finished(table, NEEDED)):
+    for (target, method), mine in _by_method(_done(table)):
         rank = _telling(mine)
         at = _real(mine[mine["op.rank"] == rank])
         text = f"{method} of rank {rank} misses {target} attention by a relative error of {{}}"
@@ -76,6 +92,14 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
     yield from _costs(table)
 
 
+def _done(table: pd.DataFrame) -> pd.DataFrame:
+    """The finished rows, with a rank that is NaN where there is none; none of another study."""
+    if not {"output_error", "uniform_error", "skill"} & set(table.columns):
+        return pd.DataFrame(columns=[*sorted(NEEDED), "op.rank"])
+    done = finished(table, NEEDED)
+    return done if "op.rank" in done else done.assign(**{"op.rank": np.nan})
+
+
 def _ranked(done: pd.DataFrame) -> pd.DataFrame:
     """The rows of methods with a rank, without the controls."""
     return done[done["op.rank"].notna() & ~done["method"].isin(CONTROLS)]
@@ -89,9 +113,8 @@ def _by_method(done: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFra
 
 def _unranked(table: pd.DataFrame) -> Iterator[tuple[tuple[str, str], pd.DataFrame]]:
     """Each target and method without a rank, as a study's own operator may be, with its rows."""
-    done = finished(table, NEEDED - {"op.rank"})
-    known = done["op.rank"].notna() if "op.rank" in done else False
-    done = done[~(done["method"].isin([*CONTROLS, "exact"]) | known)]
+    done = _done(table)
+    done = done[~(done["method"].isin([*CONTROLS, "exact"]) | done["op.rank"].notna())]
     for (target, method), rows in done.groupby(["target", "method"], sort=False):
         yield (str(target), str(method)), rows
 
@@ -254,9 +277,11 @@ def _middle(rows: pd.DataFrame, column: str) -> str:
 
 def _errors(table: pd.DataFrame) -> Iterator[Table]:
     """One table a target: output error by input and method, a column for each rank."""
-    done = finished(table, NEEDED)
+    done = _done(table)
     for target, every in done.groupby("target", sort=False):
         rows = every[every["op.rank"].notna()]
+        if rows.empty:
+            continue
         rows = rows.sort_values("method", key=lambda names: names.isin(CONTROLS), kind="stable")
         ranks = sorted(rows["op.rank"].unique())
         points = summary(rows, ["source", "method", "op.rank"], "output_error")
@@ -279,7 +304,9 @@ def _errors(table: pd.DataFrame) -> Iterator[Table]:
 
 def _costs(table: pd.DataFrame) -> Iterator[Table]:
     """What a call costs, by length and method, a column for the exact operator and each rank."""
-    done = finished(table, NEEDED | {"n", "seconds_q1", "seconds_q3", *_COSTS})
+    done = _done(table)
+    if not {"n", "seconds_q1", "seconds_q3", *_COSTS} <= set(done.columns):
+        return
     done = done[done["seconds"].notna()]
     ranked = done[done["op.rank"].notna()]
     if ranked.empty:
@@ -301,14 +328,6 @@ def _costs(table: pd.DataFrame) -> Iterator[Table]:
         "rows": body,
         "left": 3,
     }
-
-
-_COSTS = {
-    "flops": ("MFLOPs", 1e-6),
-    "kernel_entries": ("10³ entries", 1e-3),
-    "seconds": ("ms", 1e3),
-    "peak_bytes": ("peak MB", 1e-6),
-}
 
 
 def _cost_cell(rows: pd.DataFrame, column: str, scale: float) -> Cell:

@@ -1,0 +1,3 @@
+"""Names that the study gives and its chapter reads."""
+
+PLAIN, EXACT = "Soft", "Softmax"

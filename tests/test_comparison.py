@@ -368,3 +368,52 @@ def test_the_command_says_it(tmp_path):
     refused = call("report", "--compare", tmp_path / "a", tmp_path / "b")
     assert refused.exit_code == 2
     assert "from a newer softlab" in refused.stderr
+
+
+def exactly(tmp_path, change):
+    """What the exact mode finds between a table and a changed one."""
+    write(tmp_path / "old", cases(), timed=TIMED)
+    write(tmp_path / "new", change(cases()), timed=TIMED)
+    (found,) = compare(tmp_path / "old", tmp_path / "new", exact=True)
+    return found
+
+
+def test_the_exact_mode_sees_the_last_digit_and_names_the_cases(tmp_path):
+    def last_digit(table):
+        at = table.index[(table.method == "Soft") & (table["op.rank"] == 64)][:2]
+        table.loc[at, "output_error"] = np.nextafter(table.loc[at, "output_error"], 9)
+        return table.assign(seconds=3.0)  # times are no part of it
+
+    found = exactly(tmp_path, last_digit)
+    (change,) = found.changes
+    assert (change.column, change.changed, len(change.where)) == ("output_error", 2, 2)
+    assert all("op=Soft(rank=64)" in where for where in change.where)
+    assert next(compare(tmp_path / "old", tmp_path / "new")).changes[0].column in TIMED
+    told = call("report", "--compare", tmp_path / "old", tmp_path / "new", "--exact")
+    assert told.exit_code == 1
+    assert "columns without times differ" in told.stdout
+    assert "output_error differs at input=" in told.stdout
+
+
+def test_the_exact_mode_sees_words_and_what_is_missing(tmp_path):
+    def code(case):
+        folders = tmp_path / case / "old", tmp_path / case / "new"
+        return call("report", "--compare", *folders, "--exact").exit_code
+
+    assert exactly(tmp_path / "same", lambda table: table).changes == ()
+    assert code("same") == 0
+    other = {"core_status": {"CONVERGED": "ended"}}
+    word = exactly(tmp_path / "word", lambda table: table.replace(other))
+    assert [x.column for x in word.changes] == ["core_status"]
+    lost = exactly(tmp_path / "lost", lambda table: table.drop(columns="skill"))
+    assert lost.changes == ()
+    assert lost.coverage == ("columns of the old run alone: skill",)
+    assert code("lost") == 1
+    fewer = exactly(tmp_path / "fewer", lambda table: table[1:])
+    assert "1 case in the old run alone" in fewer.coverage
+
+
+def test_the_exact_mode_is_one_of_comparing():
+    told = call("report", "--exact")
+    assert told.exit_code == 2
+    assert "--compare OLD NEW" in told.stderr

@@ -14,6 +14,8 @@ from softlab.cli.console import FINDING, fail, out, say, say_json
 if TYPE_CHECKING:
     from softlab.report.comparison import Comparison
 
+SHOWN = 20
+"""Cases of a column that the exact mode names."""
 EXAMPLES = (
     "Examples:  softlab report reports   |   softlab report --compare reports/h200 reports   |   "
     "softlab report --compare before/rank after/rank"
@@ -31,6 +33,10 @@ def report(
             help="Set nothing; say what changed between two folders beyond noise.",
         ),
     ] = None,
+    exact: Annotated[
+        bool,
+        typer.Option("--exact", help="With --compare: all but times, to the last digit."),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="What changed, or where the report is, as JSON.")
     ] = False,
@@ -38,7 +44,9 @@ def report(
     """Set FOLDER/report.pdf and FOLDER/report.html from the tables under FOLDER.
 
     --compare holds the cases that two runs share against each other. Noise is, of a time, the
-    spread of repeated calls; of all else the square root of the rounding unit.
+    spread of repeated calls; of all else the square root of the rounding unit. With --exact times
+    are left out, and all else differs where a digit does, or where a case or a column is missing on
+    one side.
 
     Exit codes: 0 nothing changed or all is set, 1 something changed, 2 it, or a part of it, could
     not be done.
@@ -47,18 +55,20 @@ def report(
     from softlab.report.comparison import compare as compared
 
     untold: list[str] = []
+    if exact and compare is None:
+        fail("--exact is a manner of comparing; give it with --compare OLD NEW")
     try:
         if compare is not None:
             comparisons = []
             try:
-                for found in compared(*compare):
+                for found in compared(*compare, exact=exact):
                     comparisons.append(found)
                     if not as_json:
-                        _tell(found)
+                        _tell(found, exact=exact)
             finally:  # what could be compared is told, also where a part could not
                 if as_json:
                     say_json(comparisons)
-            changed = any(found.changes for found in comparisons)
+            changed = any(x.changes or (exact and x.coverage) for x in comparisons)
             if not sum(found.cases for found in comparisons):
                 fail("the two runs share no finished case, so that nothing was compared")
             raise typer.Exit(FINDING if changed else 0)
@@ -75,11 +85,14 @@ def report(
         fail("\n".join(untold))
 
 
-def _tell(found: Comparison) -> None:
+def _tell(found: Comparison, *, exact: bool) -> None:
     from softlab.report.numbers import number
 
-    say(f"{found.study}: {len(found.changes)} of {found.columns} columns changed beyond noise, "
-        f"of {found.cases} cases that both runs finished")  # fmt: skip
+    of, how = ("columns without times", "differ") if exact else ("columns", "changed beyond noise")
+    say(
+        f"{found.study}: {len(found.changes)} of {found.columns} {of} {how}, of {found.cases} "
+        "cases that both runs finished"
+    )
     for line in (*found.environment, *found.coverage):
         say(f"  {line}")
     if not found.changes:
@@ -92,3 +105,7 @@ def _tell(found: Comparison) -> None:
             x.column, f"{x.changed} of {x.cases}", factor, x.span if known else "", x.most
         )
     out.print(table, "")
+    for x in found.changes:
+        if x.where:
+            more = f"; and {len(x.where) - SHOWN} more" if len(x.where) > SHOWN else ""
+            say(f"  {x.column} differs at {'; '.join(x.where[:SHOWN])}{more}")

@@ -7,6 +7,9 @@ wide (``softlab.report.timings``); times of a busy machine are left out. Any oth
 same: it changed where it differs by more than the square root of the rounding unit, and every case
 counts. Cases are the same where their values on all axes are.
 
+The exact mode is for changes of code that are to change no number. It leaves times out; all else is
+the same or not, to the last digit, and it names each case that is not.
+
 Cases of one input, model or seed are no independent ones: whatever holds for one of them, as what
 its tensors do to a cache, tends to hold for all. So a median is over such units, each the median
 over its cases, and the output says which and how many; where a study has none, over its cases.
@@ -16,7 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +49,8 @@ class Change:
 
     ``factor`` is the median of new over old over ``units`` of the kind ``of``, between ``low`` and
     ``high`` with 95 % confidence, or in the range of the units where ``known`` is false: fewer than
-    six allow no interval. NaN for words, and where no ratio is finite.
+    six allow no interval. NaN for words, and where no ratio is finite. ``where`` names the cases,
+    in the exact mode alone.
     """
 
     column: str
@@ -59,6 +63,7 @@ class Change:
     of: str
     known: bool
     most: str
+    where: tuple[str, ...] = ()
 
     @property
     def span(self) -> str:
@@ -72,7 +77,8 @@ class Comparison:
     """What changed in one study, and what was compared.
 
     ``columns`` were compared on ``cases`` that both runs finished. ``environment`` says what
-    differs of the machine and the code, ``coverage`` which cases one run alone has or finished.
+    differs of the machine and the code, ``coverage`` which columns or cases one run alone has, or
+    finished.
     """
 
     study: str
@@ -83,10 +89,17 @@ class Comparison:
     coverage: tuple[str, ...]
 
 
-def compare(old: Path | str, new: Path | str) -> Iterator[Comparison]:
+def compare(old: Path | str, new: Path | str, *, exact: bool = False) -> Iterator[Comparison]:
     """The studies that two folders share, each a folder of runs or one run.
 
-    Raises ``FileNotFoundError`` where they share none, ``ValueError`` as of ``report.read``.
+    Args:
+        old: The folder of one side.
+        new: That of the other.
+        exact: Compare what measures no time to the last digit; else beyond noise.
+
+    Raises:
+        FileNotFoundError: They share no study.
+        ValueError: As of ``report.read``.
     """
     olds, news = _runs(Path(old)), _runs(Path(new))
     if len(olds) == len(news) == 1 and (Path(old) / "table.csv").exists():
@@ -105,7 +118,7 @@ def compare(old: Path | str, new: Path | str) -> Iterator[Comparison]:
         except ValueError as error:
             refused.append(str(error))
         else:
-            yield _compared(name, *pair)
+            yield _compared(name, *pair, exact=exact)
     if refused:
         raise ValueError(" ".join(refused))
 
@@ -120,6 +133,8 @@ def _compared(
     name: str,
     old: tuple[pd.DataFrame, Mapping[str, Any]],
     new: tuple[pd.DataFrame, Mapping[str, Any]],
+    *,
+    exact: bool,
 ) -> Comparison:
     axes = [x for x in _axes(*old) if x in _axes(*new)]
     a, b, coverage = _paired(_by_case(old[0], axes), _by_case(new[0], axes), axes)
@@ -127,15 +142,18 @@ def _compared(
     for which, mine, other in (("old", olds, news), ("new", news, olds)):
         if only := [x for x in mine if x not in other]:
             coverage.append(f"columns of the {which} run alone: {', '.join(only)}")
-    columns = [x for x in olds if x in news]
     timed = {*old[1].get("timed", ()), *new[1].get("timed", ())}
+    timed |= {f"{x}_{quartile}" for x in timed for quartile in ("q1", "q3")}
+    columns = [x for x in olds if x in news and not (exact and x in timed)]
     unit = max(ROUNDING.get(str(meta["dtype"]), ROUNDING["float32"]) for _, meta in (old, new))
     units = _units(a, axes)
     changes: list[Change] = []
     for column in columns:
-        if (base := re.sub("_q[13]$", "", column)) in timed or column in timed:
+        if exact:
+            found = list(_digits(a[column], b[column], units))
+        elif column in timed:
             found, withheld = _times(a, b, column, units)
-            coverage += withheld if column == base else []
+            coverage += withheld if column == re.sub("_q[13]$", "", column) else []
         else:
             found = list(_values(a[column], b[column], unit, units))
         changes += found
@@ -237,6 +255,15 @@ def _values(a: pd.Series, b: pd.Series, unit: float, units: pd.Series) -> Iterat
         said = " to ".join(brief(str(values[at]), LONGEST) for values in (a, b))
         none = _median(pd.Series(dtype=float), units)
         yield Change(a.name, int(others.sum()), len(a), *none, f"{at}: {said}")
+
+
+def _digits(a: pd.Series, b: pd.Series, units: pd.Series) -> Iterator[Change]:
+    """What differs at all in a column: numbers by value, words by letter, what is missing."""
+    differs = (a.astype(object) != b.astype(object)) & ~(a.isna() & b.isna())
+    if differs.any():
+        where = tuple(differs.index[differs])
+        most = f"{where[0]}: {' to '.join(brief(str(x[where[0]]), LONGEST) for x in (a, b))}"
+        yield replace(_change(a, b, differs, units, most), where=where)
 
 
 def _times(

@@ -14,7 +14,7 @@ READY := $(VENV)/.ready
 # Weights of the models whose attention the studies replace.
 WEIGHTS := minilm vit photographs smollm2 whisper
 
-.PHONY: report report-models report-images test docs fidelity peers check format bench mutants clean
+.PHONY: report report-models report-images test docs fidelity peers lint check format bench mutants dist matrix clean
 
 report: $(READY)  ## every study, on real activations, and the PDF of them all
 	$(BIN)/softlab run --all --threads 1 --workers $(WORKERS) --out $(OUT)
@@ -31,8 +31,8 @@ report-images: $(READY)  ## SOFT's pyramid trained on real images; fetches 31 MB
 	$(BIN)/softlab run --all --needs images --threads 1 --workers $(WORKERS) --out $(OUT)
 	$(BIN)/softlab report $(OUT)
 
-test: $(READY)  ## the whole suite, warnings as errors
-	$(BIN)/python -m pytest -n 2
+test: lint  ## format, lint, types, and the whole suite, warnings as errors
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 docs: $(READY)  ## the site, docs/_build/html/index.html; warnings as errors, no network
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -j $(WORKERS) docs docs/_build/html
@@ -46,11 +46,20 @@ peers: $(READY)  ## published packages under the laws, a section of the report
 	$(BIN)/softlab run --all --needs fidelity --threads 1 --out $(OUT)
 	$(BIN)/softlab report $(OUT)
 
-check: $(READY)  ## format, lint, types, import layers
+lint: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+check: lint  ## format, lint, types, import layers; the hooks of .pre-commit-config.yaml
 	$(BIN)/python -m pytest tests/test_layers.py
+
+dist: $(READY)  ## wheel and sdist, built twice, and the wheel tried in an environment of its own
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dist]'
+	$(BIN)/python tools/dist.py --constraints $(abspath $(CONSTRAINTS))
+
+matrix: $(READY)  ## the supported versions, each installed and tried; writes docs/supported.md
+	$(BIN)/python tools/matrix.py $(NAMES)
 
 format: $(READY)
 	$(BIN)/ruff format .

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import softlab
 from softlab import extras
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +21,21 @@ def name_of(requirement):
 
 def test_the_distribution_is_ours():
     assert PROJECT["name"] == extras.DISTRIBUTION != "softlab"
-    assert metadata.version(extras.DISTRIBUTION) == PROJECT["version"]
+    assert metadata.version(extras.DISTRIBUTION) == softlab.__version__
+
+
+def test_the_version_is_written_once():
+    assert PROJECT["dynamic"] == ["version"]
+    cited = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert cited[1] == softlab.__version__
+    assert f"\n## {softlab.__version__} - " in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_all_is_every_extra_that_softlab_itself_uses():
+    ours = {"all", "dev", "dist", "docs", "fidelity"}
+    (line,) = PROJECT["optional-dependencies"]["all"]
+    named = set(re.fullmatch(r"softlab-attention\[(.*)\]", line)[1].split(","))
+    assert named == set(PROJECT["optional-dependencies"]) - ours
 
 
 @pytest.mark.parametrize("extra", ["dask", "models", "report", "laws"])

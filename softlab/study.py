@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import importlib.util
 import itertools
 import json
 import platform
@@ -16,13 +17,14 @@ import re
 import signal
 import sys
 import threading
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -50,7 +52,10 @@ from softlab.engine.locks import TakenError, owned
 from softlab.engine.workers import Crew, Task, blocks, called, measured, release_setups, takes
 from softlab.engine.workers import rows as elsewhere
 
+T = TypeVar("T")
 Case = dict[str, Any]
+EVERY = 30.0
+"""Seconds between two lines that say how far a run is, where no bar can."""
 FAILED: Rows = [{"status": "failed"}]
 GIVEN = ("dtype", "device")
 """What a measure and a set-up may name beside the axes."""
@@ -284,7 +289,7 @@ def run(
         quick: Takes the short axes.
         threads: Of torch, in each process; None for torch's own choice, shared by workers.
         fresh: Discards the rows of earlier runs.
-        progress: Shows a bar on standard error.
+        progress: Shows a bar on standard error, or a line now and then where none can move.
         crew: Measures elsewhere: ``workers.processes(4)``, or any that opens a
             ``concurrent.futures.Executor``.
         shard: (i, n) measures the i-th of n parts of the grid into a journal of its own; every run
@@ -544,10 +549,12 @@ class _Run:
             self.meta.reused = sum(map(finished, self.rows.values()))
             todo = [key for key in mine if not finished(self.rows.get(key, FAILED))]
             with (
-                _bar(shown=bar) as shown_bar,
                 contextlib.closing(self._measured(todo, crew)) as made,
+                contextlib.closing(
+                    _followed(made, len(todo), self.study.name, shown=bar)
+                ) as followed,
             ):
-                for key, rows in shown_bar.track(made, len(todo), description=self.study.name):
+                for key, rows in followed:
                     rows = _named(self.cases[key], rows)
                     journal.append(key, rows)
                     self.rows[key] = rows
@@ -717,13 +724,28 @@ def _folder(study: Study) -> Path:
     return Path(file).parent if file else Path.cwd()
 
 
-def _bar(*, shown: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not shown,
-    )
+def _followed(made: Iterable[T], total: int, name: str, *, shown: bool) -> Generator[T, None, None]:
+    """The same, told on standard error: by a bar, or by a line now and then where none can move.
+
+    None moves in a file, such as the log of a job, nor in a notebook without ``ipywidgets``.
+    """
+    console = Console(stderr=True)
+    widgets = console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+    if shown and (widgets or (console.is_terminal and not console.is_jupyter)):
+        columns = (
+            *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
+            *(TextColumn("left"), TimeRemainingColumn()),
+        )
+        with Progress(*columns, console=console) as bar:
+            yield from bar.track(made, total, description=name)
+        return
+    begun = told = time.monotonic()
+    for done, one in enumerate(made, 1):
+        yield one
+        now = time.monotonic()
+        if shown and (done == total or now - told >= EVERY):
+            told, spent = now, now - begun
+            times = [timedelta(seconds=round(x)) for x in (spent, spent / done * (total - done))]
+            left = f", about {times[1]} left" if done < total else ""
+            line = f"{name}: {done} of {total} cases in {times[0]}{left}"
+            print(line, file=sys.stderr, flush=True)  # noqa: T201

@@ -1,13 +1,14 @@
 """Results show themselves in a notebook, every word escaped; arrays and frames are taken."""
 
 import html.parser
+import importlib.util
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from softlab import convergence, error_budget, laws, notebook, spectra
+from softlab import convergence, error_budget, laws, notebook, spectra, study
 from softlab.core import Stream
 from softlab.figures import Lines
 from softlab.matrices import Geometric
@@ -111,6 +112,24 @@ def test_a_figure_shows_itself_without_the_inline_backend():
     figure = draw(table, Lines(x="rank", y="y", group="method", xlabel="rank", ylabel="error"))
     assert figure._repr_svg_().startswith("<?xml")
     assert figure._repr_svg_() == figure._repr_svg_()
+
+
+def test_a_run_says_how_far_it_is_where_no_bar_can_move(monkeypatch, tmp_path, capsys):
+    mine = study.Study("mine", "Does it?", {"x": [1, 2, 3]}, lambda x: {"y": x})
+    study.run(mine, tmp_path, progress=True, threads=1)
+    assert capsys.readouterr().err == "mine: 3 of 3 cases in 0:00:00\n"
+    monkeypatch.setattr(study, "EVERY", 0.0)
+    # A notebook without the library of moving bars; rich would warn there, and show nothing.
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda x, *y: None if x == "ipywidgets" else find(x, *y)
+    )
+    study.run(mine, tmp_path, progress=True, threads=1, fresh=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert [x.partition(" cases")[0] for x in lines] == [f"mine: {i} of 3" for i in (1, 2, 3)]
+    study.run(mine, tmp_path, threads=1, fresh=True)
+    assert capsys.readouterr().err == ""
 
 
 # NumPy and pandas ------------------------------------------------------------------------------

@@ -32,7 +32,6 @@ TESTS = (
 )
 """The part of the suite that every environment runs: operators and their gradients against twins,
 what reaches into torch, what draws and sets, what reads the command line, and studies."""
-SECONDS = 600
 
 
 class Environment(NamedTuple):
@@ -69,22 +68,20 @@ def main() -> None:
     known = environments(project)
     words = argparse.ArgumentParser(description=__doc__)
     words.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; all")
-    words.add_argument("--pip", default="", help="further words for pip install, an index say")
+    words.add_argument("--workers", default="2", help="processes that run the tests")
     given = words.parse_args()
     failed = False
     for name in given.names or known:
         if name not in known:
             sys.exit(f"there is no environment {name!r}; there are {', '.join(known)}")
-        row, works = tried(known[name], project, given.pip.split())
+        row, works = tried(known[name], project, given.workers)
         failed |= not works
         print(row, flush=True)
         write(row)
     sys.exit(failed)
 
 
-def tried(
-    one: Environment, project: Mapping[str, object], options: Sequence[str]
-) -> tuple[str, bool]:
+def tried(one: Environment, project: Mapping[str, object], workers: str) -> tuple[str, bool]:
     """The row of an environment, and whether nothing failed in it."""
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     empty = " | ".join("" for _ in SHOWN)
@@ -95,13 +92,13 @@ def tried(
         home = Path(scratch) / "environment"
         called([interpreter, "-m", "venv", str(home)])
         python = str(home / ("Scripts" if os.name == "nt" else "bin") / "python")
-        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *options]
+        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         torch = next((x for x in one.libraries if x.startswith("torch")), "torch>=2.8")
         called([*pip, torch])
         called([*pip, *one.libraries, f"{ROOT}[report,laws]", *tools(project)])
         listed = json.loads(called([python, "-m", "pip", "list", "--format", "json"]))
         versions = {x["name"].lower(): x["version"].partition("+")[0] for x in listed}
-        came, works = ran(python, Path(scratch))
+        came, works = ran(python, Path(scratch), workers)
     cells = " | ".join(versions[x] for x in SHOWN)
     return f"{one.name} {cells} | {came} | {today} |", works
 
@@ -112,12 +109,12 @@ def tools(project: Mapping[str, object]) -> Iterator[str]:
     yield from (x for x in extras["dev"] if not x.startswith(("coverage", "mypy", "ruff")))
 
 
-def ran(python: str, scratch: Path) -> tuple[str, bool]:
+def ran(python: str, scratch: Path, workers: str) -> tuple[str, bool]:
     """What the chosen tests came to, in words."""
     files = [f"tests/{name}.py" for name in TESTS]
     start = time.monotonic()
     ended = subprocess.run(
-        [python, "-m", "pytest", "-n", "2", "-p", "no:cacheprovider", "--tb=short", *files],
+        [python, "-m", "pytest", "-n", workers, "-p", "no:cacheprovider", "--tb=short", *files],
         cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "SOFTLAB_CACHE": str(scratch)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
     )  # fmt: skip

@@ -6,10 +6,21 @@ import pytest
 import torch
 from scipy import stats
 
+from softlab.landmarks import UniformRandom
 from softlab.operators import ColumnSample, Softmax
 
 F64 = torch.float64
 SEEDS = 2000
+
+CASES = [
+    ColumnSample(rank=4),
+    ColumnSample(rank=3, seed=2),
+]
+
+
+def twin(op: ColumnSample, q, k, v):
+    drawn = UniformRandom(op.seed).indices(k, op.rank)
+    return torch.softmax(q @ k[drawn].mT / q.shape[-1] ** 0.5, -1) @ v[drawn]
 
 
 def equal_scores(l):  # noqa: E741

@@ -13,6 +13,16 @@ F64 = torch.float64
 Z = stats.norm.isf(5e-6)
 """One in 10^5 choices of seeds would leave the interval of the central limit theorem."""
 
+CASES = [
+    Linformer(rank=4),
+    Linformer(rank=3, seed=2, sharing="key-value"),
+]
+
+
+def twin(op: Linformer, q, k, v):
+    E, F = (x.to(k.dtype) for x in op.projections(len(k)))
+    return torch.softmax(q @ (E @ k).mT / q.shape[-1] ** 0.5, -1) @ (F @ v)
+
 
 def draw(*lead, n=7, l=12, d=4, e=3, seed=0):  # noqa: E741
     g = torch.Generator().manual_seed(seed)

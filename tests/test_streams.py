@@ -152,7 +152,7 @@ def random_solver(value):
     return any(word in repr(value) for word in ("Sketch", "Estimate", "Chebyshev"))
 
 
-CASES = {
+DRAWN = {
     "bandwidth": {"input": drawn_input, "op": all, "stretch": 1},
     "budget": {"input": drawn_input, "op": lambda op: op.rank == 16, "precision": 1},
     "frontier": {"input": drawn_input, "method": all, "budget": lambda share: share == 0.5},
@@ -193,7 +193,7 @@ def tiny(value, most=64):
 
 def cases(study):
     """The cases of the grid that are measured, tiny."""
-    wanted = CASES.get(study.name, {})
+    wanted = DRAWN.get(study.name, {})
     axes = {axis: few(x, wanted.get(axis, 1)) for axis, x in study.axes.items()}
     for values in itertools.product(*axes.values()):
         case = dict(zip(axes, values, strict=True))
@@ -327,8 +327,8 @@ def test_one_stream_for_two_purposes_would_be_seen(quickly, record, monkeypatch)
 
     monkeypatch.setattr(Stream, "__init__", plain)
     module = quickly("frontier")
-    one = {**CASES["frontier"], "input": lambda x: isinstance(x, Decaying)}
-    monkeypatch.setitem(CASES, "frontier", one)
+    one = {**DRAWN["frontier"], "input": lambda x: isinstance(x, Decaying)}
+    monkeypatch.setitem(DRAWN, "frontier", one)
     measured(module)
     pairs = {(one[1], other[1], why.split()[0]) for one, other, why in related(record)}
     assert ("inputs.Decaying", "features.Orthogonal", "a") in pairs

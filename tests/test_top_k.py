@@ -10,6 +10,26 @@ from softlab.operators import Softmax, TopK, Uniform
 F64 = torch.float64
 KNOBS = [TopK(k=1), TopK(k=4), TopK(k=15), TopK(p=0.1), TopK(p=0.5), TopK(p=0.99)]
 
+CASES = [
+    TopK(k=3),
+    TopK(p=0.8),
+    TopK(k=3, causal=True),
+    TopK(p=0.8, causal=True),
+]
+
+
+def twin(op: TopK, q, k, v):
+    P = torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, -1)
+    kept = torch.zeros_like(P)
+    for row, weights in enumerate(P.tolist()):
+        mass, count = 0.0, 0
+        for j in sorted(range(len(k)), key=lambda j: -weights[j]):
+            if count >= op.k if op.k else mass >= op.p:
+                break
+            kept[row, j], mass, count = 1, mass + weights[j], count + 1
+    P = P * kept
+    return (P / P.sum(-1, keepdim=True)) @ v
+
 
 def draw(n=12, l=16, d=4, seed=0):  # noqa: E741
     g = torch.Generator().manual_seed(seed)

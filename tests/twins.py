@@ -9,9 +9,11 @@ import dataclasses
 import math
 from functools import singledispatch
 from itertools import product
+from typing import get_type_hints
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from zoo import bringing
 
 from softlab import landmarks, operators, pinv
 from softlab.core import Stream
@@ -45,13 +47,23 @@ def causal_head(op, q, k, v, keep):
     return torch.zeros_like(v).index_put((keep,), head(op, q, k, kept))
 
 
+def brought(dispatch, subject):
+    """The twin that a test file brings, ``def twin(op: Mine, ...)``, registered from now on."""
+    for module in bringing("def twin("):
+        (kind, *_) = get_type_hints(module.twin).values()
+        if isinstance(subject, kind):
+            dispatch.register(kind, module.twin)
+            return module.twin
+    raise NotImplementedError(type(subject))
+
+
 PREFIX = operators.Softmax, operators.GaussianAttention, operators.TopK, operators.Quantized
 
 
 @singledispatch
 def head(op, q, k, v):
     """One head: q (n, d), k (l, d), v (l, e) -> (n, e)."""
-    raise NotImplementedError(type(op))
+    return brought(head, op)(op, q, k, v)
 
 
 @head.register
@@ -119,32 +131,6 @@ def _(op: operators.TruncatedSVD, q, k, v):
     U, s, Vh = torch.linalg.svd(M, full_matrices=False)
     m = op.rank
     return U[:, :m] @ (s[:m, None] * (Vh[:m] @ v))
-
-
-@head.register
-def _(op: operators.ColumnSample, q, k, v):
-    drawn = landmarks.UniformRandom(op.seed).indices(k, op.rank)
-    return torch.softmax(q @ k[drawn].mT / q.shape[-1] ** 0.5, -1) @ v[drawn]
-
-
-@head.register
-def _(op: operators.TopK, q, k, v):
-    P = torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, -1)
-    kept = torch.zeros_like(P)
-    for row, weights in enumerate(P.tolist()):
-        mass, count = 0.0, 0
-        for j in sorted(range(len(k)), key=lambda j: -weights[j]):
-            if count >= op.k if op.k else mass >= op.p:
-                break
-            kept[row, j], mass, count = 1, mass + weights[j], count + 1
-    P = P * kept
-    return (P / P.sum(-1, keepdim=True)) @ v
-
-
-@head.register
-def _(op: operators.Linformer, q, k, v):
-    E, F = (x.to(k.dtype) for x in op.projections(len(k)))
-    return torch.softmax(q @ (E @ k).mT / q.shape[-1] ** 0.5, -1) @ (F @ v)
 
 
 @head.register
@@ -570,7 +556,7 @@ def power(degree):
 @singledispatch
 def points(selector, x, m):
     """m landmarks of tokens x (s, d)."""
-    raise NotImplementedError(type(selector))
+    return brought(points, selector)(selector, x, m)
 
 
 @points.register
@@ -764,7 +750,7 @@ def conjugate_gradients(a, b, steps):
 @singledispatch
 def inverse(solver, a):
     """The (pseudo-)inverse of one matrix (m, m)."""
-    raise NotImplementedError(type(solver))
+    return brought(inverse, solver)(solver, a)
 
 
 @inverse.register

@@ -33,7 +33,9 @@ def value(cls: type[T]) -> type[T]:
     """Make ``cls`` a frozen dataclass whose ``repr`` is short and evaluates to an equal object.
 
     The first field is always shown, every other field only where it differs from its default, so
-    ``Soft(rank=64)`` names the same operator in a table, a legend and a shell.
+    ``Soft(rank=64)`` names the same operator in a table, a legend and a shell. A field outside the
+    range that its annotation declares (``validation.ranges``) is refused, then by what the class's
+    own ``__post_init__`` says of several fields.
     """
 
     def name(self: Any) -> str:
@@ -44,7 +46,15 @@ def value(cls: type[T]) -> type[T]:
         ]
         return f"{type(self).__name__}({', '.join(shown)})"
 
+    own: Callable[[Any], None] | None = getattr(cls, "__post_init__", None)
+
+    def held(self: Any) -> None:
+        validation.within(self)
+        if own is not None:
+            own(self)
+
     cls.__repr__ = name  # type: ignore[method-assign]
+    cls.__post_init__ = held  # type: ignore[attr-defined]
     return dataclass(frozen=True, repr=False)(cls)
 
 

@@ -12,7 +12,8 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar, cast
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ class Array(typing.Protocol):
 
 Matrix: typing.TypeAlias = Tensor | Array
 """Numbers (..., n, m) that an analysis takes; operators and solvers take tensors alone."""
+UNIONS = (typing.Union, types.UnionType)
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -81,9 +83,8 @@ def _fields(kind: Any) -> tuple[tuple[str, tuple[Any, ...]], ...]:
 def _kinds(owner: Any) -> dict[str, tuple[Any, ...]]:
     """What each argument or field may be, by the annotations."""
     found = typing.get_type_hints(owner)
-    unions = (typing.Union, types.UnionType)
     return {
-        name: typing.get_args(hint) if typing.get_origin(hint) in unions else (hint,)
+        name: typing.get_args(hint) if typing.get_origin(hint) in UNIONS else (hint,)
         for name, hint in found.items()
     }
 
@@ -336,10 +337,7 @@ def query_at_every_key(q: Tensor, k: Tensor) -> None:
 
 def flag(owner: object, **fields: Any) -> None:
     """Raise ``TypeError`` unless every named field is True or False."""
-    for name, got in fields.items():
-        if not isinstance(got, bool):
-            msg = f"{type(owner).__name__}.{name} is {got!r}; give True or False."
-            raise TypeError(msg)
+    _each(owner, Kind(bool), fields)
 
 
 def placed(what: str, drawn: Iterable[Tensor], dtype: object, device: object) -> tuple[Tensor, ...]:
@@ -397,9 +395,240 @@ MOST, MOST_STEPS, MOST_NUMBERS, MOST_TOKENS = 2**31 - 1, 10_000, 1 << 20, 1 << 3
 that a knob may ask for; the most numbers of a drawn tensor, 8 GiB."""
 
 
+SMALLEST, LARGEST = 1e-30, 1e18
+"""The range of a positive knob: its product with an ordinary number is one in float32, too."""
+
+
+@dataclass(frozen=True)
+class Integers:
+    """A range of a field: an integer from ``least`` to ``most``; ``why`` no more.
+
+    ``says``: what to say of any other integer, after its value, where that needs words of its own.
+    """
+
+    least: int = 1
+    most: float = MOST
+    why: str = ""
+    says: str = ""
+
+    def __call__(self, name: str, got: Any) -> None:
+        """Raise ``TypeError`` or ``ValueError`` unless what is got for a field fits."""
+        if isinstance(got, bool) or not isinstance(got, int):
+            msg = f"{name} is {got!r}; give an integer of at least {self.least}."
+            raise TypeError(msg)
+        if got < self.least and not self.says:
+            msg = f"{name} is {got}; give an integer of at least {self.least}."
+            raise ValueError(msg)
+        if not self.least <= got <= self.most:
+            reason = f": {self.why}" if self.why else ""
+            msg = f"{name} is {got}" + (self.says or f"; give {self.least} to {self.most}{reason}.")
+            raise ValueError(msg)
+
+    def __str__(self) -> str:
+        bounded = self.most < MOST
+        return f"{self.least} to {self.most}" if bounded else f"an integer of at least {self.least}"
+
+    def inside(self) -> list[Any]:
+        """A few values that fit, small ones."""
+        return [x for x in range(self.least, self.least + 9) if x <= self.most]
+
+    def outside(self) -> list[Any]:
+        """Values that do not fit."""
+        return [self.least - 1, -5, 2.5, True, "4", None, *([2**70] * (self.most < math.inf))]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A range of a field: a positive number from ``least`` to ``most``, or 0 where ``zero``.
+
+    ``says``: what to say of any other positive number, after its value.
+    """
+
+    least: float = SMALLEST
+    most: float = LARGEST
+    zero: bool = False
+    says: str = ""
+
+    def __call__(self, name: str, got: Any) -> None:
+        """Raise ``TypeError`` or ``ValueError`` unless what is got for a field fits."""
+        _number(name, got, "a number of at least 0" if self.zero else "a positive number")
+        if not ((got >= 0 if self.zero else got > 0) and math.isfinite(got)):
+            wanted = "finite number of at least 0" if self.zero else "positive finite number"
+            msg = f"{name} is {got}; give a {wanted}."
+            raise ValueError(msg)
+        if got and not self.least <= got <= self.most:
+            msg = f"{name} is {got}" + (self.says or f"; give {self.least:g} to {self.most:g}.")
+            raise ValueError(msg)
+
+    def __str__(self) -> str:
+        return f"{'0 or ' * self.zero}{self.least:g} to {self.most:g}"
+
+    def inside(self) -> list[Any]:
+        """A few values that fit."""
+        return [x for x in (1.0, 0.5, 2.0, 0.1) if self.least <= x <= self.most] + [0.0] * self.zero
+
+    def outside(self) -> list[Any]:
+        """Values that do not fit."""
+        wrong = [-1.0, math.nan, math.inf, self.least / 2, 2 * self.most, True, "1", None]
+        return wrong + [0] * (not self.zero)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """A range of a field: a number from 0 to 1, or to ``below`` it."""
+
+    below: bool = False
+
+    def __call__(self, name: str, got: Any) -> None:
+        """Raise ``TypeError`` or ``ValueError`` unless what is got for a field fits."""
+        _number(name, got, str(self))
+        if not (0 <= got <= 1) or (self.below and got == 1):
+            msg = f"{name} is {got}; give {self}."
+            raise ValueError(msg)
+
+    def __str__(self) -> str:
+        return f"a number from 0 to {'below ' * self.below}1"
+
+    def inside(self) -> list[Any]:
+        """A few values that fit."""
+        return [0.5, 0.0, 0.25, *([] if self.below else [1.0])]
+
+    def outside(self) -> list[Any]:
+        """Values that do not fit."""
+        return [-0.5, 1.5, math.nan, True, "1", None, *([1.0] * self.below)]
+
+
+class OneOf:
+    """A range of a field: one of these words."""
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+
+    def __call__(self, name: str, got: Any) -> None:
+        """Raise ``ValueError`` unless what is got for a field is one of the words."""
+        if not isinstance(got, str) or got not in self.words:
+            msg = f"{name} is {got!r}; give one of {', '.join(self.words)}."
+            raise ValueError(msg)
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(self.words)}"
+
+    def inside(self) -> list[Any]:
+        """All of them."""
+        return [*self.words]
+
+    def outside(self) -> list[Any]:
+        """Values that do not fit."""
+        return ["x", 4, True, None]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A range of a field: an instance of a class or protocol, for a bool True or False."""
+
+    wanted: type
+
+    def __call__(self, name: str, got: Any) -> None:
+        """Raise ``TypeError`` unless what is got for a field is one."""
+        if self.wanted is bool and not isinstance(got, bool):
+            msg = f"{name} is {got!r}; give True or False."
+            raise TypeError(msg)
+        if isinstance(got, type) or not isinstance(got, self.wanted):
+            msg = (
+                f"{name} is {got!r}, which is no {self.wanted.__name__}; "
+                f"give an instance such as those in the package that defines it."
+            )
+            raise TypeError(msg)
+
+    def __str__(self) -> str:
+        return "True or False" if self.wanted is bool else f"a {self.wanted.__name__}"
+
+    def inside(self) -> list[Any]:
+        """Values that fit, where they can be named."""
+        return [False, True] if self.wanted is bool else []
+
+    def outside(self) -> list[Any]:
+        """Values that do not fit."""
+        return [1, "x", None, object]
+
+
+Range = Integers | Numbers | Shares | OneOf | Kind
+"""What a field may be: called with a name and what is got it raises, its text is for lists."""
+
+Size = Annotated[int, Integers()]
+Natural = Annotated[int, Integers(0)]
+Seed = Annotated[int, Integers(0, math.inf)]
+Steps = Annotated[int, Integers(1, MOST_STEPS, "more would run for hours without a word")]
+"""How often something is done."""
+MEMORY = "memory grows with it, however few the tokens are"
+Width = Annotated[int, Integers(1, MOST_NUMBERS, MEMORY)]
+Amount = Annotated[int, Integers(0, MOST_NUMBERS, MEMORY)]
+"""What memory grows with."""
+Positive = Annotated[float, Numbers()]
+NotNegative = Annotated[float, Numbers(zero=True)]
+Fraction = Annotated[float, Shares(below=True)]
+Share = Annotated[float, Shares()]
+Bandwidth = Annotated[
+    float,
+    Numbers(
+        1e-15,
+        1e15,
+        says="; its square must fit float32, so give 1e-15 to 1e15. Rescale the points instead.",
+    ),
+]
+"""Of a Gaussian."""
+
+
+def within(owner: Any) -> None:
+    """Raise ``TypeError`` or ``ValueError`` unless every field of a dataclass is in its range."""
+    for name, label, optional, held in _checks(owner.__class__):
+        got = getattr(owner, name)
+        if got is not None or not optional:
+            held(label, got)
+
+
+def ranges(kind: Any) -> dict[str, tuple[Range, bool]]:
+    """The range of each field that has one, and whether None will do as well.
+
+    A range stands in an annotation, ``rank: Annotated[int, Integers(1)]`` or ``rank: Size``; bools
+    and runtime protocols have theirs.
+    """
+    found: dict[str, tuple[Range, bool]] = {}
+    hints = _annotations(kind)
+    for field in dataclasses.fields(kind):
+        hint = hints.get(field.name)
+        parts = typing.get_args(hint) if typing.get_origin(hint) in UNIONS else (hint,)
+        some = [part for part in parts if part is not types.NoneType]
+        if len(some) == 1 and (held := _range(some[0])) is not None:
+            found[field.name] = held, len(parts) > 1
+    return found
+
+
+def _range(hint: Any) -> Range | None:
+    if typing.get_origin(hint) is Annotated:
+        return next((x for x in typing.get_args(hint) if isinstance(x, Range)), None)
+    known = hint is bool or getattr(hint, "_is_runtime_protocol", False)
+    return Kind(hint) if known else None
+
+
+def _annotations(kind: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(kind, include_extras=True)
+    except NameError:  # of a class that is made in a function, with names of that
+        return {}
+
+
+@functools.cache
+def _checks(kind: Any) -> tuple[tuple[str, str, bool, Range], ...]:
+    return tuple(
+        (name, f"{kind.__name__}.{name}", optional, held)
+        for name, (held, optional) in ranges(kind).items()
+    )
+
+
 def positive_int(owner: object, **fields: Any) -> None:
     """Raise unless every named field is an integer from 1 to 2^31 - 1."""
-    _integers(owner, fields, 1, MOST, "")
+    _each(owner, Integers(), fields)
 
 
 def natural(owner: object, **fields: Any) -> None:
@@ -408,20 +637,12 @@ def natural(owner: object, **fields: Any) -> None:
     A ``seed`` has no greatest value.
     """
     for name, got in fields.items():
-        _integers(owner, {name: got}, 0, math.inf if name == "seed" else MOST, "")
+        _each(owner, Integers(0, math.inf if name == "seed" else MOST), {name: got})
 
 
-def repeats(owner: object, **fields: Any) -> None:
-    """Raise unless every named field, how often something is done, is an integer 1 to 10 000."""
-    _integers(owner, fields, 1, MOST_STEPS, "more would run for hours without a word")
-
-
-def numbers(owner: object, **fields: Any) -> None:
-    """Raise unless every named field is an integer from 1 to 2^20.
-
-    For what memory grows with, however few the tokens are.
-    """
-    _integers(owner, fields, 1, MOST_NUMBERS, "memory grows with it, however few the tokens are")
+def _each(owner: object, held: Range, fields: dict[str, Any]) -> None:
+    for name, got in fields.items():
+        held(f"{type(owner).__name__}.{name}", got)
 
 
 def count(name: str, got: Any, least: int = 1, most: float = MOST) -> None:
@@ -457,20 +678,6 @@ def tensor_fits(owner: object, *sides: int) -> None:
         raise ValueError(msg)
 
 
-def _integers(owner: object, fields: dict[str, Any], least: int, most: float, why: str) -> None:
-    for name, got in fields.items():
-        if isinstance(got, bool) or not isinstance(got, int):
-            msg = f"{type(owner).__name__}.{name} is {got!r}; give an integer of at least {least}."
-            raise TypeError(msg)
-        if got < least:
-            msg = f"{type(owner).__name__}.{name} is {got}; give an integer of at least {least}."
-            raise ValueError(msg)
-        if got > most:
-            reason = f": {why}" if why else ""
-            msg = f"{type(owner).__name__}.{name} is {got}; give {least} to {most}{reason}."
-            raise ValueError(msg)
-
-
 def symmetric(a: Tensor) -> None:
     """Raise ``ValueError`` unless every matrix (..., m, m) is symmetric up to rounding."""
     if a.is_meta:
@@ -497,74 +704,40 @@ def above_one(owner: object, **fields: int) -> None:
             raise ValueError(msg)
 
 
-SMALLEST, LARGEST = 1e-30, 1e18
-"""The range of a positive knob: its product with an ordinary number is one in float32, too."""
-
-
 def positive(owner: object, **fields: Any) -> None:
     """Raise unless every named field is a number from 1e-30 to 1e18."""
-    for name, got in fields.items():
-        _number(owner, name, got, "a positive number")
-        if not (got > 0 and math.isfinite(got)):
-            msg = f"{type(owner).__name__}.{name} is {got}; give a positive finite number."
-            raise ValueError(msg)
-        if not SMALLEST <= got <= LARGEST:
-            msg = f"{type(owner).__name__}.{name} is {got}; give {SMALLEST:g} to {LARGEST:g}."
-            raise ValueError(msg)
+    _each(owner, Numbers(), fields)
 
 
 def zero_or_positive(owner: object, **fields: Any) -> None:
     """Raise unless every named field is 0, or a number from 1e-30 to 1e18."""
-    for name, got in fields.items():
-        _number(owner, name, got, "a number of at least 0")
-        if got < 0 or not math.isfinite(got):
-            msg = f"{type(owner).__name__}.{name} is {got}; give a finite number of at least 0."
-            raise ValueError(msg)
-        if got:
-            positive(owner, **{name: got})
+    _each(owner, Numbers(zero=True), fields)
 
 
 def fraction(owner: object, **fields: Any) -> None:
     """Raise unless every named field is a number from 0 to below 1."""
-    for name, got in fields.items():
-        _number(owner, name, got, "a number from 0 to below 1")
-        if not 0 <= got < 1:
-            msg = f"{type(owner).__name__}.{name} is {got}; give a number from 0 to below 1."
-            raise ValueError(msg)
+    _each(owner, Shares(below=True), fields)
 
 
-def _number(owner: object, name: str, got: Any, wanted: str) -> None:
+def _number(name: str, got: Any, wanted: str) -> None:
     if isinstance(got, bool) or not isinstance(got, (int, float)):
-        msg = f"{type(owner).__name__}.{name} is {got!r}; give {wanted}."
+        msg = f"{name} is {got!r}; give {wanted}."
         raise TypeError(msg)
 
 
 def share(owner: object, **fields: Any) -> None:
     """Raise unless every named field is a number from 0 to 1."""
-    for name, got in fields.items():
-        _number(owner, name, got, "a number from 0 to 1")
-        if not 0 <= got <= 1:
-            msg = f"{type(owner).__name__}.{name} is {got}; give a number from 0 to 1."
-            raise ValueError(msg)
+    _each(owner, Shares(), fields)
 
 
 def one_of(owner: object, allowed: tuple[str, ...], **fields: Any) -> None:
     """Raise unless every named field is one of the ``allowed`` words."""
-    for name, got in fields.items():
-        if not isinstance(got, str) or got not in allowed:
-            msg = f"{type(owner).__name__}.{name} is {got!r}; give one of {', '.join(allowed)}."
-            raise ValueError(msg)
+    _each(owner, OneOf(*allowed), fields)
 
 
 def is_a(owner: object, protocol: type, **fields: Any) -> None:
     """Raise ``TypeError`` unless every named field is an instance offering ``protocol``."""
-    for name, got in fields.items():
-        if isinstance(got, type) or not isinstance(got, protocol):
-            msg = (
-                f"{type(owner).__name__}.{name} is {got!r}, which is no {protocol.__name__}; "
-                f"give an instance such as those in the package that defines it."
-            )
-            raise TypeError(msg)
+    _each(owner, Kind(protocol), fields)
 
 
 def tensor(name: str, a: Matrix) -> Tensor:

@@ -91,6 +91,18 @@ def test_the_list_shows_them_with_their_distribution_and_says_what_is_left_out(
     assert "Nystromformer" in shown  # nothing is lost
 
 
+def test_the_list_shows_what_each_field_of_a_part_may_be():
+    shown = " ".join(call("list", "Performer").stdout.split())
+    assert "with E[phi(q) phi(k)^T] = exp(scores)" in shown
+    assert "features 1 to 1048576 64" in shown
+    assert "estimator one of positive, hyperbolic 'positive'" in shown
+    assert "scale 1e-30 to 1e+18 or None None" in shown
+    assert "rank an integer of at least 1" in " ".join(call("list", "Soft").stdout.split())
+    wrong = call("list", "Performr")
+    assert wrong.exit_code == 2
+    assert "Did you mean 'Performer'?" in wrong.stderr
+
+
 def test_without_other_distributions_there_are_softlabs_own():
     own = {part.name for part in catalogue.operators()}
     assert catalogue.installed("operators") == ([], [])

@@ -35,6 +35,7 @@ from softlab.kernels import Exponential, Gaussian
 from softlab.models.pyramid import Design, Pyramid
 from softlab.operators import MRA, BigBird, Local, Scatterbrain, Soft, Softmax
 from softlab.pinv import SVD, Chebyshev, NewtonRaphson, SolverTraits
+from softlab.validation import ranges
 
 SECONDS, BYTES = 20, 8 << 30
 """For one call; a busy machine included. Address space beyond what the process has."""
@@ -145,6 +146,25 @@ def test_a_knob_is_refused_with_a_sentence_or_answers(kind):
             assert bool(torch.isfinite(out).all()), where
             if isinstance(getattr(subject, field.name), bool):
                 assert isinstance(wrong, bool), f"{where} passes for a flag"
+
+
+UNDECLARED = {"target", "bounds", "rtol", "input", "name"}
+"""Fields of two kinds of target, of pairs, and of two ranges at once: their classes check them."""
+
+
+@pytest.mark.parametrize("kind", SUBJECTS, ids=lambda kind: kind.__name__)
+def test_what_is_outside_the_range_of_a_field_is_refused_by_its_name(kind):
+    subject, use = SUBJECTS[kind]
+    declared = ranges(kind)
+    if use != "matrix":
+        assert {field.name for field in dataclasses.fields(kind)} - {*declared} <= UNDECLARED
+    for name, (held, optional) in declared.items():
+        for wrong in held.outside():
+            if wrong is not None or not optional:
+                with pytest.raises((TypeError, ValueError), match=rf"{kind.__name__}\.{name} is "):
+                    dataclasses.replace(subject, **{name: wrong})
+        for right in held.inside():
+            held(name, right)
 
 
 FAR = [

@@ -5,6 +5,7 @@ import torch
 from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
+from softlab import operators
 from softlab.laws import tolerance
 from softlab.laws.strategies import (
     GEOMETRIES,
@@ -13,6 +14,7 @@ from softlab.laws.strategies import (
     dtypes,
     masks,
     matrices,
+    parts,
     tokens,
 )
 from softlab.operators import Softmax
@@ -136,3 +138,16 @@ def test_a_faulty_operator_gives_a_readable_counterexample():
 def test_tokens_that_cannot_be_are_refused(fields, said):
     with pytest.raises(ValueError, match=said):
         Tokens(**fields)
+
+
+@pytest.mark.parametrize("name", operators.__all__)
+def test_operators_of_any_declared_knobs_answer_or_say_why_not(name):
+    @settings(max_examples=5, deadline=None)
+    @given(parts(getattr(operators, name)))
+    def holds(op):
+        assert type(op).__name__ == name
+        q = torch.ones(9, 4, dtype=F64)
+        if getattr(op, "rank", 1) <= 9:
+            assert op(q, q, q).shape == (9, 4)
+
+    holds()

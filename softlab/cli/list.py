@@ -9,16 +9,17 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from softlab import study_folders
-from softlab.cli.console import out, say, say_json
+from softlab.cli.console import fail, out, say, say_json
+from softlab.hints import hint
 
 if TYPE_CHECKING:
     from softlab.catalogue import Part
 
-EXAMPLES = "Examples:  softlab list   |   softlab list --markdown   |   softlab list --json"
-
+EXAMPLES = "Examples:  softlab list   |   softlab list Performer   |   softlab list --json"
 
 KINDS = (
     ("Operators", "operators", "target"),
@@ -33,6 +34,9 @@ KINDS = (
 
 
 def catalogue(
+    name: Annotated[
+        str, typer.Argument(help="Of a part, whose fields are shown, with what each may be.")
+    ] = "",
     markdown: Annotated[
         bool, typer.Option("--markdown", help="The operators alone, as a table for a README.")
     ] = False,
@@ -59,6 +63,11 @@ def catalogue(
                 "studies": [{"name": x, "about": about} for x, about in _studies()],
             }
         )
+    elif name:
+        known = {part.name: part for _, found, _ in _groups() for part in found}
+        if name not in known:
+            fail(f"there is no {name!r}; softlab list shows all.{hint(name, known)}")
+        out.print(_fields(known[name]))
     else:
         _shown()
 
@@ -71,7 +80,7 @@ def _shown() -> None:
         for part in found:
             name = part.name + (f" ({part.distribution})" if part.distribution else "")
             claims = [x if held is True else f"{x} {held}" for x, held in _claims(part).items()]
-            table.add_row(name, _about(part), ", ".join(claims))
+            table.add_row(name, escape(_about(part)), ", ".join(claims))
         out.print(table, *refused, "")
     say("Recorded: " + ", ".join(inputs.recorded_names()))
     table = Table("name", "what it is", title="Studies", title_justify="left", box=None)
@@ -96,6 +105,22 @@ def _studies() -> Iterator[tuple[str, str]]:
     for name, folder in study_folders.built_in().items():
         text = (folder / study_folders.STUDY).read_text(encoding="utf-8")
         yield name, (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+
+
+def _fields(part: Part) -> Table:
+    """The fields of a part: what each may be, and its default."""
+    from softlab.core import default_of
+    from softlab.validation import ranges
+
+    title = escape(f"{part.name}: {_about(part)}")
+    table = Table("field", "what it may be", "default", title=title, title_justify="left", box=None)
+    declared = ranges(part.kind)
+    for field in dataclasses.fields(part.kind):
+        held, optional = declared.get(field.name, (field.type, False))
+        default = default_of(field)
+        shown = "" if default is dataclasses.MISSING else repr(default)
+        table.add_row(field.name, f"{held}{' or None' if optional else ''}", shown)
+    return table
 
 
 def _about(part: Part) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from softlab import validation
 from softlab.core import Stream, value
+from softlab.validation import Seed
 
 
 @value
@@ -16,14 +16,11 @@ class IID:
     Machines (2007), Alg. 1; arXiv 2009.14794, Lemma 1.
     """
 
-    seed: int = 0
+    seed: Seed = 0
 
     normal = True
     independent = True
     orthogonal = False
-
-    def __post_init__(self) -> None:
-        validation.natural(self, seed=self.seed)
 
     def __call__(self, m: int, d: int) -> Tensor:
         """The matrix W, (m, d)."""

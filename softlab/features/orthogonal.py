@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softlab import validation
 from softlab.core import Stream, value
+from softlab.validation import Seed
 
 
 @value
@@ -19,14 +19,11 @@ class Orthogonal:
     Reference: Yu et al., arXiv 1610.09072, Sec. 3; arXiv 2009.14794, Sec. 2.4 and Theorem 2.
     """
 
-    seed: int = 0
+    seed: Seed = 0
 
     normal = True
     independent = False
     orthogonal = True
-
-    def __post_init__(self) -> None:
-        validation.natural(self, seed=self.seed)
 
     def __call__(self, m: int, d: int) -> Tensor:
         """The matrix W, (m, d)."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
-from softlab import validation
 from softlab.core import Stream, value
+from softlab.validation import OneOf, Seed
 
 SEQUENCES = ("sobol", "halton")
 CELL = 2.0**-53
@@ -28,16 +30,12 @@ class QuasiMonteCarlo:
     1412.8293 (there with trigonometric features).
     """
 
-    seed: int = 0
-    sequence: str = "sobol"
+    seed: Seed = 0
+    sequence: Annotated[str, OneOf(*SEQUENCES)] = "sobol"
 
     normal = True
     independent = False
     orthogonal = False
-
-    def __post_init__(self) -> None:
-        validation.natural(self, seed=self.seed)
-        validation.one_of(self, SEQUENCES, sequence=self.sequence)
 
     def __call__(self, m: int, d: int) -> Tensor:
         """The matrix W, (m, d)."""

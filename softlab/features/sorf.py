@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from softlab import validation
 from softlab.core import Stream, value
+from softlab.validation import Seed
 
 
 @value
@@ -24,14 +24,11 @@ class SORF:
     densely: its statistics are SORF's, its speed is not. Reference: Yu et al., arXiv 1610.09072.
     """
 
-    seed: int = 0
+    seed: Seed = 0
 
     normal = False
     independent = False
     orthogonal = False
-
-    def __post_init__(self) -> None:
-        validation.natural(self, seed=self.seed)
 
     def __call__(self, m: int, d: int) -> Tensor:
         """The matrix W, (m, d)."""

@@ -10,13 +10,20 @@ scale^2 the standard deviation of the scores q.k / sqrt(d): an inverse temperatu
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from softlab.core import Stream, value
 from softlab.inputs.case import QKV, delivered
-from softlab.validation import one_of, positive, positive_int, tensor_fits, zero_or_positive
+from softlab.validation import (
+    NotNegative,
+    OneOf,
+    Positive,
+    Size,
+    tensor_fits,
+)
 
 BLOCK = 1024  # rows of scores held at a time
 
@@ -29,13 +36,13 @@ class Normal:
     real attention has not.
     """
 
-    n: int
-    d: int
-    scale: float = 1.0
-    e: int | None = None
+    n: Size
+    d: Size
+    scale: Positive = 1.0
+    e: Size | None = None
 
     def __post_init__(self) -> None:
-        _check(self, self.n, self.d, self.e, self.scale)
+        _check(self, self.n, self.d, self.e)
 
     def __call__(
         self,
@@ -59,20 +66,18 @@ class Clustered:
     token share its centre and have their own noise. 1 <= clusters <= n; spread >= 0.
     """
 
-    n: int
-    d: int
-    clusters: int
-    spread: float = 0.1
-    scale: float = 1.0
-    e: int | None = None
+    n: Size
+    d: Size
+    clusters: Size
+    spread: NotNegative = 0.1
+    scale: Positive = 1.0
+    e: Size | None = None
 
     def __post_init__(self) -> None:
-        _check(self, self.n, self.d, self.e, self.scale)
-        positive_int(self, clusters=self.clusters)
+        _check(self, self.n, self.d, self.e)
         if self.clusters > self.n:
             msg = f"Clustered.clusters is {self.clusters} for n = {self.n}; give 1 to {self.n}."
             raise ValueError(msg)
-        zero_or_positive(self, spread=self.spread)
 
     def __call__(
         self,
@@ -99,17 +104,15 @@ class Decaying:
     rate > 0.
     """
 
-    n: int
-    d: int
-    rate: float
-    kind: str = "geometric"
-    scale: float = 1.0
-    e: int | None = None
+    n: Size
+    d: Size
+    rate: Positive
+    kind: Annotated[str, OneOf(*("geometric", "algebraic"))] = "geometric"
+    scale: Positive = 1.0
+    e: Size | None = None
 
     def __post_init__(self) -> None:
-        _check(self, self.n, self.d, self.e, self.scale)
-        positive(self, rate=self.rate)
-        one_of(self, ("geometric", "algebraic"), kind=self.kind)
+        _check(self, self.n, self.d, self.e)
 
     @property
     def singular_values(self) -> Tensor:
@@ -144,15 +147,14 @@ class Sink:
     0 < mass < 1; d >= 2, n >= 2. |q| grows by that multiple, some log(n mass / (1 - mass)) / scale.
     """
 
-    n: int
-    d: int
-    mass: float = 0.9
-    scale: float = 1.0
-    e: int | None = None
+    n: Size
+    d: Size
+    mass: Positive = 0.9
+    scale: Positive = 1.0
+    e: Size | None = None
 
     def __post_init__(self) -> None:
-        _check(self, self.n, self.d, self.e, self.scale)
-        positive(self, mass=self.mass)
+        _check(self, self.n, self.d, self.e)
         if self.mass >= 1 or self.n < 2 or self.d < 2:
             msg = f"{self!r} must have mass < 1, n >= 2 and d >= 2. Other tokens need a share."
             raise ValueError(msg)
@@ -187,15 +189,14 @@ class Smooth:
     x_t = r x_(t-1) + sqrt(1 - r^2) g_t with r = exp(-1 / length). length > 0, in tokens.
     """
 
-    n: int
-    d: int
-    length: float
-    scale: float = 1.0
-    e: int | None = None
+    n: Size
+    d: Size
+    length: Positive
+    scale: Positive = 1.0
+    e: Size | None = None
 
     def __post_init__(self) -> None:
-        _check(self, self.n, self.d, self.e, self.scale)
-        positive(self, length=self.length)
+        _check(self, self.n, self.d, self.e)
 
     def __call__(
         self,
@@ -222,8 +223,6 @@ def _stream(family: object, seed: int) -> Stream:
     return Stream(seed, f"inputs.{type(family).__name__}")
 
 
-def _check(owner: object, n: int, d: int, e: int | None, scale: float) -> None:
-    positive_int(owner, n=n, d=d, **({} if e is None else {"e": e}))
+def _check(owner: object, n: int, d: int, e: int | None) -> None:
     tensor_fits(owner, n, max(d, e or d))
     tensor_fits(owner, d, d)
-    positive(owner, scale=scale)

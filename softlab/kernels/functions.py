@@ -37,6 +37,7 @@ from softlab.core import (
 )
 from softlab.kernels.fused import fused_average, fused_sum
 from softlab.kernels.tiled import formed, one_tile, plain_matrix, suits, tiled_sum
+from softlab.validation import Bandwidth, Positive
 
 Sum = Callable[[Tensor], Tensor]
 """A kernel matrix as a linear map of columns, (..., l, e) -> (..., n, e)."""
@@ -90,18 +91,7 @@ class Gaussian:
     which the error would still cost half of the digits takes the slower way by differences.
     """
 
-    bandwidth: float
-
-    def __post_init__(self) -> None:
-        got: object = self.bandwidth
-        known = isinstance(got, (int, float)) and 0 < got < math.inf
-        if known and not 1e-15 <= self.bandwidth <= 1e15:
-            msg = (
-                f"Gaussian.bandwidth is {self.bandwidth}; its square must fit float32, so give "
-                "1e-15 to 1e15. Rescale the points instead."
-            )
-            raise ValueError(msg)
-        validation.positive(self, bandwidth=self.bandwidth)
+    bandwidth: Bandwidth
 
     @own_precision
     def matrix(self, x: Tensor, y: Tensor) -> Tensor:
@@ -217,11 +207,7 @@ class Exponential:
     logarithm of the dtype's maximum (88 in float32); ``average`` never does.
     """
 
-    scale: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.scale is not None:
-            validation.positive(self, scale=self.scale)
+    scale: Positive | None = None
 
     @own_precision
     def matrix(self, x: Tensor, y: Tensor) -> Tensor:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softlab import validation
 from softlab.core import Cost, Dims, value
-from softlab.kernels import Gaussian, kernel_cost
+from softlab.kernels import kernel_cost
 from softlab.landmarks.bandwidths import gaussian
 from softlab.landmarks.draws import heaviest, nearest_to_mean
 from softlab.landmarks.pivoting import pivots
 from softlab.landmarks.selector import indices_of_survivors, of_tokens, take
+from softlab.validation import Bandwidth
 
 
 @value
@@ -28,17 +28,12 @@ class GreedyResidual:
     part.
     """
 
-    bandwidth: float | None = None
+    bandwidth: Bandwidth | None = None
 
     subset = True
     means = True
     equivariant = True
     nested = True
-
-    def __post_init__(self) -> None:
-        if self.bandwidth is not None:
-            validation.positive(self, bandwidth=self.bandwidth)
-            Gaussian(self.bandwidth)  # refuses what its square cannot carry
 
     def cost(self, dims: Dims, m: int) -> Cost:
         """The pivots' kernel rows and their elimination."""

@@ -7,10 +7,10 @@ import math
 from torch import Tensor
 from torch.nn import functional
 
-from softlab import validation
 from softlab.core import Cost, Dims, Stream, value, widened
-from softlab.landmarks.grids import Cells, cells, check_sides, sides
+from softlab.landmarks.grids import Cells, cells, sides
 from softlab.landmarks.selector import of_survivors, of_tokens
+from softlab.validation import Seed, Size
 
 EPS = 1e-5
 """Of the layer norm, as in torch."""
@@ -32,18 +32,14 @@ class GridConv:
     code of arXiv 2110.11945; the paper (Sec. 3.2) has the convolution alone.
     """
 
-    height: int | None = None
-    width: int | None = None
-    seed: int = 0
+    height: Size | None = None
+    width: Size | None = None
+    seed: Seed = 0
 
     subset = False
     means = False
     equivariant = False
     nested = False
-
-    def __post_init__(self) -> None:
-        check_sides(self, self.height, self.width)
-        validation.natural(self, seed=self.seed)
 
     def cost(self, dims: Dims, m: int) -> Cost:
         """The convolution: m windows."""

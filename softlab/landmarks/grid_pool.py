@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from softlab.core import Cost, Dims, value, widened
-from softlab.landmarks.grids import cells, check_sides, sides
+from softlab.landmarks.grids import cells, sides
 from softlab.landmarks.lloyd import means
 from softlab.landmarks.selector import of_survivors, of_tokens
+from softlab.validation import Size
 
 
 @value
@@ -25,16 +26,13 @@ class GridPool:
     fewer than m.
     """
 
-    height: int | None = None
-    width: int | None = None
+    height: Size | None = None
+    width: Size | None = None
 
     subset = False
     means = True
     equivariant = False
     nested = False
-
-    def __post_init__(self) -> None:
-        check_sides(self, self.height, self.width)
 
     def cost(self, dims: Dims, m: int) -> Cost:  # noqa: ARG002  the same at all sizes
         """Nothing that is counted."""

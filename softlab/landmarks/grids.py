@@ -8,8 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from softlab import validation
-
 
 class Cells(NamedTuple):
     """To which cell each token belongs (s,), where in the cell it stands, row by row (s,), and the
@@ -20,13 +18,6 @@ class Cells(NamedTuple):
     place: Tensor
     height: int
     width: int
-
-
-def check_sides(owner: object, height: int | None, width: int | None) -> None:
-    """Raise unless each side is None or an integer of at least 1."""
-    for name, side in (("height", height), ("width", width)):
-        if side is not None:
-            validation.positive_int(owner, **{name: side})
 
 
 def sides(s: int, height: int | None, width: int | None) -> tuple[int, int]:

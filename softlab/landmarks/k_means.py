@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softlab import validation
 from softlab.core import Cost, Dims, value, widened
 from softlab.landmarks.draws import by_weight
 from softlab.landmarks.farthest_point import spread
 from softlab.landmarks.lloyd import means, nearest
 from softlab.landmarks.selector import of_survivors, of_tokens, take
+from softlab.validation import Seed, Steps
 
 
 @value
@@ -25,17 +25,13 @@ class KMeans:
     Reference: Zhang, Tsang and Kwok (2008) for its use in Nystrom's method.
     """
 
-    iterations: int = 10
-    seed: int = 0
+    iterations: Steps = 10
+    seed: Seed = 0
 
     subset = False
     means = True
     equivariant = False
     nested = False
-
-    def __post_init__(self) -> None:
-        validation.repeats(self, iterations=self.iterations)
-        validation.natural(self, seed=self.seed)
 
     def cost(self, dims: Dims, m: int) -> Cost:
         """Distances of the seeding and of Lloyd's steps, two operations an entry."""

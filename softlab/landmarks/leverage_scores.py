@@ -7,10 +7,11 @@ from torch import Tensor
 
 from softlab import validation
 from softlab.core import Cost, Dims, Stream, value
-from softlab.kernels import Gaussian, kernel_cost
+from softlab.kernels import kernel_cost
 from softlab.landmarks.bandwidths import gaussian
 from softlab.landmarks.draws import by_weight, open_to
 from softlab.landmarks.selector import indices_of_survivors, of_tokens, take
+from softlab.validation import Bandwidth, Positive, Seed, Size
 
 HELD_ENTRIES = 1 << 20
 """Kernel entries held at once."""
@@ -35,23 +36,15 @@ class LeverageScores:
     Musco and Musco, arXiv 1605.07583, whose recursion draws S by its own estimates instead.
     """
 
-    ridge: float = 0.1
-    sample: int = 2
-    bandwidth: float | None = None
-    seed: int = 0
+    ridge: Positive = 0.1
+    sample: Size = 2
+    bandwidth: Bandwidth | None = None
+    seed: Seed = 0
 
     subset = True
     means = True
     equivariant = False
     nested = False
-
-    def __post_init__(self) -> None:
-        validation.positive(self, ridge=self.ridge)
-        validation.positive_int(self, sample=self.sample)
-        if self.bandwidth is not None:
-            validation.positive(self, bandwidth=self.bandwidth)
-            Gaussian(self.bandwidth)  # refuses what its square cannot carry
-        validation.natural(self, seed=self.seed)
 
     def cost(self, dims: Dims, m: int) -> Cost:
         """The kernel of the sample and its rows, the factorisation and the solves."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softlab import validation
 from softlab.core import Cost, Dims, value
-from softlab.kernels import Gaussian, kernel_cost
+from softlab.kernels import kernel_cost
 from softlab.landmarks.bandwidths import gaussian
 from softlab.landmarks.draws import by_weight
 from softlab.landmarks.pivoting import pivots
 from softlab.landmarks.selector import indices_of_survivors, of_tokens, take
+from softlab.validation import Bandwidth, Seed, Size
 
 
 @value
@@ -31,21 +31,14 @@ class RPCholeskyPivots:
     with repeats and drops them.
     """
 
-    block: int = 1
-    bandwidth: float | None = None
-    seed: int = 0
+    block: Size = 1
+    bandwidth: Bandwidth | None = None
+    seed: Seed = 0
 
     subset = True
     means = True
     equivariant = False
     nested = True
-
-    def __post_init__(self) -> None:
-        validation.positive_int(self, block=self.block)
-        if self.bandwidth is not None:
-            validation.positive(self, bandwidth=self.bandwidth)
-            Gaussian(self.bandwidth)  # refuses what its square cannot carry
-        validation.natural(self, seed=self.seed)
 
     def cost(self, dims: Dims, m: int) -> Cost:
         """The pivots' kernel rows and their elimination."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softlab import validation
 from softlab.core import Cost, Dims, Stream, value
 from softlab.landmarks.selector import kept, of_tokens, position_of, take
+from softlab.validation import Seed
 
 
 @value
@@ -19,15 +19,12 @@ class UniformRandom:
     Nystrom choice (Williams and Seeger 2001). Raises ``ValueError`` if s < m.
     """
 
-    seed: int = 0
+    seed: Seed = 0
 
     subset = True
     means = True
     equivariant = False
     nested = True
-
-    def __post_init__(self) -> None:
-        validation.natural(self, seed=self.seed)
 
     def cost(self, dims: Dims, m: int) -> Cost:  # noqa: ARG002  the same at all sizes
         """Nothing that is counted."""

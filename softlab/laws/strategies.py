@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,12 +25,14 @@ from torch import Tensor
 from softlab.core import Stream, value
 from softlab.extras import needed
 from softlab.matrices import Clusters, Geometric, LowRank, Matrix, Polynomial, Step
-from softlab.validation import flag, natural, one_of, positive, positive_int
+from softlab.validation import OneOf, Positive, Seed, Size, ranges
 
 with needed("laws"):
+    from hypothesis import reject
     from hypothesis import strategies as st
 
 F64 = torch.float64
+T = TypeVar("T")
 GEOMETRIES = ("lattice", "normal", "spectral", "clustered", "identical", "apart")
 """Of tokens, the simplest first: examples shrink in this order."""
 
@@ -54,26 +56,20 @@ class Tokens:
     - ``"apart"``: tokens so far from each other that each attends to its own, up to d of them.
     """
 
-    n: int
-    l: int  # noqa: E741
-    d: int = 1
-    e: int = 1
+    n: Size
+    l: Size  # noqa: E741
+    d: Size = 1
+    e: Size = 1
     batch: tuple[int, ...] = ()
-    geometry: str = "lattice"
-    scale: float = 1.0
-    rank: int = 1
-    condition: float = 1.0
+    geometry: Annotated[str, OneOf(*GEOMETRIES)] = "lattice"
+    scale: Positive = 1.0
+    rank: Size = 1
+    condition: Positive = 1.0
     tied: bool = False
-    seed: int = 0
-    dtype: str = "float64"
+    seed: Seed = 0
+    dtype: Annotated[str, OneOf(*DTYPES)] = "float64"
 
     def __post_init__(self) -> None:
-        positive_int(self, n=self.n, l=self.l, d=self.d, e=self.e, rank=self.rank)
-        positive(self, scale=self.scale, condition=self.condition)
-        natural(self, seed=self.seed)
-        one_of(self, GEOMETRIES, geometry=self.geometry)
-        one_of(self, DTYPES, dtype=self.dtype)
-        flag(self, tied=self.tied)
         if self.tied and self.n != self.l:
             msg = f"Tokens is tied with n = {self.n} and l = {self.l}; give as many of each."
             raise ValueError(msg)
@@ -174,6 +170,22 @@ class Drawn:
 def dtypes(names: Sequence[str] = DTYPES) -> st.SearchStrategy[str]:
     """Names of floating dtypes, the widest first."""
     return st.sampled_from(list(names))
+
+
+@st.composite
+def parts(draw: st.DrawFn, /, kind: Callable[..., T], **given: Any) -> T:
+    """Operators, solvers or the like of a class, of what its fields declare that they may be.
+
+    ``given``: fields that are not drawn. A field keeps its default where no values can be named, as
+    for one that holds a solver. What does not fit together is refused, and drawn again.
+    """
+    for name, (held, optional) in ranges(kind).items():
+        if (values := held.inside()) and name not in given:
+            given[name] = draw(st.sampled_from([*values, *([None] * optional)]))
+    try:
+        return kind(**given)
+    except ValueError:
+        reject()
 
 
 def batch_shapes(dims: int = 2, side: int = 3) -> st.SearchStrategy[tuple[int, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -15,6 +15,7 @@ from softlab.operators.local import Local
 from softlab.operators.softmax import Softmax
 from softlab.primitives.causal import of_kept
 from softlab.primitives.feature_maps import causal_feature_average, feature_average, log_elu
+from softlab.validation import Integers, Share, Size
 
 
 @value
@@ -44,18 +45,10 @@ class BandLowRank:
     family: ClassVar = "hybrid"
     knob: ClassVar = Knob("window")
 
-    window: int
-    kernels: int = 1
-    blend: float = 0.5
+    window: Size
+    kernels: Annotated[int, Integers(1, 3, says=", and there are three; give 1 to 3.")] = 1
+    blend: Share = 0.5
     causal: bool = False
-
-    def __post_init__(self) -> None:
-        validation.positive_int(self, window=self.window, kernels=self.kernels)
-        if self.kernels > 3:
-            msg = f"BandLowRank.kernels is {self.kernels}, and there are three; give 1 to 3."
-            raise ValueError(msg)
-        validation.share(self, blend=self.blend)
-        validation.flag(self, causal=self.causal)
 
     @property
     def traits(self) -> Traits:

@@ -14,6 +14,7 @@ from softlab.core import Cost, Dims, Knob, Stream, Traits, own_precision, value,
 from softlab.kernels import Exponential
 from softlab.operators.softmax import Softmax
 from softlab.primitives.banded import banded_average, centres, ordinals, rows, support_sizes
+from softlab.validation import Amount, Natural, Seed, Size
 
 
 @value
@@ -45,17 +46,11 @@ class BigBird:
     family: ClassVar = "sparse"
     knob: ClassVar = Knob("window", "globals", "random", block=32)
 
-    window: int
-    globals: int
-    random: int
-    block: int = 64
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        validation.positive_int(self, window=self.window, block=self.block)
-        validation.natural(self, globals=self.globals, random=self.random, seed=self.seed)
-        if self.random:
-            validation.numbers(self, random=self.random)
+    window: Size
+    globals: Natural
+    random: Amount
+    block: Size = 64
+    seed: Seed = 0
 
     @property
     def traits(self) -> Traits:

@@ -14,6 +14,7 @@ from softlab.landmarks import UniformRandom
 from softlab.landmarks.lloyd import means, nearest
 from softlab.operators.softmax import Softmax
 from softlab.primitives.banded import HELD_ENTRIES, rows
+from softlab.validation import Natural, Seed, Size, Steps
 
 
 @value
@@ -43,15 +44,10 @@ class Clustered:
     family: ClassVar = "sparse"
     knob: ClassVar = Knob("clusters")
 
-    clusters: int
-    top: int = 32
-    iterations: int = 10
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        validation.positive_int(self, clusters=self.clusters)
-        validation.repeats(self, iterations=self.iterations)
-        validation.natural(self, top=self.top, seed=self.seed)
+    clusters: Size
+    top: Natural = 32
+    iterations: Steps = 10
+    seed: Seed = 0
 
     @property
     def traits(self) -> Traits:

@@ -11,6 +11,7 @@ from softlab.core import Cost, Dims, Knob, Traits, own_precision, value, widened
 from softlab.kernels import Exponential, kernel_cost
 from softlab.landmarks import UniformRandom
 from softlab.operators.softmax import Softmax
+from softlab.validation import Seed, Size
 
 
 @value
@@ -31,12 +32,8 @@ class ColumnSample:
     family: ClassVar = "sampling"
     knob: ClassVar = Knob("rank")
 
-    rank: int
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        validation.positive_int(self, rank=self.rank)
-        validation.natural(self, seed=self.seed)
+    rank: Size
+    seed: Seed = 0
 
     @property
     def traits(self) -> Traits:

@@ -41,9 +41,6 @@ class CosFormer:
 
     causal: bool = False
 
-    def __post_init__(self) -> None:
-        validation.flag(self, causal=self.causal)
-
     @property
     def traits(self) -> Traits:
         """Exact as itself, a replacement; non-negative; rows sum to one or to zero."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.kernels import Gaussian, kernel_cost
 from softlab.primitives.causal import of_kept
 from softlab.primitives.normalization import NORMALIZATIONS, average_of_some, indicator, over_root
+from softlab.validation import Bandwidth, OneOf
 
 
 @value
@@ -36,16 +37,11 @@ class GaussianAttention:
 
     family: ClassVar = "dense"
 
-    bandwidth: float | None = None
-    normalization: str = "none"
+    bandwidth: Bandwidth | None = None
+    normalization: Annotated[str, OneOf(*NORMALIZATIONS)] = "none"
     causal: bool = False
 
     def __post_init__(self) -> None:
-        if self.bandwidth is not None:
-            validation.positive(self, bandwidth=self.bandwidth)
-            Gaussian(self.bandwidth)  # refuses what its square cannot carry
-        validation.one_of(self, NORMALIZATIONS, normalization=self.normalization)
-        validation.flag(self, causal=self.causal)
         if self.causal and self.normalization == "symmetric":
             msg = (
                 "GaussianAttention.normalization is 'symmetric', whose key degrees depend on later "

@@ -12,8 +12,8 @@ from softlab import validation
 from softlab.core import Cost, Dims, Knob, Stream, Traits, own_precision, value, widened
 from softlab.operators.softmax import Softmax
 from softlab.primitives.sort_lsh import (
+    Bits,
     Blocks,
-    bits_fit,
     block_average,
     block_weights,
     bounds,
@@ -22,6 +22,7 @@ from softlab.primitives.sort_lsh import (
     over_survivors,
     parts,
 )
+from softlab.validation import Amount, Seed, Size
 
 
 @value
@@ -60,17 +61,10 @@ class KDEFormer:
     family: ClassVar = "sampling"
     knob: ClassVar = Knob("block", "samples")
 
-    block: int = 64
-    samples: int = 64
-    bits: int = 7
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        validation.positive_int(self, block=self.block, bits=self.bits)
-        validation.natural(self, samples=self.samples, seed=self.seed)
-        if self.samples:
-            validation.numbers(self, samples=self.samples)
-        bits_fit(self, self.bits)
+    block: Size = 64
+    samples: Amount = 64
+    bits: Bits = 7
+    seed: Seed = 0
 
     @property
     def traits(self) -> Traits:

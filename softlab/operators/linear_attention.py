@@ -31,9 +31,6 @@ class LinearAttention:
 
     causal: bool = False
 
-    def __post_init__(self) -> None:
-        validation.flag(self, causal=self.causal)
-
     @property
     def traits(self) -> Traits:
         """Exact as itself, a replacement; row-stochastic and non-negative."""

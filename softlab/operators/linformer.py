@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
@@ -11,6 +11,7 @@ from softlab import validation
 from softlab.core import Cost, Dims, Knob, Stream, Traits, own_precision, value, widened
 from softlab.kernels import Exponential, kernel_cost
 from softlab.operators.softmax import Softmax
+from softlab.validation import OneOf, Seed, Size
 
 SHARINGS = ("none", "key-value")
 
@@ -37,14 +38,9 @@ class Linformer:
     family: ClassVar = "low rank"
     knob: ClassVar = Knob("rank")
 
-    rank: int
-    seed: int = 0
-    sharing: str = "none"
-
-    def __post_init__(self) -> None:
-        validation.positive_int(self, rank=self.rank)
-        validation.natural(self, seed=self.seed)
-        validation.one_of(self, SHARINGS, sharing=self.sharing)
+    rank: Size
+    seed: Seed = 0
+    sharing: Annotated[str, OneOf(*SHARINGS)] = "none"
 
     @property
     def traits(self) -> Traits:

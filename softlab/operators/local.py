@@ -14,6 +14,7 @@ from softlab.core import Cost, Dims, Knob, Traits, own_precision, value, widened
 from softlab.operators.softmax import Softmax
 from softlab.primitives.banded import banded_average, centres, ordinals, rows, support_sizes
 from softlab.primitives.causal import of_kept
+from softlab.validation import Natural, Size
 
 LEAST_BLOCK = 32
 """Queries that share one dense product at least: smaller ones cost more than they save."""
@@ -49,15 +50,10 @@ class Local:
     family: ClassVar = "sparse"
     knob: ClassVar = Knob("window")
 
-    window: int
-    dilation: int = 1
-    sinks: int = 0
+    window: Size
+    dilation: Size = 1
+    sinks: Natural = 0
     causal: bool = False
-
-    def __post_init__(self) -> None:
-        validation.positive_int(self, window=self.window, dilation=self.dilation)
-        validation.natural(self, sinks=self.sinks)
-        validation.flag(self, causal=self.causal)
 
     @property
     def traits(self) -> Traits:

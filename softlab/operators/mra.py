@@ -14,6 +14,7 @@ from softlab import validation
 from softlab.core import Cost, Dims, Knob, Traits, own_precision, recomputed, value, widened
 from softlab.operators.softmax import Softmax
 from softlab.primitives.banded import HELD_ENTRIES, ordinals, rows
+from softlab.validation import Size
 
 
 @value
@@ -48,13 +49,9 @@ class MRA:
     family: ClassVar = "hybrid"
     knob: ClassVar = Knob("refined", block=16)
 
-    block: int = 32
-    refined: int = 4
+    block: Size = 32
+    refined: Size = 4
     sparse: bool = False
-
-    def __post_init__(self) -> None:
-        validation.positive_int(self, block=self.block, refined=self.refined)
-        validation.flag(self, sparse=self.sparse)
 
     @property
     def traits(self) -> Traits:

@@ -17,6 +17,7 @@ from softlab.kernels import Exponential, kernel_cost
 from softlab.landmarks import SegmentMeans, Selector
 from softlab.operators.softmax import Softmax
 from softlab.pinv import SVD, NystromformerCubic, Solver, applier, applier_cost
+from softlab.validation import Size
 
 
 @value
@@ -46,14 +47,9 @@ class Nystromformer:
     family: ClassVar = "low rank"
     knob: ClassVar = Knob("rank")
 
-    rank: int
+    rank: Size
     pinv: Solver = NystromformerCubic(steps=6)
     landmarks: Selector = SegmentMeans()
-
-    def __post_init__(self) -> None:
-        validation.positive_int(self, rank=self.rank)
-        validation.is_a(self, Solver, pinv=self.pinv)
-        validation.is_a(self, Selector, landmarks=self.landmarks)
 
     @property
     def traits(self) -> Traits:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from softlab.operators.softmax import Softmax
 from softlab.primitives.causal import of_kept
 from softlab.primitives.feature_maps import causal_feature_average, feature_average
 from softlab.primitives.normalization import indicator
+from softlab.validation import Numbers, OneOf, Positive, Width
 
 ESTIMATORS = ("positive", "hyperbolic")
 
@@ -57,38 +58,35 @@ class Performer:
     family: ClassVar = "features"
     knob: ClassVar = Knob("features")
 
-    features: int = 64
+    features: Width = 64
     weights: Weights = Orthogonal()
-    estimator: str = "positive"
-    scale: float | None = None
-    eps: float = 0.0
+    estimator: Annotated[str, OneOf(*ESTIMATORS)] = "positive"
+    scale: Positive | None = None
+    eps: Annotated[
+        float,
+        Numbers(
+            1e-15,
+            1.0,
+            zero=True,
+            says="; its square must fit float32 and stay small beside features of 1, so give 0 or "
+            "1e-15 to 1.",
+        ),
+    ] = 0.0
     causal: bool = False
 
     def __post_init__(self) -> None:
-        validation.numbers(self, features=self.features)
-        validation.is_a(self, Weights, weights=self.weights)
-        validation.one_of(self, ESTIMATORS, estimator=self.estimator)
-        Softmax(self.scale, self.causal)
         if self.estimator == "hyperbolic" and self.features % 2:
             msg = (
                 f"Performer.features is {self.features}; hyperbolic features come in pairs, so "
                 f"give an even number such as {self.features + 1}, or estimator='positive'."
             )
             raise ValueError(msg)
-        if self.eps != 0:
-            validation.positive(self, eps=self.eps)
-            if not 1e-15 <= self.eps <= 1:
-                msg = (
-                    f"Performer.eps is {self.eps}; its square must fit float32 and stay small "
-                    "beside features of 1, so give 0 or 1e-15 to 1."
-                )
-                raise ValueError(msg)
-            if self.causal:
-                msg = (
-                    f"Performer.eps is {self.eps}, relative to the largest feature of all keys, "
-                    "later ones included; with causal=True give eps=0."
-                )
-                raise ValueError(msg)
+        if self.eps and self.causal:
+            msg = (
+                f"Performer.eps is {self.eps}, relative to the largest feature of all keys, "
+                "later ones included; with causal=True give eps=0."
+            )
+            raise ValueError(msg)
 
     @property
     def traits(self) -> Traits:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from softlab import validation
 from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.kernels import kernel_cost
 from softlab.operators.softmax import Softmax
+from softlab.validation import OneOf
 
 FORMATS = {
     "bfloat16": torch.bfloat16,
@@ -61,13 +62,11 @@ class Quantized:
 
     family: ClassVar = "dense"
 
-    precision: str = "int8"
+    precision: Annotated[str, OneOf(*FORMATS)] = "int8"
     smoothing: bool = False
     causal: bool = False
 
     def __post_init__(self) -> None:
-        validation.one_of(self, tuple(FORMATS), precision=self.precision)
-        validation.flag(self, smoothing=self.smoothing, causal=self.causal)
         if self.causal and self.smoothing:
             msg = (
                 "Quantized.smoothing takes the mean of all keys from each, later ones included; "

@@ -19,6 +19,7 @@ from softlab.primitives.causal import by_halves, of_kept
 from softlab.primitives.feature_maps import feature_sums
 from softlab.primitives.normalization import indicator, over
 from softlab.primitives.weighted_sums import Sums
+from softlab.validation import Width
 
 
 @value
@@ -53,13 +54,11 @@ class RandomFourier:
     family: ClassVar = "features"
     knob: ClassVar = Knob("features", each=2)
 
-    features: int = 64
+    features: Width = 64
     target: Softmax | GaussianAttention = Softmax()
     weights: Weights = Orthogonal()
 
     def __post_init__(self) -> None:
-        validation.numbers(self, features=self.features)
-        validation.is_a(self, Weights, weights=self.weights)
         if self.features % 2:
             msg = (
                 f"RandomFourier.features is {self.features}; a cosine and a sine are two, so give "

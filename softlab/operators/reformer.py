@@ -14,6 +14,7 @@ from softlab.operators.softmax import Softmax
 from softlab.primitives.banded import HELD_ENTRIES, rows
 from softlab.primitives.sort_lsh import bounds, over_survivors, parts, unsorted
 from softlab.primitives.weighted_sums import Sums
+from softlab.validation import Seed, Size, Steps, Width
 
 
 class Round(NamedTuple):
@@ -66,16 +67,12 @@ class Reformer:
     family: ClassVar = "sparse"
     knob: ClassVar = Knob("chunk", buckets=16, rounds=2)
 
-    buckets: int = 32
-    chunk: int = 64
-    rounds: int = 4
-    seed: int = 0
+    buckets: Width = 32
+    chunk: Size = 64
+    rounds: Steps = 4
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        validation.numbers(self, buckets=self.buckets)
-        validation.positive_int(self, chunk=self.chunk)
-        validation.repeats(self, rounds=self.rounds)
-        validation.natural(self, seed=self.seed)
         if self.buckets > 1 and self.buckets % 2:
             msg = (
                 f"Reformer.buckets is {self.buckets}, and every direction has an opposite one; "

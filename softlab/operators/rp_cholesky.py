@@ -16,6 +16,7 @@ from softlab.landmarks.pivoting import Pivots, pivots
 from softlab.operators.softmax import Softmax
 from softlab.pinv import Cholesky, Solver, applier, applier_cost
 from softlab.primitives.normalization import indicator, least, over, size
+from softlab.validation import Positive, Seed, Size
 
 SPREAD = 40.0
 """Spread of the keys' exponents from which float32 gives way to float64, in whose range they are
@@ -56,16 +57,10 @@ class RPCholesky:
     family: ClassVar = "low rank"
     knob: ClassVar = Knob("rank")
 
-    rank: int
-    temperature: float = 2.0
-    seed: int = 0
+    rank: Size
+    temperature: Positive = 2.0
+    seed: Seed = 0
     pinv: Solver = Cholesky()
-
-    def __post_init__(self) -> None:
-        validation.positive_int(self, rank=self.rank)
-        validation.positive(self, temperature=self.temperature)
-        validation.natural(self, seed=self.seed)
-        validation.is_a(self, Solver, pinv=self.pinv)
 
     @property
     def traits(self) -> Traits:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from softlab.primitives.banded import HELD_ENTRIES, banded_sums, centres, ordina
 from softlab.primitives.causal import of_kept
 from softlab.primitives.prefix_sums import sums_before
 from softlab.primitives.weighted_sums import Sums
+from softlab.validation import Natural, OneOf, Positive, Size, Width
 
 
 @value
@@ -53,21 +54,15 @@ class Scatterbrain:
     family: ClassVar = "hybrid"
     knob: ClassVar = Knob("window", "features")
 
-    window: int
-    features: int = 64
-    sinks: int = 0
+    window: Size
+    features: Width = 64
+    sinks: Natural = 0
     weights: Weights = Orthogonal()
-    estimator: str = "positive"
-    scale: float | None = None
+    estimator: Annotated[str, OneOf(*ESTIMATORS)] = "positive"
+    scale: Positive | None = None
     causal: bool = False
 
     def __post_init__(self) -> None:
-        validation.positive_int(self, window=self.window)
-        validation.numbers(self, features=self.features)
-        validation.natural(self, sinks=self.sinks)
-        validation.is_a(self, Weights, weights=self.weights)
-        validation.one_of(self, ESTIMATORS, estimator=self.estimator)
-        validation.flag(self, causal=self.causal)
         _ = self._performer
 
     @property

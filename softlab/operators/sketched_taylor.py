@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import product
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from softlab.operators.softmax import Softmax
 from softlab.primitives.causal import by_halves, of_kept
 from softlab.primitives.feature_maps import feature_sums, polynomial_average, sizes
 from softlab.primitives.weighted_sums import Sums
+from softlab.validation import Integers, Positive, Seed, Width
 
 
 @value
@@ -51,23 +52,18 @@ class SketchedTaylor:
     family: ClassVar = "features"
     knob: ClassVar = Knob("features", degree=2)
 
-    features: int = 64
-    degree: int = 4
-    scale: float | None = None
-    seed: int = 0
+    features: Width = 64
+    degree: Annotated[
+        int,
+        Integers(
+            2,
+            12,
+            says="; give 2 to 12: nothing is sketched below, and features beyond overflow float32.",
+        ),
+    ] = 4
+    scale: Positive | None = None
+    seed: Seed = 0
     causal: bool = False
-
-    def __post_init__(self) -> None:
-        validation.numbers(self, features=self.features)
-        validation.positive_int(self, degree=self.degree)
-        validation.natural(self, seed=self.seed)
-        Softmax(self.scale, self.causal)
-        if not 2 <= self.degree <= 12:
-            msg = (
-                f"SketchedTaylor.degree is {self.degree}; give 2 to 12: nothing is sketched below, "
-                "and features beyond overflow float32."
-            )
-            raise ValueError(msg)
 
     @property
     def traits(self) -> Traits:

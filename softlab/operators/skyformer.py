@@ -10,10 +10,11 @@ from torch import Tensor
 
 from softlab import validation
 from softlab.core import Cost, Dims, Knob, Traits, own_precision, value, widened
-from softlab.kernels import Gaussian, kernel_cost
+from softlab.kernels import kernel_cost
 from softlab.landmarks import Selector, UniformRandom
 from softlab.operators.gaussian_attention import GaussianAttention
 from softlab.pinv import SVD, NystromformerCubic, Solver, applier, applier_cost
+from softlab.validation import Bandwidth, NotNegative, Size
 
 
 @value
@@ -49,20 +50,11 @@ class Skyformer:
     family: ClassVar = "low rank"
     knob: ClassVar = Knob("rank")
 
-    rank: int
-    gamma: float = 0.1
-    bandwidth: float | None = None
+    rank: Size
+    gamma: NotNegative = 0.1
+    bandwidth: Bandwidth | None = None
     landmarks: Selector = UniformRandom()
     pinv: Solver = NystromformerCubic(steps=6)
-
-    def __post_init__(self) -> None:
-        validation.positive_int(self, rank=self.rank)
-        validation.zero_or_positive(self, gamma=self.gamma)
-        if self.bandwidth is not None:
-            validation.positive(self, bandwidth=self.bandwidth)
-            Gaussian(self.bandwidth)  # refuses what its square cannot carry
-        validation.is_a(self, Selector, landmarks=self.landmarks)
-        validation.is_a(self, Solver, pinv=self.pinv)
 
     @property
     def traits(self) -> Traits:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from functools import partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from softlab.primitives.normalization import (
     size,
     spread,
 )
+from softlab.validation import Bandwidth, OneOf, Size
 
 
 @value
@@ -60,20 +61,11 @@ class Soft:
     family: ClassVar = "low rank"
     knob: ClassVar = Knob("rank")
 
-    rank: int
-    bandwidth: float | None = None
+    rank: Size
+    bandwidth: Bandwidth | None = None
     landmarks: Selector = SegmentMeans()
     pinv: Solver = NewtonRaphson(steps=20)
-    normalization: str = "none"
-
-    def __post_init__(self) -> None:
-        validation.positive_int(self, rank=self.rank)
-        if self.bandwidth is not None:
-            validation.positive(self, bandwidth=self.bandwidth)
-            Gaussian(self.bandwidth)  # refuses what its square cannot carry
-        validation.is_a(self, Selector, landmarks=self.landmarks)
-        validation.is_a(self, Solver, pinv=self.pinv)
-        validation.one_of(self, (*NORMALIZATIONS, "published"), normalization=self.normalization)
+    normalization: Annotated[str, OneOf(*(*NORMALIZATIONS, "published"))] = "none"
 
     @property
     def traits(self) -> Traits:

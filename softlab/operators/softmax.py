@@ -12,6 +12,7 @@ from softlab.core import Cost, Dims, Traits, own_precision, value
 from softlab.kernels import Exponential, kernel_cost
 from softlab.primitives.causal import of_kept
 from softlab.primitives.normalization import average_of_some
+from softlab.validation import Positive
 
 
 @value
@@ -27,12 +28,8 @@ class Softmax:
 
     family: ClassVar = "dense"
 
-    scale: float | None = None
+    scale: Positive | None = None
     causal: bool = False
-
-    def __post_init__(self) -> None:
-        Exponential(self.scale)
-        validation.flag(self, causal=self.causal)
 
     @property
     def traits(self) -> Traits:

@@ -15,6 +15,7 @@ from softlab.operators.softmax import Softmax
 from softlab.primitives.causal import by_halves, of_kept
 from softlab.primitives.feature_maps import feature_sums, polynomial_average, sizes
 from softlab.primitives.weighted_sums import Sums
+from softlab.validation import Positive
 
 
 @value
@@ -39,11 +40,8 @@ class Taylor:
 
     family: ClassVar = "features"
 
-    scale: float | None = None
+    scale: Positive | None = None
     causal: bool = False
-
-    def __post_init__(self) -> None:
-        Softmax(self.scale, self.causal)
 
     @property
     def traits(self) -> Traits:

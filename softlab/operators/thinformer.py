@@ -14,6 +14,7 @@ from softlab.core import Cost, Dims, Knob, Stream, Traits, own_precision, value,
 from softlab.kernels import Exponential, kernel_cost
 from softlab.operators.softmax import Softmax
 from softlab.primitives.banded import HELD_ENTRIES, rows
+from softlab.validation import Positive, Seed, Size
 
 
 class Draws(NamedTuple):
@@ -65,14 +66,9 @@ class Thinformer:
     family: ClassVar = "sampling"
     knob: ClassVar = Knob("size")
 
-    size: int = 256
-    caution: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        validation.positive_int(self, size=self.size)
-        validation.positive(self, caution=self.caution)
-        validation.natural(self, seed=self.seed)
+    size: Size = 256
+    caution: Positive = 1.0
+    seed: Seed = 0
 
     @property
     def traits(self) -> Traits:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from softlab.core import Cost, Dims, Traits, own_precision, value, widened
 from softlab.kernels import kernel_cost
 from softlab.operators.softmax import Softmax
 from softlab.primitives.causal import of_kept
+from softlab.validation import Numbers, Size
+
+NO_MASS = ", a mass that no row has; give a number in (0, 1]."
 
 
 @value
@@ -37,8 +40,8 @@ class TopK:
 
     family: ClassVar = "dense"
 
-    k: int | None = None
-    p: float | None = None
+    k: Size | None = None
+    p: Annotated[float, Numbers(most=1, says=NO_MASS)] | None = None
     causal: bool = False
 
     def __post_init__(self) -> None:
@@ -48,14 +51,6 @@ class TopK:
                 "query keeps, or p, the mass that they must reach."
             )
             raise ValueError(msg)
-        validation.flag(self, causal=self.causal)
-        if self.k is not None:
-            validation.positive_int(self, k=self.k)
-        if self.p is not None:
-            validation.positive(self, p=self.p)
-            if self.p > 1:
-                msg = f"TopK.p is {self.p}, a mass that no row has; give a number in (0, 1]."
-                raise ValueError(msg)
 
     @property
     def traits(self) -> Traits:

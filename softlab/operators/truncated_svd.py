@@ -22,6 +22,7 @@ from softlab.core import (
     widened,
 )
 from softlab.operators.softmax import Softmax
+from softlab.validation import Size
 
 
 @value
@@ -37,12 +38,8 @@ class TruncatedSVD:
 
     family: ClassVar = "dense"
 
-    rank: int
+    rank: Size
     target: Operator = Softmax()
-
-    def __post_init__(self) -> None:
-        validation.positive_int(self, rank=self.rank)
-        validation.is_a(self, Operator, target=self.target)
 
     @property
     def traits(self) -> Traits:

@@ -26,9 +26,6 @@ class Uniform:
 
     target: Operator = Softmax()
 
-    def __post_init__(self) -> None:
-        validation.is_a(self, Operator, target=self.target)
-
     @property
     def traits(self) -> Traits:
         """Equivariant and row-stochastic, and nothing learnt from q and k."""

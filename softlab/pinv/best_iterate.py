@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from softlab import validation
 from softlab.core import Cost, graphed, own_precision, value
 from softlab.pinv.solver import PinvResult, Solver, SolverTraits, admit, deliver
 
@@ -26,7 +25,6 @@ class BestIterate:
     solver: Solver
 
     def __post_init__(self) -> None:
-        validation.is_a(self, Solver, solver=self.solver)
         if self.solver.traits.implicit:
             msg = (
                 f"BestIterate.solver is {self.solver!r}, whose iterates have no gradient; wrap the "

@@ -14,6 +14,7 @@ from softlab.pinv.iteration import Map, Unrolled
 from softlab.pinv.polynomial import cushion, equioscillation, products
 from softlab.pinv.scalings import KrylovEstimate
 from softlab.pinv.solver import SolverTraits
+from softlab.validation import Seed, Steps
 
 
 @value
@@ -40,17 +41,14 @@ class Chebyshev(Unrolled):
     Chebyshev's theorem.
     """
 
-    steps: int = 12
-    degree: int = 5
+    steps: Steps = 12
+    degree: Steps = 5
     bounds: tuple[float, float] | None = None
     definite: bool = False
-    sweeps: int = 24
-    seed: int = 0
+    sweeps: Steps = 24
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        validation.repeats(self, steps=self.steps, degree=self.degree, sweeps=self.sweeps)
-        validation.natural(self, seed=self.seed)
-        validation.flag(self, definite=self.definite)
         validation.above_one(self, degree=self.degree)
         if self.bounds is not None:
             pair: object = self.bounds

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from softlab import validation
 from softlab.core import Cost, recomputed, value
 from softlab.pinv.iteration import Iteration, Map
 from softlab.pinv.solver import PinvResult, SolverTraits, last
+from softlab.validation import Size
 
 
 @value
@@ -24,11 +24,7 @@ class Checkpointed:
     """
 
     solver: Iteration
-    every: int = 4
-
-    def __post_init__(self) -> None:
-        validation.is_a(self, Iteration, solver=self.solver)
-        validation.positive_int(self, every=self.every)
+    every: Size = 4
 
     @property
     def traits(self) -> SolverTraits:

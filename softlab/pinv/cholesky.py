@@ -11,6 +11,7 @@ from softlab import validation
 from softlab.core import Cost, own_precision, transformed, value
 from softlab.pinv.solver import PinvResult, SolverTraits, admit, deliver, working
 from softlab.pinv.stopping import judge
+from softlab.validation import Positive
 
 
 @value
@@ -24,11 +25,7 @@ class Cholesky:
     factorisation breaks down; ``solve`` reports that per matrix as NON_FINITE.
     """
 
-    shift: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.shift is not None:
-            validation.positive(self, shift=self.shift)
+    shift: Positive | None = None
 
     @property
     def traits(self) -> SolverTraits:

@@ -11,6 +11,7 @@ from softlab import validation
 from softlab.core import Cost, own_precision, value, widened
 from softlab.pinv.solver import PinvResult, SolverTraits, last, working
 from softlab.pinv.stopping import judge
+from softlab.validation import Steps
 
 
 @value
@@ -28,10 +29,7 @@ class ConjugateGradients:
     Reference: Hestenes and Stiefel 1952.
     """
 
-    steps: int = 32
-
-    def __post_init__(self) -> None:
-        validation.repeats(self, steps=self.steps)
+    steps: Steps = 32
 
     @property
     def traits(self) -> SolverTraits:

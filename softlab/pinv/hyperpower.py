@@ -13,6 +13,7 @@ from softlab.pinv.iteration import Unrolled
 from softlab.pinv.polynomial import ResidualPolynomial, products
 from softlab.pinv.scalings import NormProduct, Scaling
 from softlab.pinv.solver import SolverTraits
+from softlab.validation import Steps
 
 
 @value
@@ -30,14 +31,12 @@ class Hyperpower(Unrolled):
     arXiv 1604.07893.
     """
 
-    order: int = 3
-    steps: int = 13
+    order: Steps = 3
+    steps: Steps = 13
     scaling: Scaling = NormProduct(1.8)
 
     def __post_init__(self) -> None:
-        validation.repeats(self, order=self.order, steps=self.steps)
         validation.above_one(self, order=self.order)
-        validation.is_a(self, Scaling, scaling=self.scaling)
 
     @property
     def traits(self) -> SolverTraits:

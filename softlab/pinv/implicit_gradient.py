@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from softlab import validation
 from softlab.core import Cost, value
 from softlab.pinv.gradient_rule import by_rule
 from softlab.pinv.solver import PinvResult, Solver, SolverTraits
@@ -27,9 +26,6 @@ class ImplicitGradient:
     """
 
     solver: Solver
-
-    def __post_init__(self) -> None:
-        validation.is_a(self, Solver, solver=self.solver)
 
     @property
     def traits(self) -> SolverTraits:

@@ -12,6 +12,7 @@ from softlab.pinv.iteration import Map, Unrolled
 from softlab.pinv.polynomial import cushion, equioscillation, products
 from softlab.pinv.scalings import KrylovEstimate, Scaling
 from softlab.pinv.solver import SolverTraits
+from softlab.validation import Positive, Steps
 
 MARGIN = 1.15
 """By how much the scaling may overestimate sigma_1 before small singular values fall behind."""
@@ -37,19 +38,16 @@ class Minimax(Unrolled):
     rounding error in the null space grows by up to p^2 a step, p in the end.
     """
 
-    condition: float = 1e3
-    steps: int = 7
-    degree: int = 5
+    condition: Positive = 1e3
+    steps: Steps = 7
+    degree: Steps = 5
     scaling: Scaling = KrylovEstimate()
 
     def __post_init__(self) -> None:
-        validation.positive(self, condition=self.condition)
         if self.condition < 1:
             msg = f"Minimax.condition is {self.condition}; give a number of at least 1."
             raise ValueError(msg)
-        validation.repeats(self, steps=self.steps, degree=self.degree)
         validation.above_one(self, degree=self.degree)
-        validation.is_a(self, Scaling, scaling=self.scaling)
 
     @property
     def traits(self) -> SolverTraits:

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from softlab import validation
 from softlab.core import Cost, value
 from softlab.pinv.iteration import Unrolled
 from softlab.pinv.polynomial import ResidualPolynomial
 from softlab.pinv.scalings import NormProduct, Scaling
 from softlab.pinv.solver import SolverTraits
+from softlab.validation import Steps
 
 
 @value
@@ -28,12 +28,8 @@ class NewtonRaphson(Unrolled):
     Reference: arXiv 2110.11945, Alg. 2 and Eq. 10; Ben-Israel and Cohen 1966.
     """
 
-    steps: int = 20
+    steps: Steps = 20
     scaling: Scaling = NormProduct(1.8)
-
-    def __post_init__(self) -> None:
-        validation.repeats(self, steps=self.steps)
-        validation.is_a(self, Scaling, scaling=self.scaling)
 
     @property
     def traits(self) -> SolverTraits:

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from softlab import validation
 from softlab.core import Cost, value
 from softlab.pinv.iteration import Unrolled
 from softlab.pinv.polynomial import ResidualPolynomial
 from softlab.pinv.scalings import NormProduct, Scaling
 from softlab.pinv.solver import SolverTraits
+from softlab.validation import Steps
 
 
 @value
@@ -29,12 +29,8 @@ class NystromformerCubic(Unrolled):
     space grows by 13/4 a step. Reference: arXiv 2102.03902, Eq. 11.
     """
 
-    steps: int = 6
+    steps: Steps = 6
     scaling: Scaling = NormProduct(1.0)
-
-    def __post_init__(self) -> None:
-        validation.repeats(self, steps=self.steps)
-        validation.is_a(self, Scaling, scaling=self.scaling)
 
     @property
     def traits(self) -> SolverTraits:

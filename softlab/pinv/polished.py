@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from softlab.core import Cost, own_precision, value
 from softlab.pinv.polynomial import ResidualPolynomial
 from softlab.pinv.solver import PinvResult, Solver, SolverTraits, admit, deliver, working
 from softlab.pinv.stopping import judge
+from softlab.validation import OneOf, Steps
 
 PRECISIONS = {
     "float32": torch.float32,
@@ -37,13 +39,8 @@ class Polished:
     """
 
     solver: Solver
-    precision: str = "float32"
-    steps: int = 1
-
-    def __post_init__(self) -> None:
-        validation.is_a(self, Solver, solver=self.solver)
-        validation.one_of(self, tuple(PRECISIONS), precision=self.precision)
-        validation.repeats(self, steps=self.steps)
+    precision: Annotated[str, OneOf(*PRECISIONS)] = "float32"
+    steps: Steps = 1
 
     @property
     def traits(self) -> SolverTraits:

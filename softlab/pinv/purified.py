@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from softlab import validation
 from softlab.core import Cost, own_precision, value
 from softlab.pinv.solver import (
     PinvResult,
@@ -32,9 +31,6 @@ class Purified:
     """
 
     solver: Solver
-
-    def __post_init__(self) -> None:
-        validation.is_a(self, Solver, solver=self.solver)
 
     @property
     def traits(self) -> SolverTraits:

@@ -20,6 +20,7 @@ from softlab.pinv.solver import (
     deliver,
     working,
 )
+from softlab.validation import Positive
 
 
 @value
@@ -33,11 +34,7 @@ class Ridge:
     """
 
     solver: Solver
-    ridge: float = 0.01
-
-    def __post_init__(self) -> None:
-        validation.is_a(self, Solver, solver=self.solver)
-        validation.positive(self, ridge=self.ridge)
+    ridge: Positive = 0.01
 
     @property
     def traits(self) -> SolverTraits:

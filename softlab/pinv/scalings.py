@@ -22,6 +22,7 @@ from torch import Tensor
 from softlab import validation
 from softlab.core import Cost, Stream, own_precision, value, widened
 from softlab.pinv.golub_kahan import interval_cost, singular_interval
+from softlab.validation import Positive, Seed, Steps
 
 NO_COST = Cost(0)
 
@@ -93,11 +94,8 @@ class NormProduct:
     of the dtype.
     """
 
-    factor: float
+    factor: Positive
     definite: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        validation.positive(self, factor=self.factor)
 
     def __call__(self, a: Tensor) -> Tensor:
         """The initial guess, (..., m, m)."""
@@ -119,11 +117,8 @@ class OneNorm:
     Reference: arXiv 2110.11945, Alg. 2; the 0.9 is in the submission and the code of July 2022.
     """
 
-    factor: float = 1.8
+    factor: Positive = 1.8
     definite: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        validation.positive(self, factor=self.factor)
 
     def __call__(self, a: Tensor) -> Tensor:
         """The initial guess, (..., m, m)."""
@@ -141,11 +136,8 @@ class Frobenius:
     Starts up to a factor of the rank lower than ``Optimal`` where the spectrum is flat.
     """
 
-    factor: float = 1.0
+    factor: Positive = 1.0
     definite: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        validation.positive(self, factor=self.factor)
 
     def __call__(self, a: Tensor) -> Tensor:
         """The initial guess, (..., m, m)."""
@@ -204,15 +196,10 @@ class PowerEstimate:
     constant of the backward pass.
     """
 
-    sweeps: int = 8
-    safety: float = 1.2
-    seed: int = 0
+    sweeps: Steps = 8
+    safety: Positive = 1.2
+    seed: Seed = 0
     definite: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        validation.repeats(self, sweeps=self.sweeps)
-        validation.positive(self, safety=self.safety)
-        validation.natural(self, seed=self.seed)
 
     @own_precision
     def __call__(self, a: Tensor) -> Tensor:
@@ -243,15 +230,10 @@ class KrylovEstimate:
     ``seed`` of the normal starting vector. A constant of the backward pass.
     """
 
-    sweeps: int = 12
-    safety: float = 1.1
-    seed: int = 0
+    sweeps: Steps = 12
+    safety: Positive = 1.1
+    seed: Seed = 0
     definite: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        validation.repeats(self, sweeps=self.sweeps)
-        validation.positive(self, safety=self.safety)
-        validation.natural(self, seed=self.seed)
 
     @own_precision
     def interval(self, a: Tensor) -> tuple[Tensor, Tensor]:
@@ -280,11 +262,8 @@ class InfinityNorm:
     step multiplies it: not a pseudo-inverse.
     """
 
-    factor: float = 1.0
+    factor: Positive = 1.0
     definite: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        validation.positive(self, factor=self.factor)
 
     def __call__(self, a: Tensor) -> Tensor:
         """The initial guess, (..., m, m)."""
@@ -302,11 +281,8 @@ class Trace:
     Convergent for 0 < factor < 2; NaN where the trace is not positive, 0 for a zero matrix.
     """
 
-    factor: float = 1.0
+    factor: Positive = 1.0
     definite: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        validation.positive(self, factor=self.factor)
 
     def __call__(self, a: Tensor) -> Tensor:
         """The initial guess, (..., m, m)."""
@@ -371,11 +347,8 @@ class PublishedSoft:
     newton_inv in SOFT/kernel/inverse.py.
     """
 
-    ridge: float = 0.01
+    ridge: Positive = 0.01
     definite: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        validation.positive(self, ridge=self.ridge)
 
     def __call__(self, a: Tensor) -> Tensor:
         """The initial guess, (..., m, m)."""

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from softlab import validation
 from softlab.core import Cost, Stream, value
 from softlab.pinv.iteration import Map, Unrolled
 from softlab.pinv.polynomial import ResidualPolynomial, residual
 from softlab.pinv.scalings import NormProduct, Scaling
 from softlab.pinv.solver import SolverTraits
+from softlab.validation import Seed, Steps, Width
 
 LARGEST = 4.0
 """With c in [1, 4] the map r -> r^2 (1 - c + c r) sends [-1/4, 1] into itself: no step can diverge,
@@ -37,16 +37,10 @@ class SketchedFit(Unrolled):
     (arXiv 2601.22137), which fits the last coefficient of iterations for roots and polar factors.
     """
 
-    steps: int = 14
-    columns: int = 8
-    seed: int = 0
+    steps: Steps = 14
+    columns: Width = 8
+    seed: Seed = 0
     scaling: Scaling = NormProduct(1.0)
-
-    def __post_init__(self) -> None:
-        validation.repeats(self, steps=self.steps)
-        validation.numbers(self, columns=self.columns)
-        validation.natural(self, seed=self.seed)
-        validation.is_a(self, Scaling, scaling=self.scaling)
 
     @property
     def traits(self) -> SolverTraits:

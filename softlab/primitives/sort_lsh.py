@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,18 @@ from torch import Tensor
 from softlab.core import Stream
 from softlab.kernels.fused import fused_average
 from softlab.landmarks.selector import take
+from softlab.validation import Integers
+
+Bits = Annotated[
+    int,
+    Integers(
+        1,
+        62,
+        says=", and a hash must fit 64-bit integers; give 1 to 62. More than log2 of the number of "
+        "tokens sort no finer.",
+    ),
+]
+"""Of a hash."""
 
 
 class Blocks(NamedTuple):
@@ -39,16 +51,6 @@ def gray_places(x: Tensor, planes: Tensor) -> Tensor:
     projected = x.detach().double() @ planes.to(x.device)
     digits = (projected > 0).long().cumsum(-1) % 2
     return (digits << torch.arange(bits - 1, -1, -1, device=x.device)).sum(-1)
-
-
-def bits_fit(owner: object, bits: int) -> None:
-    """Raise ``ValueError`` for a hash of more bits than its integers have."""
-    if bits > 62:
-        msg = (
-            f"{type(owner).__name__}.bits is {bits}, and a hash must fit 64-bit integers; "
-            "give 1 to 62. More than log2 of the number of tokens sort no finer."
-        )
-        raise ValueError(msg)
 
 
 def hyperplanes(d: int, bits: int, seed: int) -> Tensor:

@@ -433,6 +433,26 @@ def own_precision(call: F) -> F:
     return cast("F", exact)
 
 
+def attention(call: F) -> F:
+    """Make a method the call of an operator, by what all of them begin and end with.
+
+    The input is checked and aligned (``validation.admit``, by the operator's own ``scale``), masked
+    keys and values become zeros, autocast is off, and half precision is widened. The output comes
+    back in the dtype of v. So ``call`` sees and returns the working precision alone.
+    """
+
+    @functools.wraps(call)
+    def whole(
+        self: Any, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, **more: Any
+    ) -> Tensor:
+        scale = getattr(self, "scale", None)
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask, scale=scale)
+        out: Tensor = call(self, widened(q), widened(k), widened(v), key_mask, **more)
+        return out.to(v.dtype)
+
+    return own_precision(cast("F", whole))
+
+
 class _Inside(threading.local):
     """In how many calls of ``own_precision`` a thread is; all but the first have nothing to do."""
 

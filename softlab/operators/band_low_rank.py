@@ -8,8 +8,7 @@ from typing import Annotated, ClassVar
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from softlab import validation
-from softlab.core import Cost, Dims, Knob, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Traits, attention, value
 from softlab.operators.linear_attention import LinearAttention
 from softlab.operators.local import Local
 from softlab.operators.softmax import Softmax
@@ -76,17 +75,14 @@ class BandLowRank:
     def _local(self) -> Local:
         return Local(self.window, causal=self.causal)
 
-    @own_precision
+    @attention
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
         if self.causal:
             return of_kept(self._blend, q, k, v, key_mask)
         return self._blend(q, k, v, key_mask)
 
     def _blend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        dtype = v.dtype
-        q, k, v = widened(q), widened(k), widened(v)
         out = self.blend * self._local(q, k, v, key_mask)
         weight = (1 - self.blend) / self.kernels
         for log_phi in (log_elu, _log_mirrored, _log_tanh)[: self.kernels]:
@@ -96,7 +92,7 @@ class BandLowRank:
             else:
                 far = feature_average(a, b, v, key_mask)
             out = out + weight * far
-        return out.to(dtype)
+        return out
 
 
 def _log_mirrored(x: Tensor) -> Tensor:

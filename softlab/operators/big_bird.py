@@ -9,8 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from softlab import validation
-from softlab.core import Cost, Dims, Knob, Stream, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Stream, Traits, attention, value
 from softlab.kernels import Exponential
 from softlab.operators.softmax import Softmax
 from softlab.primitives.banded import banded_average, centres, ordinals, rows, support_sizes
@@ -87,14 +86,13 @@ class BigBird:
         kept = int(torch.where(at < self.globals, dims.l, sizes).sum()) * dims.batch
         return Cost(flops=2 * kept * (dims.d + dims.e), kernel_entries=kept)
 
-    @own_precision
+    @attention
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
-        lead, n, l, dtype = q.shape[:-2], q.shape[-2], k.shape[-2], v.dtype  # noqa: E741
+        lead, n, l = q.shape[:-2], q.shape[-2], k.shape[-2]  # noqa: E741
         if self._beyond(n, l):
             return self._fitted(n, l)(q, k, v, key_mask)
-        q, k, v = (widened(x).reshape(-1, *x.shape[-2:]) for x in (q, k, v))
+        q, k, v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
         mask = None if key_mask is None else key_mask.reshape(-1, l)
         keys, survivor = ordinals(mask, l, q.device)
         if mask is not None:
@@ -111,7 +109,7 @@ class BigBird:
             whole = Exponential().average(q[:, :first], k, v, mask)
             whole = torch.where(seeing[:, :first, None], whole, out[:, :first])
             out = torch.cat((whole, out[:, first:]), 1)
-        return out.reshape(*lead, n, v.shape[-1]).to(dtype)
+        return out.reshape(*lead, n, v.shape[-1])
 
     def _beyond(self, n: int, l: int) -> bool:  # noqa: E741
         """Whether a knob is larger than n queries and l keys can use."""

@@ -8,8 +8,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from softlab import validation
-from softlab.core import Cost, Dims, Knob, Traits, own_precision, recomputed, value, widened
+from softlab.core import (
+    Cost,
+    Dims,
+    Knob,
+    Traits,
+    attention,
+    recomputed,
+    value,
+)
 from softlab.landmarks import UniformRandom
 from softlab.landmarks.lloyd import means, nearest
 from softlab.operators.softmax import Softmax
@@ -84,12 +91,11 @@ class Clustered:
         clustering = 2 * b * self.iterations * n * count * dims.d
         return Cost(clustering + 2 * entries * (dims.d + dims.e), kernel_entries=entries)
 
-    @own_precision
+    @attention
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
-        lead, n, l, dtype = q.shape[:-2], q.shape[-2], k.shape[-2], v.dtype  # noqa: E741
-        q, k, v = (widened(x).reshape(-1, *x.shape[-2:]) for x in (q, k, v))
+        lead, n, l = q.shape[:-2], q.shape[-2], k.shape[-2]  # noqa: E741
+        q, k, v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
         owner = self.owners(q)
         q = q / math.sqrt(q.shape[-1])
         empty = q.new_zeros(len(q), min(self.clusters, n), q.shape[-1])
@@ -101,7 +107,7 @@ class Clustered:
             out = self._corrected(q, k, v, owner, scores, weights)
         else:
             out = rows(weights @ v, owner)
-        return out.reshape(*lead, n, v.shape[-1]).to(dtype)
+        return out.reshape(*lead, n, v.shape[-1])
 
     def _corrected(
         self, q: Tensor, k: Tensor, v: Tensor, owner: Tensor, scores: Tensor, weights: Tensor

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import Cost, Dims, Knob, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Traits, attention, value
 from softlab.kernels import Exponential, kernel_cost
 from softlab.landmarks import UniformRandom
 from softlab.operators.softmax import Softmax
@@ -58,14 +58,10 @@ class ColumnSample:
         """2 n m (d + e) a matrix."""
         return kernel_cost(Dims(dims.batch, dims.n, self.rank, dims.d, dims.e), dims.e)
 
-    @own_precision
+    @attention
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
         validation.rank_fits(self.rank, validation.survivors(key_mask, k), "keys")
-        dtype = v.dtype
         at = UniformRandom(self.seed).indices(k, self.rank, key_mask).unsqueeze(-1)
-        drawn_k, drawn_v = (
-            widened(x).gather(-2, at.expand(*at.shape[:-1], x.shape[-1])) for x in (k, v)
-        )
-        return Exponential().average(widened(q), drawn_k, drawn_v).to(dtype)
+        drawn_k, drawn_v = (x.gather(-2, at.expand(*at.shape[:-1], x.shape[-1])) for x in (k, v))
+        return Exponential().average(q, drawn_k, drawn_v)

@@ -10,8 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from softlab import validation
-from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Traits, attention, own_precision, value, widened
 from softlab.primitives.causal import by_halves, of_kept
 from softlab.primitives.feature_maps import feature_sums
 from softlab.primitives.normalization import indicator, over
@@ -69,15 +68,13 @@ class CosFormer:
         scores = widened(q).relu() @ widened(k).relu().mT
         return (scores * decay.to(scores.dtype)).to(q.dtype)
 
-    @own_precision
+    @attention
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
         if self.causal:
-            longest = indicator(widened(v), key_mask).sum(-2, keepdim=True)
+            longest = indicator(v, key_mask).sum(-2, keepdim=True)
             return of_kept(partial(_causal, longest=longest), q, k, v, key_mask)
-        dtype = v.dtype
-        q, k, v = widened(q).relu(), widened(k).relu(), widened(v)
+        q, k = q.relu(), k.relu()
         # The size of a query and of all keys cancels: divided out, nothing over- or underflows.
         q = q / _positive(q.detach().amax(-1, keepdim=True))
         k = k / _positive(k.detach().amax((-2, -1), keepdim=True))
@@ -87,14 +84,14 @@ class CosFormer:
         at = torch.arange(q.shape[-2], device=q.device).to(q).unsqueeze(-1)
         phi_q, phi_k = _turned(q, at / longest), _turned(k, ordinal / longest) * kept
         degree = (phi_q * phi_k.sum(-2, keepdim=True)).sum(-1, keepdim=True)
-        return over(phi_q @ (phi_k.mT @ v), degree).to(dtype)
+        return over(phi_q @ (phi_k.mT @ v), degree)
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, longest: Tensor) -> Tensor:
-    x, y, wide = widened(q).relu(), widened(k).relu(), widened(v)
+    x, y = q.relu(), k.relu()
     x = x / _positive(x.detach().amax(-1, keepdim=True))
     at = torch.arange(q.shape[-2], device=q.device).to(x).unsqueeze(-1) / longest
-    return by_halves(_meet, (x, at), (y, at, wide), 2 * x.shape[-1]).average().to(v.dtype)
+    return by_halves(_meet, (x, at), (y, at, v), 2 * x.shape[-1]).average()
 
 
 def _meet(of_queries: Sequence[Tensor], of_keys: Sequence[Tensor]) -> Sums:

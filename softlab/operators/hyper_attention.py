@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import Cost, Dims, Knob, Stream, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Stream, Traits, attention, own_precision, value, widened
 from softlab.operators.softmax import Softmax
 from softlab.primitives.sort_lsh import (
     Bits,
@@ -121,12 +121,10 @@ class HyperAttention:
         kernel = self.target.kernel(q.shape[-1]).matrix(flat_q, flat_k)
         return (weights * kernel).reshape(*lead, n, l).to(q.dtype)
 
-    @own_precision
+    @attention
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
-        x, y, z = (widened(t) for t in (q, k, v))
-        return over_survivors(self._blockwise, x, y, z, key_mask).to(v.dtype)
+        return over_survivors(self._blockwise, q, k, v, key_mask)
 
     def _blockwise(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return block_average(q, k, v, self._blocks(q, k))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import Cost, Dims, Knob, Stream, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Stream, Traits, attention, own_precision, value, widened
 from softlab.operators.softmax import Softmax
 from softlab.primitives.sort_lsh import (
     Bits,
@@ -129,12 +129,10 @@ class KDEFormer:
         kernel = self.target.kernel(q.shape[-1]).matrix(*flat[:2])
         return (weights * kernel).to(q.dtype).reshape(*lead, n, l)
 
-    @own_precision
+    @attention
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
-        x, y, z = (widened(t) for t in (q, k, v))
-        return over_survivors(self._blockwise, x, y, z, key_mask).to(v.dtype)
+        return over_survivors(self._blockwise, q, k, v, key_mask)
 
     def _blockwise(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return block_average(q, k, v, self._blocks(q, k, v))

@@ -6,8 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from softlab import validation
-from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Traits, attention, own_precision, value, widened
 from softlab.primitives.causal import of_kept
 from softlab.primitives.feature_maps import causal_feature_average, feature_average, log_elu
 
@@ -64,15 +63,14 @@ class LinearAttention:
         phi_q, phi_k = (log_elu(widened(x)).exp() for x in (q, k))
         return (phi_q @ phi_k.mT).to(q.dtype)
 
-    @own_precision
+    @attention
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
         if self.causal:
             return of_kept(self._causal, q, k, v, key_mask)
-        a, b = log_elu(widened(q)), log_elu(widened(k))
-        return feature_average(a, b, widened(v), key_mask).to(v.dtype)
+        a, b = log_elu(q), log_elu(k)
+        return feature_average(a, b, v, key_mask)
 
     def _causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        a, b = log_elu(widened(q)), log_elu(widened(k))
-        return causal_feature_average(a, b, widened(v)).to(v.dtype)
+        a, b = log_elu(q), log_elu(k)
+        return causal_feature_average(a, b, v)

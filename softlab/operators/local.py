@@ -9,8 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from softlab import validation
-from softlab.core import Cost, Dims, Knob, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Traits, attention, value
 from softlab.operators.softmax import Softmax
 from softlab.primitives.banded import banded_average, centres, ordinals, rows, support_sizes
 from softlab.primitives.causal import of_kept
@@ -87,19 +86,18 @@ class Local:
         kept = int(sizes.sum()) * dims.batch
         return Cost(flops=2 * kept * (dims.d + dims.e), kernel_entries=kept)
 
-    @own_precision
+    @attention
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
         if self.causal:
             return of_kept(self._average, q, k, v, key_mask)
         return self._average(q, k, v, key_mask)
 
     def _average(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        lead, n, l, dtype = q.shape[:-2], q.shape[-2], k.shape[-2], v.dtype  # noqa: E741
+        lead, n, l = q.shape[:-2], q.shape[-2], k.shape[-2]  # noqa: E741
         if max(self.window, self.sinks) > l:
             return self._fitted(l)._average(q, k, v, key_mask)
-        q, k, v = (widened(x).reshape(-1, *x.shape[-2:]) for x in (q, k, v))
+        q, k, v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
         mask = None if key_mask is None else key_mask.reshape(-1, l)
         keys, survivor = ordinals(mask, l, q.device)
         at = centres(n, keys)
@@ -119,7 +117,7 @@ class Local:
         out = banded_average(x, k, v, low, high, others, block, seen)
         if order is not None:
             out = rows(out, order.argsort(-1))
-        return out.reshape(*lead, n, v.shape[-1]).to(dtype)
+        return out.reshape(*lead, n, v.shape[-1])
 
     def _fitted(self, l: int) -> Local:  # noqa: E741
         """The same on l keys: no knob asks for memory beyond them."""

@@ -10,8 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from softlab import validation
-from softlab.core import Cost, Dims, Knob, Traits, own_precision, recomputed, value, widened
+from softlab.core import (
+    Cost,
+    Dims,
+    Knob,
+    Traits,
+    attention,
+    recomputed,
+    value,
+)
 from softlab.operators.softmax import Softmax
 from softlab.primitives.banded import HELD_ENTRIES, ordinals, rows
 from softlab.validation import Size
@@ -84,14 +91,13 @@ class MRA:
             kernel_entries=dims.batch * (fine if self.sparse else fine + blocks),
         )
 
-    @own_precision
+    @attention
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
-        lead, n, l, dtype = q.shape[:-2], q.shape[-2], k.shape[-2], v.dtype  # noqa: E741
+        lead, n, l = q.shape[:-2], q.shape[-2], k.shape[-2]  # noqa: E741
         if self.block > max(n, l):  # one block, and no memory beyond the tokens
             return replace(self, block=max(n, l))(q, k, v, key_mask)
-        q, k, v = (widened(x).reshape(-1, *x.shape[-2:]) for x in (q, k, v))
+        q, k, v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
         mask = None if key_mask is None else key_mask.reshape(-1, l)
         keys, survivor = ordinals(mask, l, q.device)
         if mask is not None:
@@ -132,7 +138,7 @@ class MRA:
         step = max(1, max(HELD_ENTRIES, q.numel()) // (len(q) * held))
         parts = zip(q.split(step, 1), mean_q.split(step, 1), strict=True)
         out = torch.cat([recomputed(part, *pair) for pair in parts], 1)
-        return out.flatten(1, 2)[:, :n].reshape(*lead, n, v.shape[-1]).to(dtype)
+        return out.flatten(1, 2)[:, :n].reshape(*lead, n, v.shape[-1])
 
     def _blocks(self, x: Tensor) -> Tensor:
         """Cut x (B, n, d) into blocks (B, blocks, block, d), the last one filled up with zeros."""

@@ -8,8 +8,7 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from softlab import validation
-from softlab.core import Cost, Dims, Knob, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Traits, attention, own_precision, value, widened
 from softlab.features import Orthogonal, Weights
 from softlab.operators.softmax import Softmax
 from softlab.primitives.causal import of_kept
@@ -169,18 +168,15 @@ class Performer:
         out = kernel.matrix(q, k).square() * squares.expm1() / self.features
         return out * -(-squares).expm1() if self.estimator == "hyperbolic" else out
 
-    @own_precision
+    @attention
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = validation.admit(q, k, v, key_mask, scale=self.scale)
         if self.causal:
             return of_kept(self._causal, q, k, v, key_mask)
-        dtype = v.dtype
-        q, k, v = widened(q), widened(k), widened(v)
         (a, half_q), (b, half_k) = self._projected(q), self._projected(k)
         if self.eps == 0:
             b = b - half_k
-            return feature_average(a, b, v, key_mask).to(dtype)
+            return feature_average(a, b, v, key_mask)
         kept = indicator(v, key_mask)
         among = b if key_mask is None else b.masked_fill(~key_mask.unsqueeze(-1), -math.inf)
         phi_q = (a - half_q - a.amax(-1, keepdim=True)).exp() + self.eps
@@ -188,8 +184,8 @@ class Performer:
         log_k = (b - half_k - among.amax((-2, -1), keepdim=True)) * kept
         phi_k = (log_k.exp() + self.eps) * kept
         degree = (phi_q * phi_k.sum(-2, keepdim=True)).sum(-1, keepdim=True)
-        return (phi_q @ (phi_k.mT @ v) / degree).to(dtype)
+        return phi_q @ (phi_k.mT @ v) / degree
 
     def _causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        (a, _), (b, half_k) = self._projected(widened(q)), self._projected(widened(k))
-        return causal_feature_average(a, b - half_k, widened(v)).to(v.dtype)
+        (a, _), (b, half_k) = self._projected(q), self._projected(k)
+        return causal_feature_average(a, b - half_k, v)

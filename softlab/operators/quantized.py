@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Traits, attention, own_precision, value, widened
 from softlab.kernels import kernel_cost
 from softlab.operators.softmax import Softmax
 from softlab.validation import OneOf
@@ -133,13 +133,12 @@ class Quantized:
         error = of_q @ (k.abs() + of_k).mT + q.abs() @ of_k.mT
         return error / math.sqrt(q.shape[-1])
 
-    @own_precision
+    @attention
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
-        x, y = self._round(widened(q)), self._round(self._smoothed(widened(k), key_mask))
+        x, y = self._round(q), self._round(self._smoothed(k, key_mask))
         exact = Softmax(causal=self.causal)
-        return exact(x, y, widened(v), key_mask).to(v.dtype)
+        return exact(x, y, v, key_mask)
 
     def _smoothed(self, k: Tensor, key_mask: Tensor | None) -> Tensor:
         if not self.smoothing:

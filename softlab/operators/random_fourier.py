@@ -9,8 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from softlab import validation
-from softlab.core import Cost, Dims, Knob, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Traits, attention, own_precision, value, widened
 from softlab.features import Orthogonal, Weights
 from softlab.kernels import Gaussian
 from softlab.operators.gaussian_attention import GaussianAttention
@@ -149,35 +148,31 @@ class RandomFourier:
         of_cosines = (-self._scale(q.shape[-1]) * squares).expm1().square() / self.features
         return of_cosines * (2 * (self._half(q) + self._half(k).mT)).exp()
 
-    @own_precision
+    @attention
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
         if self.target.causal:
             return of_kept(self._causal, q, k, v, key_mask)
-        dtype = v.dtype
-        q, k, v = widened(q), widened(k), widened(v)
         kept = indicator(v, key_mask)
         centre = (k.sum(-2, keepdim=True) / kept.sum(-2, keepdim=True)).detach()
         phi_q, phi_k = self._waves(q - centre), self._waves(k - centre)
         if not self._normalized:
-            return ((phi_q @ (phi_k.mT @ v)) * (2 / self.features)).to(dtype)
+            return (phi_q @ (phi_k.mT @ v)) * (2 / self.features)
         half = self._half(k)
         if key_mask is not None:
             half = half.masked_fill(~key_mask.unsqueeze(-1), -math.inf)
         # The factor exp(|q|^2 / 2) and the largest of the keys' cancel.
         weight = (half - half.detach().amax(-2, keepdim=True)).exp()
         degree = (phi_q * (weight * phi_k).sum(-2, keepdim=True)).sum(-1, keepdim=True)
-        return over(phi_q @ (phi_k.mT @ (weight * v)), degree).to(dtype)
+        return over(phi_q @ (phi_k.mT @ (weight * v)), degree)
 
     def _causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, wide = widened(q), widened(k), widened(v)
         centre = k[..., :1, :].detach()
         waves = self._waves(q - centre), self._waves(k - centre)
-        found = by_halves(_meet, waves[:1], (waves[1], self._half(k), wide), self.features)
+        found = by_halves(_meet, waves[:1], (waves[1], self._half(k), v), self.features)
         if self._normalized:
-            return found.average().to(v.dtype)
-        return (found.values * (2 / self.features)).to(v.dtype)
+            return found.average()
+        return found.values * (2 / self.features)
 
 
 def _meet(of_queries: Sequence[Tensor], of_keys: Sequence[Tensor]) -> Sums:

@@ -8,8 +8,16 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from softlab import validation
-from softlab.core import Cost, Dims, Knob, Stream, Traits, own_precision, recomputed, value, widened
+from softlab.core import (
+    Cost,
+    Dims,
+    Knob,
+    Stream,
+    Traits,
+    attention,
+    recomputed,
+    value,
+)
 from softlab.operators.softmax import Softmax
 from softlab.primitives.banded import HELD_ENTRIES, rows
 from softlab.primitives.sort_lsh import bounds, over_survivors, parts, unsorted
@@ -123,12 +131,10 @@ class Reformer:
             kernel_entries=entries,
         )
 
-    @own_precision
+    @attention
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
-        x, y, z = (widened(t) for t in (q, k, v))
-        return over_survivors(self._hashed, x, y, z, key_mask).to(v.dtype)
+        return over_survivors(self._hashed, q, k, v, key_mask)
 
     def _hashed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The output (B, n, e) for keys that all take part."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import Cost, Dims, Knob, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Traits, attention, own_precision, value, widened
 from softlab.kernels import Exponential, Gaussian, kernel_cost
 from softlab.landmarks.draws import drawn, uniforms
 from softlab.landmarks.pivoting import Pivots, pivots
@@ -103,13 +103,10 @@ class RPCholesky:
         inverse = applier_cost(self.pinv, m, (e + 1,), b)
         return rows + elimination + inverse + kernel_cost(Dims(b, dims.n, m, dims.d, e), e + 1)
 
-    @own_precision
+    @attention
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
         validation.rank_fits(self.rank, validation.survivors(key_mask, k), "keys")
-        dtype = v.dtype
-        q, k, v = widened(q), widened(k), widened(v)
         k = _centred(k, key_mask)
         half = self._half(k)
         out = self._applied(q, k, v, half, key_mask)
@@ -120,7 +117,7 @@ class RPCholesky:
             exact = self._applied(q, k, v, self._half(k), mask).float()
             flat, at = out.reshape(-1, *out.shape[-2:]), wide.flatten().nonzero()[:, 0]
             out = flat.index_copy(0, at, exact).reshape(out.shape)
-        return out.to(dtype)
+        return out
 
     def _applied(
         self, q: Tensor, k: Tensor, v: Tensor, half: Tensor, key_mask: Tensor | None

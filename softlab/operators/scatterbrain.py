@@ -8,8 +8,7 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from softlab import validation
-from softlab.core import Cost, Dims, Knob, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Traits, attention, own_precision, value, widened
 from softlab.features import Orthogonal, Weights
 from softlab.operators.local import LEAST_BLOCK, Local
 from softlab.operators.performer import ESTIMATORS, Performer
@@ -123,23 +122,22 @@ class Scatterbrain:
         support = self.support(q.shape[-2], k.shape[-2]).to(q.device)
         return self._performer.kernel_variance(q, k).masked_fill(support, 0)
 
-    @own_precision
+    @attention
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = validation.admit(q, k, v, key_mask, scale=self.scale)
         if self.causal:
             return of_kept(self._by_parts, q, k, v, key_mask)
         return self._by_parts(q, k, v, key_mask)
 
     def _by_parts(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """A quarter of the matrices at once: features of all are larger than q and k."""
-        lead, n, l, dtype = q.shape[:-2], q.shape[-2], k.shape[-2], v.dtype  # noqa: E741
-        q, k, v = (widened(x).reshape(-1, *x.shape[-2:]) for x in (q, k, v))
+        lead, n, l = q.shape[:-2], q.shape[-2], k.shape[-2]  # noqa: E741
+        q, k, v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
         some = max(1, len(q) // 4, HELD_ENTRIES // ((n + l) * self.features))
         masks = [None] * len(q) if key_mask is None else key_mask.reshape(-1, l).split(some)
         each = zip(q.split(some), k.split(some), v.split(some), masks, strict=False)
         out = torch.cat([self._average(*matrices) for matrices in each])
-        return out.reshape(*lead, n, v.shape[-1]).to(dtype)
+        return out.reshape(*lead, n, v.shape[-1])
 
     def _average(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """The output (B, n, e)."""

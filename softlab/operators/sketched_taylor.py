@@ -10,8 +10,7 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from softlab import validation
-from softlab.core import Cost, Dims, Knob, Stream, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Stream, Traits, attention, own_precision, value, widened
 from softlab.operators.softmax import Softmax
 from softlab.primitives.causal import by_halves, of_kept
 from softlab.primitives.feature_maps import feature_sums, polynomial_average, sizes
@@ -125,20 +124,19 @@ class SketchedTaylor:
             out = out + shared / (math.factorial(r) * math.factorial(t))
         return out / self.features
 
-    @own_precision
+    @attention
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = validation.admit(q, k, v, key_mask, scale=self.scale)
         if self.causal:
             return of_kept(self._causal, q, k, v, key_mask)
-        x, y, wide = self._scaled(widened(q)), self._scaled(widened(k)), widened(v)
+        x, y = self._scaled(q), self._scaled(k)
         held = self._count(q.shape[-1]) + self.degree * self.features
-        return polynomial_average(self._features, x, y, wide, key_mask, held).to(v.dtype)
+        return polynomial_average(self._features, x, y, v, key_mask, held)
 
     def _causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, wide = self._scaled(widened(q)), self._scaled(widened(k)), widened(v)
-        found = by_halves(self._meet, (q,), (k, wide), self._count(q.shape[-1]))
-        return found.average().to(v.dtype)
+        q, k = self._scaled(q), self._scaled(k)
+        found = by_halves(self._meet, (q,), (k, v), self._count(q.shape[-1]))
+        return found.average()
 
     def _meet(self, of_queries: Sequence[Tensor], of_keys: Sequence[Tensor]) -> Sums:
         (q,), (k, v) = of_queries, of_keys

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import Cost, Dims, Knob, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Traits, attention, own_precision, value, widened
 from softlab.kernels import kernel_cost
 from softlab.landmarks import Selector, UniformRandom
 from softlab.operators.gaussian_attention import GaussianAttention
@@ -106,7 +106,7 @@ class Skyformer:
             + kernel_cost(Dims(dims.batch, dims.n, m, dims.d, e), e)
         )
 
-    @own_precision
+    @attention
     def __call__(
         self,
         q: Tensor,
@@ -121,19 +121,16 @@ class Skyformer:
         ``query_mask``: boolean, broadcastable to (..., n); landmarks come from the queries that it
         keeps, and from the keys.
         """
-        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
         if query_mask is not None:
             query_mask = validation.admit_mask(query_mask, q, "query_mask", "query")
         points, mask = _lifted(q, k, key_mask, query_mask)
         validation.rank_fits(self.rank, validation.survivors(mask, points), "queries and keys")
-        dtype = v.dtype
-        q, k, v = widened(q), widened(k), widened(v)
         kernel = self.target.kernel(q.shape[-1])
-        z = self.landmarks(widened(points), self.rank, mask)
+        z = self.landmarks(points, self.rank, mask)
         core, scale = self._core(z)
         inverted = applier(self.pinv, core)
         gathered = scale * inverted(scale * kernel.apply(z, k, v))
-        return kernel.apply(q, z, gathered).to(dtype)
+        return kernel.apply(q, z, gathered)
 
     def _core(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """A and the diagonal of D^-1/2, (..., m, 1)."""

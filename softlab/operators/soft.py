@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import Cost, Dims, Knob, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Traits, attention, own_precision, value, widened
 from softlab.kernels import Gaussian, kernel_cost
 from softlab.landmarks import SegmentMeans, Selector
 from softlab.operators.gaussian_attention import GaussianAttention
@@ -152,12 +152,11 @@ class Soft:
         total += applier_cost(self.pinv, m, (e + extra,), dims.batch)
         return total + kernel_cost(out_of_keys, e + extra) + kernel_cost(to_queries, e + extra)
 
-    @own_precision
+    @attention
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
         validation.rank_fits(self.rank, validation.survivors(key_mask, k), "keys")
-        return self._through(self.landmarks(widened(k), self.rank, key_mask), q, k, v, key_mask)
+        return self._through(self.landmarks(k, self.rank, key_mask), q, k, v, key_mask)
 
     @own_precision
     def at(

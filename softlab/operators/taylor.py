@@ -9,8 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from softlab import validation
-from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Traits, attention, own_precision, value, widened
 from softlab.operators.softmax import Softmax
 from softlab.primitives.causal import by_halves, of_kept
 from softlab.primitives.feature_maps import feature_sums, polynomial_average, sizes
@@ -75,20 +74,19 @@ class Taylor:
         s = (self.target.kernel(q.shape[-1]).scale or 1.0) * (widened(q) @ widened(k).mT)
         return (1 + s + s.square() / 2).to(q.dtype)
 
-    @own_precision
+    @attention
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = validation.admit(q, k, v, key_mask, scale=self.scale)
         if self.causal:
             return of_kept(self._causal, q, k, v, key_mask)
         root = math.sqrt(self.target.kernel(q.shape[-1]).scale or 1.0)
-        x, y, wide = root * widened(q), root * widened(k), widened(v)
-        return polynomial_average(_features, x, y, wide, key_mask, _count(x.shape[-1])).to(v.dtype)
+        x, y = root * q, root * k
+        return polynomial_average(_features, x, y, v, key_mask, _count(x.shape[-1]))
 
     def _causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         root = math.sqrt(self.target.kernel(q.shape[-1]).scale or 1.0)
-        x, y, wide = root * widened(q), root * widened(k), widened(v)
-        return by_halves(_meet, (x,), (y, wide), _count(x.shape[-1])).average().to(v.dtype)
+        x, y = root * q, root * k
+        return by_halves(_meet, (x,), (y, v), _count(x.shape[-1])).average()
 
 
 def _meet(of_queries: Sequence[Tensor], of_keys: Sequence[Tensor]) -> Sums:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from softlab import validation
-from softlab.core import Cost, Dims, Knob, Stream, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Stream, Traits, attention, own_precision, value
 from softlab.kernels import Exponential, kernel_cost
 from softlab.operators.softmax import Softmax
 from softlab.primitives.banded import HELD_ENTRIES, rows
@@ -123,12 +123,11 @@ class Thinformer:
         attending = kernel_cost(Dims(dims.batch, dims.n, m, dims.d, dims.e), dims.e)
         return Cost(2 * thinning * (dims.d + dims.e), kernel_entries=thinning) + attending
 
-    @own_precision
+    @attention
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
-        lead, l, dtype = q.shape[:-2], k.shape[-2], v.dtype  # noqa: E741
-        q, k, v = (widened(x).reshape(-1, *x.shape[-2:]) for x in (q, k, v))
+        lead, l = q.shape[:-2], k.shape[-2]  # noqa: E741
+        q, k, v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
         if key_mask is None:
             out = self._attend(q, k, v)
         else:
@@ -142,7 +141,7 @@ class Thinformer:
                 alive = first[at, :s]
                 part = self._attend(q[at], rows(k[at], alive), rows(v[at], alive))
                 out = out.index_copy(0, at, part)
-        return out.reshape(*lead, *out.shape[-2:]).to(dtype)
+        return out.reshape(*lead, *out.shape[-2:])
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The output (B, n, e) for keys that all take part."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import Cost, Dims, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Traits, attention, own_precision, value, widened
 from softlab.kernels import kernel_cost
 from softlab.operators.softmax import Softmax
 from softlab.primitives.causal import of_kept
@@ -88,17 +88,16 @@ class TopK:
         """That of exact attention, 2 n l (d + e) a matrix; the sorting is no product."""
         return kernel_cost(dims, dims.e, causal=self.causal)
 
-    @own_precision
+    @attention
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
         if self.causal:
             return of_kept(self._average, q, k, v, key_mask)
         return self._average(q, k, v, key_mask)
 
     def _average(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        kept = self._kept(widened(q), widened(k), key_mask)
-        return (kept / kept.sum(-1, keepdim=True) @ widened(v)).to(v.dtype)
+        kept = self._kept(q, k, key_mask)
+        return kept / kept.sum(-1, keepdim=True) @ v
 
     def _kept(self, q: Tensor, k: Tensor, key_mask: Tensor | None) -> Tensor:
         """The weights p (..., n, l), 0 outside T."""

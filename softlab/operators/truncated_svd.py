@@ -16,10 +16,9 @@ from softlab.core import (
     Operator,
     Traits,
     as_matrix,
+    attention,
     derived,
-    own_precision,
     value,
-    widened,
 )
 from softlab.operators.softmax import Softmax
 from softlab.validation import Size
@@ -68,18 +67,15 @@ class TruncatedSVD:
             flops=2 * b * m * (l + n) * e, factorization_flops=b * svd
         )
 
-    @own_precision
+    @attention
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
         validation.rank_fits(
             self.rank, min(q.shape[-2], validation.survivors(key_mask, k)), "rows or keys"
         )
-        dtype = v.dtype
-        q, k, v = widened(q), widened(k), widened(v)
         exact = as_matrix(self.target, q, k, key_mask)
         fast, plain = partial(_BestRank.apply, self.rank), partial(plain_best_rank, self.rank)
-        return derived(fast, plain, exact, v).to(dtype)
+        return derived(fast, plain, exact, v)
 
 
 ORDERS = 4

@@ -7,8 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from softlab import validation
-from softlab.core import Cost, Dims, Operator, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Operator, Traits, attention, value
 from softlab.operators.softmax import Softmax
 from softlab.primitives.causal import of_kept
 from softlab.primitives.normalization import indicator
@@ -45,19 +44,16 @@ class Uniform:
         """No product and no kernel."""
         return Cost(flops=0)
 
-    @own_precision
+    @attention
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        q, k, v, key_mask = validation.admit(q, k, v, key_mask)
         if self.target.traits.causal:
             return of_kept(_running_mean, q, k, v, key_mask)
-        wide = widened(v)
-        mean = wide.sum(-2, keepdim=True) / indicator(wide, key_mask).sum(-2, keepdim=True)
-        return mean.to(v.dtype).expand(*q.shape[:-1], v.shape[-1]).clone()
+        mean = v.sum(-2, keepdim=True) / indicator(v, key_mask).sum(-2, keepdim=True)
+        return mean.expand(*q.shape[:-1], v.shape[-1]).clone()
 
 
 def _running_mean(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ARG001  as ``of_kept`` calls
     """The mean of v_0 to v_i, (..., n, e)."""
-    wide = widened(v)
     counts = torch.arange(1, v.shape[-2] + 1, device=v.device).unsqueeze(-1)
-    return (wide.cumsum(-2) / counts.to(wide)).to(v.dtype)
+    return v.cumsum(-2) / counts.to(v)

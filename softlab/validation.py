@@ -755,7 +755,7 @@ def tensor(name: str, a: Matrix) -> Tensor:
         )
         raise TypeError(msg)
     kind = read.dtype.newbyteorder("=") if read.dtype.kind == "f" else np.dtype("float64")
-    return torch.tensor(np.ascontiguousarray(read, kind))
+    return torch.tensor(np.array(read, kind, order="C"))  # a scalar stays one, and is refused
 
 
 def _floating_matrix(name: str, x: Any, *, nothing: bool = False) -> None:

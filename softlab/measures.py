@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -270,16 +270,11 @@ class Sample:
 
 
 def sample(inp: Any, seed: int, *, dtype: torch.dtype, device: torch.device) -> Sample:
-    """Draw ``inp(seed)`` and keep it, so that a grid computes exact answers once an input.
+    """Draw ``inp(seed)``, an input as in ``softlab.inputs``.
 
-    ``inp``: a hashable input as in ``softlab.inputs``. Let the operator be the last axis of the
-    grid: only the latest two samples are kept.
+    Let it be the set-up of a study (``softlab.study.Study.setup``), so that all cases of an input
+    share its exact answers.
     """
-    return _sample(inp, seed, dtype, device)
-
-
-@lru_cache(maxsize=2)
-def _sample(inp: Any, seed: int, dtype: torch.dtype, device: torch.device) -> Sample:
     drawn = inp(seed, dtype=dtype, device=str(device))
     return Sample(drawn.q, drawn.k, drawn.v, {})
 

@@ -15,6 +15,7 @@ from softlab import measures
 from softlab.capture import record
 from softlab.capture.effect import attention_flops, change, effect, errors, greedy, own
 from softlab.cli import app
+from softlab.engine.workers import called
 from softlab.operators import LinearAttention, Local, Nystromformer, Softmax, TopK, Uniform
 from softlab.pretrained import tasks
 from softlab.pretrained.tasks import NEEDS, UnderTest
@@ -345,32 +346,23 @@ DEPTH = in_model.DEPTH
 
 @pytest.fixture
 def small_models(monkeypatch):
-    held = (
-        (in_model, "recorded clean cheap changed searched followed paid"),
-        (
-            precision_in_model,
-            "clean moved",
-        ),
-    )
-    caches = [getattr(module, name) for module, names in held for name in names.split()]
     monkeypatch.setattr(in_model, "under_test", small)
     monkeypatch.setattr(precision_in_model, "under_test", small)
-    for cache in caches:
-        cache.cache_clear()
-    yield
-    for cache in caches:
-        cache.cache_clear()
 
 
 WHERE = {"dtype": torch.float32, "device": torch.device("cpu")}
 
 
 def rows(study, **chosen):
-    return pd.DataFrame([
-        {**case, "status": "ok", **study.measure(**case, **WHERE)}
-        for case in study.cases()
-        if all(case[name] in values for name, values in chosen.items())
-    ])  # fmt: skip
+    cases = [case for case in study.cases() if all(case[x] in chosen[x] for x in chosen)]
+    setups, found = {}, []
+    for case in cases:
+        key = tuple(case[x] for x in study.shared)
+        if key not in setups:
+            setups[key] = called(study.setup, case | WHERE)
+        row = called(study.measure, case | WHERE | {"setup": setups[key]})
+        found.append({**case, "status": "ok", **row})
+    return pd.DataFrame(found)
 
 
 def test_the_study_measures_against_the_model_as_it_is(small_models):
@@ -422,6 +414,7 @@ def made_up(noise):
                     "part": f"{part}", "layers": 1, "depth": 4, "matrix_error": error,
                     "output_error": other, "lack_of_skill": other, "method": f"m{op}",
                     "change": (1 - noise) * error + noise * float(draws.uniform()),
+                    "within": 0.1, "work": 0.5, "task_loss": None,
                 })  # fmt: skip
     return pd.DataFrame(table)
 

@@ -310,7 +310,6 @@ def related(found):
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_no_two_streams_of_a_study_are_related(name, quickly, record):
-    measures._sample.cache_clear()
     measured(quickly(name))
     assert record or name in ("precision_in_model",), "draws nothing"
     assert related(record) == []

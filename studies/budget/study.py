@@ -63,18 +63,13 @@ def keep(input: Input, seed: int, precision: str, op: Nystrom) -> bool:
     return isinstance(input, Tied) == isinstance(op, Soft) and (precision == "float32" or not swept)
 
 
-def measure(
-    input: Input,
-    seed: int,
-    precision: str,
-    op: Nystrom,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Row:
+def drawn(input: Input, seed: int, precision: str, device: torch.device) -> measures.Sample:
+    """The input, rounded, with the exact answers that all operators are held against."""
+    return measures.sample(input, seed, dtype=PRECISIONS[precision], device=device)
+
+
+def measure(setup: measures.Sample, input: Input, op: Nystrom) -> Row:
     """The budget, the trivial answer's error, and how the inversion ended."""
-    del dtype
-    drawn = measures.sample(input, seed, dtype=PRECISIONS[precision], device=device)
     source = input.input if isinstance(input, Tied) else input
     method, solver = METHODS[op]
     return {
@@ -83,9 +78,9 @@ def measure(
         "source": source.name if isinstance(source, Recorded) else type(source).__name__,
         "real": isinstance(source, Recorded),
         "steps": getattr(op.pinv, "steps", None),
-        "uniform_error": drawn.reference(op.target).uniform_error,
-        **measures.error_budget(op, drawn.q, drawn.k, drawn.v),
-        **measures.inversion(op, drawn.q, drawn.k),
+        "uniform_error": setup.reference(op.target).uniform_error,
+        **measures.error_budget(op, setup.q, setup.k, setup.v),
+        **measures.inversion(op, setup.q, setup.k),
     }
 
 
@@ -121,6 +116,7 @@ STUDY = Study(
         "seed": (0,),
     },
     measure=measure,
+    setup=drawn,
     keep=keep,
     figures=(AGAINST_STEPS,),
 )

@@ -88,7 +88,7 @@ def target(method: str) -> Operator:
     return (FIXED[method][1] if method in FIXED else SWEPT[method][1](1, 0)).target
 
 
-def keep(input: Input, seed: int, method: str, budget: float) -> bool:  # noqa: ARG001  an axis each
+def keep(input: Input, method: str, budget: float) -> bool:
     """Gaussian targets on tied inputs, softmax on others; a method without a knob once."""
     tied = isinstance(input, Tied) == (target(method) == GAUSSIAN)
     return tied and (method in FIXED) == (budget == 1)
@@ -99,7 +99,6 @@ def work(op: Operator, dims: Dims) -> int:
     return op.cost(dims).work
 
 
-@cache
 def knob(method: str, budget: float, dims: Dims) -> int:
     """The greatest knob, at most the number of tokens, whose work is within the budget; or 0."""
     make, most = SWEPT[method][1], budget * work(target(method), dims)
@@ -116,7 +115,7 @@ def operator(method: str, budget: float, seed: int, dims: Dims) -> Operator | No
     return SWEPT[method][1](fitted, seed) if fitted else None
 
 
-@cache
+@cache  # a time belongs to sizes, which inputs of several set-ups share
 def paid(
     method: str, budget: float, dims: Dims, dtype: torch.dtype, device: torch.device
 ) -> Numbers:
@@ -133,14 +132,19 @@ def paid(
     return spent | in_turn(lambda: op(*qkv), lambda: aim(*qkv), device, repeats=PAIRS)
 
 
+def drawn(input: Input, seed: int, dtype: torch.dtype, device: torch.device) -> measures.Sample:
+    """The input, with the exact answers that all methods are held against."""
+    return measures.sample(input, seed, dtype=dtype, device=device)
+
+
 def measure(
-    input: Input, seed: int, method: str, budget: float, *, dtype: torch.dtype, device: torch.device
-) -> Row:
+    setup: measures.Sample, input: Input, seed: int, method: str, budget: float,
+    dtype: torch.dtype, device: torch.device,
+) -> Row:  # fmt: skip
     """Errors of the method at what the budget allows, and its costs as shares of the exact ones."""
-    drawn = measures.sample(input, seed, dtype=dtype, device=device)
-    q, k, v = drawn.q, drawn.k, drawn.v
+    q, k, v = setup.q, setup.k, setup.v
     aim, dims = target(method), Dims.of(q, k, v)
-    reference = drawn.reference(aim)
+    reference = setup.reference(aim)
     source = input.input if isinstance(input, Tied) else input
     row: Row = {
         "family": ORACLE if method in ORACLES else {**SWEPT, **FIXED}[method][0],
@@ -209,6 +213,7 @@ STUDY = Study(
         "budget": [1 / 16, 1 / 4, 1.0],
     },
     measure=measure,
+    setup=drawn,
     timed=("time", "time_q1", "time_q3", "seconds", "seconds_q1", "seconds_q3", "repeats"),
     keep=keep,
     inputs=[file for part in PARTS.values() for file in part.files],

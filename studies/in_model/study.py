@@ -8,9 +8,10 @@ has gathered. ``in_model_cost``: counted work, time and memory of a run at sever
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 
@@ -101,66 +102,80 @@ def keep(model: str, method: str, knob: int, part: str) -> bool:
     return part == EVERYWHERE or (knob == MIDDLE and (part in THIRDS or method in SEARCHED))
 
 
-@functools.lru_cache(maxsize=1)
-def recorded(model: str) -> dict[str, Call]:
-    """What reaches each layer of the model as it is, of the first sample alone."""
+@dataclass(eq=False)
+class Trial:
+    """A method at a knob in a model: what it does there, each computed once."""
+
+    subject: Subject
+    op: Operator
+    changed: dict[tuple[str, ...], Numbers] = field(default_factory=dict)
+
+    @cached_property
+    def cheap(self) -> dict[str, Numbers]:
+        """The cheap numbers of each layer."""
+        return {name: errors(self.op, call) for name, call in self.subject.calls.items()}
+
+    def change(self, layers: tuple[str, ...]) -> Numbers:
+        """How far the output moves with the operator in these layers."""
+        if layers not in self.changed:
+            tested, unmoved = self.subject.tested, self.subject.clean
+            with torch.no_grad(), substitute(tested.model, self.op, layers=layers):
+                self.changed[layers] = change(tested.run(), unmoved)
+        return self.changed[layers]
+
+    @cached_property
+    def searched(self) -> tuple[str, ...]:
+        """The greedy set: sixths of the model, each alone first."""
+        sixths = self.subject.tested.blocks(6)
+        names = {str(i): block for i, block in enumerate(sixths) if block}
+
+        def loss(parts: tuple[str, ...]) -> float:
+            layers = tuple(name for part in sorted(parts) for name in names[part])
+            return float(self.change(layers)["change"])
+
+        kept, _ = greedy(loss, {part: loss((part,)) for part in names}, WITHIN)
+        return tuple(name for part in sorted(kept) for name in names[part])
+
+    def layers(self, part: str) -> tuple[str, ...]:
+        """The names of the layers of a part."""
+        if part == GREEDY:
+            return self.searched
+        tested = self.subject.tested
+        return tested.layers if part == EVERYWHERE else tested.blocks(3)[THIRDS.index(part)]
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model as it is: its output, what reaches each layer of the first sample, and the trials."""
+
+    tested: UnderTest
+    clean: torch.Tensor
+    calls: Mapping[str, Call]
+    trials: dict[tuple[str, int], Trial] = field(default_factory=dict)
+
+    def trial(self, method: str, knob: int) -> Trial:
+        """Of the method at the knob."""
+        key = method, knob
+        return self.trials.setdefault(key, Trial(self, operator(*key)))
+
+
+def subject(model: str) -> Subject:
+    """The model before anything is substituted."""
     tested = under_test(model)
     with torch.no_grad(), record(tested.model) as calls:
-        tested.run()
-    return {x.module: replace(x, q=x.q[:1], k=x.k[:1], v=x.v[:1]) for x in calls}
+        clean = tested.run()
+    first = {x.module: replace(x, q=x.q[:1], k=x.k[:1], v=x.v[:1]) for x in calls}
+    return Subject(tested, clean, first)
 
 
-@functools.lru_cache(maxsize=1)
-def clean(model: str) -> torch.Tensor:
-    """The model's own output."""
-    with torch.no_grad():
-        return under_test(model).run()
+def measure(setup: Subject, method: str, knob: int, part: str, device: torch.device) -> Row:
+    """The change of output and task, beside the means of the layers' cheap numbers.
 
-
-@functools.lru_cache(maxsize=1)
-def cheap(model: str, method: str, knob: int) -> dict[str, Numbers]:
-    """The cheap numbers of each layer."""
-    op = operator(method, knob)
-    return {name: errors(op, call) for name, call in recorded(model).items()}
-
-
-@functools.lru_cache(maxsize=8)
-def changed(model: str, method: str, knob: int, layers: tuple[str, ...]) -> Numbers:
-    """How far the output moves with the operator in these layers."""
-    tested, unmoved = under_test(model), clean(model)  # before the block, or it would be moved too
-    with torch.no_grad(), substitute(tested.model, operator(method, knob), layers=layers):
-        return change(tested.run(), unmoved)
-
-
-@functools.lru_cache(maxsize=1)
-def searched(model: str, method: str, knob: int) -> tuple[str, ...]:
-    """The greedy set: sixths of the model, each alone first."""
-    sixths = under_test(model).blocks(6)
-    names = {str(i): block for i, block in enumerate(sixths) if block}
-
-    def loss(parts: tuple[str, ...]) -> float:
-        layers = tuple(name for part in sorted(parts) for name in names[part])
-        return float(changed(model, method, knob, layers)["change"])
-
-    kept, _ = greedy(loss, {part: loss((part,)) for part in names}, WITHIN)
-    return tuple(name for part in sorted(kept) for name in names[part])
-
-
-def layers_of(tested: UnderTest, method: str, knob: int, part: str) -> tuple[str, ...]:
-    """The names of the layers of a part."""
-    if part == GREEDY:
-        return searched(tested.name, method, knob)
-    return tested.layers if part == EVERYWHERE else tested.blocks(3)[THIRDS.index(part)]
-
-
-def measure(
-    model: str, method: str, knob: int, part: str, *, dtype: torch.dtype, device: torch.device
-) -> Row:
-    """The change of output and task, beside the means of the layers' cheap numbers."""
+    The models are what they are, float32 on the CPU.
+    """
     cpu_alone(device)
-    del dtype  # the models are what they are: float32, on the CPU
-    tested, op = under_test(model), operator(method, knob)
-    layers = layers_of(tested, method, knob, part)
+    tested, trial = setup.tested, setup.trial(method, knob)
+    layers, op = trial.layers(part), trial.op
     row: Row = {
         "family": {**SWEPT, **FIXED}[method][0],
         "op": repr(op),
@@ -172,36 +187,31 @@ def measure(
     }
     if not layers:
         return row
-    numbers = [cheap(model, method, knob)[name] for name in layers]
+    numbers = [trial.cheap[name] for name in layers]
     for name in numbers[0]:
         row[name] = sum(x[name] for x in numbers) / len(numbers)
     row["lack_of_skill"] = 1 - float(row["skill"])  # type: ignore[arg-type]
-    dims = sizes(recorded(model)[layers[0]])
+    dims = sizes(setup.calls[layers[0]])
     row["work"] = op.cost(dims).work / attention_flops(dims)
     if part in THIRDS:
-        return row | changed(model, method, knob, layers)
-    unmoved = clean(model)
+        return row | trial.change(layers)
     with torch.no_grad(), substitute(tested.model, op, layers=layers):
         out = tested.run()
         found = tested.task(out)
     row |= {} if found is None else {"task": found[0], "task_loss": found[1]}
-    return row | change(out, unmoved)
+    return row | change(out, setup.clean)
 
 
-@functools.lru_cache(maxsize=1)
 def followed(model: str, method: str) -> Effect:
     """The method in all layers, layer by layer."""
     tested = under_test(model)
     return effect(tested.model, tested.run, operator(method, MIDDLE))
 
 
-def measure_depth(
-    model: str, method: str, layer: int, *, dtype: torch.dtype, device: torch.device
-) -> Row:
+def measure_depth(setup: Effect, layer: int, device: torch.device) -> Row:
     """One layer's own error, and how far what it gives has moved."""
     cpu_alone(device)
-    del dtype
-    found = followed(model, method).layers[layer]
+    found = setup.layers[layer]
     return {
         "name": found.name,
         "own": found.errors["output_error"],
@@ -219,15 +229,30 @@ TOKENS = {
 LENGTHS = ("short", "middle", "long")
 
 
-def measure_cost(
-    model: str, length: str, method: str, *, dtype: torch.dtype, device: torch.device
-) -> Row:
+class Plain(NamedTuple):
+    """The model as it is at a length: the work without attention, and what a run takes."""
+
+    tested: UnderTest
+    tokens: int
+    rest: int
+    spent: Numbers
+    peak: int
+
+
+def plain(model: str, length: str) -> Plain:
+    """What a run of the model as it is takes."""
+    tokens, cpu = TOKENS[model][LENGTHS.index(length)], torch.device("cpu")
+    tested = under_test(model, tokens)
+    rest = without_attention(tested.model, tested.run)
+    with torch.no_grad():
+        spent = seconds(tested.run, cpu, budget=0, repeats=3)
+        return Plain(tested, tokens, rest, spent, peak_memory(tested.run, cpu))
+
+
+def measure_cost(setup: Plain, method: str, device: torch.device) -> Row:
     """A run of the whole model: work, time and peak memory over those of the model as it is."""
     cpu_alone(device)
-    del dtype
-    tokens = TOKENS[model][LENGTHS.index(length)]
-    tested, op = under_test(model, tokens), operator(method, MIDDLE)
-    plain = paid(model, tokens)
+    tested, op = setup.tested, operator(method, MIDDLE)
     with torch.no_grad():
         with substitute(tested.model, op) as report:
             peak = peak_memory(tested.run, device)
@@ -238,24 +263,14 @@ def measure_cost(
         spent += op.cost(dims).work
     return {
         "op": repr(op),
-        "tokens": tokens,
-        "attention_share": exact / (plain["rest"] + exact),
-        "work": (plain["rest"] + spent) / (plain["rest"] + exact),
+        "tokens": setup.tokens,
+        "attention_share": exact / (setup.rest + exact),
+        "work": (setup.rest + spent) / (setup.rest + exact),
         **time,
-        "memory": peak / plain["peak"],
-        "plain_seconds": plain["seconds_q1"],
-        "plain_bytes": plain["peak"],
+        "memory": peak / setup.peak,
+        "plain_seconds": setup.spent["seconds_q1"],
+        "plain_bytes": setup.peak,
     }
-
-
-@functools.lru_cache(maxsize=1)
-def paid(model: str, tokens: int) -> Numbers:
-    """What a run of the model as it is takes."""
-    tested, cpu = under_test(model, tokens), torch.device("cpu")
-    rest = without_attention(tested.model, tested.run)
-    with torch.no_grad():
-        time = seconds(tested.run, cpu, budget=0, repeats=3)
-        return {**time, "peak": peak_memory(tested.run, cpu), "rest": rest}
 
 
 PREDICTED = Lines(
@@ -287,6 +302,7 @@ STUDY = Study(
         "method": ["Nystromformer", "Performer", "TopK", "BandLowRank", "int8", "Uniform"],
     },
     measure=measure,
+    setup=subject,
     keep=keep,
     figures=(PREDICTED,),
 )
@@ -300,6 +316,7 @@ DEPTHS = Study(
     axes={"model": [*NEEDS], "method": SHOWN, "layer": range(max(DEPTH.values()))},
     quick={"model": ["minilm", "whisper"], "method": SHOWN[2:5]},
     measure=measure_depth,
+    setup=followed,
     keep=lambda model, method, layer: layer < DEPTH[model] and possible(model, method),
     figures=(
         Lines(
@@ -328,7 +345,8 @@ COSTS = Study(
     axes={"model": [*NEEDS], "length": LENGTHS, "method": COSTED},
     quick={"model": ["minilm", "whisper"], "length": ["long"], "method": COSTED[:3]},
     measure=measure_cost,
-    keep=lambda model, length, method: possible(model, method),  # noqa: ARG005  an axis each
+    setup=plain,
+    keep=possible,
     timed=("time", "time_q1", "time_q3", "plain_seconds"),
     figures=(
         Lines(

@@ -13,7 +13,6 @@ import bisect
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import torch
 
@@ -85,7 +84,7 @@ INPUTS: list[Input] = [
 ]
 
 
-def keep(input: Input, seed: int, setting: str, allowance: float, selector: str) -> bool:  # noqa: ARG001
+def keep(input: Input, setting: str, allowance: float, selector: str) -> bool:
     """Softmax on inputs as they are, the Gaussian on tied ones; grids where there is an image.
 
     The exact inverse of Nystromformer's core, a control, at equal numbers alone.
@@ -113,7 +112,6 @@ def work(op: Operator, dims: Dims) -> int:
     return op.cost(dims).work
 
 
-@cache
 def rank_of(setting: str, allowance: float, selector: str, dims: Dims) -> int:
     """The rank that is given, or the greatest whose work is within the share of exact attention's.
 
@@ -129,7 +127,7 @@ def rank_of(setting: str, allowance: float, selector: str, dims: Dims) -> int:
     return bisect.bisect_right(range(1, dims.l + 1), most, key=spent)
 
 
-@cache
+@cache  # a time belongs to sizes, which inputs of several set-ups share
 def timed(
     setting: str, rank: int, selector: str, dims: Dims, dtype: torch.dtype, device: torch.device
 ) -> Numbers:
@@ -139,19 +137,17 @@ def timed(
     return in_turn(lambda: op(q, k, v), lambda: op.target(q, k, v), device, repeats=8)
 
 
+def drawn(input: Input, seed: int, dtype: torch.dtype, device: torch.device) -> measures.Sample:
+    """The input, with the exact answers that all selectors are held against."""
+    return measures.sample(input, seed, dtype=dtype, device=device)
+
+
 def measure(
-    input: Any,
-    seed: int,
-    setting: str,
-    allowance: float,
-    selector: str,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Row:
+    setup: measures.Sample, input: Input, seed: int, setting: str, allowance: float, selector: str,
+    dtype: torch.dtype, device: torch.device,
+) -> Row:  # fmt: skip
     """Errors with these landmarks beside the best of the rank, and costs over the exact ones."""
-    drawn = measures.sample(input, seed, dtype=dtype, device=device)
-    q, k, v = drawn.q, drawn.k, drawn.v
+    q, k, v = setup.q, setup.k, setup.v
     dims = Dims.of(q, k, v)
     source = input.input if isinstance(input, Tied) else input
     source = source.input if isinstance(source, Patches) else source
@@ -168,7 +164,7 @@ def measure(
     if rank == 0:
         return row
     op = operator(setting, rank, selector, seed, dims.d)
-    reference = drawn.reference(op.target)
+    reference = setup.reference(op.target)
     # One choice of landmarks for both, the output and the matrix.
     columns = torch.cat((v, torch.eye(dims.l, dtype=v.dtype, device=v.device)), -1)
     out, matrix = op(q, k, columns).double().split((dims.e, dims.l), -1)
@@ -247,6 +243,7 @@ STUDY = Study(
         "allowance": [16, 64, 1 / 4],
     },
     measure=measure,
+    setup=drawn,
     timed=("time", "time_q1", "time_q3"),
     keep=keep,
     figures=(

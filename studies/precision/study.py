@@ -9,7 +9,6 @@ a CUDA device that may round factors; such a case on a CPU fails and says so.
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -82,11 +81,15 @@ def keep(matrix: Matrix, seed: int, precision: str) -> bool:
 
 
 class Problem(NamedTuple):
-    """The rounded matrix, its float64 pseudo-inverse, and its condition number on the range."""
+    """The rounded matrix, its float64 pseudo-inverse, and its condition number on the range.
+
+    ``sums``: what products of its precision are summed in.
+    """
 
     a: Tensor
     inverse: Tensor
     kappa: float
+    sums: str
 
 
 def problem(matrix: Matrix, seed: int, precision: str, device: torch.device) -> Problem:
@@ -99,14 +102,9 @@ def problem(matrix: Matrix, seed: int, precision: str, device: torch.device) -> 
         # The SVD's own error is that of float64 iterates: refine it in longer numbers, if any.
         exact, x = (y.numpy().astype(np.longdouble) for y in (a.double(), inverse))
         inverse = torch.from_numpy((x + x @ (np.eye(len(s)) - exact @ x)).astype(np.float64))
-    return Problem(a.to(device), inverse.to(device), float(s[0] / s[kept][-1]))
-
-
-@functools.cache
-def accumulates_in(precision: str, device: torch.device) -> str:
-    """What the probe says."""
     with rounding_factors(precision == "tfloat32"):
-        return accumulation(PRECISIONS[precision], device)
+        sums = accumulation(PRECISIONS[precision], device)
+    return Problem(a.to(device), inverse.to(device), float(s[0] / s[kept][-1]), sums)
 
 
 @contextlib.contextmanager
@@ -143,7 +141,7 @@ def measure(
     if precision == "tfloat32" and device.type != "cuda":
         msg = "tfloat32 products exist on CUDA devices alone; run with --device cuda."
         raise ValueError(msg)
-    a, inverse, kappa = setup
+    a, inverse, kappa, sums = setup
     eps = 2**-10 if precision == "tfloat32" else torch.finfo(a.dtype).eps
 
     def errors(x: Tensor) -> Tensor:
@@ -180,7 +178,7 @@ def measure(
         "kappa": kappa,
         "eps": eps,
         "eps_kappa": eps * kappa,
-        "accumulates_in": accumulates_in(precision, device),
+        "accumulates_in": sums,
         "floor": floor,
         "c": floor / (eps * kappa),
         "floor_in_eps": floor / eps,

@@ -7,9 +7,8 @@ queries and keys are rounded token by token, as ``Quantized`` does, and the valu
 
 from __future__ import annotations
 
-import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -95,45 +94,60 @@ def placed(model: str, op: Operator) -> Operator | None:
     return causal_form(op) if model == "smollm2" else op
 
 
-@functools.lru_cache(maxsize=1)
-def clean(model: str) -> tuple[UnderTest, Tensor]:
-    """The model and its own output."""
+class Placed(NamedTuple):
+    """An operator in a model: the model's own output, and the outcome in float32."""
+
+    tested: UnderTest
+    clean: Tensor
+    form: Operator | None
+    wide: Outcome
+
+
+class Outcome(NamedTuple):
+    """The change of the output, the output, and why there is none where it was refused."""
+
+    numbers: Numbers
+    out: Tensor | None
+    refused: str = ""
+
+
+def in_place(model: str, op: Any) -> Placed:
+    """What all formats of the operator in the model are held against."""
     tested = under_test(model)
     with torch.no_grad():
-        return tested, tested.run()
+        clean = tested.run()
+    form = placed(model, op)
+    return Placed(tested, clean, form, moved(tested, clean, form, "float32"))
 
 
-@functools.lru_cache(maxsize=4)
-def moved(model: str, op: Any, precision: str) -> tuple[Numbers, Tensor | None, str]:
-    """The change of the output, the output, and why there is none where it was refused."""
-    tested, unmoved = clean(model)
-    form = InPrecision(placed(model, op), precision)
+def moved(tested: UnderTest, clean: Tensor, op: Any, precision: str) -> Outcome:
+    """What the operator in the format makes of the model's output."""
     try:
-        with torch.no_grad(), substitute(tested.model, form):
+        with torch.no_grad(), substitute(tested.model, InPrecision(op, precision)):
             out = tested.run()
     except SubstitutionError as error:
-        return {"change": math.inf, "cosine": math.nan, "finite": False}, None, str(error)
-    return change(out, unmoved), out, ""
+        return Outcome({"change": math.inf, "cosine": math.nan, "finite": False}, None, str(error))
+    return Outcome(change(out, clean), out)
 
 
-def measure(
-    model: str, op: Any, precision: str, *, dtype: torch.dtype, device: torch.device
-) -> Row:
-    """The change against the model as it is, and against the operator in float32."""
+def measure(setup: Placed, op: Any, precision: str, device: torch.device) -> Row:
+    """The change against the model as it is, and against the operator in float32.
+
+    The model is in float32, on the CPU.
+    """
     cpu_alone(device)
-    del dtype  # the model is in float32, on the CPU
-    numbers, out, refused = moved(model, op, precision)
-    whole, wide, _ = moved(model, op, "float32")
+    tested, clean, form, wide = setup
+    here = wide if precision == "float32" else moved(tested, clean, form, precision)
     own = math.inf
-    if out is not None and wide is not None:
-        own = float(change(out, wide)["change"])
+    if here.out is not None and wide.out is not None:
+        own = float(change(here.out, wide.out)["change"])
     return {
         "method": type(op).__name__,
         "bits": BITS[precision],
-        **numbers,
-        "float32_change": whole["change"],
+        **here.numbers,
+        "float32_change": wide.numbers["change"],
         "rounding_change": own if math.isfinite(own) else None,
-        "refused": refused or None,
+        "refused": here.refused or None,
         "rounding_unit": 2.0 ** -BITS[precision],
     }
 
@@ -147,7 +161,8 @@ STUDY = Study(
     axes={"model": [*NEEDS], "op": OPERATORS, "precision": PRECISIONS},
     quick={"model": ["minilm", "whisper"], "op": OPERATORS[:6]},
     measure=measure,
-    keep=lambda model, op, precision: placed(model, op) is not None,  # noqa: ARG005  an axis each
+    setup=in_place,
+    keep=lambda model, op: placed(model, op) is not None,
     figures=(
         Lines(
             x="bits",

@@ -52,31 +52,33 @@ def operators(ranks: tuple[int, ...]) -> list[Operator]:
     return found
 
 
-def keep(input: Input, seed: int, op: Operator) -> bool:  # noqa: ARG001  an axis each
+def keep(input: Input, op: Operator) -> bool:
     """Gaussian targets on tied inputs, softmax on untied ones; no rank beyond the length."""
     tied = isinstance(input, Tied)
     return isinstance(op.target, GaussianAttention) == tied and getattr(op, "rank", 1) <= input.n
 
 
-def measure(
-    input: Input, seed: int, op: Operator, *, dtype: torch.dtype, device: torch.device
-) -> Row:
+def drawn(input: Input, seed: int, dtype: torch.dtype, device: torch.device) -> measures.Sample:
+    """The input, with the exact answers that all operators are held against."""
+    return measures.sample(input, seed, dtype=dtype, device=device)
+
+
+def measure(setup: measures.Sample, input: Input, op: Operator) -> Row:
     """Errors against the target, the controls' too, how the inversion ended, and the cost."""
-    drawn = measures.sample(input, seed, dtype=dtype, device=device)
-    reference = drawn.reference(op.target)
+    reference = setup.reference(op.target)
     source = input.input if isinstance(input, Tied) else input
     row: Row = {
         "method": "exact" if op == op.target else type(op).__name__,
         "target": TARGETS[op.target],
         "source": source.name if isinstance(source, Recorded) else type(source).__name__,
         "real": isinstance(source, Recorded),
-        "n": len(drawn.q),
+        "n": len(setup.q),
     }
     if isinstance(op, TruncatedSVD):  # a control: one decomposition serves every rank, untimed
         return row | measures.best_of_rank(op.rank, reference)
-    qkv = drawn.q, drawn.k, drawn.v
+    qkv = setup.q, setup.k, setup.v
     row |= measures.accuracy(op, *qkv, reference)
-    row |= measures.inversion(op, drawn.q, drawn.k)
+    row |= measures.inversion(op, setup.q, setup.k)
     return row | measures.expense(op, *qkv, budget=0.02)
 
 
@@ -111,6 +113,7 @@ STUDY = Study(
         "op": operators((8, 32, 128)),
     },
     measure=measure,
+    setup=drawn,
     timed=("seconds", "seconds_q1", "seconds_q3", "repeats"),
     keep=keep,
     figures=(

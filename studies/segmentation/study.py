@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -97,9 +96,9 @@ def judged(model: nn.Module, scenes: Canvases, device: torch.device) -> dict[str
     }
 
 
-@lru_cache(maxsize=1)
-def trained(method: str, seed: int, device: torch.device) -> dict[int, Row]:
-    """Train once; how right it is at every side."""
+def measure(method: str, seed: int, dtype: torch.dtype, device: torch.device) -> list[Row]:
+    """Train once; a row a side, with how right it is there."""
+    single(dtype)
     train, test = (dataclasses.replace(part, frame=0) for part in fashion_mnist())
     scenes = Canvases(train, SIDE, BATCH * STEPS, seed)
     model = network(method, seed, len(scenes.classes)).to(device)
@@ -110,13 +109,7 @@ def trained(method: str, seed: int, device: torch.device) -> dict[int, Row]:
         unseen = Canvases(test, side, max(1, TEST * SIDE**2 // side**2), purpose="test")
         found[side] = {"train_loss": loss, "n": (side // 2) ** 2, **judged(model, unseen, device)}
     here = found[SIDE]["miou"]
-    return {side: {**row, "lost": here - row["miou"]} for side, row in found.items()}
-
-
-def measure(method: str, seed: int, side: int, *, dtype: torch.dtype, device: torch.device) -> Row:
-    """The row of one side; a training runs once for all of them."""
-    single(dtype)
-    return trained(method, seed, device)[side]
+    return [{"side": side, **row, "lost": here - row["miou"]} for side, row in found.items()]
 
 
 STUDY = Study(
@@ -125,9 +118,10 @@ STUDY = Study(
     title="Dense prediction in miniature",
     question="How well does a light head on the pyramid's four scales tell garments on a canvas "
     "apart, with each attention, and on larger canvases than it was trained on?",
-    axes={"method": METHODS, "seed": range(3), "side": SIDES},
+    axes={"method": METHODS, "seed": range(3)},
     quick={"method": METHODS[:2], "seed": [0]},
     measure=measure,
+    within=("side",),
     inputs=fashion.chosen(),
     figures=(
         Lines(

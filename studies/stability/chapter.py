@@ -2,7 +2,7 @@
 
 Read are the columns of ``studies/stability``: ``status``, ``rule``, ``seed``, ``step``,
 ``layer``, ``loss``, ``worst_condition``, ``worst_residual``, ``unconverged``, ``cosine``,
-``gradient_error``.
+``gradient_error``, and ``broke``, the step at which a training ended early.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .columns import IMPLICIT, RIDGED, UNROLLED
 
 NEEDED = {
     "status", "rule", "seed", "step", "layer", "loss", "worst_condition", "worst_residual",
-    "unconverged", "cosine", "gradient_error",
+    "unconverged", "cosine", "gradient_error", "broke",
 }  # fmt: skip
 WRONG = 0.5
 """A gradient that is off by more than half is called wrong."""
@@ -43,7 +43,8 @@ def findings(table: pd.DataFrame) -> list[str]:
     done = finished(table, NEEDED)
     if done.empty:
         return []
-    said = [" ".join(_cores(done)), " ".join(_gradients(done)), " ".join(_losses(done))]
+    losses = " ".join([*_losses(done), *_broken(done)])
+    said = [" ".join(_cores(done)), " ".join(_gradients(done)), losses]
     return [text for text in said if text]
 
 
@@ -159,6 +160,14 @@ def _losses(done: pd.DataFrame) -> Iterator[str]:
             else "None differs beyond its interval."
         )
     )
+
+
+def _broken(done: pd.DataFrame) -> Iterator[str]:
+    """Which trainings ended before their time."""
+    rows = done.dropna(subset="broke").drop_duplicates(["rule", "seed"])
+    if len(rows):
+        each = joined(f"{x.rule}, seed {x.seed}, at step {x.broke:g}" for x in rows.itertuples())
+        yield f"Trainings whose loss was no longer finite end there: {each}."
 
 
 def _change(x: Mean) -> str:

@@ -12,7 +12,6 @@ import copy
 import dataclasses
 import tempfile
 from collections import deque
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -42,21 +41,21 @@ RECIPE = Recipe(1, BATCH, rate=2e-3, warm_up=0, side=IMAGE)
 
 STEPS = 20
 RULES = (IMPLICIT, UNROLLED, "exact", RIDGED, "unrolled, ridge")
-LAYERS = (1, 2, 3)
 
 
-@lru_cache(maxsize=1)
-def trace(rule: str, seed: int, device: torch.device) -> dict[tuple[int, int], Row]:
-    """Train once; what the layers are like at every 25th step, by step and layer.
+def measure(rule: str, seed: int, dtype: torch.dtype, device: torch.device) -> list[Row]:
+    """Train once; a row a layer at every 25th step, with what it is like.
 
-    A training whose loss is no longer finite ends there and has no later rows.
+    A training whose loss is no longer finite ends there and has no later rows; ``broke`` is the
+    step at which it did.
     """
+    single(dtype)
     design = dataclasses.replace(scaled(IMAGE), rank=LANDMARKS)
     model = Pyramid(design, num_classes=10, channels=1, pinv=by_rule(rule, STEPS), seed=seed)
     train, test = fashion_mnist()
     images, labels = (x.to(device) for x in test.batch(list(range(PROBE)), IMAGE, None))
     recipe = dataclasses.replace(RECIPE, seed=seed)
-    rows: dict[tuple[int, int], Row] = {}
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         few = train.first(BATCH * LAST).unmoved()
         run = Run(model, recipe, few, test, Path(folder), device)
@@ -66,12 +65,12 @@ def trace(rule: str, seed: int, device: torch.device) -> dict[tuple[int, int], R
             if step % EVERY == 0:
                 mean = sum(losses) / len(losses) if losses else float("nan")
                 for layer, row in examined(model, images, labels).items():
-                    rows[step, layer] = {"loss": mean, **row}
+                    rows.append({"step": step, "layer": layer, "loss": mean, "broke": None, **row})
             if step < LAST:
                 try:
                     losses.append(run.learn(*next(batches)))
                 except LossError:
-                    return rows
+                    return [row | {"broke": step} for row in rows]
     return rows
 
 
@@ -153,18 +152,6 @@ def cores(model: Pyramid, images: Tensor) -> dict[int, Tensor]:
     return found
 
 
-def measure(
-    rule: str, seed: int, step: int, layer: int, *, dtype: torch.dtype, device: torch.device
-) -> Row:
-    """The row of a layer at a step; a training runs once for all its rows."""
-    single(dtype)
-    rows = trace(rule, seed, device)
-    if (step, layer) not in rows:
-        msg = f"the loss was not finite before step {step}."
-        raise LossError(msg)
-    return rows[step, layer]
-
-
 BY_STEP = Lines(
     x="step",
     y="worst_condition",
@@ -187,11 +174,10 @@ STUDY = Study(
     axes={
         "rule": RULES,
         "seed": range(3),
-        "step": range(0, LAST + 1, EVERY),
-        "layer": LAYERS,
     },
-    quick={"rule": (IMPLICIT, UNROLLED), "seed": [0], "step": range(0, 51, EVERY)},
+    quick={"rule": (IMPLICIT, UNROLLED), "seed": [0]},
     measure=measure,
+    within=("step", "layer"),
     inputs=fashion.chosen(),
     figures=(
         BY_STEP,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from functools import lru_cache
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,9 @@ def pyramid(method: str, seed: int) -> Pyramid:
     return Pyramid(scaled(SIDE), normalization=normalization, fixed=fixed, **how)
 
 
-@lru_cache(maxsize=1)
-def trained(method: str, seed: int, device: torch.device) -> dict[int, Row]:
-    """Train once; accuracy and size of the activations at every side."""
+def measure(method: str, seed: int, dtype: torch.dtype, device: torch.device) -> Iterator[Row]:
+    """Train once; a row a side, with accuracy and the size of the activations there."""
+    single(dtype)
     train, test = fashion_mnist()
     model, zoom = pyramid(method, seed), 1.0 if method == WHOLE else LEAST
     few = dataclasses.replace(train.first(TRAIN).unmoved(), zoom=zoom)
@@ -72,29 +72,22 @@ def trained(method: str, seed: int, device: torch.device) -> dict[int, Row]:
         run.finish()
         found = {side: run.evaluate(side) for side in SIDES}
     sizes = {side: activations(model, test, side, device) for side in SIDES}
-    rows: dict[int, Row] = {}
     for side in SIDES:
         growth = [size / own for size, own in zip(sizes[side], sizes[SIDE], strict=True)]
-        rows[side] = {
+        yield {
+            "side": side,
             **found[side],
             "n": side**2,
             "drop": found[SIDE]["accuracy"] - found[side]["accuracy"],
             **{f"growth_{stage}": x for stage, x in zip(STAGES, growth, strict=True)},
             "growth": max(growth),
         }
-    return rows
 
 
 def activations(model: Pyramid, images: Images, side: int, device: torch.device) -> list[float]:
     """Root mean square of what the attention of each of three stages makes, at a side."""
     x, _ = images.batch(list(range(SCALED)), side, None)
     return [gain.output for gain in gains(model, x.to(device))][: len(STAGES)]
-
-
-def measure(method: str, seed: int, side: int, *, dtype: torch.dtype, device: torch.device) -> Row:
-    """The row of one side; a training runs once for all of them."""
-    single(dtype)
-    return trained(method, seed, device)[side]
 
 
 BY_SIDE = Lines(
@@ -115,9 +108,10 @@ STUDY = Study(
     title="From one resolution to a higher one",
     question="What becomes of a pyramid that was trained at one resolution and is used at higher "
     "ones, with each normalisation of SOFT?",
-    axes={"method": METHODS, "seed": range(3), "side": SIDES},
+    axes={"method": METHODS, "seed": range(3)},
     quick={"method": METHODS[:2], "seed": [0]},
     measure=measure,
+    within=("side",),
     inputs=fashion.chosen(),
     figures=(
         BY_SIDE,

@@ -94,15 +94,15 @@ def test_landmarks_are_as_many_however_they_are_sampled():
 
 def test_a_training_serves_the_rows_of_its_epochs(tmp_path):
     axes = {**CLASSIFICATION.STUDY.axes, "method": ["Soft", "Uniform"], "seed": [0], "m": [9],
-            "sampling": ["pool"], "epoch": [1, 2]}  # fmt: skip
+            "sampling": ["pool"]}  # fmt: skip
     outcome = run(dataclasses.replace(CLASSIFICATION.STUDY, axes=axes, quick={}), tmp_path)
     assert (outcome.rows, outcome.failed) == (4, 0)
     table = pd.read_csv(outcome.folder / "table.csv")
     assert (table["accuracy"] + table["error_rate"]).to_numpy() == pytest.approx(1)
     assert table["loss"].nunique() == 4
-    assert CLASSIFICATION.trained("Uniform", 9, "pool", 0, CPU)[1]["loss"] == pytest.approx(
-        table["loss"].iloc[-1], rel=1e-4
-    )
+    assert table["epoch"].tolist() == [1, 2] * 2
+    again = CLASSIFICATION.measure("Uniform", 9, "pool", 0, torch.float32, CPU)
+    assert again[1]["loss"] == pytest.approx(table["loss"].iloc[-1], rel=1e-4)
 
 
 def test_what_a_step_costs():
@@ -176,11 +176,12 @@ def test_the_core_is_what_the_solver_is_given():
 
 
 def test_a_training_serves_the_rows_of_its_steps_and_layers(tmp_path):
-    axes = {**STABILITY.STUDY.axes, "rule": ["implicit"], "seed": [0], "step": [0, 2]}
+    axes = {**STABILITY.STUDY.axes, "rule": ["implicit"], "seed": [0]}
     outcome = run(dataclasses.replace(STABILITY.STUDY, axes=axes, quick={}), tmp_path)
-    assert (outcome.rows, outcome.failed) == (6, 0)
+    assert (outcome.rows, outcome.failed) == (9, 0)
     table = pd.read_csv(outcome.folder / "table.csv")
-    assert table["loss"].isna().tolist() == [True] * 3 + [False] * 3
+    assert table["step"].tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    assert table["loss"].isna().tolist() == [True] * 3 + [False] * 6
     assert steady.findings(table)
 
 
@@ -191,12 +192,12 @@ def test_a_training_that_breaks_keeps_its_rows(monkeypatch):
         return learn(run, x * (math.nan if run.step == 1 else 1), labels)
 
     monkeypatch.setattr(STABILITY.Run, "learn", broken)
-    STABILITY.trace.cache_clear()
-    row = STABILITY.measure("implicit", 0, 0, 1, dtype=torch.float32, device=CPU)
-    assert row["worst_residual"] > 0
-    with pytest.raises(STABILITY.LossError, match="not finite before step 2"):
-        STABILITY.measure("implicit", 0, 2, 1, dtype=torch.float32, device=CPU)
-    STABILITY.trace.cache_clear()
+    rows = STABILITY.measure("implicit", 0, torch.float32, CPU)
+    assert [(row["step"], row["layer"]) for row in rows] == [*product((0, 1), (1, 2, 3))]
+    assert rows[0]["worst_residual"] > 0
+    assert {row["broke"] for row in rows} == {1}
+    said = steady.findings(pd.DataFrame(rows).assign(status="ok", rule="implicit", seed=0))
+    assert said[-1].endswith("finite end there: implicit, seed 0, at step 1.")
 
 
 # --- transfer ------------------------------------------------------------------------------------
@@ -219,10 +220,10 @@ def test_activations_are_those_of_the_operator_and_the_model_is_left_alone():
 
 
 def test_a_training_serves_the_rows_of_its_sides(tmp_path):
-    axes = {"method": ["Soft, published, m grows", "Softmax"], "seed": [0], "side": [16, 24]}
+    axes = {"method": ["Soft, published, m grows", "Softmax"], "seed": [0]}
     outcome = run(dataclasses.replace(TRANSFER.STUDY, axes=axes, quick={}), tmp_path)
-    assert (outcome.rows, outcome.failed) == (4, 0)
+    assert (outcome.rows, outcome.failed) == (8, 0)
     table = pd.read_csv(outcome.folder / "table.csv")
-    assert table["drop"][::2].tolist() == [0, 0]
-    assert table["growth"][::2].tolist() == [1, 1]
-    assert table["n"].tolist() == [256, 576] * 2
+    assert table["drop"][::4].tolist() == [0, 0]
+    assert table["growth"][::4].tolist() == [1, 1]
+    assert table["n"].tolist() == [256, 576, 1024, 2304] * 2

@@ -78,8 +78,8 @@ def test_the_chapter_counts_what_was_caught(table):
 
 
 def test_the_chapter_does_with_mutants_or_the_catalogue_alone(table):
-    mutants = table[table["fault"].ne("")].drop(columns="alarms")
-    right = table[table["fault"].eq("")].drop(columns="caught")
+    mutants = table[table["fault"].ne("")]
+    right = table[table["fault"].eq("")]
     assert len(findings(mutants)) == len(findings(right)) == 1
     assert findings(right)[0].endswith("broke none.")
 

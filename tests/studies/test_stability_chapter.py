@@ -32,6 +32,7 @@ def made(loss=LOSS):
                     "worst_residual": 1.0,
                     "cosine": -0.3 if wrong and step == 400 else 0.97 * (rule != "exact"),
                     "gradient_error": 0.51 + seed if wrong else 0.5 * layer / 2,
+                    "broke": None,
                 })  # fmt: skip
     failed = {**rows[0], "status": "failed", "gradient_error": 77.0, "worst_condition": 1e9}
     return pd.DataFrame([*rows, failed])

@@ -1,5 +1,4 @@
-# Everything runs in a virtual environment of its own: make report, make report-models,
-# make report-images, make test, make docs, make fidelity, make peers, make check, make bench.
+# Everything runs in a virtual environment of its own; make help lists what there is.
 # To use a torch that the system has (a CUDA build, say):
 #   make report VENV_FLAGS=--system-site-packages CONSTRAINTS=/dev/null
 
@@ -14,9 +13,15 @@ READY := $(VENV)/.ready
 # Weights of the models whose attention the studies replace.
 WEIGHTS := minilm vit photographs smollm2 whisper
 
-.PHONY: report report-models report-images test docs fidelity peers lint check format bench mutants dist matrix clean
+.PHONY: help install report report-models report-images test docs fidelity peers lint check
+.PHONY: format bench mutants dist matrix clean
 
-report: $(READY)  ## every study, on real activations, and the PDF of them all
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(READY)  ## softlab and what development needs, into .venv; about 4 minutes, 1.6 GB
+
+report: $(READY)  ## every study, on real activations, and the PDF of them all; more than an hour on two cores
 	$(BIN)/softlab run --all --threads 1 --workers $(WORKERS) --out $(OUT)
 	$(BIN)/softlab report $(OUT)
 
@@ -31,7 +36,7 @@ report-images: $(READY)  ## SOFT's pyramid trained on real images; fetches 31 MB
 	$(BIN)/softlab run --all --needs images --threads 1 --workers $(WORKERS) --out $(OUT)
 	$(BIN)/softlab report $(OUT)
 
-test: lint  ## format, lint, types, and the whole suite, warnings as errors
+test: lint  ## format, lint, types, and the whole suite, warnings as errors; 10 minutes on two cores
 	$(BIN)/python -m pytest -n $(WORKERS)
 
 docs: $(READY)  ## the site, docs/_build/html/index.html; warnings as errors, no network
@@ -61,11 +66,11 @@ dist: $(READY)  ## wheel and sdist, built twice, and the wheel tried in an envir
 matrix: $(READY)  ## the supported versions, each installed and tried; writes docs/supported.md
 	$(BIN)/python tools/matrix.py $(NAMES)
 
-format: $(READY)
+format: $(READY)  ## format, and mend what lint can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY)  ## speed and memory against the forms that softlab replaces
+bench: $(READY)  ## speed and memory beside straightforward implementations
 	$(BIN)/python benchmarks/attention.py --out $(OUT)/benchmarks
 	$(BIN)/python benchmarks/inverse.py --out $(OUT)/benchmarks
 	$(BIN)/python benchmarks/engine.py --out $(OUT)/benchmarks

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import copy
 import dataclasses
 import functools
 import importlib
 import inspect
+import io
+import multiprocessing
 import re
+import runpy
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import blocks
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from prose import as_rest
 from sphinx.pycode import ModuleAnalyzer
 
 from softlab import features, inputs, landmarks, laws, matrices, measures, operators, pinv
 from softlab.catalogue import Part, parts_of
-from softlab.core import Cost, Dims, causal_form
+from softlab.cli.list import traits_table
+from softlab.core import Cost, Dims, causal_form, default_of
 from softlab.figures import Lines
 from softlab.inputs import Recorded, Tied
 from softlab.laws.law import Law, has_field, refielded
@@ -200,68 +209,16 @@ def api_page(package: str, inner: str, described: set[int]) -> str:
 
 # The catalogue ----------------------------------------------------------------------------------
 
-HELD: dict[str, tuple[str, ...]] = {
-    "linear_in_v": ("linear in v", "each column alone"),
-    "query_equivariant": ("query equivariance",),
-    "key_invariant": ("key invariance",),
-    "row_stochastic": ("row-stochastic", "one key"),
-    "nonnegative": ("non-negative",),
-    "symmetric": ("symmetric",),
-    "psd": ("positive semidefinite",),
-    "reads": ("reads",),
-    "reciprocal": ("transposition",),
-    "below": ("below the matrix",),
-    "low_rank": ("low rank", "Eckart-Young"),
-    "exact_at": ("exact at its most", "gradient at its most"),
-    "monotone": ("monotone",),
-    "optimal": ("Eckart-Young",),
-    "lifted": ("low rank", "exact at its most"),
-    "exact_at_rank_one": ("identical tokens",),
-    "blind": ("answers",),
-    "seedless": ("seeds",),
-    "exact": ("target", "tokens far apart"),
-    "replacement": ("replacement",),
-    "unbiased": ("unbiased",),
-    "variance": ("variance",),
-    "restricted": ("restricted",),
-    "linear_memory": ("linear memory",),
-    "padded": ("claimed work",),
-    "causal": ("causal",),
-}
-"""Claims of operators, each with the laws that hold it or, as of ``blind``, are excused by it."""
-SOLVERS_HELD: dict[str, tuple[str, ...]] = {
-    "order": ("order",),
-    "products": ("cost",),
-    "singular": ("Penrose identities, singular",),
-    "definite": ("Penrose identities",),
-    "regularized": ("shifted inverse",),
-    "growth": ("growth",),
-    "implicit": ("gradient",),
-    "constant_rank": ("gradient, singular",),
-    "watched": ("cost",),
-    "precision": ("Penrose identities",),
-}
-
 NEWTON = pinv.NewtonRaphson(20)
-EXAMPLES: dict[str, Any] = {
-    "Local": operators.Local(32),
-    "TopK": operators.TopK(k=32),
-    "MRA": operators.MRA(16, refined=4),
-    "Reformer": operators.Reformer(16, chunk=32, rounds=2),
-    "Thinformer": operators.Thinformer(64),
-    "Ridge": pinv.Ridge(NEWTON),
-    "Purified": pinv.Purified(pinv.NewtonRaphson(40)),
-    "BestIterate": pinv.BestIterate(NEWTON),
-    "Polished": pinv.Polished(NEWTON),
-    "ImplicitGradient": pinv.ImplicitGradient(NEWTON),
-    "GolubPereyra": pinv.GolubPereyra(NEWTON),
-    "Checkpointed": pinv.Checkpointed(NEWTON),
-}
-"""What stands for a part where its defaults make none, or hide its knob."""
-KNOBS = {"MRA": "refined", "Reformer": "chunk", "TopK": "k"}
 SIZES = (8, 16, 32, 64, 128, 256)
 MOST = 2.0
 """Of the exact operator's work, which a method of any use stays below."""
+SMALL = {
+    *("catalogue/index", "catalogue/laws", "catalogue/operators/index", "catalogue/operators/Soft"),
+    *("catalogue/solvers/index", "catalogue/solvers/NewtonRaphson", "catalogue/selectors"),
+    *("api/index", "api/softlab.operators", "api/softlab.measures"),
+}
+"""Pages of a trial of the site."""
 STEPS = (1, 2, 4, 8, 12, 16, 20, 24, 32, 48)
 HEADS = ("minilm.layer5.head2", "vit.layer8.head3")
 """One whose softmax matrix has a low rank, and one that has not."""
@@ -269,15 +226,33 @@ REFERENCE = Dims(batch=8, n=1024, l=1024, d=64, e=64)
 
 
 def example(name: str, part: Any) -> Any:
-    """The part as a value."""
-    return EXAMPLES.get(name) or Part(name, part).example
+    """The part as a value: at its defaults, a wrapper of a solver around Newton's."""
+    needed = [x.name for x in dataclasses.fields(part) if default_of(x) is dataclasses.MISSING]
+    return part(NEWTON) if needed == ["solver"] else Part(name, part).example
 
 
-def knob(op: Any) -> str:
-    """The field that trades work for error; empty where there is none."""
-    first = dataclasses.fields(op)[0] if dataclasses.fields(op) else None
-    held = KNOBS.get(type(op).__name__, first.name if first else "")
-    return held if type(getattr(op, held, None)) is int else ""
+def swept(op: Any) -> tuple[str, list[Any]]:
+    """What decides the error of an operator, in words, and the operator over it.
+
+    That is the knob which its class declares; else the field at whose most it is exact.
+    """
+    kind, exact_at = type(op), op.traits.exact_at
+    if hasattr(kind, "knob"):
+        knob = kind.knob
+        m = "m" if knob.each == 1 else f"{knob.each} m"
+        fixed = [f"`{name} = {held!r}`" for name, held in knob.others.items()]
+        words = [*(f"`{name}` = {m}" for name in knob.fields), *fixed]
+        return f"{', '.join(words)}, with m from {SIZES[0]} on in doublings", [
+            Part(kind.__name__, kind).at(m, 0) for m in SIZES
+        ]
+    if isinstance(op, operators.Quantized):
+        formats = ("float8", "int8", "bfloat16", "float16")
+        return "four formats", [operators.Quantized(x) for x in formats]
+    if exact_at:
+        return f"`{exact_at}` from {SIZES[0]} on, in doublings", [
+            dataclasses.replace(op, **{exact_at: m}) for m in SIZES
+        ]
+    return f"`{op!r}`", [op]
 
 
 @functools.cache
@@ -289,10 +264,7 @@ def sample(head: str, tied: bool) -> Any:
 
 def operator_rows(op: Any) -> Iterator[dict[str, Any]]:
     """Error and work of an operator over its knob, on each head, at up to three seeds."""
-    field, target = knob(op), op.target
-    forms = [dataclasses.replace(op, **{field: size}) for size in SIZES] if field else [op]
-    if isinstance(op, operators.Quantized):
-        forms = [operators.Quantized(x) for x in ("float8", "int8", "bfloat16", "float16")]
+    target, forms = op.target, swept(op)[1]
     tied = not isinstance(target, Softmax)
     for head in HEADS:
         drawn = sample(head, tied)
@@ -341,15 +313,16 @@ def solver_rows(solver: Any) -> Iterator[dict[str, Any]]:
             }  # fmt: skip
 
 
-def figure(rows: list[dict[str, Any]], path: Path, xlabel: str, ylabel: str, guides: bool) -> None:
+def figure_of(
+    rows: list[dict[str, Any]], path: Path, xlabel: str, ylabel: str, guides: bool
+) -> None:
     """Draw error against work, a panel for each head."""
     found = pd.DataFrame(rows)
     lines = Lines(
         x="x", y="error", group="group", panel="head", by="step", xlabel=xlabel, ylabel=ylabel,
         guides={"uniform": "the mean of v"} if guides else {},
     )  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawing.save(drawing.draw(found, lines), path)
+    keep(drawing.draw(found, lines), path)
 
 
 @functools.cache
@@ -368,16 +341,66 @@ def meanings(cls: type) -> dict[str, str]:
 
 def claims(made: Any, kind: str) -> str:
     """The claims of a part, what each says, and the laws that hold it."""
-    held = HELD if kind == "operators" else SOLVERS_HELD
     rows = []
     for field in dataclasses.fields(made.traits):
         claim = getattr(made.traits, field.name)
-        if not claim or (field.name == "growth" and claim == 1.0):
+        if not claim or (claim == field.default and claim is not True):
             continue
         word = f"`{field.name}`" + ("" if claim is True else f" {claim}")
-        by = ", ".join(law_link(x, kind) for x in held[field.name])
-        rows.append((word, prose(meanings(type(made.traits))[field.name]), by))
+        said = prose(meanings(type(made.traits))[field.name])
+        rows.append((word, said, held_by(made, field.name, kind)))
     return table(("claim", "what it says", "law"), rows)
+
+
+def disclaimed(made: Any, claim: str) -> Any:
+    """The same part without one of its claims."""
+    off = {x.name: x.default for x in dataclasses.fields(made.traits)} | {"linear_in_v": False}
+    traits = dataclasses.replace(made.traits, **{claim: off[claim]})
+    other = copy.copy(made)
+    kind = type(type(made).__name__, (type(made),), {"traits": traits})
+    object.__setattr__(other, "__class__", kind)
+    return other
+
+
+def held_by(made: Any, claim: str, kind: str) -> str:
+    """Links to the laws that are asked of a part because of a claim; else to those that read it.
+
+    A claim that asks for no law may excuse from some.
+    """
+    suite: Iterable[Law[Any]] = laws.OPERATOR_LAWS if kind == "operators" else laws.SOLVER_LAWS
+    other = disclaimed(made, claim)
+    asked = {law.name: (law.applies(made), law.applies(other)) for law in suite}
+    found = [name for name, (one, without) in asked.items() if one and not without]
+    excused = [name for name, (one, without) in asked.items() if without and not one]
+    if found:
+        return ", ".join(law_link(x, kind) for x in found)
+    for deep in (False, True):
+        found = [
+            law.name for law in suite if asked[law.name][0] and claim in reading(law.measure, deep)
+        ]
+        if found or excused:
+            break
+    words = [", ".join(law_link(x, kind) for x in names) for names in (found, excused)]
+    words[1] = words[1] and f"excuses from {words[1]}"
+    return "; ".join(filter(None, words)) or "no law of its own"
+
+
+@functools.cache
+def reading(measure: Any, deep: bool) -> set[str]:
+    """The claims that a measurement reads; ``deep``: also by what it calls in ``softlab.laws``."""
+    found, seen, ahead = set(), set(), [measure]
+    while ahead:
+        call = inspect.unwrap(ahead.pop())
+        if call in seen or not getattr(call, "__module__", "").startswith("softlab.laws"):
+            continue
+        seen.add(call)
+        found |= set(re.findall(r"\btraits\.(\w+)", inspect.getsource(call)))
+        known = getattr(call, "__globals__", {})
+        if not deep:
+            break
+        called = [known.get(name) for name in getattr(call, "__code__", call).co_names]
+        ahead += [x for x in called if inspect.isfunction(x)]
+    return found
 
 
 def law_link(name: str, kind: str) -> str:
@@ -509,12 +532,9 @@ def shown(name: str, made: Any, kind: str) -> str:
             return "It is exact: there is no error to show."
         if made.traits.replacement:
             return "It approximates nothing, so that it has no error to show."
-        figure(list(operator_rows(made)), path, "work over that of the exact operator",
+        figure_of(list(operator_rows(made)), path, "work over that of the exact operator",
                "relative output error", guides=True)  # fmt: skip
-        field = knob(made)
-        over = f"`{field}` from {SIZES[0]} on, in doublings" if field else f"`{made!r}`"
-        if isinstance(made, operators.Quantized):
-            over = "four formats"
+        over = swept(made)[0]
         seeds = "; median and quartiles of three seeds" if has_field(made, "seed") else ""
         tied = "" if isinstance(made.target, Softmax) else ", k = q as in SOFT's layers"
         caption = (
@@ -522,7 +542,7 @@ def shown(name: str, made: Any, kind: str) -> str:
             f"recorded heads{tied}, over {over}{seeds}. Grey: the error of the mean of v."
         )
     else:
-        figure(list(solver_rows(made)), path, "work, in products of two m x m matrices",
+        figure_of(list(solver_rows(made)), path, "work, in products of two m x m matrices",
                "|A X A - A| / |A|", guides=False)  # fmt: skip
         over = f"over {STEPS[0]} to {STEPS[-1]} steps" if has_field(made, "steps") else "one call"
         caption = (
@@ -569,6 +589,14 @@ def contents(kind: str) -> Iterator[str]:
     yield f"# {KINDS[kind][0]}\n"
     rows = [(f"[`{name}`]({name}.md)", prose(title(part))) for name, part in parts(kind).items()]
     yield table(("name", "what it is"), rows) + "\n"
+    if kind == "operators":
+        yield "## What each approximates and claims\n"
+        yield (
+            "With 64 for every field that has no default. All but those that say so are linear in "
+            "v. Laws measure every claim; the [glossary](/glossary.md) says what each means. "
+            "`softlab list --markdown` prints this table.\n"
+        )
+        yield "\n".join(traits_table(parts_of(operators, "target"))) + "\n"
     yield toctree(parts(kind))
 
 
@@ -637,11 +665,45 @@ def api_index() -> Iterator[str]:
         yield toctree(modules)
 
 
-def generate(_: Any = None) -> None:
-    """Write all pages."""
+def figures() -> None:
+    """Draw the figures of the written pages, and run the scripts of the gallery for theirs."""
+    for page in sorted(DOCS.rglob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        if blocks.FIGURE.search(text):
+            for ran in blocks.run(text, page.name):
+                if ran.name:
+                    keep(ran.figure, page.parent / "figures" / f"{ran.name}.svg")
+    for script in sorted((DOCS / "gallery").glob("*.py")):
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            left = runpy.run_path(str(script))
+        write(script.parent / "figures" / f"{script.stem}.txt", printed.getvalue())
+        if "figure" in left:
+            keep(left["figure"], script.parent / "figures" / f"{script.stem}.svg")
+
+
+def keep(drawn: Figure, path: Path) -> None:
+    """Write a figure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawing.save(drawn, path)
+
+
+def generate(app: Any) -> None:
+    """Write all pages; with the tag ``small`` a few of each kind, for a trial of the site."""
     torch.set_num_threads(1)
-    for name, made in pages():
-        write(DOCS / f"{name}.md", made())
+    wanted = {x: made for x, made in pages() if not app.tags.has("small") or x in SMALL}
+    measured = [name for name in wanted if name.count("/") > 1]  # a part's own page: the slow ones
+    # Sphinx, too, forks where it is asked for several processes.
+    with ProcessPoolExecutor(max(1, app.parallel), multiprocessing.get_context("fork")) as others:
+        apart = {name: others.submit(page, name) for name in measured}
+        figures()
+        for name, made in wanted.items():
+            write(DOCS / f"{name}.md", apart[name].result() if name in apart else made())
+
+
+def page(name: str) -> str:
+    """The text of one page."""
+    torch.set_num_threads(1)
+    return dict(pages())[name]()
 
 
 def menu(_: Any, name: str, source: list[str]) -> None:

@@ -195,11 +195,15 @@ def precision_floor(trace: Trace) -> Floor:
 def onset_and_growth(trace: Trace) -> Growth | None:
     """Where the error rises after its floor, and its factor a step; None where it never does.
 
-    It has risen if the last iterate is ten times above the floor and above m eps kappa, below which
-    errors wander; the onset is then the first step
-    from which on it stays twice above. The factor is the median of the ratios of errors in turn
-    from there, each ten times above the floor and below 1; None where there are no two such. On
-    rank-deficient A it is to be compared with ``traits.growth``.
+    It has risen if the last iterate is
+
+    - ten times above the floor, and
+    - ten times above m eps kappa, below which errors wander.
+
+    The onset is then the first step from which on the error stays above twice the floor. The factor
+    is the median of the ratios of successive errors from there, of those that are ten times above
+    the floor and below 1; None where there are no two such. On rank-deficient A compare it with
+    ``traits.growth``.
     """
     floor, start, _ = precision_floor(trace)
     error = trace.error.tolist()
@@ -309,10 +313,11 @@ def degrees_of_freedom(
 
 @validation.typed
 def cutoff(solver: Solver, a: Matrix, steps: int | None = None) -> float | None:
-    """The s / sigma_1 above which every singular value up to sigma_1 is inverted by half or more.
+    """The smallest t such that all singular values in [t, 1] sigma_1 have a filter factor >= 1/2.
 
-    Where phi = 1/2, about p^(-k/2) for k steps of order p from alpha near 1 / sigma_1^2. None where
-    sigma_1 itself is not, and for a zero matrix. Arguments and errors as of ``filter_factors``.
+    It is about p^(-k/2) for k steps of order p from alpha near 1 / sigma_1^2. None where sigma_1
+    itself has a smaller factor, and for a zero matrix. Arguments and errors as of
+    ``filter_factors``.
     """
     a = _single(a)
     top = float(torch.linalg.matrix_norm(a.double(), 2))

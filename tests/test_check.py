@@ -375,7 +375,7 @@ def test_a_subject_that_ends_its_process_or_cannot_be_stopped_is_an_outcome(own)
     [
         (["nowhere.py:f"], 2, "there is no file nowhere.py"),
         (["no.such.module:f"], 2, "no.such.module cannot be imported: ModuleNotFoundError"),
-        (["softlab.operators:Sft()"], 2, "Sft() of softlab.operators cannot be had"),
+        (["softlab.operators:Sft()"], 2, "softlab.operators has no 'Sft'. Did you mean 'Soft'?"),
         (["softlab.operators"], 2, "names no object"),
         (["softlab.operators:Soft"], 2, "Soft is a class"),
         ([], 2, "name a subject"),

@@ -591,7 +591,7 @@ def test_every_sentence_of_a_run_is_said_where_it_is_true_and_nowhere_else():
     calm = META | {"dirty": False}
     assert list(notes(table[3:], calm)) == []
     sentences = {
-        "quick": "This is the quick grid, a trial run; its numbers are few.",
+        "quick": "This is a trial run on the short grid; do not quote its numbers.",
         "dirty": "The code had changes that no commit holds.",
     }
     for name, said in sentences.items():
@@ -600,7 +600,7 @@ def test_every_sentence_of_a_run_is_said_where_it_is_true_and_nowhere_else():
     assert said.startswith("The run was interrupted, or other shards of it are to come;")
     assert list(notes(table, calm)) == ["2 of 5 cases failed and are in no number or figure."]
     assert list(notes(table[3:], calm | {"timed": ["t"]})) == [
-        "Timings are those of a processor; another machine orders methods anew."
+        "Timings are those of a processor; the ranking by time may differ elsewhere."
     ]
     assert grid(table, META | {"cases": 7}) == (
         "The study has 7 cases (values of its axes: 4 of input, 3 of seed, 48 of op)."

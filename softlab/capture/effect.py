@@ -282,7 +282,7 @@ def greedy(
     within: float,
     saving: Mapping[str, float] | None = None,
 ) -> tuple[tuple[str, ...], float]:
-    """A large set of parts whose joint loss is at most ``within``, and that loss.
+    """Greedily choose parts whose joint loss stays at most ``within``; the set and its loss.
 
     Parts are tried in the order of their loss ``alone`` over what they save (the same for all
     unless given), and kept where the loss of all kept so far stays within. One call of ``loss`` a

@@ -38,7 +38,7 @@ def catalogue(
         str, typer.Argument(help="Of a part, whose fields are shown, with what each may be.")
     ] = "",
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="The operators alone, as a table for a README.")
+        bool, typer.Option("--markdown", help="The operators alone, as a table in Markdown.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON.")] = False,
 ) -> None:
@@ -50,7 +50,7 @@ def catalogue(
     from softlab.catalogue import parts_of
 
     if markdown:
-        say("\n".join(_traits_table(parts_of(operators, "target"))))
+        say("\n".join(traits_table(parts_of(operators, "target"))))
     elif as_json:
         groups = list(_groups())
         parts = {title: [_described(part) for part in found] for title, found, _ in groups}
@@ -146,7 +146,7 @@ def _claims(part: Part) -> dict[str, object]:
     return {name: x for name, x in dataclasses.asdict(traits).items() if x}
 
 
-def _traits_table(parts: Iterable[Part]) -> Iterator[str]:
+def traits_table(parts: Iterable[Part]) -> Iterator[str]:
     """Lines of a Markdown table: each operator as an example, its target, its claims in words.
 
     Linearity in v is the rule, and only its absence is said.

@@ -94,7 +94,7 @@ def _made(node: ast.expr, classes: dict[str, type]) -> Any:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         name = node.func.id
         if name not in classes:
-            msg = f"there is no {name}{_near(name, classes)}"
+            msg = f"there is no {name}.{_near(name, classes)}".removesuffix(".")
             raise ValueError(msg)
         given = [_made(x, classes) for x in node.args]
         named = {x.arg: _made(x.value, classes) for x in node.keywords if x.arg}
@@ -112,7 +112,8 @@ def made(expression: str) -> Any:
     try:
         return _made(ast.parse(expression, mode="eval").body, _offered())
     except (SyntaxError, ValueError, TypeError) as error:
-        msg = f"{expression!r} makes nothing of softlab: {error}."
+        end = "" if str(error).endswith("?") else "."
+        msg = f"{expression!r} is no part of softlab: {error}{end}"
         raise ValueError(msg) from None
 
 

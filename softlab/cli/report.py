@@ -30,7 +30,7 @@ def report(
         tuple[Path, Path] | None,
         typer.Option(
             metavar="OLD NEW",
-            help="Set nothing; say what changed between two folders beyond noise.",
+            help="Build nothing; say what changed between two folders beyond noise.",
         ),
     ] = None,
     exact: Annotated[
@@ -41,15 +41,15 @@ def report(
         bool, typer.Option("--json", help="What changed, or where the report is, as JSON.")
     ] = False,
 ) -> None:
-    """Set FOLDER/report.pdf and FOLDER/report.html from the tables under FOLDER.
+    """Build FOLDER/report.pdf and FOLDER/report.html from the tables under FOLDER.
 
-    --compare holds the cases that two runs share against each other. Noise is, of a time, the
-    spread of repeated calls; of all else the square root of the rounding unit. With --exact times
-    are left out, and all else differs where a digit does, or where a case or a column is missing on
-    one side.
+    --compare compares the cases that two runs share. A timing counts as changed if it moved by more
+    than the spread of its repeats; any other number, by more than the square root of the machine
+    epsilon. With --exact times are left out, and all else differs where a digit does, or where a
+    case or a column is missing on one side.
 
-    Exit codes: 0 nothing changed or all is set, 1 something changed, 2 it, or a part of it, could
-    not be done.
+    Exit codes: 0 nothing changed, or the report is built; 1 something changed; 2 it, or a part of
+    it, could not be done.
     """
     from softlab.report import report as set_report
     from softlab.report.comparison import compare as compared

@@ -78,15 +78,15 @@ def run(
     out: Annotated[str, typer.Option(metavar="FOLDER", help="Of the results.")] = "reports",
     fresh: Annotated[bool, typer.Option("--fresh", help="Reuse no finished rows.")] = False,
     threads: Annotated[
-        int | None, typer.Option(help="CPU threads of each process; torch's own choice, shared.")
+        int | None, typer.Option(help="CPU threads per process; torch's default, shared.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="What each run left, as JSON.")] = False,
 ) -> None:
-    """Run studies: every case a row or more of OUT/<study>/table.csv, with meta.json beside it.
+    """Run studies and write one row or more per case to OUT/<study>/table.csv.
 
     Finished rows survive an interrupt, a full disk and a kill; the same command goes on from there.
-    A case that fails is a row that says why, and so is one that kills its worker twice. Shards
-    share OUT, at a time or one after the other; each makes the table of all rows that are there.
+    A case that fails, or crashes its worker twice, is recorded as a row with the reason. Shards
+    share OUT, at the same time or one after the other; each writes the table of all rows so far.
 
     Exit codes: 0 all cases finished, 1 some failed, 2 all of a study failed or a request could not
     be met, 130 after an interrupt.

@@ -164,4 +164,5 @@ def _show(result: Effect) -> None:
     say(f"\nThe model's output changes by {change:.3g} (relative); cosine {cosine:.4g}.")
     if result.flops:
         share = result.flops / result.exact_flops
-        say(f"Counted work: {result.flops:.3g} flops, {share:.3g} of the model as it is.")
+        said = f"{share:.3g} times that of the unmodified model"
+        say(f"Counted work: {result.flops:.3g} flops, {said}.")

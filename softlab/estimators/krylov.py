@@ -44,8 +44,9 @@ def tridiagonal(a: LinearMap, start: Tensor, steps: int) -> Tensor:
 class Bidiagonal:
     """A V = U B, A^T U = V B^T + r e_k^T, B (k, k) upper bidiagonal: Golub and Kahan's recursion.
 
-    ``right``: V^T (k, l). ``left``: U^T (k, n). ``b``: B. ``rest``: |r|, 0 where the space is
-    exhausted, and then the singular values of B are some of A's.
+    ``right``: V^T (k, l). ``left``: U^T (k, n). ``b``: B. ``rest``: |r|, the norm of the
+    residual. If it is zero the Krylov space is invariant, and every singular value of B is one of
+    A.
     """
 
     right: Tensor

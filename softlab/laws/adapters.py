@@ -15,6 +15,7 @@ import dataclasses
 import importlib
 import inspect
 import itertools
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -456,8 +457,8 @@ def load(
     """The subject that ``package.module:object`` or ``path/file.py:object`` names.
 
     ``object`` may be an expression: ``softlab.operators:Soft(rank=16)``. ``traits`` as in
-    ``adapted``, and ``requires``; ``target`` a spec itself. Raises ``ValueError`` for what cannot
-    be had.
+    ``adapted``, and ``requires``; ``target`` a spec itself. Raises ``ValueError`` where
+    there is none.
     """
     aim = None if target is None else found(target)
     subject = found(spec)
@@ -466,7 +467,7 @@ def load(
 
 
 def found(spec: str) -> Any:
-    """The object that the spec names, as it is; ``ValueError`` for what cannot be had."""
+    """The object that the spec names, as it is; ``ValueError`` where there is none."""
     where, colon, what = spec.partition(".py:") if ".py:" in spec else spec.partition(":")
     if not colon or not what:
         msg = f"{spec!r} names no object; give package.module:object or path/file.py:object."
@@ -475,8 +476,10 @@ def found(spec: str) -> Any:
     try:
         return eval(what, dict(vars(module)))
     except Exception as error:
-        near = hint(what, vars(module)) if isinstance(error, NameError) else ""
-        msg = f"{what} of {where} cannot be had: {type(error).__name__}: {error}.{near}"
+        msg = f"{what} of {where} cannot be evaluated: {type(error).__name__}: {error}."
+        name = str(error.name) if isinstance(error, NameError) else ""
+        if name and re.search(rf"\b{name}\b", what):
+            msg = f"{where} has no {name!r}.{hint(name, vars(module))}"
         raise ValueError(msg) from error
 
 

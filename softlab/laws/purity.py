@@ -54,7 +54,9 @@ def _answers(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
     yield Gap(LEAST * unit, largest(out), "the output is not zero")
     running = v.cumsum(-2) / torch.arange(1, len(v) + 1, device=v.device)[:, None]
     mean = running if op.traits.causal else v.mean(-2, keepdim=True)
-    yield Gap(LEAST * unit, largest(out - mean), "nor the mean of v")
+    yield Gap(
+        LEAST * unit, largest(out - mean), "the output is not the mean of v, which ignores q and k"
+    )
     # Not q / |q|: one that reads directions alone still answers.
     changed = {"q": (other[0], k, v), "k": (q, other[1], v), "v": (q, k, other[2])}
     for name, tensors in changed.items():

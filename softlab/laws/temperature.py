@@ -78,7 +78,7 @@ def _one_key(op: Any, rng: torch.Generator) -> Iterator[Gap]:
 
 WARM: Law[Any] = Law(
     "infinite temperature",
-    "where all scores, or distances, are zero, M is 1, and 1/l where its rows are normalised",
+    "with all scores, or distances, zero every weight is equal: 1, or 1/l with normalised rows",
     lambda op: (
         op.traits.linear_in_v
         and (

@@ -70,9 +70,9 @@ class BigBird:
         return Softmax()
 
     def shares(self, blocks: int) -> Tensor:
-        """Where the random keys of each block stand: of s keys, key floor(share s).
+        """Uniform u in [0, 1), (blocks, random): of s keys a block attends to key floor(u s).
 
-        Uniform in [0, 1), (blocks, random), float64, on the CPU; more blocks leave the first alone.
+        In float64, on the CPU. More blocks do not change the numbers of the first ones.
         """
         return Stream(self.seed, "BigBird").uniform(blocks, self.random)
 

@@ -21,7 +21,7 @@ def grid(table: pd.DataFrame, meta: Mapping[str, Any]) -> str:
 def notes(table: pd.DataFrame, meta: Mapping[str, Any]) -> Iterator[str]:
     """What a reader must know before the numbers: a trial run, an interrupted one, failures."""
     if meta["quick"]:
-        yield "This is the quick grid, a trial run; its numbers are few."
+        yield "This is a trial run on the short grid; do not quote its numbers."
     if not meta["complete"]:
         yield (
             "The run was interrupted, or other shards of it are to come; the table holds the "
@@ -34,7 +34,8 @@ def notes(table: pd.DataFrame, meta: Mapping[str, Any]) -> Iterator[str]:
         cases = _measured(table, meta)
         yield f"{len(failed)} of {cases} cases failed and are in no number or figure."
     if meta.get("timed"):
-        yield f"Timings are those of {meta['device_name']}; another machine orders methods anew."
+        where = meta["device_name"]
+        yield f"Timings are those of {where}; the ranking by time may differ elsewhere."
         if disturbed := int(busy(table).sum()):
             yield f"{disturbed} of {len(table)} cases were measured while the machine was busy."
     if meta.get("lacking"):

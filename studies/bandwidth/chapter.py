@@ -83,7 +83,8 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
     own = done[done["stretch"] == OWN]
     for setting, method in ((SOFTMAX, "Nystromformer"), (TIED, "Soft")):
         at = own[(own["setting"] == setting) & (own["method"] == method)]
-        text = f"At its own bandwidth {method} errs {{}} times as much as its rank must"
+        best = "that of the best matrix of its rank"
+        text = f"At its default bandwidth the error of {method} is {{}} times {best}"
         over = at["matrix_error"] / at["best_error"]
         yield from headline(text, over, "inputs", unit=at["source"], nested="samples", ratios=True)
 
@@ -176,12 +177,13 @@ def _collapse(done: pd.DataFrame) -> str:
         return ""
     worst = rows.loc[rows["stretch"].idxmax()]
     return (
-        f"Rank falls at narrow bandwidths for a bad reason too. In {len(rows)} cases "
-        f"({joined(rows['setting'].unique())}) a single rank errs at most {SUFFICES:g} while the "
-        f"median row sums to less than 0.01: few rows carry the norm and the others are lost. The "
-        f"widest stretch of these is {worst['stretch']:g} ({worst['source']}: median row sum "
-        f"{number(worst['row_mass'])}, effective rank {number(worst['effective_rank'])}, "
-        f"{100 * worst['underflow']:.0f} % of the entries below float32)."
+        "At narrow bandwidths the rank can be low only because most rows have underflowed. In "
+        f"{len(rows)} cases ({joined(rows['setting'].unique())}) a single rank errs at most "
+        f"{SUFFICES:g} while the median row sums to less than 0.01: few rows carry the norm and "
+        f"the others are lost. The widest stretch of these is {worst['stretch']:g} "
+        f"({worst['source']}: median row sum {number(worst['row_mass'])}, effective rank "
+        f"{number(worst['effective_rank'])}, {100 * worst['underflow']:.0f} % of the entries below "
+        "float32)."
     )
 
 

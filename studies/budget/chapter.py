@@ -279,8 +279,8 @@ def _normalisers(points: pd.DataFrame) -> Iterator[str]:
     if len(helped):
         of = helped["method"].value_counts()
         yield (
-            "A method's own degrees err with its landmarks, and their error cancels part of that: "
-            "the exact degrees would be worse for "
+            "The error of a method's own row sums cancels part of the error of its landmarks: "
+            "with exact row sums the error would be larger for "
             f"{joined(f'{method} on {count} of the inputs' for method, count in of.items())}."
         )
 
@@ -303,9 +303,9 @@ def _precision(points: pd.DataFrame) -> Iterator[str]:
     rows = points[(points["solver"] != CONVERGED) & ~_swept(points)]
     for name, mine in rows.groupby("precision", sort=False):
         yield (
-            f"In {name} precision is a part of median size "
-            f"{number(mine['precision_error'].median())}, "
-            f"{number((mine['precision_error'] / mine['budget_error']).max())} of the error at most"
+            f"In {name} rounding contributes {number(mine['precision_error'].median())} (median) "
+            "of the size of the output, and at most "
+            f"{number((mine['precision_error'] / mine['budget_error']).max())} of the error"
             + (
                 ", the rounding of the output: half precision is computed in float32."
                 if name == "bfloat16"

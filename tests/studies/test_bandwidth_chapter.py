@@ -163,12 +163,13 @@ def test_rank_that_falls_since_rows_are_lost():
     other = rows.index[best & (rows["stretch"] == 1.0) & (rows["setting"] != "softmax")][3]
     rows.loc[other, ["best_error", "row_mass", "rank_one_error"]] = [0.02, 0.0031, 0.05]
     rows.loc[rows["method"] != "best rank", ["row_mass", "rank_one_error"]] = [1e-6, 1e-6]
-    (said,) = (text for text in findings(rows) if "bad reason" in text)
+    (said,) = (text for text in findings(rows) if "underflowed" in text)
     assert said == (
-        "Rank falls at narrow bandwidths for a bad reason too. In 4 cases (softmax and tied "
-        "Gaussian) a single rank errs at most 0.1 while the median row sums to less than 0.01: few "
-        "rows carry the norm and the others are lost. The widest stretch of these is 1 (k: median "
-        "row sum 0.00310, effective rank 12.0, 95 % of the entries below float32)."
+        "At narrow bandwidths the rank can be low only because most rows have underflowed. In 4 "
+        "cases (softmax and tied Gaussian) a single rank errs at most 0.1 while the median row "
+        "sums to less than 0.01: few rows carry the norm and the others are lost. The widest "
+        "stretch of these is 1 (k: median row sum 0.00310, effective rank 12.0, 95 % of the "
+        "entries below float32)."
     )
 
 
@@ -205,8 +206,9 @@ def test_the_headlines():
         level = np.prod(SEEDS) ** (1 / 3)  # the geometric mean over the samples
         each = [level * (a / b) ** 2 for a, b in zip(lows, best, strict=True)]
         assert line == {
-            "text": f"At its own bandwidth {method} errs {{}} times as much as its rank must, in "
-            "the median over 6 inputs (each the geometric mean over its samples).",
+            "text": f"At its default bandwidth the error of {method} is {{}} times that of the "
+            "best matrix of its rank, in the median over 6 inputs (each the geometric mean over "
+            "its samples).",
             "value": three(median(each)),
             "interval": f"95 % {three(min(each))} to {three(max(each))}",
         }

@@ -218,8 +218,8 @@ def test_causes():
         "Soft's published normaliser, the degrees of the core, is a part of median size "
         f"{three(normal['Soft (published)'])}, where the symmetric form's own degrees make one of "
         f"{three(normal['Soft (symmetric)'])}. "
-        "A method's own degrees err with its landmarks, and their error cancels part of that: the "
-        "exact degrees would be worse for "
+        "The error of a method's own row sums cancels part of the error of its landmarks: with "
+        "exact row sums the error would be larger for "
         f"{listed(f'{m} on {n} of the inputs' for m, n in counted(helped))}. "
         f"SOFT's twenty Newton steps leave a part of median {three(median(each))} of its error, at "
         f"most {three(max(each))} ({max(parts)[1]})."
@@ -257,8 +257,8 @@ def test_precision_and_interaction():
                     shares += [part / total for total in totals]
         end = ", the rounding of the output: half precision is computed in float32."
         sentences.append(
-            f"In {name} precision is a part of median size {three(median(sizes))}, "
-            f"{three(max(shares))} of the error at most" + (end if half == 3.0 else ".")
+            f"In {name} rounding contributes {three(median(sizes))} (median) of the size of the "
+            f"output, and at most {three(max(shares))} of the error" + (end if half == 3.0 else ".")
         )
     words = []
     for method in SHARES:

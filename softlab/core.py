@@ -128,7 +128,7 @@ class Dims:
 
     batch: int
     n: int
-    l: int  # noqa: E741  the field's standard letter for the number of keys in softlab
+    l: int
     d: int
     e: int
     tied: bool = False

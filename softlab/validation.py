@@ -37,10 +37,15 @@ FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 WORDS = {
-    bool: "True or False", int: "an integer", float: "a finite number", str: "a string",
-    types.NoneType: "None", torch.dtype: "a dtype such as torch.float64",
-    torch.device: "a torch.device", collections.abc.Callable: "a function",
-}  # fmt: skip
+    bool: "True or False",
+    int: "an integer",
+    float: "a finite number",
+    str: "a string",
+    types.NoneType: "None",
+    torch.dtype: "a dtype such as torch.float64",
+    torch.device: "a torch.device",
+    collections.abc.Callable: "a function",
+}
 """What is asked for, by the annotation that says so."""
 
 

@@ -49,7 +49,7 @@ def answer(operator: Callable[..., Tensor], call: Call) -> Tensor:
         more |= _torch_mask(call, takes)
     else:
         call = call if "is_causal" in takes else _cut(call)
-        n, l = call.q.shape[-2], call.k.shape[-2]  # noqa: E741
+        n, l = call.q.shape[-2], call.k.shape[-2]
         exact = _softmax_kernel(operator, traits, call.q.shape[-1])
         try:
             found = read(call.mask, call.is_causal, call.q.shape[:-2], n, l)
@@ -182,11 +182,13 @@ def _without_padding(
     operator: Callable[..., Tensor], call: Call, keys: Tensor, out: Tensor, more: dict[str, Any]
 ) -> Tensor:
     """The output ``out`` with the rows of tokens that take part as they are among themselves."""
-    lead, (n, l) = call.q.shape[:-2], (call.q.shape[-2], call.k.shape[-2])  # noqa: E741
+    lead, (n, l) = call.q.shape[:-2], (call.q.shape[-2], call.k.shape[-2])
     if n != l:
         return out
-    q, k, v = (x.expand(*lead, *x.shape[-2:]).flatten(0, -3) if lead else x[None]
-               for x in (call.q, call.k, call.v))  # fmt: skip
+    q, k, v = (
+        x.expand(*lead, *x.shape[-2:]).flatten(0, -3) if lead else x[None]
+        for x in (call.q, call.k, call.v)
+    )
     rows, of_matrix = keys.expand(*lead, l).reshape(-1, l).unique(dim=0, return_inverse=True)
     flat = out.reshape(-1, n, out.shape[-1])
     for i, row in enumerate(rows):
@@ -226,13 +228,13 @@ def _torch_mask(call: Call, takes: frozenset[str]) -> dict[str, Any]:
         return {"attn_mask": call.mask}
     if "is_causal" in takes:
         return {"attn_mask": call.mask, "is_causal": True}
-    n, l = call.q.shape[-2], call.k.shape[-2]  # noqa: E741
+    n, l = call.q.shape[-2], call.k.shape[-2]
     return {"attn_mask": torch.ones(n, l, dtype=torch.bool, device=call.q.device).tril()}
 
 
 def _cut(call: Call) -> Call:
     """Without the keys after the last query that its mask shows to nobody, as of a static cache."""
-    n, l = call.q.shape[-2], call.k.shape[-2]  # noqa: E741
+    n, l = call.q.shape[-2], call.k.shape[-2]
     if n >= l or (call.mask is None and not call.is_causal):
         return call
     mask = call.mask
@@ -247,7 +249,7 @@ def _cut(call: Call) -> Call:
     return dataclasses.replace(call, k=call.k[..., :n, :], v=call.v[..., :n, :], mask=mask)
 
 
-def _of_last(operator: Any, traits: Traits | None, l: int) -> Any:  # noqa: E741
+def _of_last(operator: Any, traits: Traits | None, l: int) -> Any:
     """The operator for a lone query, the last of its keys, all of which it may then see."""
     if traits is None:
         return operator

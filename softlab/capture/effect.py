@@ -71,7 +71,7 @@ def errors(operator: Operator, call: Call) -> Numbers:
         "skill": float((1 - error / trivial.clamp(eps, 1)).mean()),
     }
     if operator.traits.linear_in_v:
-        l = call.k.shape[-2]  # noqa: E741
+        l = call.k.shape[-2]
         eye = torch.eye(l, dtype=call.v.dtype, device=call.v.device)
         whole = dataclasses.replace(call, v=eye.expand(*call.k.shape[:-2], l, l))
         row["matrix_error"] = float(_relative(answer(operator, whole), own(whole)).mean())

@@ -199,7 +199,7 @@ def _biased(
     bias: Tensor, mask: Tensor | None, query: Tensor, key: Tensor, *, causal: bool
 ) -> Tensor:
     """A learned bias with the mask in it, to be added to the scores."""
-    n, l = query.shape[2], key.shape[2]  # noqa: E741
+    n, l = query.shape[2], key.shape[2]
     if causal:
         mask = torch.ones(n, l, dtype=torch.bool, device=key.device).tril()
     if mask is None:

@@ -23,7 +23,7 @@ class Reading:
     causal: bool
 
 
-def read(mask: Tensor | None, is_causal: bool, lead: torch.Size, n: int, l: int) -> Reading:  # noqa: E741
+def read(mask: Tensor | None, is_causal: bool, lead: torch.Size, n: int, l: int) -> Reading:
     """Read the mask of n queries and l keys, leading dimensions ``lead``.
 
     A causal mask of as many queries as keys may hide further keys from all; the rows of tokens that
@@ -59,7 +59,7 @@ def read(mask: Tensor | None, is_causal: bool, lead: torch.Size, n: int, l: int)
     raise UnableError(msg)
 
 
-def hiding(mask: Tensor, lead: torch.Size, n: int, l: int) -> Tensor:  # noqa: E741
+def hiding(mask: Tensor, lead: torch.Size, n: int, l: int) -> Tensor:
     """The mask as booleans, True where a key takes part, its last axes expanded to (n or 1, l)."""
     wanted = (*lead, n, l)
     sizes = zip(reversed(mask.shape), reversed(wanted), strict=False)
@@ -81,7 +81,7 @@ def hiding(mask: Tensor, lead: torch.Size, n: int, l: int) -> Tensor:  # noqa: E
     return mask.expand(*mask.shape[:-1], l)
 
 
-def _earlier(mask: Tensor, n: int, l: int, before: int = 0) -> Tensor:  # noqa: E741
+def _earlier(mask: Tensor, n: int, l: int, before: int = 0) -> Tensor:
     """True where a key is no later than the query, (n, l); so many keys are before the first."""
     return torch.ones(n, l, dtype=torch.bool, device=mask.device).tril(before)
 

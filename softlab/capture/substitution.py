@@ -160,7 +160,7 @@ class _Substituter(Watch):
         before = self.report.dims.get(call.module)
         if call.q.is_nested or before is None or not couples(self.operator):
             return
-        n, l = call.q.shape[-2], call.k.shape[-2]  # noqa: E741
+        n, l = call.q.shape[-2], call.k.shape[-2]
         if 1 < n < l and l == before.l + n and call.mask is None and not call.is_causal:
             msg = (
                 f"its keys have grown from {before.l} to {l} by its {n} queries, as of a model "
@@ -200,9 +200,13 @@ class _Substituter(Watch):
         kept: list[Tensor] = []
 
         def both(
-            attention: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, *rest: Any,
+            attention: Callable[..., Tensor],
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            *rest: Any,
             **more: Any,
-        ) -> Tensor:  # fmt: skip
+        ) -> Tensor:
             out = self.through(attention, query, key, value, *rest, **more)
             linear = isinstance(self.operator, Operator) and self.operator.traits.linear_in_v
             if not linear:
@@ -212,7 +216,7 @@ class _Substituter(Watch):
                     "the layer with need_weights=False."
                 )
                 raise SubstitutionError(msg)
-            lead, l = key.shape[:-2], key.shape[-2]  # noqa: E741
+            lead, l = key.shape[:-2], key.shape[-2]
             eye = torch.eye(l, dtype=key.dtype, device=key.device).expand(*lead, l, l)
             again = named(self.seen, module)(query, key, eye, *rest, **more)
             kept.append(self.answered(again, lambda: attention(query, key, eye, *rest, **more)))

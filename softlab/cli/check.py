@@ -188,10 +188,11 @@ def _cause(number: int, cause: Cause) -> None:
     from rich.text import Text
 
     out.print(
-        Text(f"\n{number}. ", style="bold red") + Text(cause.what, style="bold")
+        Text(f"\n{number}. ", style="bold red")
+        + Text(cause.what, style="bold")
         + Text(f"  {cause.at}", style="cyan"),
         soft_wrap=True,
-    )  # fmt: skip
+    )
     one = cause.simplest
     say(f"   breaks: {'; '.join(x.law for x in cause.outcomes)}")
     if one.detail not in cause.what:
@@ -221,10 +222,15 @@ def _covered(found: list[Outcome]) -> None:
         for factor in some:
             say(f"{factor}: {' / '.join(REGIMES[factor])}")
         cells = [["law", *some]] + [
-            [law, *("/".join(str(counts.get((law, x, level)) or "-") for level in REGIMES[x])
-                    for x in some)]
+            [
+                law,
+                *(
+                    "/".join(str(counts.get((law, x, level)) or "-") for level in REGIMES[x])
+                    for x in some
+                ),
+            ]
             for law in names
-        ]  # fmt: skip
+        ]
         widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
         for row in cells:
             say("  ".join(x.ljust(width) for x, width in zip(row, widths, strict=True)).rstrip())
@@ -234,8 +240,9 @@ def _laws(*, as_json: bool) -> None:
     from softlab import laws
 
     suites: dict[str, tuple[Any, ...]] = {
-        "operators": laws.OPERATOR_LAWS, "solvers": laws.SOLVER_LAWS,
-    }  # fmt: skip
+        "operators": laws.OPERATOR_LAWS,
+        "solvers": laws.SOLVER_LAWS,
+    }
     words = ("name", "family", "statement", "when", "allows", "catches")
     if as_json:
         rows = [

@@ -94,7 +94,7 @@ class LinearMap:
         if self.adjoint is None:
             msg = "this LinearMap has no adjoint, which is needed here; give LinearMap(adjoint=...)"
             raise ValueError(msg)
-        n, l = self.shape  # noqa: E741
+        n, l = self.shape
         return LinearMap((l, n), self.adjoint, self.apply, False, self.dtype, self.device)
 
     @validation.typed

@@ -118,7 +118,7 @@ def _tiles(x: Tensor, y: Tensor, variance: float) -> Iterator[tuple[slice, slice
     Small matrices go many to a tile; a large one alone, its short side whole and its long side
     cut. Either way every slice is contiguous in memory.
     """
-    batch, n, l = x.shape[0], x.shape[1], y.shape[1]  # noqa: E741
+    batch, n, l = x.shape[0], x.shape[1], y.shape[1]
     own_x, own_y = (_exponents(z, variance) for z in (x, y))
     group = max(1, TILE_ENTRIES // (n * l))
     across = max(min(l, 64), min(l, TILE_ENTRIES // min(n, l, 2048)))

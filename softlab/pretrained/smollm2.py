@@ -151,10 +151,12 @@ def tokenizer(folder: Path) -> Any:
     words, merges = (fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "merges"))
     pairs = [tuple(merge.split(" ")) for merge in merges]
     made = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=pairs))
-    made.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Digits(individual_digits=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-    ])  # fmt: skip
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     made.decoder = decoders.ByteLevel()
     return made
 

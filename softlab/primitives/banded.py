@@ -24,7 +24,7 @@ def centres(n: int, keys: Tensor) -> Tensor:
     return (2 * torch.arange(n, device=keys.device) + 1) * keys // (2 * n)
 
 
-def ordinals(key_mask: Tensor | None, l: int, device: torch.device) -> tuple[Tensor, Tensor]:  # noqa: E741
+def ordinals(key_mask: Tensor | None, l: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """How many keys take part, (B, 1), and where the survivors stand, first to last, (B, l).
 
     B is 1 without a mask; positions beyond the survivors are those of masked keys.

@@ -33,7 +33,7 @@ def sums_before(a: Tensor, b: Tensor, v: Tensor, counts: Tensor) -> Sums:
     scale for each feature; those of all blocks are found by doubling. The remaining keys of a
     query, few where n = l, are intervals of binary lengths: see ``_remainder``.
     """
-    n, l = a.shape[-2], b.shape[-2]  # noqa: E741
+    n, l = a.shape[-2], b.shape[-2]
     v = torch.cat((v, torch.ones_like(v[..., :1])), -1)
     block = min(n, BLOCK)
     blocks = -(-n // block)

@@ -102,7 +102,7 @@ def block_average(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> Tensor:
     return unsorted(met, blocks.queries, blocks.real)
 
 
-def block_weights(blocks: Blocks, n: int, l: int) -> Tensor:  # noqa: E741
+def block_weights(blocks: Blocks, n: int, l: int) -> Tensor:
     """What each key counts for in each query's block, dense: (B, n, l), float64."""
     of_block = torch.zeros(
         *blocks.keys.shape[:2], l, dtype=torch.float64, device=blocks.keys.device

@@ -206,8 +206,10 @@ def _axes(table: pd.DataFrame, meta: Mapping[str, Any]) -> list[str]:
 
 def _by_case(table: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
     """The table by "axis=value, axis=value"; 64 and 64.0 are one value, True and 1 are two."""
-    words = [", ".join(f"{x}={_plain(y)}" for x, y in zip(axes, row, strict=True))
-             for row in table[list(axes)].astype(object).itertuples(index=False)]  # fmt: skip
+    words = [
+        ", ".join(f"{x}={_plain(y)}" for x, y in zip(axes, row, strict=True))
+        for row in table[list(axes)].astype(object).itertuples(index=False)
+    ]
     return table.set_index(pd.Index(words, dtype=object))
 
 

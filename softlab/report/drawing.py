@@ -136,9 +136,13 @@ def draw(table: pd.DataFrame, lines: Lines, page: Word = "") -> Drawing:
         figure = Drawing(figsize=(WIDTH, height))
         # Fixed margins line figures up down a page, and are set in a tenth of a layout's time.
         figure.subplots_adjust(
-            left=0.62 / WIDTH, right=1 - 0.08 / WIDTH, wspace=0.1, hspace=0.36,
-            top=1 - above / height, bottom=BELOW / height,
-        )  # fmt: skip
+            left=0.62 / WIDTH,
+            right=1 - 0.08 / WIDTH,
+            wspace=0.1,
+            hspace=0.36,
+            top=1 - above / height,
+            bottom=BELOW / height,
+        )
         grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
         points: list[tuple[Axes, str, pd.DataFrame]] = []
         entries: dict[str, Any] = {}
@@ -340,10 +344,15 @@ def _why_not(rows: pd.DataFrame, lines: Lines) -> pd.Series:
     y, x = _flaw(rows[lines.y], lines.yscale), _flaw(rows[lines.x], lines.xscale)
     said = np.select(
         [rows[PANEL].isna(), rows[GROUP].isna(), y != "", ~flat & (x != ""), placed & nowhere],
-        [f"no {lines.panel}", f"no {lines.group}", f"{lines.y} is " + y, f"{lines.x} is " + x,
-         f"no {by}"],
+        [
+            f"no {lines.panel}",
+            f"no {lines.group}",
+            f"{lines.y} is " + y,
+            f"{lines.x} is " + x,
+            f"no {by}",
+        ],
         "",
-    )  # fmt: skip
+    )
     return pd.Series(said, rows.index)
 
 
@@ -540,9 +549,13 @@ def _references(axes: Axes, kept: pd.DataFrame, lines: Lines) -> dict[str, Any]:
         else:
             points = _curve(mine, lines, lines.y)
             (entries[reference],) = axes.plot(
-                points["x"], points["median"], label=reference, color="black", lw=0.8,
+                points["x"],
+                points["median"],
+                label=reference,
+                color="black",
+                lw=0.8,
                 linestyle=next(styles),
-            )  # fmt: skip
+            )
     cost = kept.loc[kept[GROUP] == lines.exact, lines.x].median()
     if math.isfinite(cost):
         entries[lines.exact] = axes.axvline(cost, label=lines.exact, color="0.45", lw=0.8)

@@ -19,7 +19,7 @@ def number(x: float) -> str:
     mantissa, exponent = f"{x:.2e}".split("e")
     if -4 < int(exponent) < 4:
         return f"{float(f'{x:.2e}'):.{max(0, 2 - int(exponent))}f}"
-    return f"{mantissa} × 10{str(int(exponent)).translate(SUPERSCRIPT)}"  # noqa: RUF001
+    return f"{mantissa} × 10{str(int(exponent)).translate(SUPERSCRIPT)}"
 
 
 def short(x: float, digits: int = 3) -> str:

@@ -24,4 +24,4 @@ def cell(point: Mapping[str, float] | None) -> Cell:
         return ""
     q1, q3 = (short(point[name], 2).removeprefix("0") for name in ("q1", "q3"))
     median = short(point["median"])
-    return median if q1 == q3 else [median, f"{q1}–{q3}"]  # noqa: RUF001
+    return median if q1 == q3 else [median, f"{q1}–{q3}"]

@@ -195,10 +195,11 @@ def _cores(done: pd.DataFrame) -> str:
             f"{mine['core_status'].isin(LEFT).sum()} of {len(mine)} {words} stretch 1 (condition "
             f"{number(mine['core_condition'].min())} to {number(mine['core_condition'].max())})"
             for words, mine in (
-                ("below", rows[rows["stretch"] < OWN]), ("above", rows[rows["stretch"] > OWN]),
+                ("below", rows[rows["stretch"] < OWN]),
+                ("above", rows[rows["stretch"] > OWN]),
             )
             if len(mine)
-        ]  # fmt: skip
+        ]
         if parts:
             said.append(f"{method} {joined(parts)}")
     return f"Solvers stopped before they had inverted the core: {'; '.join(said)}." if said else ""

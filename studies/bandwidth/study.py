@@ -180,8 +180,7 @@ STUDY = Study(
             group="source",
             panel="method",
             page="",
-            where={"method": ("Nystromformer", "Soft", "Skyformer"),
-                   "setting": (SOFTMAX, TIED)},
+            where={"method": ("Nystromformer", "Soft", "Skyformer"), "setting": (SOFTMAX, TIED)},
             references=(),
             guides={},
             ylabel="condition of the core",
@@ -190,4 +189,4 @@ STUDY = Study(
             name="core",
         ),
     ),
-)  # fmt: skip
+)

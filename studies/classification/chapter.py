@@ -32,9 +32,9 @@ from .columns import CONTROL, CONV, LINFORMER, NYSTROMFORMER, PERFORMER, POOL, S
 
 TRAINED = {"status", "method", "m", "sampling", "seed", "epoch", "accuracy"}
 COSTED = {
-    "status", "method", "n", "seconds", "seconds_q1", "seconds_q3", "megabytes", "multiply_adds",
-    "parameters", "gain",
-}  # fmt: skip
+    *("status", "method", "n", "seconds", "seconds_q1", "seconds_q3", "megabytes", "multiply_adds"),
+    *("parameters", "gain"),
+}
 PAPER = {SOFT: 79.3, SOFTMAX: 79.1, NYSTROMFORMER: 78.6, LINFORMER: 78.2, PERFORMER: 76.1}
 """Top-1 accuracy on ImageNet in percent, arXiv 2110.11945, Table 2."""
 
@@ -92,11 +92,14 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
         body: list[list[Cell]] = []
         means, off = _means(usual), _from_softmax(usual)
         for method in means:
-            body.append([
-                method, cell(means[method]),
-                cell(off[method], signed=True) if method in off else "",
-                f"{PAPER[method]}" if method in PAPER else "",
-            ])  # fmt: skip
+            body.append(
+                [
+                    method,
+                    cell(means[method]),
+                    cell(off[method], signed=True) if method in off else "",
+                    f"{PAPER[method]}" if method in PAPER else "",
+                ]
+            )
         yield {
             "caption": "Accuracy on test images after the last epoch in percent, and its "
             "difference from that of softmax attention with the same seed: means over the seeds, "
@@ -114,13 +117,18 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
             "column hold together in 95 % of studies.",
             "header": ["sampling", "m", "accuracy", "less the first"],
             "rows": [
-                [str(sampling), str(m), cell(mean(rows["accuracy"], verdicts=len(variants))),
-                 "" if i == 0 else
-                 cell(_paired(rows, variants[0][1], len(variants) - 1), signed=True)]
+                [
+                    str(sampling),
+                    str(m),
+                    cell(mean(rows["accuracy"], verdicts=len(variants))),
+                    ""
+                    if i == 0
+                    else cell(_paired(rows, variants[0][1], len(variants) - 1), signed=True),
+                ]
                 for i, ((sampling, m), rows) in enumerate(variants)
             ],
             "left": 2,
-        }  # fmt: skip
+        }
     costs = _of_costs(table)
     if len(costs):
         yield {
@@ -214,8 +222,9 @@ def _ablations(table: pd.DataFrame) -> Iterator[str]:
     pooled.sort(key=lambda pair: pair[0])
     count = len(variants)
     if len(pooled) > 1:
-        each = joined(f"{words(mean(rows['accuracy'], verdicts=count))} with m = {m}"
-                      for m, rows in pooled)  # fmt: skip
+        each = joined(
+            f"{words(mean(rows['accuracy'], verdicts=count))} with m = {m}" for m, rows in pooled
+        )
         pairs = list(itertools.combinations(pooled, 2))
         apart = [f"{a[0]} and {b[0]}" for a, b in pairs if _paired(a[1], b[1], len(pairs)).sign]
         told = f"told apart are {joined(apart)}" if apart else "no two are told apart"

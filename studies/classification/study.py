@@ -169,7 +169,7 @@ STUDY = Study(
             "for each seed.",
         ),
     ),
-)  # fmt: skip
+)
 
 COST = Study(
     name="classification_cost",

@@ -435,10 +435,10 @@ def _spread(found: pd.Series) -> Cell:
     known = found.dropna()
     lost = f" [{len(found) - len(known)}]" if len(known) < len(found) else ""
     if known.empty:
-        return f"–{lost}" if len(found) else ""  # noqa: RUF001
+        return f"–{lost}" if len(found) else ""
     median = found.fillna(np.inf).median()
-    middle = f"{median:g}" if np.isfinite(median) else "–"  # noqa: RUF001
-    return [f"{middle}{lost}", f"{known.min():g}–{known.max():g}"]  # noqa: RUF001
+    middle = f"{median:g}" if np.isfinite(median) else "–"
+    return [f"{middle}{lost}", f"{known.min():g}–{known.max():g}"]
 
 
 def _limits_table(done: pd.DataFrame) -> Iterator[Table]:
@@ -466,9 +466,9 @@ def _limits_table(done: pd.DataFrame) -> Iterator[Table]:
 
 def _range(values: pd.Series) -> Cell:
     if values.empty:
-        return "–"  # noqa: RUF001
+        return "–"
     low, high = short(values.min(), 2), short(values.max(), 2)
-    return [short(values.median(), 2), f"{low}–{high}"]  # noqa: RUF001
+    return [short(values.median(), 2), f"{low}–{high}"]
 
 
 def _published_tables(done: pd.DataFrame) -> Iterator[Table]:
@@ -478,7 +478,7 @@ def _published_tables(done: pd.DataFrame) -> Iterator[Table]:
         lines: list[list[Cell]] = []
         for core, group in mine.groupby("core", sort=False):
             for i, one in enumerate(group.sort_values("condition").itertuples()):
-                needed = "–" if pd.isna(one.observed_steps) else f"{one.observed_steps:g}"  # noqa: RUF001
+                needed = "–" if pd.isna(one.observed_steps) else f"{one.observed_steps:g}"
                 lines.append(
                     [
                         str(core) if i == 0 else "",
@@ -513,7 +513,7 @@ def _spoiling_table(done: pd.DataFrame) -> Table:
                 str(method),
                 f"{best['step']:g}",
                 short(best["inverse_error"]),
-                "–" if pd.isna(first["onset"]) else f"{first['onset']:g}",  # noqa: RUF001
+                "–" if pd.isna(first["onset"]) else f"{first['onset']:g}",
                 short(first["observed_growth"], 4),
                 short(first["declared_growth"], 4),
                 short(mine["purified"].min()),

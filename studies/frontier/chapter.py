@@ -247,8 +247,11 @@ def _front_rows(done: pd.DataFrame, cost: str) -> pd.DataFrame:
     for (target, source), rows in fronts.groupby(["target", "source"], sort=False):
         x, y = rows[cost].to_numpy(), rows["output_error"].to_numpy()
         corners = pd.DataFrame({cost: np.repeat(x, 2)[1:], "output_error": np.repeat(y, 2)[:-1]})
-        found.append(corners.assign(target=target, source=source, method=BEST,
-                                    step=np.arange(len(corners)), status="ok"))  # fmt: skip
+        found.append(
+            corners.assign(
+                target=target, source=source, method=BEST, step=np.arange(len(corners)), status="ok"
+            )
+        )
     return pd.concat(found, ignore_index=True) if found else done[:0]
 
 
@@ -273,8 +276,9 @@ def _winners(target: str, points: pd.DataFrame) -> Iterator[str]:
     budget = _telling(points)
     best = _best(points, budget)
     counts = best["method"].value_counts()
-    low, high = (best.loc[pick] for pick in (best["output_error"].idxmin(),
-                                             best["output_error"].idxmax()))  # fmt: skip
+    low, high = (
+        best.loc[pick] for pick in (best["output_error"].idxmin(), best["output_error"].idxmax())
+    )
     inputs = points["source"].nunique()
     lead = (
         f"no method of {len(_swept(points))} is best everywhere"

@@ -138,9 +138,14 @@ def drawn(input: Input, seed: int, dtype: torch.dtype, device: torch.device) -> 
 
 
 def measure(
-    setup: measures.Sample, input: Input, seed: int, method: str, budget: float,
-    dtype: torch.dtype, device: torch.device,
-) -> Row:  # fmt: skip
+    setup: measures.Sample,
+    input: Input,
+    seed: int,
+    method: str,
+    budget: float,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Row:
     """Errors of the method at what the budget allows, and its costs as shares of the exact ones."""
     q, k, v = setup.q, setup.k, setup.v
     aim, dims = target(method), Dims.of(q, k, v)

@@ -36,9 +36,9 @@ TURNING = 0.9
 SMALL = (1e-9, 1e-2)
 """Residuals between rounding and where the iteration leaves something uninverted."""
 NEEDED = {
-    "kind", "source", "ridge", "loss", "precision", "steps", "rule", "residual", "condition",
-    "solve_status", "map_error", "inverse_error", "map_cosine", "seed",
-}  # fmt: skip
+    *("kind", "source", "ridge", "loss", "precision", "steps", "rule", "residual", "condition"),
+    *("solve_status", "map_error", "inverse_error", "map_cosine", "seed"),
+}
 READINGS = (
     (IMPLICIT, "map_error", "implicit, map"),
     (GOLUB_PEREYRA, "map_error", "G.-P., map"),
@@ -209,9 +209,11 @@ def _heads(rows: pd.DataFrame) -> Iterator[str]:
             f"{'has' if len(names) == 1 else 'have'} in some sample an error above half after "
             f"{SOFTS} steps"
         )
-        says += f": {joined(names)}." if names else (
-            f"; the worst is {worst['source']} with {number(worst['map_error'])}."
-        )  # fmt: skip
+        says += (
+            f": {joined(names)}."
+            if names
+            else (f"; the worst is {worst['source']} with {number(worst['map_error'])}.")
+        )
         yield says
 
 

@@ -195,8 +195,11 @@ STUDY = Study(
         "steps": STEPS,
         "rule": (IMPLICIT, GOLUB_PEREYRA, UNROLLED),
     },
-    quick={"matrix": [DUPLICATES[0], DUPLICATES[5], HEADS[2]], "seed": [0],
-           "steps": (12, SOFTS, 26)},
+    quick={
+        "matrix": [DUPLICATES[0], DUPLICATES[5], HEADS[2]],
+        "seed": [0],
+        "steps": (12, SOFTS, 26),
+    },
     measure=measure,
     setup=drawn,
     keep=keep,
@@ -217,8 +220,7 @@ STUDY = Study(
             y="map_error",
             group="rule",
             panel="ridged",
-            where={**PLAIN, "kind": NEAR, "steps": SOFTS,
-                   "rule": [IMPLICIT, GOLUB_PEREYRA]},
+            where={**PLAIN, "kind": NEAR, "steps": SOFTS, "rule": [IMPLICIT, GOLUB_PEREYRA]},
             xlabel="spread of 49 landmarks, in bandwidths",
             ylabel="error against the computed map",
             caption="Error of the rules after SOFT's 20 steps against the spread of the landmarks; "
@@ -240,4 +242,4 @@ STUDY = Study(
             name="heads-steps",
         ),
     ),
-)  # fmt: skip
+)

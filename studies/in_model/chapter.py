@@ -250,11 +250,16 @@ def _swap_tables(table: pd.DataFrame) -> Iterator[Table]:
     for model, rows in whole.groupby("model", sort=False):
         for i, x in enumerate(rows.sort_values("change").to_dict("records")):
             mine = table[(table["model"] == model) & (table["method"] == x["method"])]
-            body.append([
-                str(model) if i == 0 else "", str(x["op"]), short(x["work"]), short(x["change"]),
-                short(x["task_loss"]) if pd.notna(x["task_loss"]) else "",
-                _where(x, mine, within),
-            ])  # fmt: skip
+            body.append(
+                [
+                    str(model) if i == 0 else "",
+                    str(x["op"]),
+                    short(x["work"]),
+                    short(x["change"]),
+                    short(x["task_loss"]) if pd.notna(x["task_loss"]) else "",
+                    _where(x, mine, within),
+                ]
+            )
     yield {
         "caption": "What can be swapped for the model's own attention. For each method the knob "
         "that changes the output least, in all layers: work over that of exact attention (of the "

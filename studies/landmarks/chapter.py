@@ -294,7 +294,7 @@ def _selector_table(setting: str, rows: pd.DataFrame) -> Table:
         cells += ["" if np.isnan(x[selector]) else f"{x[selector]:.2f}" for x in near.values()]
         body.append([*cells, f"{hopeless[selector]:.2f}"])
     names = [_words(*column).split(" ")[0] for column in columns]
-    taus = [f"×{tau:g}" for _, tau in near]  # noqa: RUF001
+    taus = [f"×{tau:g}" for _, tau in near]
     return {
         "caption": f"{setting[:1].upper()}{setting[1:]}: median over the inputs of the output "
         "error, itself a median over seeds, "

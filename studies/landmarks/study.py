@@ -143,9 +143,15 @@ def drawn(input: Input, seed: int, dtype: torch.dtype, device: torch.device) -> 
 
 
 def measure(
-    setup: measures.Sample, input: Input, seed: int, setting: str, allowance: float, selector: str,
-    dtype: torch.dtype, device: torch.device,
-) -> Row:  # fmt: skip
+    setup: measures.Sample,
+    input: Input,
+    seed: int,
+    setting: str,
+    allowance: float,
+    selector: str,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Row:
     """Errors with these landmarks beside the best of the rank, and costs over the exact ones."""
     q, k, v = setup.q, setup.k, setup.v
     dims = Dims.of(q, k, v)

@@ -26,9 +26,10 @@ FROM = 4096
 
 SURE = "In brackets: Student's intervals, 95 % for all of a kind together."
 NEEDED = {
-    "status", "input", "n", "method", "target", "rows", "sampled_error", "low", "high",
-    "error_seconds", "target_seconds", *OF_SOME,
-}  # fmt: skip
+    *("status", "input", "n", "method", "target", "rows", "sampled_error", "low", "high"),
+    *("error_seconds", "target_seconds"),
+    *OF_SOME,
+}
 
 
 def scope(table: pd.DataFrame) -> str:
@@ -59,13 +60,17 @@ def exponents(table: pd.DataFrame) -> pd.DataFrame:
     fitted = sum(len(rows) >= 3 for rows in timed)
     found = []
     for (target, method, given, rows), long in zip(groups, timed, strict=True):
-        found.append({
-            "target": target, "method": method, "input": given,
-            "last": rows.loc[rows["n"].idxmax()],
-            "error": exponent(rows["n"], rows["sampled_error"], verdicts=len(groups)),
-            "time": exponent(long["n"], long["seconds_q1"], verdicts=fitted),
-            "memory": exponent(long["n"], long["peak_bytes"], verdicts=fitted),
-        })  # fmt: skip
+        found.append(
+            {
+                "target": target,
+                "method": method,
+                "input": given,
+                "last": rows.loc[rows["n"].idxmax()],
+                "error": exponent(rows["n"], rows["sampled_error"], verdicts=len(groups)),
+                "time": exponent(long["n"], long["seconds_q1"], verdicts=fitted),
+                "memory": exponent(long["n"], long["peak_bytes"], verdicts=fitted),
+            }
+        )
     return pd.DataFrame(found)
 
 

@@ -331,9 +331,13 @@ def landmarks_mutated() -> Iterator[Specimen]:
         return Specimen(fault, type(subject).__name__, subject)
 
     def selector(wrong: Callable[..., Tensor]) -> Any:
-        kind = type("SegmentMeans", (SegmentMeans,), {
-            "__call__": lambda self, x, m, key_mask=None: wrong(SegmentMeans(), x, m, key_mask),
-        })  # fmt: skip
+        kind = type(
+            "SegmentMeans",
+            (SegmentMeans,),
+            {
+                "__call__": lambda self, x, m, key_mask=None: wrong(SegmentMeans(), x, m, key_mask),
+            },
+        )
         return kind()
 
     spoilt = {
@@ -346,13 +350,16 @@ def landmarks_mutated() -> Iterator[Specimen]:
     }
     for name, wrong in spoilt.items():
         yield part(name, Soft(4, landmarks=selector(wrong)))
-    yield part("landmarks of padding", Nystromformer(4, landmarks=selector(
-        spoilt["landmarks of padding"])))  # fmt: skip
+    yield part(
+        "landmarks of padding", Nystromformer(4, landmarks=selector(spoilt["landmarks of padding"]))
+    )
     solvers = {specimen.fault: specimen.subject for specimen in solvers_mutated()}
     for name in (
-        "one scaling for the batch", "a scaling kept", "an implicit gradient of the wrong sign",
+        "one scaling for the batch",
+        "a scaling kept",
+        "an implicit gradient of the wrong sign",
         "three steps",
-    ):  # fmt: skip
+    ):
         yield part(f"its solver: {name}", Soft(4, pinv=solvers[name]))
     same = "the core is symmetric, and so is its inverse: the same operator"
     transposed = Soft(4, pinv=solvers["the transpose of the inverse"])
@@ -380,9 +387,13 @@ def solver(fault: str, base: Any, wrong: Callable[[Any, Tensor], Any], **rest: A
 
 def scaling(wrong: Callable[[Any, Tensor], Tensor]) -> Any:
     """SOFT's initial guess, spoilt."""
-    kind = type("NormProduct", (NormProduct,), {
-        "__call__": lambda self, a: wrong(NormProduct(1.8), a),
-    })  # fmt: skip
+    kind = type(
+        "NormProduct",
+        (NormProduct,),
+        {
+            "__call__": lambda self, a: wrong(NormProduct(1.8), a),
+        },
+    )
     return kind(1.8)
 
 
@@ -415,13 +426,17 @@ def solvers_mutated() -> Iterator[Specimen]:
     yield solver("zeros", SVD(), lambda right, a: 0 * right(a))
     yield solver("the identity", Cholesky(), lambda right, a: 0 * a + torch.eye(a.shape[-1]).to(a))
     diagonal = solver(
-        "the inverse of the diagonal", SVD(),
+        "the inverse of the diagonal",
+        SVD(),
         lambda right, a: torch.diag_embed(1 / a.diagonal(dim1=-2, dim2=-1)),
-    )  # fmt: skip
+    )
     yield diagonal
     yield solver("one triangle for both", SVD(), lambda right, a: right(a.tril() + a.tril(-1).mT))
-    yield solver("a shift that is not claimed", SVD(), lambda right, a: right(
-        a + 1e-6 * torch.eye(a.shape[-1]).to(a)))  # fmt: skip
+    yield solver(
+        "a shift that is not claimed",
+        SVD(),
+        lambda right, a: right(a + 1e-6 * torch.eye(a.shape[-1]).to(a)),
+    )
     yield solver(
         "a matrix without a gradient", NewtonRaphson(24), lambda right, a: right(a.detach())
     )
@@ -434,34 +449,45 @@ def solvers_mutated() -> Iterator[Specimen]:
         "an implicit gradient of the wrong sign", ImplicitGradient(NewtonRaphson(24)), wrong_sign
     )
     yield solver(
-        "half of a gradient", GolubPereyra(SVD()),
+        "half of a gradient",
+        GolubPereyra(SVD()),
         lambda right, a: 0.5 * right(a) + 0.5 * right(a).detach(),
-    )  # fmt: skip
+    )
     yield solver(
         "a gradient after two steps", ImplicitGradient(NewtonRaphson(2)), lambda right, a: right(a)
     )
     yield solver("sums in float16", NewtonRaphson(24), lambda right, a: right(a.half()).to(a.dtype))
     yield solver("a result in float64", SVD(), lambda right, a: right(a).double())
     yield solver("an argument changed in place", SVD(), lambda right, a: a.copy_(right(a)))
-    yield solver("noise of the global generator", SVD(), lambda right, a: right(
-        a) * (1 + 1e-9 * torch.randn(()).to(a)))  # fmt: skip
+    yield solver(
+        "noise of the global generator",
+        SVD(),
+        lambda right, a: right(a) * (1 + 1e-9 * torch.randn(()).to(a)),
+    )
     yield solver("a print", SVD(), lambda right, a: print("inverting") or right(a))  # noqa: T201
     yield solver("the first result kept", SVD(), keeping())
-    converged = {"solve": lambda self, a: NewtonRaphson.solve(self, a)._replace(
-        status=torch.zeros(a.shape[:-2], dtype=torch.long))}  # fmt: skip
+    converged = {
+        "solve": lambda self, a: NewtonRaphson.solve(self, a)._replace(
+            status=torch.zeros(a.shape[:-2], dtype=torch.long)
+        )
+    }
     yield solver("always converged", NewtonRaphson(24), lambda right, a: right(a), **converged)
     half = {"cost": lambda self, m, batch=1: Cost(NewtonRaphson(12).cost(m, batch).flops)}
     yield solver("half of the work claimed", NewtonRaphson(24), lambda right, a: right(a), **half)
     claims = dataclasses.replace(NystromformerCubic(14).traits, order=4, growth=2.0)
     yield solver(
-        "an order that it has not", NystromformerCubic(14), lambda right, a: right(a),
+        "an order that it has not",
+        NystromformerCubic(14),
+        lambda right, a: right(a),
         traits=property(lambda self: claims),
-    )  # fmt: skip
+    )
     singular = dataclasses.replace(Cholesky().traits, singular=True)
     yield solver(
-        "singular matrices that it cannot", Cholesky(), lambda right, a: right(a),
+        "singular matrices that it cannot",
+        Cholesky(),
+        lambda right, a: right(a),
         traits=property(lambda self: singular),
-    )  # fmt: skip
+    )
 
 
 def keeping() -> Callable[[Any, Tensor], Tensor]:

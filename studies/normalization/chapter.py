@@ -54,9 +54,13 @@ def exponents(table: pd.DataFrame) -> pd.DataFrame:
         if len(mid) < 3 or not (mid > 0).all(axis=None):
             continue
         slopes = {gain: exponent(mid.index.to_series(), mid[gain]).value for gain in GAINS}
-        found.append(dict(zip(keys, key, strict=True)) | slopes | {
-            "most": rows["spectral_norm"].max(),
-        })  # fmt: skip
+        found.append(
+            dict(zip(keys, key, strict=True))
+            | slopes
+            | {
+                "most": rows["spectral_norm"].max(),
+            }
+        )
     return pd.DataFrame(found, columns=[*keys, *GAINS, "most"])
 
 
@@ -98,11 +102,14 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
     for family, rows in fits.groupby("family", sort=False):
         for i, (how, mine) in enumerate(rows.groupby("normalization", sort=False)):
             top = mine.loc[mine["most"].idxmax()]
-            body.append([
-                str(family) if i == 0 else "", str(how),
-                *(_spread(mine[gain]) for gain in GAINS),
-                [short(top["most"]), str(top["source"])],
-            ])  # fmt: skip
+            body.append(
+                [
+                    str(family) if i == 0 else "",
+                    str(how),
+                    *(_spread(mine[gain]) for gain in GAINS),
+                    [short(top["most"]), str(top["source"])],
+                ]
+            )
     yield {
         "caption": "Exponents in the number of tokens of the spectral norm, of the output where "
         "all values agree, and of the output where they are independent noise: median over the "

@@ -157,7 +157,7 @@ def performer_causal() -> Plain:
     traits = dataclasses.replace(AVERAGE.made_causal(), row_stochastic=True)
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Any:
-        make = lambda: package.FastAttention(q.shape[-1], FEATURES, causal=True)  # noqa: E731
+        make = partial(package.FastAttention, q.shape[-1], FEATURES, causal=True)
         return seeded(make, q)(q, k, v)
 
     return Plain(
@@ -171,7 +171,7 @@ def linformer() -> Plain:
 
     def call(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Any:
         d = q.shape[-1]
-        make = lambda: package.LinformerSelfAttention(d, LONGEST, RANK, 1)  # noqa: E731
+        make = partial(package.LinformerSelfAttention, d, LONGEST, RANK, 1)
         of = seeded(make, q)
         of.to_q, of.to_k, of.to_v = Part(0, d), Part(0, d), Part(d, d)
         of.to_out = torch.nn.Identity()
@@ -195,9 +195,12 @@ def nystromformer() -> Plain:
         n, d = q.shape[-2:]
         landmarks = next(m for m in range(RANK, 0, -1) if n % m == 0)
         config = models.NystromformerConfig(
-            hidden_size=d, num_attention_heads=1, num_landmarks=landmarks,
-            segment_means_seq_len=n, attention_probs_dropout_prob=0.0,
-        )  # fmt: skip
+            hidden_size=d,
+            num_attention_heads=1,
+            num_landmarks=landmarks,
+            segment_means_seq_len=n,
+            attention_probs_dropout_prob=0.0,
+        )
         of = seeded(lambda: code.NystromformerSelfAttention(config), q)
         of.conv_kernel_size = None  # its convolution of the values is no attention
         del of.conv
@@ -217,8 +220,13 @@ def local_attention(*, causal: bool = False) -> Plain:
     traits = Traits(row_stochastic=True, nonnegative=True, restricted=True, causal=causal)
 
     def call(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Any:
-        make = lambda: package.LocalAttention(  # noqa: E731
-            3, causal=causal, look_forward=int(not causal), autopad=True, exact_windowsize=True
+        make = partial(
+            package.LocalAttention,
+            3,
+            causal=causal,
+            look_forward=int(not causal),
+            autopad=True,
+            exact_windowsize=True,
         )
         return seeded(make, q)(q, k, v, mask=mask)
 
@@ -229,9 +237,13 @@ def local_attention(*, causal: bool = False) -> Plain:
 
 
 AVERAGES = (
-    "row-stochastic", "non-negative", "query equivariance", "key invariance",
-    "infinite temperature", "one key",
-)  # fmt: skip
+    "row-stochastic",
+    "non-negative",
+    "query equivariance",
+    "key invariance",
+    "infinite temperature",
+    "one key",
+)
 EXACT = (*AVERAGES, "reads", "zero temperature", "tokens far apart")
 
 KNOWN = (
@@ -249,10 +261,12 @@ KNOWN = (
     Peer("linformer", "LinformerSelfAttention", linformer, ("low rank",)),
     Peer("local-attention", "LocalAttention", local_attention, (*AVERAGES, "restricted")),
     Peer(
-        "local-attention", "LocalAttention, causal", partial(local_attention, causal=True),
+        "local-attention",
+        "LocalAttention, causal",
+        partial(local_attention, causal=True),
         (*AVERAGES, "causal", "restricted"),
     ),
-)  # fmt: skip
+)
 
 
 def installed() -> Iterator[Peer]:

@@ -324,7 +324,7 @@ def _parted(name: str) -> str:
 
 def _range(found: pd.Series) -> Cell:
     low, high = short(found["min"], 2), short(found["max"], 2)
-    return [short(found["median"], 2), f"{low}–{high}"]  # noqa: RUF001
+    return [short(found["median"], 2), f"{low}–{high}"]
 
 
 def _first_failures(done: pd.DataFrame) -> Iterator[Table]:

@@ -20,9 +20,9 @@ from softlab.report.rows import finished
 from .columns import IMPLICIT, RIDGED, UNROLLED
 
 NEEDED = {
-    "status", "rule", "seed", "step", "layer", "loss", "worst_condition", "worst_residual",
-    "unconverged", "cosine", "gradient_error", "broke",
-}  # fmt: skip
+    *("status", "rule", "seed", "step", "layer", "loss", "worst_condition", "worst_residual"),
+    *("unconverged", "cosine", "gradient_error", "broke"),
+}
 WRONG = 0.5
 """A gradient that is off by more than half is called wrong."""
 
@@ -72,13 +72,18 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
     body: list[list[Cell]] = []
     for rule, mine in done.groupby("rule", sort=False):
         for i, (layer, rows) in enumerate(mine.groupby("layer")):
-            body.append([
-                str(rule) if i == 0 else "", str(layer),
-                short(rows["worst_condition"].median(), 2),
-                f"{100 * rows['unconverged'].mean():.0f}",
-                short(rows["gradient_error"].median(), 2), short(rows["gradient_error"].max(), 2),
-                short(rows["cosine"].min(), 2), f"{100 * (rows['cosine'] < 0).mean():.0f}",
-            ])  # fmt: skip
+            body.append(
+                [
+                    str(rule) if i == 0 else "",
+                    str(layer),
+                    short(rows["worst_condition"].median(), 2),
+                    f"{100 * rows['unconverged'].mean():.0f}",
+                    short(rows["gradient_error"].median(), 2),
+                    short(rows["gradient_error"].max(), 2),
+                    short(rows["cosine"].min(), 2),
+                    f"{100 * (rows['cosine'] < 0).mean():.0f}",
+                ]
+            )
     yield {
         "caption": "Over all steps and seeds: the median of the largest condition number; the "
         "share of cores whose inverse is not converged, in percent; the gradient's error, median "

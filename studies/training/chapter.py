@@ -76,8 +76,9 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
     for (task, newton, rule), mine in done.groupby(["task", "newton", "rule"], sort=False):
         at = mine[mine["step"] == last]
         head: list[Cell] = [
-            [str(task), str(newton)] if (task, newton) != before else "", str(rule),
-        ]  # fmt: skip
+            [str(task), str(newton)] if (task, newton) != before else "",
+            str(rule),
+        ]
         losses: list[Cell] = [short(mine.loc[mine["step"] == s, "loss"].median()) for s in marks]
         body.append(
             [*head, *losses, short(mine["cosine"].min(), 2), short(mine["cosine"].median(), 2),

@@ -147,8 +147,12 @@ STUDY = Study(
         "rule": (*RULES, EXACT, "implicit, ridge", "unrolled, ridge"),
         "seed": range(2),
     },
-    quick={"task": ["near duplicates throughout"], "steps": [SOFTS],
-           "rule": [IMPLICIT, UNROLLED], "seed": [0]},
+    quick={
+        "task": ["near duplicates throughout"],
+        "steps": [SOFTS],
+        "rule": [IMPLICIT, UNROLLED],
+        "seed": [0],
+    },
     measure=measure,
     within=("step",),
     keep=keep,
@@ -165,4 +169,4 @@ STUDY = Study(
             name="cosine",
         ),
     ),
-)  # fmt: skip
+)

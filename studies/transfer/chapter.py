@@ -87,11 +87,15 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
         "caption": f"Accuracy at {first} pixels and what is lost of it at other sides, in percent: "
         "means over the seeds, and intervals of which all of a column hold together in 95 % of "
         "studies. Last: growth of the activations, means.",
-        "header": ["attention", f"at {first}", *(f"lost at {side}" for side in others),
-                   *(f"growth, {side}" for side in others)],
+        "header": [
+            "attention",
+            f"at {first}",
+            *(f"lost at {side}" for side in others),
+            *(f"growth, {side}" for side in others),
+        ],
         "rows": body,
         "left": 1,
-    }  # fmt: skip
+    }
 
 
 def _largest(done: pd.DataFrame) -> pd.DataFrame:
@@ -154,10 +158,13 @@ def _verdict(done: pd.DataFrame) -> str:
         said.append(
             f"{CONTROL} attention, which nothing of this concerns, loses "
             f"{words(lost[CONTROL], signed=True)} itself"
-            + (f", and {words(lost[WHOLE], signed=True)} where it learnt from whole images alone"
-               if WHOLE in lost else "")
+            + (
+                f", and {words(lost[WHOLE], signed=True)} where it learnt from whole images alone"
+                if WHOLE in lost
+                else ""
+            )
             + ": so much comes with the size of the things in pixels."
-        )  # fmt: skip
+        )
     return " ".join(said)
 
 

@@ -1,7 +1,5 @@
 """Every number of the chapter on classification, against Student's t from a table."""
 
-# ruff: noqa: RUF001
-
 import pandas as pd
 from students import cell, points, share
 

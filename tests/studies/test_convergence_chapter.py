@@ -1,7 +1,5 @@
 """Every number of the chapter on iterative inverses, on tables small enough to count by hand."""
 
-# ruff: noqa: RUF001
-
 import numpy as np
 import pandas as pd
 import pytest

@@ -1,7 +1,5 @@
 """Every number of the chapter on substitution in models, against ranks and draws by hand."""
 
-# ruff: noqa: RUF001
-
 import numpy as np
 import pandas as pd
 import pytest

@@ -1,7 +1,5 @@
 """Every number of the memory chapter, against polynomials whose roots are known."""
 
-# ruff: noqa: RUF001
-
 import numpy as np
 import pandas as pd
 import pytest

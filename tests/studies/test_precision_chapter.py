@@ -1,7 +1,5 @@
 """Every number of the chapter on precisions, on tables small enough to count by hand."""
 
-# ruff: noqa: RUF001
-
 import pandas as pd
 
 from studies.precision.chapter import findings, headlines, scope, tables

@@ -188,9 +188,11 @@ def _trend(mine: pd.DataFrame) -> Iterator[str]:
     gain = last[high] / least
     for chosen, says in (
         (gain > 1, f"Rank {high:g} errs more than the best smaller rank on"),
-        ((gain > 0.9) & (gain <= 1), f"Rank {high:g} gains less than a tenth over the best "
-                                     "smaller rank on"),
-    ):  # fmt: skip
+        (
+            (gain > 0.9) & (gain <= 1),
+            f"Rank {high:g} gains less than a tenth over the best smaller rank on",
+        ),
+    ):
         words = (
             f"{source} ({number(least[source])} to {number(last.loc[source, high])})"
             for source in gain.index[chosen]

@@ -263,7 +263,7 @@ def multi_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 @functools.cache
-def slopes(n: int, l: int) -> Tensor:  # noqa: E741
+def slopes(n: int, l: int) -> Tensor:
     """Of ALiBi, kept by their sizes."""
     return -0.3 * (torch.arange(l) - torch.arange(n).unsqueeze(-1)).abs().double()
 

@@ -113,7 +113,7 @@ class At:
     """
 
     n: int = 5
-    l: int = 7  # noqa: E741
+    l: int = 7
     d: int = 4
     e: int = 3
     lead: tuple[int, ...] = ()

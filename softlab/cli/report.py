@@ -34,8 +34,7 @@ def report(
         ),
     ] = None,
     exact: Annotated[
-        bool,
-        typer.Option("--exact", help="With --compare: all but times, to the last digit."),
+        bool, typer.Option("--exact", help="With --compare: all but times, to the last digit.")
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="What changed, or where the report is, as JSON.")

@@ -87,65 +87,65 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
 def tables(table: pd.DataFrame) -> Iterator[Table]:
     """Accuracies beside the paper's; the ablations; the costs."""
     done = _ended(table)
-    usual = _usual(done)
+    usual, variants, costs = _usual(done), _variants(done), _of_costs(table)
     if len(usual):
-        body: list[list[Cell]] = []
-        means, off = _means(usual), _from_softmax(usual)
-        for method in means:
-            body.append(
-                [
-                    method,
-                    cell(means[method]),
-                    cell(off[method], signed=True) if method in off else "",
-                    f"{PAPER[method]}" if method in PAPER else "",
-                ]
-            )
-        yield {
-            "caption": "Accuracy on test images after the last epoch in percent, and its "
-            "difference from that of softmax attention with the same seed: means over the seeds, "
-            "and intervals of which all of a column hold together in 95 % of studies. Last: the "
-            "paper's accuracies on ImageNet.",
-            "header": ["attention", "accuracy", "less softmax", "paper, ImageNet"],
-            "rows": body,
-            "left": 1,
-        }
-    variants = _variants(done)
+        yield _accuracy_table(usual)
     if len(variants) > 1:
-        yield {
-            "caption": "SOFT's ablations: accuracy in percent by the number of landmarks m and "
-            "their sampling, and the difference from the first row, by seed; all intervals of a "
-            "column hold together in 95 % of studies.",
-            "header": ["sampling", "m", "accuracy", "less the first"],
-            "rows": [
-                [
-                    str(sampling),
-                    str(m),
-                    cell(mean(rows["accuracy"], verdicts=len(variants))),
-                    ""
-                    if i == 0
-                    else cell(_paired(rows, variants[0][1], len(variants) - 1), signed=True),
-                ]
-                for i, ((sampling, m), rows) in enumerate(variants)
-            ],
-            "left": 2,
-        }
-    costs = _of_costs(table)
+        yield _ablation_table(variants)
     if len(costs):
-        yield {
-            "caption": "A step of training: median time and its quartiles in milliseconds (noisy: "
-            "quartiles too wide for a number), peak "
-            "memory in MB, and the multiply-adds of one image's forward pass in millions. Last: "
-            "the size of the first attention's output over that of its values before training.",
-            "header": ["tokens", "attention", "ms", "MB", "M multiply-adds", "parameters", "gain"],
-            "rows": [
-                [f"{n}" if i == 0 else "", str(x.method), timing(rows[i : i + 1]).cell(1e3),
-                 short(x.megabytes), short(x.multiply_adds / 1e6), f"{int(x.parameters)}",
-                 short(x.gain)]
-                for n, rows in costs.groupby("n")
-                for i, x in enumerate(rows.itertuples())
-            ],
-            "left": 2,
-        }  # fmt: skip
+        yield _cost_table(costs)
+
+
+def _accuracy_table(usual: pd.DataFrame) -> Table:
+    means, off = _means(usual), _from_softmax(usual)
+    return {
+        "caption": "Accuracy on test images after the last epoch in percent, and its "
+        "difference from that of softmax attention with the same seed: means over the seeds, "
+        "and intervals of which all of a column hold together in 95 % of studies. Last: the "
+        "paper's accuracies on ImageNet.",
+        "header": ["attention", "accuracy", "less softmax", "paper, ImageNet"],
+        "rows": [
+            [method, cell(means[method]),
+             cell(off[method], signed=True) if method in off else "", f"{PAPER.get(method, '')}"]
+            for method in means
+        ],
+        "left": 1,
+    }  # fmt: skip
+
+
+def _ablation_table(variants: list[tuple[tuple[str, int], pd.DataFrame]]) -> Table:
+    first = variants[0][1]
+    body: list[list[Cell]] = []
+    for (sampling, m), rows in variants:
+        less = "" if rows is first else cell(_paired(rows, first, len(variants) - 1), signed=True)
+        accuracy = cell(mean(rows["accuracy"], verdicts=len(variants)))
+        body.append([sampling, f"{m}", accuracy, less])
+    return {
+        "caption": "SOFT's ablations: accuracy in percent by the number of landmarks m and "
+        "their sampling, and the difference from the first row, by seed; all intervals of a "
+        "column hold together in 95 % of studies.",
+        "header": ["sampling", "m", "accuracy", "less the first"],
+        "rows": body,
+        "left": 2,
+    }
+
+
+def _cost_table(costs: pd.DataFrame) -> Table:
+    return {
+        "caption": "A step of training: median time and its quartiles in milliseconds (noisy: "
+        "quartiles too wide for a number), peak "
+        "memory in MB, and the multiply-adds of one image's forward pass in millions. Last: "
+        "the size of the first attention's output over that of its values before training.",
+        "header": ["tokens", "attention", "ms", "MB", "M multiply-adds", "parameters", "gain"],
+        "rows": [
+            [f"{n}" if i == 0 else "", str(x.method), timing(rows[i : i + 1]).cell(1e3),
+             short(x.megabytes), short(x.multiply_adds / 1e6), f"{int(x.parameters)}",
+             short(x.gain)]
+            for n, rows in costs.groupby("n")
+            for i, x in enumerate(rows.itertuples())
+        ],
+        "left": 2,
+    }  # fmt: skip
 
 
 def agreement(usual: pd.DataFrame) -> tuple[list[str], list[str], int]:

@@ -212,22 +212,43 @@ def wide_scale(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return q * (q.shape[-1] / v.shape[-1]) ** 0.5, k, v
 
 
+SMALL_SOFT, SMALL_NYSTROM, SMALL_PERFORMER = Soft(4), Nystromformer(4), Performer(16)
+
+
 def operators_mutated() -> Iterator[Specimen]:
     """The faults of operators."""
-    soft, nystrom, performer = Soft(4), Nystromformer(4), Performer(16)
-    for base in each(Softmax(), GaussianAttention(), soft, nystrom, performer, Local(2), TopK(3)):
+    yield from of_scores()
+    yield from of_tokens()
+    yield from of_masks_and_gradients()
+    yield from of_manners()
+    yield from landmarks_mutated()
+
+
+def of_scores() -> Iterator[Specimen]:
+    """Wrong weights."""
+    for base in each(
+        Softmax(),
+        GaussianAttention(),
+        SMALL_SOFT,
+        SMALL_NYSTROM,
+        SMALL_PERFORMER,
+        Local(2),
+        TopK(3),
+    ):
         yield mutant("zeros", base, zeros)
-    for base in each(Softmax(), soft, nystrom, performer, Linformer(4), TruncatedSVD(3)):
+    for base in each(
+        Softmax(), SMALL_SOFT, SMALL_NYSTROM, SMALL_PERFORMER, Linformer(4), TruncatedSVD(3)
+    ):
         yield mutant("the mean of v", base, other(Uniform()))
-    for base in each(Softmax(), GaussianAttention(), nystrom, Local(2), performer):
+    for base in each(Softmax(), GaussianAttention(), SMALL_NYSTROM, Local(2), SMALL_PERFORMER):
         yield mutant("scores times 1.1", base, inputs(lambda q, k, v: (1.1 * q, k, v)))
-    for base in each(Softmax(), nystrom):
+    for base in each(Softmax(), SMALL_NYSTROM):
         yield mutant("scores over the root of the value's width", base, inputs(wide_scale))
     unsquared = dense(lambda q, k: (-torch.cdist(q, k) / 4).exp())
     yield mutant("a distance without its square", GaussianAttention(), unsquared)
     no_half = inputs(lambda q, k, v: (2**0.5 * q, 2**0.5 * k, v))
     yield mutant("an exponent without its half", GaussianAttention(), no_half)
-    yield mutant("an exponent without its half", soft, no_half)
+    yield mutant("an exponent without its half", SMALL_SOFT, no_half)
     columns = dense(lambda q, k: (q @ k.mT / q.shape[-1] ** 0.5).softmax(-2))
     yield mutant("a softmax over the queries", Softmax(), columns)
     bare = dense(lambda q, k: (q @ k.mT / q.shape[-1] ** 0.5).exp())
@@ -240,7 +261,11 @@ def operators_mutated() -> Iterator[Specimen]:
     yield mutant("an epsilon in the normaliser", Softmax(), dense(flattened))
     clipped = dense(lambda q, k: (q @ k.mT / q.shape[-1] ** 0.5).clamp(-5, 5).softmax(-1))
     yield mutant("clipped scores", Softmax(), clipped)
-    for base in each(Softmax(), soft, performer):
+
+
+def of_tokens() -> Iterator[Specimen]:
+    """Numbers of the wrong tokens or matrices, and outputs off by little."""
+    for base in each(Softmax(), SMALL_SOFT, SMALL_PERFORMER):
         largest = inputs(lambda q, k, v: (q / q.abs().max(), k, v))
         yield mutant("a maximum over the batch", base, largest)
     yield mutant("a mean over the batch", Local(2), output(lambda x: x + 1e-4 * x.mean()))
@@ -248,7 +273,7 @@ def operators_mutated() -> Iterator[Specimen]:
     yield mutant("matrices of a batch exchanged", TopK(3), swapped)
     yield mutant("queries off by one", Softmax(), output(lambda x: x.roll(1, -2)))
     shifted = inputs(lambda q, k, v: (q, k, v.roll(1, -2)))
-    for base in each(Softmax(), nystrom, Local(2)):
+    for base in each(Softmax(), SMALL_NYSTROM, Local(2)):
         yield mutant("values off by one", base, shifted)
 
     def shorter(right: Any, op: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any = None) -> Any:
@@ -256,10 +281,10 @@ def operators_mutated() -> Iterator[Specimen]:
         return right(q, k[..., :-1, :], v[..., :-1, :], mask)
 
     yield mutant("the last key left out", Softmax(), shorter)
-    for base in each(Softmax(), soft):
+    for base in each(Softmax(), SMALL_SOFT):
         yield mutant("a factor 1 + 1e-7", base, output(lambda x: x * (1 + 1e-7)))
     yield mutant("a constant added", GaussianAttention(), output(lambda x: x + 1e-7))
-    yield mutant("magnitudes of the output", performer, output(torch.abs))
+    yield mutant("magnitudes of the output", SMALL_PERFORMER, output(torch.abs))
     for base in each(Softmax(causal=True), Local(2, causal=True), LinearAttention(causal=True)):
         ahead = inputs(lambda q, k, v: (q, k.roll(-1, -2), v.roll(-1, -2)))
         yield mutant("one later token", base, ahead)
@@ -271,9 +296,13 @@ def operators_mutated() -> Iterator[Specimen]:
         return Softmax(causal=True)(q, k, v) if tied else right(q, k, v, mask)
 
     yield mutant("causal where it can be", Softmax(), hiding)
-    for base in each(Softmax(), soft, Linformer(4)):
+
+
+def of_masks_and_gradients() -> Iterator[Specimen]:
+    """Masks, gradients, precision, and exact answers in disguise."""
+    for base in each(Softmax(), SMALL_SOFT, Linformer(4)):
         yield mutant("a mask that is ignored", base, unmasked)
-    for base in each(Softmax(), nystrom, performer):
+    for base in each(Softmax(), SMALL_NYSTROM, SMALL_PERFORMER):
         yield mutant("masked keys as zeros", base, mask_by_zeros)
     yield mutant("a mask inverted", Softmax(), mask_inverted)
     for name, detached in {
@@ -281,21 +310,25 @@ def operators_mutated() -> Iterator[Specimen]:
         "keys": lambda q, k, v: (q, k.detach(), v),
         "values": lambda q, k, v: (q, k, v.detach()),
     }.items():
-        for base in each(Softmax(), soft):
+        for base in each(Softmax(), SMALL_SOFT):
             yield mutant(f"{name} without a gradient", base, inputs(detached))
     halved = inputs(lambda q, k, v: (0.5 * q + 0.5 * q.detach(), k, v))
-    yield mutant("half of a gradient", nystrom, halved)
-    for base in each(Softmax(), Local(2), performer):
+    yield mutant("half of a gradient", SMALL_NYSTROM, halved)
+    for base in each(Softmax(), Local(2), SMALL_PERFORMER):
         yield mutant("sums in float16", base, in_half)
     short = exact_if(lambda op, q, mask: q.shape[-2] <= 2 * op.rank + 2)
-    for base in each(soft, nystrom, TruncatedSVD(3)):
+    for base in each(SMALL_SOFT, SMALL_NYSTROM, TruncatedSVD(3)):
         yield mutant("exact where short", base, short)
     masked = exact_if(lambda op, q, mask: mask is not None)
-    yield mutant("exact where masked", nystrom, masked)
-    yield mutant("exact always", soft, other(GaussianAttention()))
+    yield mutant("exact where masked", SMALL_NYSTROM, masked)
+    yield mutant("exact always", SMALL_SOFT, other(GaussianAttention()))
     graphless = exact_if(lambda op, q, mask: not torch.is_grad_enabled())
-    yield mutant("exact without a graph", nystrom, graphless)
-    for base in each(Softmax(), soft):
+    yield mutant("exact without a graph", SMALL_NYSTROM, graphless)
+
+
+def of_manners() -> Iterator[Specimen]:
+    """Side effects, results of another kind, and claims of cost."""
+    for base in each(Softmax(), SMALL_SOFT):
         yield mutant("state between calls", base, remembering())
         yield mutant("an argument changed in place", base, in_place)
         yield mutant("a print", base, talking)
@@ -317,11 +350,10 @@ def operators_mutated() -> Iterator[Specimen]:
 
     yield mutant("a dense matrix under a linear claim", Performer(16), through_all)
     free: dict[str, Any] = {"cost": lambda self, dims: Cost(0)}
-    yield mutant("work that is not claimed", nystrom, output(lambda x: x), **free)
+    yield mutant("work that is not claimed", SMALL_NYSTROM, output(lambda x: x), **free)
     half: dict[str, Any] = {"cost": lambda self, dims: Cost(Softmax().cost(dims).flops // 2)}
     why = "the counter sees nothing of fused kernels, so half of a claim is within the law's range"
     yield mutant("half of the work claimed", Softmax(), output(lambda x: x), why, **half)
-    yield from landmarks_mutated()
 
 
 def landmarks_mutated() -> Iterator[Specimen]:
@@ -399,6 +431,14 @@ def scaling(wrong: Callable[[Any, Tensor], Tensor]) -> Any:
 
 def solvers_mutated() -> Iterator[Specimen]:
     """The faults of solvers."""
+    yield from of_starts()
+    yield from of_inverses()
+    yield from of_solvers_gradients()
+    yield from of_solvers_manners()
+
+
+def of_starts() -> Iterator[Specimen]:
+    """Wrong initial guesses, and too few steps."""
 
     def iteration(fault: str, subject: Any) -> Specimen:
         return Specimen(fault, "NewtonRaphson", subject)
@@ -421,6 +461,10 @@ def solvers_mutated() -> Iterator[Specimen]:
     yield iteration("a scaling with an epsilon", NewtonRaphson(24, scaling(floored)))
     yield iteration("a scaling at its limit", NewtonRaphson(24, NormProduct(2.0)))
     yield iteration("three steps", NewtonRaphson(3))
+
+
+def of_inverses() -> Iterator[Specimen]:
+    """Wrong inverses."""
     yield solver("the transpose of the inverse", SVD(), lambda right, a: right(a).mT)
     yield solver("a factor 1 + 1e-9", SVD(), lambda right, a: right(a) * (1 + 1e-9))
     yield solver("zeros", SVD(), lambda right, a: 0 * right(a))
@@ -437,6 +481,10 @@ def solvers_mutated() -> Iterator[Specimen]:
         SVD(),
         lambda right, a: right(a + 1e-6 * torch.eye(a.shape[-1]).to(a)),
     )
+
+
+def of_solvers_gradients() -> Iterator[Specimen]:
+    """Right inverses with a wrong gradient."""
     yield solver(
         "a matrix without a gradient", NewtonRaphson(24), lambda right, a: right(a.detach())
     )
@@ -456,6 +504,10 @@ def solvers_mutated() -> Iterator[Specimen]:
     yield solver(
         "a gradient after two steps", ImplicitGradient(NewtonRaphson(2)), lambda right, a: right(a)
     )
+
+
+def of_solvers_manners() -> Iterator[Specimen]:
+    """Precision, side effects, and claims."""
     yield solver("sums in float16", NewtonRaphson(24), lambda right, a: right(a.half()).to(a.dtype))
     yield solver("a result in float64", SVD(), lambda right, a: right(a).double())
     yield solver("an argument changed in place", SVD(), lambda right, a: a.copy_(right(a)))

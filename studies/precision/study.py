@@ -164,16 +164,8 @@ def measure(
     missed = (a.double() @ (inverse - xs.double())).nan_to_num(math.inf, math.inf, math.inf)
     sizes = torch.linalg.matrix_norm(missed)
     floor, final = float(error.min()), float(error[-1])
-    failure = SOUND
-    if floor > CONVERGED:
-        failure = "never converged"
-    elif final > WORSE * max(floor, eps):
-        failure = "diverged after converging" if math.isfinite(final) else "overflow"
-    source = matrix.input if isinstance(matrix, Core) else None
-    source = source.input if isinstance(source, Tied) else source
     return {
-        "family": type(matrix.op if isinstance(matrix, Core) else matrix).__name__,
-        "source": source.name if isinstance(source, Recorded) else None,
+        **names(matrix),
         "method": type(solver).__name__,
         "kappa": kappa,
         "eps": eps,
@@ -189,13 +181,32 @@ def measure(
         "narrow_in_eps": None if control is None else control / eps,
         "final_error": number(error[-1]),
         "overflowed": not bool(xs.isfinite().all()),
-        "failure": failure,
+        "failure": failure(floor, final, eps),
         "purified_error": number(errors(purified)),
         "best_error": number(errors(best)),
         "polished_error": polished,
         "solve_status": Status(int(solved.status)).name,
         "solve_error": number(errors(solved.x)),
     }
+
+
+def names(matrix: Matrix) -> Row:
+    """The family of a matrix, and the head that a core is recorded of."""
+    source = matrix.input if isinstance(matrix, Core) else None
+    source = source.input if isinstance(source, Tied) else source
+    return {
+        "family": type(matrix.op if isinstance(matrix, Core) else matrix).__name__,
+        "source": source.name if isinstance(source, Recorded) else None,
+    }
+
+
+def failure(floor: float, final: float, eps: float) -> str:
+    """How a run fails, by its least error and its last."""
+    if floor > CONVERGED:
+        return "never converged"
+    if final > WORSE * max(floor, eps):
+        return "diverged after converging" if math.isfinite(final) else "overflow"
+    return SOUND
 
 
 def number(error: Tensor) -> float | None:

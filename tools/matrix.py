@@ -34,6 +34,10 @@ TESTS = (
 what reaches into torch, what draws and sets, what reads the command line, and studies."""
 
 
+QUIET = ("-W", "default::DeprecationWarning", "-W", "default::FutureWarning")
+"""Old libraries announce what became of them long ago; all other warnings are errors."""
+
+
 class Environment(NamedTuple):
     """A Python, and what is asked of its libraries: nothing, where the newest are taken."""
 
@@ -114,7 +118,8 @@ def ran(python: str, scratch: Path, workers: str) -> tuple[str, bool]:
     files = [f"tests/{name}.py" for name in TESTS]
     start = time.monotonic()
     ended = subprocess.run(
-        [python, "-m", "pytest", "-n", workers, "-p", "no:cacheprovider", "--tb=short", *files],
+        [python, "-m", "pytest", "-n", workers, "-p", "no:cacheprovider", "--tb=short", *QUIET,
+         *files],
         cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1", "SOFTLAB_CACHE": str(scratch)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
     )  # fmt: skip

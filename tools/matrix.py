@@ -72,20 +72,23 @@ def main() -> None:
     known = environments(project)
     words = argparse.ArgumentParser(description=__doc__)
     words.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; all")
+    words.add_argument("--keep", type=Path, help="where environments stay, and are used again")
     words.add_argument("--workers", default="2", help="processes that run the tests")
     given = words.parse_args()
     failed = False
     for name in given.names or known:
         if name not in known:
             sys.exit(f"there is no environment {name!r}; there are {', '.join(known)}")
-        row, works = tried(known[name], project, given.workers)
+        row, works = tried(name, known[name], project, given.workers, given.keep)
         failed |= not works
         print(row, flush=True)
         write(row)
     sys.exit(failed)
 
 
-def tried(one: Environment, project: Mapping[str, object], workers: str) -> tuple[str, bool]:
+def tried(
+    name: str, one: Environment, project: Mapping[str, object], workers: str, keep: Path | None
+) -> tuple[str, bool]:
     """The row of an environment, and whether nothing failed in it."""
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     empty = " | ".join("" for _ in SHOWN)
@@ -93,13 +96,14 @@ def tried(one: Environment, project: Mapping[str, object], workers: str) -> tupl
     if interpreter is None:
         return f"{one.name} {empty} | not tried: no Python {one.python} was there | {today} |", True
     with tempfile.TemporaryDirectory(prefix="softlab-matrix-") as scratch:
-        home = Path(scratch) / "environment"
-        called([interpreter, "-m", "venv", str(home)])
+        home = (keep or Path(scratch)).absolute() / name
         python = str(home / ("Scripts" if os.name == "nt" else "bin") / "python")
-        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        torch = next((x for x in one.libraries if x.startswith("torch")), "torch>=2.8")
-        called([*pip, torch])
-        called([*pip, *one.libraries, f"{ROOT}[report,laws]", *tools(project)])
+        if not Path(python).exists():
+            called([interpreter, "-m", "venv", str(home)])
+            pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+            torch = next((x for x in one.libraries if x.startswith("torch")), "torch>=2.8")
+            called([*pip, torch])
+            called([*pip, *one.libraries, f"{ROOT}[report,laws]", *tools(project)])
         listed = json.loads(called([python, "-m", "pip", "list", "--format", "json"]))
         versions = {x["name"].lower(): x["version"].partition("+")[0] for x in listed}
         came, works = ran(python, Path(scratch), workers)

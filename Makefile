@@ -36,7 +36,7 @@ report-images: $(READY)  ## SOFT's pyramid trained on real images; fetches 31 MB
 	$(BIN)/softlab run --all --needs images --threads 1 --workers $(WORKERS) --out $(OUT)
 	$(BIN)/softlab report $(OUT)
 
-test: lint  ## format, lint, types, and the whole suite, warnings as errors; 10 minutes on two cores
+test: lint docs  ## the gate: lint, the site, and the whole suite, which opens it; a quarter of an hour
 	$(BIN)/python -m pytest -n $(WORKERS)
 
 docs: $(READY)  ## the site, docs/_build/html/index.html; warnings as errors, no network

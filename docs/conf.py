@@ -16,6 +16,8 @@ release = version = softlab.__version__
 
 extensions = ["sphinx.ext.autodoc", "myst_parser", "sphinx_copybutton", "prose", "generated"]
 exclude_patterns = ["_build"]
+if tags.has("small"):  # noqa: F821  Sphinx's own: a trial of the site, without what takes long
+    exclude_patterns += ["findings.md", "gallery"]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 needs_sphinx = "9.0"
 

@@ -36,6 +36,7 @@ from softlab.inputs import Recorded, Tied
 from softlab.laws.law import Law, has_field, refielded
 from softlab.operators import Nystromformer, Softmax
 from softlab.report import drawing
+from softlab.validation import ranges
 
 DOCS = Path(__file__).parent
 API = {
@@ -414,13 +415,16 @@ def anchor(name: str, kind: str) -> str:
 
 
 def fields_of(part: Any) -> str:
-    """The fields of a part with their types and defaults."""
-    rows = []
+    """The fields of a part with their ranges and defaults."""
+    rows, known = [], ranges(part)
     for field in dataclasses.fields(part):
-        required = field.default is dataclasses.MISSING is field.default_factory
-        default = "needed" if required else f"`{field.default!r}`"
-        rows.append((f"`{field.name}`", f"`{field.type}`", default))
-    return table(("field", "type", "default"), rows) if rows else "It has no fields."
+        default = default_of(field)
+        said = "needed" if default is dataclasses.MISSING else f"`{default!r}`"
+        held, optional = known.get(field.name, (None, False))
+        words = re.sub(r"^an? ([A-Z]\w+)$", r"a ``\1``", str(held)) + " or None" * optional
+        what = f"`{field.type}`" if held is None else prose(words)
+        rows.append((f"`{field.name}`", what, said))
+    return table(("field", "what it may be", "default"), rows) if rows else "It has no fields."
 
 
 def cost_of(made: Any, kind: str) -> str:
@@ -473,19 +477,11 @@ def sources(part: Any) -> tuple[str, list[str]]:
 
 
 def compared(name: str) -> list[list[str]]:
-    """The rows of the table of fidelity on an operator, wherever the table stands."""
-    rows = []
-    for path in (DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))):
-        if {"catalogue", "api", "_build"} & set(path.relative_to(DOCS.parent).parts):
-            continue
-        text = path.read_text(encoding="utf-8").partition("| Package | Ours |")[2]
-        for line in text.partition("\n\n")[0].splitlines():
-            cells = [x.strip() for x in line.strip("| ").split("|")]
-            if len(cells) == 3 and f"`{name}`" in cells[1]:
-                rows.append([cells[0], cells[2]])
-        if rows:
-            break
-    return rows
+    """The rows of the table of fidelity on an operator."""
+    text = (DOCS / "guide" / "published_packages.md").read_text(encoding="utf-8")
+    lines = text.partition("| Package | Ours |")[2].partition("\n\n")[0].splitlines()
+    cells = [[x.strip() for x in line.strip("| ").split("|")] for line in lines]
+    return [[x[0], x[2]] for x in cells if len(x) == 3 and f"`{name}`" in x[1]]
 
 
 def own_page(name: str, part: Any, kind: str) -> Iterator[str]:
@@ -665,15 +661,18 @@ def api_index() -> Iterator[str]:
         yield toctree(modules)
 
 
-def figures() -> None:
-    """Draw the figures of the written pages, and run the scripts of the gallery for theirs."""
-    for page in sorted(DOCS.rglob("*.md")):
-        text = page.read_text(encoding="utf-8")
+def figures(known: set[str]) -> None:
+    """Draw the figures of the written pages, and run the scripts of the gallery for theirs.
+
+    ``known``: the pages that are built, without ending.
+    """
+    for path in (DOCS / f"{name}.md" for name in sorted(known)):
+        text = path.read_text(encoding="utf-8")
         if blocks.FIGURE.search(text):
-            for ran in blocks.run(text, page.name):
+            for ran in blocks.run(text, path.name):
                 if ran.name:
-                    keep(ran.figure, page.parent / "figures" / f"{ran.name}.svg")
-    for script in sorted((DOCS / "gallery").glob("*.py")):
+                    keep(ran.figure, path.parent / "figures" / f"{ran.name}.svg")
+    for script in sorted((DOCS / "gallery").glob("*.py")) if "gallery/index" in known else ():
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             left = runpy.run_path(str(script))
         write(script.parent / "figures" / f"{script.stem}.txt", printed.getvalue())
@@ -695,7 +694,8 @@ def generate(app: Any) -> None:
     # Sphinx, too, forks where it is asked for several processes.
     with ProcessPoolExecutor(max(1, app.parallel), multiprocessing.get_context("fork")) as others:
         apart = {name: others.submit(page, name) for name in measured}
-        figures()
+        app.project.discover(app.config.exclude_patterns)
+        figures(app.project.docnames - {*dict(pages())})
         for name, made in wanted.items():
             write(DOCS / f"{name}.md", apart[name].result() if name in apart else made())
 
@@ -706,16 +706,7 @@ def page(name: str) -> str:
     return dict(pages())[name]()
 
 
-def menu(_: Any, name: str, source: list[str]) -> None:
-    """Leave out of the menu what has no pages, for a pattern without a match is a warning."""
-    if name == "index":
-        lines = source[0].splitlines()
-        kept = [x for x in lines if not re.fullmatch(r"[\w/]+\*", x) or [*DOCS.glob(f"{x}.md")]]
-        source[0] = "\n".join(kept)
-
-
 def setup(app: Any) -> dict[str, Any]:
     """Make the pages before Sphinx looks for them."""
     app.connect("builder-inited", generate)
-    app.connect("source-read", menu)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

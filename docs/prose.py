@@ -7,8 +7,10 @@ and no substitution.
 
 from __future__ import annotations
 
+import ast
 import functools
 import re
+import typing
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +23,8 @@ from sphinx.ext.napoleon import Config
 from sphinx.ext.napoleon.docstring import GoogleDocstring
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
+
+from softlab import validation
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +85,36 @@ def docstring(_: Sphinx, what: str, name: str, held: Any, options: Any, lines: l
         lines[:] = GoogleDocstring(lines, SECTIONS, None, what, name, held, options).lines()
 
 
+BASES = {
+    name: typing.get_args(x)[0].__name__
+    for name, x in vars(validation).items()
+    if typing.get_origin(x) is typing.Annotated
+}
+"""The types of fields that are named for their range."""
+
+
+class Unranged(ast.NodeTransformer):
+    """An annotation without the range of its field."""
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        """The type of ``Annotated[type, range]``."""
+        if ast.unparse(node.value) == "Annotated" and isinstance(node.slice, ast.Tuple):
+            return node.slice.elts[0]
+        return self.generic_visit(node)
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        """The type that a name such as ``Size`` stands for."""
+        return ast.Name(BASES.get(node.id, node.id))
+
+
+def unranged(_: Sphinx, held: Any, *__: Any) -> None:
+    """Leave the ranges of fields out of a signature; the catalogue's table of fields has them."""
+    notes = getattr(held, "__annotations__", {})
+    for name, note in notes.items():
+        if isinstance(note, str):
+            notes[name] = ast.unparse(Unranged().visit(ast.parse(note, mode="eval")))
+
+
 class Linked(SphinxPostTransform):
     """A name in double backticks, or in Markdown's single ones, links to where it is described."""
 
@@ -126,7 +160,7 @@ def names(env: Any) -> dict[str, tuple[str, str, str]]:
             short.setdefault(name.rpartition(".")[2], []).append(name)
     for word, full in short.items():
         # An operator and an input share two names; a call such as Clustered(clusters=8) is rare.
-        if len(full) == 1 and len(word) > 3 and not word.islower():
+        if len(full) == 1 and len(word) > 2 and not word.islower():
             found.setdefault(word, found[full[0]])
     return found
 
@@ -160,6 +194,7 @@ def _mathml(node: nodes.Element, *, as_block: bool) -> str:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register all of it."""
     app.connect("autodoc-process-docstring", docstring)
+    app.connect("autodoc-before-process-signature", unranged)
     app.add_post_transform(Linked)
     app.add_html_math_renderer("mathml", (inline_formula, None), (block_formula, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -23,11 +23,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 BUILT = DOCS / "_build" / "html"
-WRITTEN = sorted(
-    path
-    for path in DOCS.rglob("*.md")
-    if not {"api", "catalogue", "_build"} & set(path.relative_to(DOCS).parts)
-)
+MADE = {"api", "catalogue", "_build"}
+WRITTEN = [
+    *(x for x in sorted(DOCS.rglob("*.md")) if not MADE & set(x.relative_to(DOCS).parts)),
+    ROOT / "CONTRIBUTING.md",
+]
 
 PROMISED = """
 softlab: as_matrix Dims Cost Operator Traits
@@ -131,14 +131,15 @@ def test_the_list_of_claims_has_every_operator(generated):
 
 
 def test_a_page_of_the_catalogue_has_all_its_parts(generated, tmp_path, monkeypatch):
-    monkeypatch.setattr(generated, "DOCS", tmp_path)
     monkeypatch.setattr(generated, "SIZES", (8, 16))
+    assert len(generated.compared("Nystromformer")) == 2
+    monkeypatch.setattr(generated, "DOCS", tmp_path)
     monkeypatch.setattr(generated, "compared", lambda _: [["`it`", "equal"]])
     text = "\n".join(generated.own_page("KDEFormer", generated.operators.KDEFormer, "operators"))
     for heading in ("Fields", "Claims", "Cost", "Error against work", "Source", "Methods"):
         assert f"\n## {heading}\n" in text
     assert "[row-stochastic](/catalogue/laws.md#operator-row-stochastic)" in text
-    assert "| `block` | `int` | `64` |" in text
+    assert "| `block` | an integer of at least 1 | `64` |" in text
     assert "That code draws from" in text.partition("## Beside published code")[2]
     assert "arXiv 2302.02451](https://arxiv.org/abs/2302.02451)" in text.partition("## Source")[2]
     drawn = (tmp_path / "catalogue" / "operators" / "KDEFormer.svg").read_bytes()
@@ -159,7 +160,19 @@ def test_docstrings_become_markup_without_losing_a_letter(generated):
     ]
 
 
-@pytest.mark.parametrize("page", WRITTEN, ids=lambda x: x.relative_to(DOCS).as_posix())
+def test_a_signature_says_types_and_the_table_of_fields_says_ranges(generated):
+    from softlab.operators import Soft
+
+    def call(rank, width, by): ...
+
+    by = "Annotated[str, OneOf(*('a', 'b'))]"
+    call.__annotations__ = {"rank": "Size", "width": "Bandwidth | None", "by": by}
+    sys.modules["prose"].unranged(None, call, True)
+    assert call.__annotations__ == {"rank": "int", "width": "float | None", "by": "str"}
+    assert "| `rank` | an integer of at least 1 | needed |" in generated.fields_of(Soft)
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda x: x.relative_to(ROOT).as_posix())
 def test_python_blocks_run_in_order_and_print_what_the_page_says(page, tmp_path, monkeypatch):
     text = page.read_text(encoding="utf-8")
     if not blocks.BLOCK.search(text):
@@ -193,6 +206,15 @@ def test_the_packages_compared_are_those_of_the_extra_at_the_versions_tested():
     code = "".join(path.read_text() for path in (ROOT / "tests" / "fidelity").glob("test_*.py"))
     for name in named:
         assert f'published("{name.replace("-", "_")}' in code
+
+
+def test_links_between_written_pages_lead_somewhere(generated):
+    made = {name for name, _ in generated.pages()}
+    for page in WRITTEN:
+        for link in re.findall(r"\]\(([\w./-]+\.md)(?:#[\w-]+)?\)", page.read_text("utf-8")):
+            there = (page.parent / link).resolve()
+            known = there.is_file() or there.relative_to(DOCS).with_suffix("").as_posix() in made
+            assert known, f"{page.name}: {link}"
 
 
 # The built site ---------------------------------------------------------------------------------
@@ -261,9 +283,9 @@ const open = (at) => new Promise((done) => {
 class Quiet(http.server.SimpleHTTPRequestHandler):
     """Serves the built site, and the page that looks at it."""
 
-    def __init__(self, *args, harness, **kwargs):
+    def __init__(self, *args, harness, folder, **kwargs):
         self.harness = harness
-        super().__init__(*args, directory=str(BUILT), **kwargs)
+        super().__init__(*args, directory=str(folder), **kwargs)
 
     def do_GET(self):
         if self.path != "/harness":
@@ -278,17 +300,30 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         """Say nothing."""
 
 
-@built
-def test_pages_fit_a_phone_run_without_an_error_and_the_search_finds_soft(tmp_path):
+@pytest.fixture
+def site(tmp_path):
+    """A trial of the site, a page or more of every kind, built of a copy of its sources."""
+    pytest.importorskip("furo")
+    clone, made = tmp_path / "clone", tmp_path / "site"
+    hidden = shutil.ignore_patterns("_build", "api", "catalogue", "figures", "__pycache__")
+    shutil.copytree(DOCS, clone / "docs", ignore=hidden)
+    for name in ("softlab", "constraints.txt", *(x.name for x in ROOT.glob("C*")), "SECURITY.md"):
+        (clone / name).symlink_to(ROOT / name)
+    command = [sys.executable, "-m", "sphinx", "-q", "-t", "small", clone / "docs", made]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+def test_pages_fit_a_phone_run_without_an_error_and_the_search_finds_soft(tmp_path, site):
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
         pytest.skip("no Chromium here")
-    pages = sorted(path.relative_to(BUILT).as_posix() for path in BUILT.rglob("*.html"))
-    chosen = [x for x in pages if not x.startswith(("catalogue/operators/", "catalogue/solvers/"))]
-    chosen += ["catalogue/operators/Soft.html", "catalogue/solvers/NewtonRaphson.html"]
+    chosen = sorted(path.relative_to(site).as_posix() for path in site.rglob("*.html"))
+    assert {"catalogue/operators/Soft.html", "start.html"} <= {*chosen}
     harness = HARNESS.replace("PAGES", json.dumps(chosen))
     server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Quiet, harness=harness)
+        ("127.0.0.1", 0), functools.partial(Quiet, harness=harness, folder=site)
     )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     command = [

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from softlab.cli import app
 from softlab.report import chapter as chapters
-from softlab.report.numbers import counted, joined, median, number, short, span
+from softlab.report.numbers import counted, joined, median, number, sentence, short, span
 from softlab.report.operators.chapter import findings, scope, tables
 from softlab.report.quartiles import cell, summary
 
@@ -134,6 +134,18 @@ def test_short_fits_a_column(x, said):
 )
 def test_joined_is_a_list_in_a_sentence(words, said):
     assert joined(words) == said
+
+
+def test_a_sentence_is_clauses_with_facts_in_their_places():
+    clauses = (
+        "{count} of {all:g} err", ("worst", ", most {worst} by {error}"), ("on", " on {on}"), ".",
+    )  # fmt: skip
+    facts = {"count": 2, "all": 3.0, "worst": "{Soft}", "error": 0.12345, "on": ["a", "b"]}
+    assert sentence(clauses, facts) == "2 of 3 err, most {Soft} by 0.123 on a and b."
+    assert sentence(clauses, {"count": 0, "all": 3.0, "worst": "", "on": []}) == "0 of 3 err."
+    assert sentence(clauses, {}) == ""
+    with pytest.raises(KeyError):
+        sentence(clauses, {"count": 1})
 
 
 def test_what_is_counted_is_one_or_many():

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from string import Formatter
+from typing import Any
 
 import pandas as pd
+
+Clause = str | tuple[str, str]
+"""Words with facts in braces; those of a pair are said where the fact that it names is not empty,
+zero or absent."""
+Facts = Mapping[str, Any]
+"""What a chapter has computed, by name; nothing where the table does not tell."""
 
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -20,6 +28,27 @@ def number(x: float) -> str:
     if -4 < int(exponent) < 4:
         return f"{float(f'{x:.2e}'):.{max(0, 2 - int(exponent))}f}"
     return f"{mantissa} × 10{str(int(exponent)).translate(SUPERSCRIPT)}"
+
+
+class _Words(Formatter):
+    """Numbers as of ``number``, lists as of ``joined``, unless the braces say otherwise."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if not format_spec and isinstance(value, float):
+            return number(value)
+        if not format_spec and isinstance(value, list):
+            return joined(value)
+        return str(super().format_field(value, format_spec))
+
+
+def sentence(clauses: Iterable[Clause], facts: Facts) -> str:
+    """The clauses, with the facts in their places; empty where there are no facts."""
+    if not facts:
+        return ""
+    told = (
+        x if isinstance(x, str) else x[1] for x in clauses if isinstance(x, str) or facts.get(x[0])
+    )
+    return _Words().vformat("".join(told), (), facts)
 
 
 def short(x: float, digits: int = 3) -> str:

@@ -12,7 +12,7 @@ import pandas as pd
 
 from softlab.report.chapter import Cell, Table
 from softlab.report.headlines import Headline, headline
-from softlab.report.numbers import joined, number, short
+from softlab.report.numbers import Clause, Facts, joined, number, sentence, short
 from softlab.report.rows import finished
 
 from .columns import CONVERGED, PUBLISHED, SHIFTED, SUBJECT, soft
@@ -51,7 +51,7 @@ def findings(table: pd.DataFrame) -> list[str]:
         return []
     points = _points(done)
     paragraphs = (
-        [*_convergence(points), *_best_steps(points), *_cut_off(points), *_ridge(points)],
+        filter(None, (sentence(WORDS[name], found) for name, found in facts(table).items())),
         [*_dominant(points), *_normalisers(points), *_softs_solve(points)],
         [*_precision(points), *_interaction(points)],
     )
@@ -146,94 +146,130 @@ def _single(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["precision"] == "float32"]
 
 
-def _example(rows: pd.DataFrame, before: str, after: str) -> str:
-    """The input of the greatest change, in words."""
+def facts(table: pd.DataFrame) -> dict[str, Facts]:
+    """What the first paragraph says of Nystromformer's inverse at the greatest rank, in float32."""
+    done = finished(table, NEEDED)
+    if done.empty:
+        return {}
+    points = _points(done)
+    rows = _most(_single(points[_of(points, SUBJECT)]))
+    return {
+        "inverted": _inverted(_most(_single(points[_of(points, SUBJECT, PUBLISHED)]))),
+        "steps": _along(_most(_single(rows[_swept(rows) | (rows["solver"] == PUBLISHED)]))),
+        "cut-off": _cut_off(_most(_single(points[_of(points, SUBJECT, CONVERGED)]))),
+        "ridge": _ridge(rows),
+    }
+
+
+WORDS: dict[str, tuple[Clause, ...]] = {
+    "inverted": (
+        "Inverting Nystromformer's core exactly instead of by its published steps, with {rank} "
+        f"landmarks, makes the error larger{BEYOND} on {{worse}} of {{inputs}} inputs",
+        ("worse", ", "),
+        ("worst_of_several", "most on "),
+        ("worse", "{worst} from {worst_before} to {worst_after}"),
+        ("lost", "; on {lost} of them it turns an answer that beats the mean of v into one that "
+                 "does not"),
+        ". It makes it smaller on {better}",
+        ("better", ", "),
+        ("best_of_several", "most on "),
+        ("better", "{best} from {best_before} to {best_after}"),
+        ".",
+    ),
+    "steps": (
+        "Along the steps, from {first:g} to {last:g}, the error falls and rises again"
+        f"{BEYOND} on {{turned}} of {{inputs}} inputs",
+        ("turned", ", with its least at {least:g} to {most:g} steps: the number of steps is a "
+                   "regulariser"),
+        ".",
+    ),
+    "cut-off": (
+        "On {apart} inputs the exact inverse in float32 is another than in float64, by more than "
+        f"{APART:g} of the target: the cut-off of small singular values lies higher and "
+        "regularises too, most on {most}, where the error is {float64} in float64 and {float32} in "
+        "float32.",
+    ),
+    "ridge": (
+        f"With a ridge of 0.01 and an exact inverse of that the error is larger{BEYOND} than with "
+        "the published steps on {worse} of {inputs} inputs and smaller on {better}.",
+    ),
+}  # fmt: skip
+
+
+def _example(name: str, rows: pd.DataFrame, before: str, after: str) -> Facts:
+    """The input of the greatest change."""
+    if rows.empty:
+        return {}
     ratio = rows[after] / rows[before]
     most = rows.loc[(ratio if ratio.median() > 1 else 1 / ratio).idxmax()]
-    changed = f"{most['source']} from {number(most[before])} to {number(most[after])}"
-    return f"most on {changed}" if len(rows) > 1 else f"{changed}"
+    said = {"": most["source"], "_before": most[before], "_after": most[after]}
+    return {f"{name}{x}": y for x, y in said.items()} | {f"{name}_of_several": len(rows) > 1}
 
 
-def _convergence(points: pd.DataFrame) -> Iterator[str]:
-    """The headline: on how many inputs an exact inverse is worse than the published six steps."""
-    rows = _most(_single(points[_of(points, SUBJECT, PUBLISHED)]))
+def _inverted(rows: pd.DataFrame) -> Facts:
+    """On how many inputs an exact inverse is worse than the published six steps, and better."""
     if rows.empty:
-        return
-    change = rows["converged_error"] / rows["budget_error"]
+        return {}
+    before, after = "budget_error", "converged_error"
+    change = rows[after] / rows[before]
     worse, better = rows[change > 1 + NOTABLE], rows[change < 1 - NOTABLE]
-    rank = rows["op.rank"].max()
-    says = (
-        f"Inverting Nystromformer's core exactly instead of by its published steps, with {rank:g} "
-        f"landmarks, makes the error larger{BEYOND} on {len(worse)} of {len(rows)} inputs"
-    )
-    if len(worse):
-        says += f", {_example(worse, 'budget_error', 'converged_error')}"
-        lost = worse[
-            (worse["converged_error"] > worse["uniform_error"])
-            & (worse["budget_error"] < worse["uniform_error"])
-        ]
-        if len(lost):
-            says += (
-                f"; on {len(lost)} of them it turns an answer that beats the mean of v into one "
-                "that does not"
-            )
-    says += f". It makes it smaller on {len(better)}"
-    if len(better):
-        says += f", {_example(better, 'budget_error', 'converged_error')}"
-    yield says + "."
+    trivial = worse["uniform_error"]
+    return {
+        "rank": int(rows["op.rank"].max()),
+        "inputs": len(rows),
+        "worse": len(worse),
+        "lost": int(((worse[after] > trivial) & (worse[before] < trivial)).sum()),
+        "better": len(better),
+        **_example("worst", worse, before, after),
+        **_example("best", better, before, after),
+    }
 
 
-def _best_steps(points: pd.DataFrame) -> Iterator[str]:
+def _along(rows: pd.DataFrame) -> Facts:
     """Where the error is least along the steps."""
-    rows = points[_of(points, SUBJECT)]
-    rows = _most(_single(rows[_swept(rows) | (rows["solver"] == PUBLISHED)]))
-    if rows["steps"].nunique() < 2:
-        return
+    steps = rows["steps"]
+    if steps.nunique() < 2:
+        return {}
     best = rows.loc[rows.groupby("source", sort=False)["budget_error"].idxmin()]
-    last = rows[rows["steps"] == rows["steps"].max()].set_index("source")["budget_error"]
+    last = rows[steps == steps.max()].set_index("source")["budget_error"]
     rises = best["source"].map(last) > (1 + NOTABLE) * best["budget_error"]
-    turned = best[rises & (best["steps"] > rows["steps"].min())]
-    yield (
-        f"Along the steps, from {rows['steps'].min():g} to {rows['steps'].max():g}, the error "
-        f"falls and rises again{BEYOND} on {len(turned)} of {len(best)} inputs"
-    ) + (
-        f", with its least at {turned['steps'].min():g} to {turned['steps'].max():g} steps: the "
-        "number of steps is a regulariser."
-        if len(turned)
-        else "."
-    )
+    turned = best[rises & (best["steps"] > steps.min())]
+    return {
+        "first": steps.min(),
+        "last": steps.max(),
+        "inputs": len(best),
+        "turned": len(turned),
+        "least": turned["steps"].min(),
+        "most": turned["steps"].max(),
+    }
 
 
-def _cut_off(points: pd.DataFrame) -> Iterator[str]:
+def _cut_off(rows: pd.DataFrame) -> Facts:
     """The exact inverse in float32, whose cut-off regularises."""
-    rows = _most(_single(points[_of(points, SUBJECT, CONVERGED)]))
     apart = rows[rows["precision_error"] > APART]
     if apart.empty:
-        return
-    change = apart["converged_error"] / apart["budget_error"]
-    most = apart.loc[change.idxmax()]
-    yield (
-        f"On {len(apart)} inputs the exact inverse in float32 is another than in float64, by more "
-        f"than {APART:g} of the target: the "
-        "cut-off of small singular values lies higher and regularises too, most on "
-        f"{most['source']}, where the error is {number(most['converged_error'])} in float64 and "
-        f"{number(most['budget_error'])} in float32."
-    )
+        return {}
+    most = apart.loc[(apart["converged_error"] / apart["budget_error"]).idxmax()]
+    return {
+        "apart": len(apart),
+        "most": most["source"],
+        "float64": most["converged_error"],
+        "float32": most["budget_error"],
+    }
 
 
-def _ridge(points: pd.DataFrame) -> Iterator[str]:
+def _ridge(rows: pd.DataFrame) -> Facts:
     """A ridge beside the published steps."""
-    rows = _most(_single(points[_of(points, SUBJECT)]))
     errors = rows.pivot_table("budget_error", "source", "solver")
     errors = errors.reindex(columns=[PUBLISHED, SHIFTED]).dropna()
     if errors.empty:
-        return
-    worse = (errors[SHIFTED] > (1 + NOTABLE) * errors[PUBLISHED]).sum()
-    better = (errors[SHIFTED] < (1 - NOTABLE) * errors[PUBLISHED]).sum()
-    yield (
-        f"With a ridge of 0.01 and an exact inverse of that the error is larger{BEYOND} than with "
-        f"the published steps on {worse} of {len(errors)} inputs and smaller on {better}."
-    )
+        return {}
+    change = errors[SHIFTED] / errors[PUBLISHED]
+    return {
+        "inputs": len(errors),
+        "worse": int((change > 1 + NOTABLE).sum()),
+        "better": int((change < 1 - NOTABLE).sum()),
+    }
 
 
 def _dominant(points: pd.DataFrame) -> Iterator[str]:

@@ -19,7 +19,7 @@ import pandas as pd
 
 from softlab.report.chapter import Cell, Table
 from softlab.report.headlines import Headline
-from softlab.report.numbers import joined, number, short, span
+from softlab.report.numbers import Clause, Facts, joined, number, sentence, short, span
 from softlab.report.rows import complete, finished
 
 from .columns import CHEBYSHEV, DEFAULT, DUPLICATES, GROWN, MINIMAX, NEWTON, PUBLISHED
@@ -273,78 +273,117 @@ def _orders(own: pd.DataFrame) -> Iterator[str]:
         yield f"The others are {each}."
 
 
-def _limits(own: pd.DataFrame) -> Iterator[str]:
+LIMIT: tuple[Clause, ...] = (
+    "In {precision}, at full rank, the least error of the {arrived} of {runs} runs that arrive is "
+    "c eps kappa with c from {least} to {most}",
+    ("outside", f"; outside {CONSTANT[0]:g} to {CONSTANT[1]:g} it is in {{outside}}, on {{where}}"),
+    ("one_large_value", ", where one large value makes kappa and the others the error"),
+    ".",
+)
+SINGULAR = (
+    "On rank-deficient matrices c is {least} to {most} in float64: errors in the null space have "
+    "grown since the first step, and the floor is where they meet the falling error. Closed by "
+    "X A X, the least error has c from {closed_least} to {closed_most}. The largest c is that of "
+    "{worst} at condition number {at}.",
+)
+LEFT: tuple[Clause, ...] = (
+    "The {steps} steps of {core} leave {left} of {cores} recorded cores with a residual above "
+    f"{INVERTED:g}",
+    ("left", ": {each}"),
+    ".",
+)
+ONE = (
+    "{spectrum} (condition {condition}, residual {residual}, {freedom} of {rank:g} degrees of "
+    "freedom)",
+)
+NEAR_DUPLICATES: tuple[Clause, ...] = (
+    "On near-duplicate landmarks:",
+    ("good", " up to {good} they invert,"),
+    " from condition number {bad} the residual is {residual} or more, and {freedom} of the degrees "
+    "of freedom are left at {greatest}.",
+)
+
+
+def limits(own: pd.DataFrame) -> Iterator[Facts]:
+    """By precision: the constant of the rule of thumb at full rank, and where it is outside."""
     for precision in own["precision"].unique():
         rows = _constructed(own, precision)
         rows = rows[rows["rank"] == rows["rank"].max()]
-        known = rows[rows["c"].notna()]
-        if known.empty:
-            continue
-        outside = known[~known["c"].between(*CONSTANT)]
-        said = (
-            f"In {precision}, at full rank, the least error of the {len(known)} of {len(rows)} "
-            f"runs that arrive is c eps kappa with c from {number(known['c'].min())} to "
-            f"{number(known['c'].max())}"
-        )
-        if len(outside):
-            said += (
-                f"; outside {CONSTANT[0]:g} to {CONSTANT[1]:g} it is in {len(outside)}, on "
-                f"{joined(outside['spectrum'].unique())}"
-            )
-            if set(outside["spectrum"]) == {"Spiked"}:
-                said += ", where one large value makes kappa and the others the error"
-        yield f"{said}."
-    yield from _singular_limits(_constructed(own))
+        known = rows.dropna(subset="c")
+        if len(known):
+            where = known.loc[~known["c"].between(*CONSTANT), "spectrum"]
+            yield {
+                "precision": precision,
+                "arrived": len(known),
+                "runs": len(rows),
+                "least": known["c"].min(),
+                "most": known["c"].max(),
+                "outside": len(where),
+                "where": list(where.unique()),
+                "one_large_value": set(where) == {"Spiked"},
+            }
 
 
-def _singular_limits(rows: pd.DataFrame) -> Iterator[str]:
+def singular_limits(own: pd.DataFrame) -> Facts:
     """The least error on matrices short of full rank."""
+    rows = _constructed(own)
     rows = rows[rows["c"].notna() & (rows["rank"] < rows["rank"].max())]
-    if len(rows):
-        worst = rows.loc[rows["c"].idxmax()]
-        yield (
-            f"On rank-deficient matrices c is {number(rows['c'].min())} to "
-            f"{number(rows['c'].max())} in float64: errors in the null space have grown since "
-            "the first step, and the floor is where they meet the falling error. Closed by X A X, "
-            f"the least error has c from {number(rows['c_purified'].min())} to "
-            f"{number(rows['c_purified'].max())}. The largest c is that of {worst['method']} "
-            f"at condition number {number(worst['kappa'])}."
-        )
+    if rows.empty:
+        return {}
+    worst = rows.loc[rows["c"].idxmax()]
+    return {
+        "least": rows["c"].min(),
+        "most": rows["c"].max(),
+        "closed_least": rows["c_purified"].min(),
+        "closed_most": rows["c_purified"].max(),
+        "worst": worst["method"],
+        "at": worst["kappa"],
+    }
+
+
+def _limits(own: pd.DataFrame) -> Iterator[str]:
+    yield from (sentence(LIMIT, found) for found in limits(own))
+    yield from filter(None, [sentence(SINGULAR, singular_limits(own))])
+
+
+def inverted(method: str, mine: pd.DataFrame) -> Facts:
+    """What the published steps of a method leave of the cores that it is published for."""
+    core = "Soft" if method == NEWTON else "Nystromformer"
+    real = mine[mine["core"] == core]
+    if real.empty:
+        return {}
+    left = real[real["published_residual"] > INVERTED].sort_values("condition")
+    named = left.rename(columns={"published_residual": "residual"}).to_dict("records")
+    return {
+        "steps": int(mine["published_steps"].iloc[0]),
+        "core": core,
+        "left": len(left),
+        "cores": len(real),
+        "each": "; ".join(sentence(ONE, one) for one in named),
+    }
+
+
+def near_duplicates(mine: pd.DataFrame) -> Facts:
+    """To which condition number the published steps invert near-duplicate landmarks."""
+    near = mine[mine["core"] == DUPLICATES].sort_values("condition")
+    bad = near[near["published_residual"] > INVERTED]
+    if bad.empty:
+        return {}
+    good = near.loc[near["condition"] < bad["condition"].min(), "condition"]
+    return {
+        "good": good.max() if len(good) else None,
+        "bad": bad["condition"].min(),
+        "residual": bad["published_residual"].min(),
+        "freedom": bad["freedom_share"].iloc[-1],
+        "greatest": bad["condition"].max(),
+    }
 
 
 def _published(own: pd.DataFrame) -> Iterator[str]:
     rows = own[own["core"].notna() & own["published_steps"].notna()]
     for method, mine in rows.groupby("method", sort=False):
-        # Each method on the cores that it is published for, and on near-duplicates.
-        core = "Soft" if method == NEWTON else "Nystromformer"
-        real = mine[mine["core"] == core]
-        steps = int(mine["published_steps"].iloc[0])
-        if len(real):
-            left = real[real["published_residual"] > INVERTED].sort_values("condition")
-            yield (
-                f"The {steps} steps of {core} leave {len(left)} of {len(real)} recorded cores with "
-                f"a residual above {INVERTED:g}"
-                + (": " if len(left) else ".")
-                + "; ".join(
-                    f"{one.spectrum} (condition {number(one.condition)}, residual "
-                    f"{number(one.published_residual)}, {number(one.freedom)} of {one.rank:g} "
-                    "degrees of freedom)"
-                    for one in left.itertuples()
-                )
-                + ("." if len(left) else "")
-            )
-        near = mine[(mine["core"] == DUPLICATES)].sort_values("condition")
-        bad = near[near["published_residual"] > INVERTED]
-        if len(bad):
-            good = near[near["condition"] < bad["condition"].min()]
-            last = f" up to {number(good['condition'].max())} they invert," if len(good) else ""
-            yield (
-                f"On near-duplicate landmarks:{last} from condition number "
-                f"{number(bad['condition'].min())} the residual is "
-                f"{number(bad['published_residual'].min())} or more, and "
-                f"{number(bad['freedom_share'].iloc[-1])} of the degrees of freedom are left at "
-                f"{number(bad['condition'].max())}."
-            )
+        said = sentence(LEFT, inverted(str(method), mine))
+        yield from filter(None, [said, sentence(NEAR_DUPLICATES, near_duplicates(mine))])
 
 
 def _growth(own: pd.DataFrame) -> Iterator[str]:

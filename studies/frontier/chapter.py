@@ -50,14 +50,19 @@ def findings(table: pd.DataFrame) -> list[str]:
     """For each target: winners, fronts, profile, cells without skill, time and memory, oracles."""
     done = _done(table)
     profiles = _profiles(done)
-    paragraphs = []
+    paragraphs: list[Iterator[str]] = []
     for target, rows in _by_target(done):
         points = _points(rows)
         mine = profiles[profiles["target"] == target]
-        for part in (_winners, _on_fronts, _without_skill, _against_exact, _oracles):
-            paragraphs.append(" ".join(part(target, points)))
-        paragraphs.insert(-3, " ".join(_within_twice(mine, points["source"].nunique())))
-    return [text for text in paragraphs if text]
+        paragraphs += [
+            _winners(target, points),
+            _on_fronts(target, points),
+            _within_twice(mine, points["source"].nunique()),
+            _without_skill(target, points),
+            _against_exact(target, points),
+            _oracles(target, points),
+        ]
+    return [text for text in map(" ".join, paragraphs) if text]
 
 
 def headlines(table: pd.DataFrame) -> Iterator[Headline]:

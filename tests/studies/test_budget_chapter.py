@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from tables import below, three
 
-from studies.budget.chapter import against_steps, findings, headlines, scope, tables
+from studies.budget.chapter import against_steps, facts, findings, headlines, scope, tables
 
 SEEDS = (0.3, 1.0, 4.1)
 SOURCES = ("q", "z", "b", "k", "c", "y")
@@ -141,6 +141,15 @@ def test_what_convergence_steps_and_ridges_do():
     ridge = [a / b for a, b in zip(RIDGE, PUBLISHED, strict=True)]
     apart = [i for i in range(6) if APART[i] > 0.1]
     most = max(apart, key=lambda i: CONVERGED[i] / FLOAT32[i])
+    found = facts(table())
+    assert found["inverted"] == pytest.approx({
+        "rank": 64, "inputs": 6, "worse": 3, "lost": 1, "better": 1, "worst": "q",
+        "worst_before": PUBLISHED[0], "worst_after": CONVERGED[0], "worst_of_several": True,
+        "best": "c", "best_before": 0.3, "best_after": 0.29, "best_of_several": False,
+    })  # fmt: skip
+    assert found["steps"]["turned"] == len(turned)
+    assert found["cut-off"]["float64"] == pytest.approx(CONVERGED[most])
+    assert found["ridge"]["worse"] == sum(x > 1.01 for x in ridge)
     assert said == (
         "Inverting Nystromformer's core exactly instead of by its published steps, with 64 "
         "landmarks, makes the error larger by more than 1 % on 3 of 6 inputs, most on q from 0.400 "

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from studies.convergence import chapter
 from studies.convergence.chapter import findings, headlines, scope, tables
 
 PLAIN = {
@@ -260,6 +261,15 @@ def test_constants_go_from_the_least_to_the_greatest_of_what_arrives():
         " the falling error. Closed by X A X, the least error has c from 0.500 to 1.80. The largest"
         " c is that of Minimax 5 at condition number 100."
     )
+    own = limits().query("status == 'ok' and scaling == 'default'")
+    wide, single = chapter.limits(own)
+    assert (wide["arrived"], wide["runs"], wide["outside"], wide["where"]) == (5, 6, 1, ["Spiked"])
+    assert (wide["least"], wide["most"], wide["one_large_value"]) == (0.004, 1.0, True)
+    assert (single["outside"], single["one_large_value"]) == (2, False)
+    assert chapter.singular_limits(own) == {
+        "least": 13.8, "most": 93.0, "closed_least": 0.5, "closed_most": 1.8, "worst": "Minimax 5",
+        "at": 100.0,
+    }  # fmt: skip
     inside = limits().query("spectrum == 'Step' and precision == 'float64'")
     assert sentences(inside, "least error of the").endswith("with c from 0.0100 to 1.00.")
 
@@ -342,6 +352,14 @@ def test_published_steps_are_judged_on_the_cores_they_are_published_for():
 
 def test_near_duplicates_that_are_never_inverted_have_no_reach():
     made = published()
+    newton = made[(made["method"] == "Newton") & (made["status"] == "ok")]
+    newton = newton.dropna(subset="published_steps")
+    assert chapter.near_duplicates(newton) == {
+        "good": 90.0, "bad": 900.0, "residual": 0.6, "freedom": 0.5, "greatest": 5000.0,
+    }  # fmt: skip
+    facts = chapter.inverted("Newton", newton)
+    assert (facts["left"], facts["cores"], facts["steps"]) == (2, 3, 20)
+    assert chapter.inverted("Newton", newton[newton["core"] != "Soft"]) == {}
     bad = made[~((made["core"] == "near-duplicates") & (made["condition"] < 900))]
     assert "near-duplicate landmarks: from condition number 900" in sentences(bad, "steps of Soft")
 

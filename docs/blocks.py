@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
-TEXT = re.compile(r"\s*```text\n(.*?)^```", re.DOTALL | re.MULTILINE)
+TEXT = re.compile(r"(?:\s*</details>)?\s*```text\n(.*?)^```", re.DOTALL | re.MULTILINE)
 FIGURE = re.compile(r"!\[[^\]]*\]\(figures/([\w-]+)\.svg\)")
 NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 ROUNDING = 1e-10

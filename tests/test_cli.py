@@ -1,5 +1,6 @@
 """The command line does what it says, and says what is wrong, with a code that is not zero."""
 
+import itertools
 import sys
 import textwrap
 
@@ -149,6 +150,16 @@ def test_fetch_of_an_unknown_name():
     assert result.exit_code == 2
     assert "photographs, fashion-mnist. Did you mean 'fashion-mnist'?" in result.stderr
     assert "minilm-" not in result.stdout  # none is fetched where one is misspelt
+
+
+@pytest.mark.parametrize("command", ["run", "report", "check", "substitute", "list", "fetch"])
+def test_paragraphs_of_help_fill_the_lines_of_a_narrow_terminal(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    said = call(command, "--help").stdout.partition("─")[0].splitlines()
+    assert len(said) > 3
+    for line, after in itertools.pairwise(said):
+        if line.strip() and after.strip():
+            assert len(line.rstrip()) + 1 + len(after.split()[0]) > 78, line
 
 
 @pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["report", "--help"]])

@@ -509,7 +509,7 @@ def test_the_command_line_substitutes_in_a_users_model(tmp_path, suffix):
     assert result.exit_code == 0, result.output
     assert "attend.1" in result.stdout
     assert "The model's output changes by" in result.stdout
-    assert "of the model as it is" in result.stdout
+    assert "times that of the unmodified model" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -523,6 +523,7 @@ def test_the_command_line_substitutes_in_a_users_model(tmp_path, suffix):
         (f"{__file__}:make", "Softmax()", ["--layers", "attnd"], 2, "no module 'attnd'"),
         (f"{__file__}:make", "Softmax()", ["--heads", "x"], 2, "invalid literal"),
         (f"{__file__}:Raises", "Softmax()", [], 2, "raised AssertionError: a width of 3"),
+        ("torch:nn.Linear(3, 3)", "Softmax()", [], 2, "x.pt gives it (2, 12, 16). Save what it"),
         (f"{__file__}:raises_attribute_error", "Softmax()", [], 2, "raised AttributeError: "),
         ("torch:nn.Identity()", "Softmax()", [], 2, "saw 0 attention calls"),
     ],

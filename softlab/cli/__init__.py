@@ -5,6 +5,7 @@ A command is one file: a function whose docstring is its help, and ``EXAMPLES`` 
 
 from __future__ import annotations
 
+import inspect
 from typing import Annotated
 
 import typer
@@ -19,13 +20,19 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-app.command(epilog=run.EXAMPLES)(run.run)
-app.command(epilog=report.EXAMPLES)(report.report)
-app.command(epilog=check.EXAMPLES)(check.check)
-app.command(epilog=substitute.EXAMPLES)(substitute.substitute)
-app.command("list", epilog=list.EXAMPLES)(list.catalogue)
-app.command(epilog=fetch.EXAMPLES)(fetch.fetch)
-app.command(epilog=info.EXAMPLES)(info.info)
+for name, call, examples in (
+    ("run", run.run, run.EXAMPLES),
+    ("report", report.report, report.EXAMPLES),
+    ("check", check.check, check.EXAMPLES),
+    ("substitute", substitute.substitute, substitute.EXAMPLES),
+    ("list", list.catalogue, list.EXAMPLES),
+    ("fetch", fetch.fetch, fetch.EXAMPLES),
+    ("info", info.info, info.EXAMPLES),
+):
+    # A paragraph is one line, which typer folds to the terminal: it keeps the lines of a docstring.
+    paragraphs = inspect.cleandoc(call.__doc__ or "").split("\n\n")
+    flowing = "\n\n".join(" ".join(x.split()) for x in paragraphs)
+    app.command(name, epilog=examples, help=flowing)(call)
 
 
 def _version(asked: bool) -> None:

@@ -62,6 +62,7 @@ def substitute(
         args, kwargs = _input(file, where)
         which = None if layers is None else [_layer(x) for x in layers.split(",")]
         some = None if heads is None else [int(x) for x in heads.split(",")]
+        _tried(model, args, kwargs, file)
         result = effect(
             model, lambda: _tensor(model(*args, **kwargs)), op, layers=which, heads=some
         )
@@ -132,6 +133,22 @@ def _input(file: Path, device: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(held, tuple | list):
         return tuple(moved(x) for x in held), {}
     return (moved(held),), {}
+
+
+def _tried(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], file: Path) -> None:
+    """Raise ``ValueError``, with what the file holds, unless the model as it is takes its input."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    except Exception as error:  # of anybody's model
+        given = ", ".join([*(str(tuple(getattr(x, "shape", ()))) for x in args), *kwargs])
+        msg = (
+            f"the model raised {type(error).__name__}: {error}. {file} gives it {given}. Save what "
+            "it takes: a tensor, a tuple, or a dictionary of arguments, such as input_ids."
+        )
+        raise ValueError(msg) from error
 
 
 def _tensor(output: Any) -> Any:

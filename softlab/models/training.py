@@ -443,24 +443,33 @@ def _beta(alpha: float, rng: Stream) -> float:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m softlab.models.training")
+    parser = argparse.ArgumentParser(
+        prog="python -m softlab.models.training",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.description = (__doc__ or "").splitlines()[0]
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--preset", choices=PRESETS, default="small")
+    say = parser.add_argument
+    say("data", type=Path, help="Fashion-MNIST's files, or train/<class>/ and val/<class>/")
+    here = "folder of the run; the same command goes on where it stopped"
+    say("--out", type=Path, required=True, default=argparse.SUPPRESS, help=here)
+    say("--preset", choices=PRESETS, default="small", help="recipe, but for what is said below")
     sizes = ("miniature", "tiny", "small", "medium", "large", "huge")
-    parser.add_argument("--size", choices=sizes, default="miniature")
-    parser.add_argument("--variant", choices=("paper", "released"), default="paper")
-    parser.add_argument("--normalization", default="none")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    for name in ("epochs", "batch", "side", "seed"):
-        parser.add_argument(f"--{name}", type=int)
-    parser.add_argument("--rate", type=float)
-    parser.add_argument("--white", type=float, help="grey value of white, of images of over 8 bits")
-    parser.add_argument("--precision", choices=PRECISIONS)
+    say("--size", choices=sizes, default="miniature", help="of the pyramid")
+    say("--variant", choices=("paper", "released"), default="paper", help="form of SOFT")
+    say("--normalization", default="none", help="of the attention: none, row, symmetric, published")
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    say("--device", default=here, help="cpu, cuda, ...")
+    kinds = {"epochs": int, "batch": int, "side": int, "seed": int, "rate": float}
+    apart: dict[str, Any] = {"default": argparse.SUPPRESS, "help": "instead of the preset's"}
+    for name, kind in kinds.items():
+        say(f"--{name}", type=kind, **apart)
+    say("--precision", choices=PRECISIONS, **apart)
+    say(
+        "--white", type=float, default=None,
+        help="grey value of white, needed for images of over 8 bits",
+    )  # fmt: skip
     asked = parser.parse_args()
-    names = ("epochs", "batch", "side", "seed", "rate", "precision")
-    given = {name: got for name in names if (got := getattr(asked, name)) is not None}
+    given = {name: x for name, x in vars(asked).items() if name in {*kinds, "precision"}}
     recipe = dataclasses.replace(PRESETS[asked.preset], **given)
     device = asked.device
     if "WORLD_SIZE" in os.environ:

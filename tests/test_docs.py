@@ -217,6 +217,12 @@ def test_links_between_written_pages_lead_somewhere(generated):
             assert known, f"{page.name}: {link}"
 
 
+def test_every_written_page_is_in_the_menu():
+    menu = set((DOCS / "index.md").read_text("utf-8").split())
+    names = {x.relative_to(DOCS).with_suffix("").as_posix() for x in WRITTEN if DOCS in x.parents}
+    assert names - {"index"} <= menu
+
+
 # The built site ---------------------------------------------------------------------------------
 
 built = pytest.mark.skipif(not (BUILT / "index.html").exists(), reason="run make docs first")

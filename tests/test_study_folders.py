@@ -95,6 +95,19 @@ def test_a_renamed_column_is_an_error_in_the_words(folder, tmp_path):
     assert "cannot import name 'HEIGHT'" in said.stderr
 
 
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_a_run_says_what_its_chapter_cannot_say(folder, words, tmp_path):
+    lost = "from softlab.report.rows import finished\n" + CHAPTER
+    reads = 'table = finished(table, {"status", "heigth"})'
+    lost = lost.replace("    return [f", f"    {reads}\n    return [f")
+    (folder / "chapter.py").write_text(lost)
+    said = call("run", folder, "--out", tmp_path / "out", *words)
+    assert said.exit_code == 2
+    assert "cannot say its findings: ColumnError: the table of the study mine has" in said.stdout
+    assert "Did you mean 'height'?" in said.stdout
+    assert (tmp_path / "out/mine/table.csv").exists()
+
+
 @pytest.mark.parametrize(
     ("kept", "says"),
     [

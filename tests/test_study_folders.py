@@ -143,6 +143,16 @@ def test_softlabs_own_are_found_by_name_by_folder_and_by_their_old_file(monkeypa
         study_folders.study_file("frontiers")
 
 
+def test_an_installed_package_has_its_own_and_looks_at_no_folder_beside_it(monkeypatch, tmp_path):
+    for place in ("softlab/studies/mine", "studies/theirs"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "study.py").touch()
+    monkeypatch.setattr(study_folders, "_PACKAGE", tmp_path / "softlab")
+    assert study_folders.built_in() == {"mine": tmp_path / "softlab/studies/mine"}
+    (tmp_path / "softlab/studies/mine/study.py").unlink()
+    assert study_folders.built_in() == {"theirs": tmp_path / "studies/theirs"}  # as in a clone
+
+
 def test_all_is_what_needs_no_download_and_needs_are_asked_for(monkeypatch, tmp_path):
     asked = []
 

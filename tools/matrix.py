@@ -28,7 +28,7 @@ BEGIN, END = "<!-- make matrix -->", "<!-- end -->"
 SHOWN = ("torch", "numpy", "scipy", "pandas", "matplotlib", "typer")
 TESTS = (
     *("test_twins", "test_capture", "test_substitute", "test_figures", "test_report", "test_cli"),
-    *("test_habits", "test_notebook", "test_spectra", "test_solve", "test_kernels", "test_study"),
+    *("test_habits", "test_notebook", "test_study"),
 )
 """The part of the suite that every environment runs: operators and their gradients against twins,
 what reaches into torch, what draws and sets, what reads the command line, and studies."""
@@ -39,15 +39,20 @@ QUIET = ("-W", "default::DeprecationWarning", "-W", "default::FutureWarning")
 
 
 class Environment(NamedTuple):
-    """A Python, and what is asked of its libraries: nothing, where the newest are taken."""
+    """A Python, and what is asked of its libraries: nothing, where the newest are taken.
+
+    ``pinned``: they are those of ``constraints.txt``, which the whole suite runs with.
+    """
 
     python: str
     libraries: tuple[str, ...] = ()
+    pinned: bool = False
 
     @property
     def name(self) -> str:
         """The first two cells of its row."""
-        return f"| {self.python} | {', '.join(self.libraries) or 'newest'} |"
+        said = "`constraints.txt`" if self.pinned else ", ".join(self.libraries) or "newest"
+        return f"| {self.python} | {said} |"
 
 
 def environments(project: Mapping[str, object]) -> dict[str, Environment]:
@@ -59,7 +64,7 @@ def environments(project: Mapping[str, object]) -> dict[str, Environment]:
     mixed = ("torch", "pandas")
     return {
         "lowest": Environment("3.11", tuple(bounds.values())),
-        "3.11": Environment("3.11"),
+        "pinned": Environment("3.11", pinned=True),
         "3.12": Environment("3.12", (*(bounds[x] for x in mixed), "numpy>=2")),
         "3.13": Environment("3.13"),
         "3.14": Environment("3.14"),
@@ -101,6 +106,7 @@ def tried(
         if not Path(python).exists():
             called([interpreter, "-m", "venv", str(home)])
             pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+            pip += ["-c", "constraints.txt"] if one.pinned else []
             torch = next((x for x in one.libraries if x.startswith("torch")), "torch>=2.8")
             called([*pip, torch])
             called([*pip, *one.libraries, f"{ROOT}[report,laws]", *tools(project)])

@@ -756,3 +756,18 @@ def test_a_files_name_is_no_longer_than_a_file_system_takes():
     name = file_name(own(name="誤" * 400), "x")
     assert len(name.encode()) <= 200
     assert set(name) == {"誤"}
+
+
+def test_few_points_far_apart_have_words_on_their_axis():
+    table = pd.DataFrame({
+        "n": [7.0, 300.0, 2e4, 9e5], "status": "ok", "error": [1.0, 2.0, 3.0, 4.0], "op": "A",
+    })  # fmt: skip
+    figure = draw(table, Lines(x="n", y="error", group="op", xlabel="n", ylabel="error"))
+    FigureCanvasAgg(figure).draw()
+    low, high = figure.axes[0].get_xlim()
+    shown = [
+        tick.label1.get_text()
+        for tick in figure.axes[0].xaxis.get_major_ticks()
+        if low <= tick.get_loc() <= high
+    ]
+    assert len(list(filter(None, shown))) >= 3

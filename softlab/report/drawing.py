@@ -585,5 +585,6 @@ def _scale(axes: Axes, rows: pd.DataFrame, lines: Lines, looks: Iterable[str]) -
     values = sorted(mine.loc[_usable(mine[lines.x], lines.xscale), lines.x].unique())
     low, high = axes.get_xlim()
     gaps = np.diff(np.log(values)) / np.log(high / low) if lines.xscale == "log" else np.zeros(1)
-    if lines.xscale == "log" and 0 < len(values) <= 8 and (gaps > 0.08).all():
+    plain = high / low < 3000  # beyond, only decades have words
+    if lines.xscale == "log" and plain and 0 < len(values) <= 8 and (gaps > 0.08).all():
         axes.xaxis.set_major_locator(FixedLocator(values))

@@ -55,6 +55,14 @@ def check(
     coverage: Annotated[
         bool, typer.Option("--coverage", help="Show in which regimes each law called the subject.")
     ] = False,
+    expect: Annotated[
+        list[str] | None,
+        typer.Option(help="A law known to fail, 'law: reason'; that it holds is then a failure."),
+    ] = None,
+    power: Annotated[
+        bool,
+        typer.Option("--power", help="Plant faults into the subject: which would the laws see?"),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Outcomes as JSON.")] = False,
     laws_alone: Annotated[
         bool, typer.Option("--laws", help="Say what the laws are, and check nothing.")
@@ -66,8 +74,11 @@ def check(
     Python that reproduces it; then the laws that hold, and those that do not apply. The subject
     runs in a process of its own: one that raises, hangs, prints or ends it is an outcome.
 
-    Exit codes: 0 no law is broken, 1 one is, 2 the laws could not be asked, as of a subject that
-    cannot be imported.
+    With --power ordinary mistakes are planted into the subject, one at a time, and the laws that it
+    keeps are asked of each, up to the first that breaks, or all with --thorough. It takes minutes.
+
+    Exit codes: 0 no law is broken, 1 one is, or with --power a fault is that no law sees, 2 the
+    laws could not be asked, as of a subject that cannot be imported.
     """
     from softlab import laws
     from softlab.laws.sandbox import Request, examined
@@ -78,18 +89,56 @@ def check(
     if subject is None:
         fail("name a subject: softlab check package.module:object, or path/file.py:object.")
     examples, seconds = laws.budgeted(examples, seconds, thorough=thorough)
-    _refuse(examples, seconds, dtype, only or ())
+    names = [name for name, _ in map(_reason, expect or ())]
+    _refuse(examples, seconds, dtype, [*(only or ()), *names])
     _usable(device)
     limits = examples, seconds, dtype, device
-    request = Request(subject, traits, target, *limits, tuple(only or ()), thorough, requires)
+    known = tuple(_reason(one) for one in expect or ())
+    asked = tuple(only or ()), thorough, requires, power, known
+    request = Request(subject, traits, target, *limits, *asked)
     found = _shown(examined(request), quiet=as_json)
     if as_json:
         say_json(found)
+    elif power:
+        _planted(found, failed=failed)
     else:
         _told(found, failed=failed)
         if coverage:
             _covered(found)
-    _leave(found, only or ())
+    _leave(found, () if power else only or (), power=power)
+
+
+def _reason(text: str) -> tuple[str, str]:
+    """A law and why it fails."""
+    name, colon, reason = text.partition(":")
+    if not colon or not reason.strip():
+        fail(
+            f"--expect is {text!r}; give a law and the reason, as 'claimed work: not counted yet'."
+        )
+    return name.strip(), reason.strip()
+
+
+def _planted(found: list[Outcome], *, failed: bool) -> None:
+    """Which planted faults are seen, and by what."""
+    from softlab.laws.faults import FAMILY
+
+    subject, *found = found
+    if subject.verdict == "fails":
+        return
+    say(subject.detail)
+    broken = [one.law for one in found if one.family != FAMILY]
+    by = {x: [one for one in found if one.verdict == x and one.family == FAMILY]
+          for x in ("holds", "fails", SKIPPED)}  # fmt: skip
+    for law in broken:
+        say(f"  {law}: the subject breaks it, so it is not asked of faults")
+    for one in by["fails"]:
+        say(f"  not seen: {one.law}")
+    for one in [] if failed else by["holds"]:
+        say(f"  seen: {one.law}, by {one.detail}")
+    for one in [] if failed else by[SKIPPED]:
+        say(f"  no fault here: {one.law} {one.detail}")
+    planted = len(by["holds"]) + len(by["fails"])
+    say(f"{len(by['holds'])} of {planted} planted faults are seen")
 
 
 def _refuse(examples: int, seconds: float, dtype: str, only: Iterable[str]) -> None:
@@ -110,10 +159,12 @@ def _refuse(examples: int, seconds: float, dtype: str, only: Iterable[str]) -> N
             fail(f"there is no law {name!r}; softlab check --laws lists them.{_near(name, names)}")
 
 
-def _leave(found: list[Outcome], only: Iterable[str]) -> None:
+def _leave(found: list[Outcome], only: Iterable[str], *, power: bool) -> None:
     """End with 1 if a law is broken, with 2 if there was no subject, or a law was not asked."""
     by = {one.law: one for one in found}
     subject = by.pop("subject")
+    if power:
+        by = {law: one for law, one in by.items() if one.family == "power"}
     if subject.verdict == "fails":
         fail(f"it cannot be asked: {subject.detail}")
     for name in only:
@@ -121,7 +172,7 @@ def _leave(found: list[Outcome], only: Iterable[str]) -> None:
             fail(f"{name!r} was not asked: it is no law of such a subject.")
     if "fails" in {one.verdict for one in by.values()}:
         raise typer.Exit(FINDING)
-    if only and not any(one.verdict == "holds" for one in by.values()):
+    if only and all(one.verdict == SKIPPED for one in by.values()):
         fail("no law was asked: " + "; ".join(f"{one.law} {one.detail}" for one in by.values()))
 
 
@@ -165,6 +216,9 @@ def _told(found: list[Outcome], *, failed: bool) -> None:
         _cause(number, cause)
     by = {x: [one for one in found if one.verdict == x] for x in ("holds", "fails", SKIPPED)}
     if not failed:
+        for one in found:
+            if one.verdict == "fails as expected":
+                say(f"\nfails as expected: {one.law}: {one.detail}")
         _listed("holds", by["holds"])
         for one in by["holds"]:
             if one.detail:

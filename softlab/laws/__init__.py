@@ -10,7 +10,8 @@ a subject misses it on inputs that it draws itself::
 
 ``check`` takes any callable ``f(q, k, v)`` or ``f(a)`` as well. ``examine`` goes through all laws
 and says of each whether it holds, fails and on what, or does not apply and why; ``softlab check``
-does that in a process of its own, ``parametrize`` and ``pytest --laws`` in a test suite.
+does that in a process of its own, ``parametrize`` and ``pytest --laws`` in a test suite. ``power``
+plants faults into a subject and says which laws would see them.
 ``softlab.laws.strategies`` draws inputs for laws of one's own.
 
 ``OPERATOR_LAWS`` and ``SOLVER_LAWS`` list them all; each says what it states, when it applies, what
@@ -20,7 +21,7 @@ it allows, and which fault, planted in the tests of this repository, makes it fa
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from softlab.core import Operator
@@ -33,6 +34,7 @@ from softlab.laws import (
     derivatives,
     error_parts,
     estimates,
+    faults,
     interface,
     invariance,
     inverse,
@@ -145,16 +147,39 @@ def suite(subject: Any) -> tuple[Law[Any], ...]:
 
 @typed
 def check(
-    subject: Any, *, seed: int = 0, only: str | None = None, draws: Draws | None = None
+    subject: Any,
+    *,
+    seed: int = 0,
+    only: str | None = None,
+    draws: Draws | None = None,
+    expected: Mapping[str, str] | None = None,
 ) -> None:
     """Check every law that applies; raise ``BrokenLawError`` at the first that fails.
 
-    ``subject``: an operator, a solver, or a callable as ``laws.adapted`` takes it. ``seed``,
-    ``draws``: of the inputs. ``only``: the name of one law; ``ValueError`` if there is none.
+    Args:
+        subject: an operator, a solver, or a callable as ``laws.adapted`` takes it.
+        seed: of the inputs.
+        only: the name of one law.
+        draws: dtype and device of the inputs.
+        expected: laws that are known to fail, each with the reason. Such a law must fail at
+            this seed or at one of the four after it.
+
+    Raises:
+        BrokenLawError: a law fails, or one that is expected to fail holds.
+        ValueError: there is no law of that name.
     """
     subject = adapted(subject)
+    reasons = _reasons(subject, expected)
     for law in _chosen(subject, only):
-        law.check(subject, seed=seed, draws=draws)
+        if law.name not in reasons:
+            law.check(subject, seed=seed, draws=draws)
+            continue
+        seeds = range(seed, seed + EXAMPLES)
+        found = outcome(subject, law, seeds=seeds, draws=draws, simplest=False)
+        found = runner.expecting(found, reasons[law.name])
+        if found.verdict is Verdict.FAILS:
+            msg = f"{law.name}: {found.detail}."
+            raise BrokenLawError(msg)
 
 
 @typed
@@ -167,6 +192,7 @@ def examine(
     only: str | None = None,
     name: str = "op",
     thorough: bool = False,
+    expected: Mapping[str, str] | None = None,
 ) -> Examination:
     """What becomes of each law: holds, fails with a counterexample, or does not apply and why.
 
@@ -174,22 +200,63 @@ def examine(
     may take, where Python can interrupt it, 30; ``softlab check`` runs in a process that it can
     end. ``draws``: dtype and device. ``name``: of the subject, in lines that reproduce failures.
     ``thorough``: minutes instead of seconds, 20 seeds and every size up to some thousand keys.
+    ``expected``: laws that are known to fail, each with the reason; one that does not is a failure.
     ``laws.causes`` puts failures of one cause together, ``laws.coverage`` counts what was drawn.
     """
     subject = adapted(subject)
     found = _chosen(subject, only)
     examples, seconds = budgeted(examples, seconds, thorough=thorough)
     draws = dataclasses.replace(draws or Draws(), thorough=thorough)
+    reasons = _reasons(subject, expected)
+    outcomes = runner.examine(
+        subject, found, examples=examples, seconds=seconds, draws=draws, name=name
+    )
     return Examination(
-        runner.examine(subject, found, examples=examples, seconds=seconds, draws=draws, name=name)
+        runner.expecting(one, reasons[one.law]) if one.law in reasons else one for one in outcomes
     )
 
 
 @typed
-def parametrize(subjects: Sequence[Any]) -> Any:
+def power(
+    subject: Any,
+    *,
+    examples: int | None = None,
+    seconds: float | None = None,
+    draws: Draws | None = None,
+    thorough: bool = False,
+) -> Examination:
+    """Plant faults into a subject, one at a time, and say which laws see each.
+
+    A law that the subject itself breaks is left out: it would see everything.
+
+    Args:
+        subject: as of ``check``.
+        examples: seeds of each law, 5.
+        seconds: the most that one law may take, 30.
+        draws: dtype and device of the inputs.
+        thorough: name every law that sees a fault; else only the first.
+
+    Returns:
+        One outcome per fault, whose ``law`` is the fault's name. HOLDS: a law sees it, and
+        ``detail`` names the law. FAILS: no law does. SKIPPED: it changes nothing in this subject.
+    """
+    subject = adapted(subject)
+    examples, seconds = budgeted(examples, seconds, thorough=False)
+    budget: dict[str, Any] = {"examples": examples, "seconds": seconds, "draws": draws}
+    own = list(runner.examine(subject, suite(subject), **budget))
+    kept = [law for law, one in zip(suite(subject), own, strict=True) if one.verdict == "holds"]
+    return Examination(
+        faults.seen(subject, fault, kept, thorough=thorough, **budget)
+        for fault in faults.faults(subject)
+    )
+
+
+@typed
+def parametrize(subjects: Sequence[Any], *, expected: Mapping[str, str] | None = None) -> Any:
     """A mark for pytest: a test of ``(subject, law)`` runs once for each law of each subject.
 
-    Laws that do not apply are skipped, and say why::
+    Laws that do not apply are skipped, and say why. ``expected``: laws that are known to fail, each
+    with the reason; such a test is an expected failure of pytest, and a success fails::
 
         @laws.parametrize([Soft(rank=8), my_attention])
         def test_laws(subject, law):
@@ -199,12 +266,22 @@ def parametrize(subjects: Sequence[Any]) -> Any:
 
     cases = []
     for subject in map(adapted, subjects):
+        reasons = _reasons(subject, expected)
         for law in suite(subject):
-            applies = law.applies(subject)
-            reason = f"{law.name} is for what {law.when}"
-            marks = () if applies else (pytest.mark.skip(reason=reason),)
+            marks: tuple[Any, ...] = ()
+            if not law.applies(subject):
+                marks = (pytest.mark.skip(reason=f"{law.name} is for what {law.when}"),)
+            elif law.name in reasons:
+                marks = (pytest.mark.xfail(reason=reasons[law.name], strict=True),)
             cases.append(pytest.param(subject, law, marks=marks, id=f"{subject!r}-{law.name}"))
     return pytest.mark.parametrize(("subject", "law"), cases)
+
+
+def _reasons(subject: Any, expected: Mapping[str, str] | None) -> Mapping[str, str]:
+    """Why laws are expected to fail, by their names; ``ValueError`` for a name of none."""
+    for name in expected or {}:
+        _chosen(subject, name)
+    return expected or {}
 
 
 def _chosen(subject: Any, only: str | None) -> tuple[Law[Any], ...]:
@@ -244,6 +321,7 @@ __all__ = [
     "load",
     "outcome",
     "parametrize",
+    "power",
     "suite",
     "tolerance",
 ]

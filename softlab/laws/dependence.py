@@ -30,10 +30,10 @@ FAR = 1e5
 KINDS = ("scores", "relative scores", "distances")
 
 
-def _draw(op: Operator, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def _draw(op: Operator, rng: torch.Generator, usual: int = 4) -> tuple[Tensor, Tensor, Tensor]:
     m = rank_of(op)
     n, l = lengths(op, m + size(5), m + size(7))  # noqa: E741
-    d = size(4, 2)
+    d = size(usual, 2)
     return normal(rng, n, d), normal(rng, l, d), normal(rng, l, size(3))
 
 
@@ -65,14 +65,16 @@ def _moves(op: Operator, q: Tensor, k: Tensor, rng: torch.Generator) -> dict[str
 
 def _reads(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
     yield Gap(float(op.traits.reads not in KINDS), 0, f"reads is one of {', '.join(KINDS)}")
-    q, k, v = _draw(op, rng)
-    out = op(q, k, v)
-    kappa = 10 * max(10.0, condition(op, q, k))
-    for where, (q_, k_) in _moves(op, q, k, rng).items():
-        # Tokens far from the origin are rounded by its distance, their squares by its square.
-        away = FAR if where == "shifted far" else 1.0
-        allowed = tolerance(F64, len(k), kappa=kappa * away, scale=largest(v))
-        yield Gap(largest(op(q_, k_, v) - out), allowed, f"{where}, n={len(q)}, l={len(k)}")
+    for d in (4, 80):
+        q, k, v = _draw(op, rng, d)
+        out = op(q, k, v)
+        kappa = 10 * max(10.0, condition(op, q, k))
+        for how, (q_, k_) in _moves(op, q, k, rng).items():
+            # Tokens far from the origin are rounded by its distance, their squares by its square.
+            away = FAR if how == "shifted far" else 1.0
+            allowed = tolerance(F64, len(k), kappa=kappa * away, scale=largest(v))
+            where = f"{how}, n={len(q)}, l={len(k)}, d={q.shape[-1]}"
+            yield Gap(largest(op(q_, k_, v) - out), allowed, where)
 
 
 def _scale(op: Any, rng: torch.Generator) -> Iterator[Gap]:

@@ -32,6 +32,8 @@ from softlab.pinv import Inverting, Status
 from softlab.profiling import peak_memory
 
 F64 = torch.float64
+WIDE = 80
+"""A width beyond the usual 64."""
 
 
 def _exact_at(op: Any, rng: torch.Generator) -> Iterator[Gap]:
@@ -40,9 +42,11 @@ def _exact_at(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     # Unequal lengths give unequal row sums, so that the normalisations differ.
     tokens = separated(rng, n)
     tokens = tokens * torch.linspace(0.6, 1.2, n).to(tokens)[:, None]
+    # Columns of zeros change no score but its scale, which the factor undoes.
+    more = WIDE - tokens.shape[-1]
+    wide = torch.nn.functional.pad(tokens * (WIDE / tokens.shape[-1]) ** 0.25, (0, more))
     # At a quarter of the distance the matrix is far from the identity and still well-conditioned.
-    for shrink in (1.0, 0.25):
-        x = tokens * shrink
+    for shrink, x in ((1.0, tokens), (0.25, tokens / 4), (0.25, wide / 4)):
         v = normal(rng, n, 3)
         if shrink < 1 and unconverged(full, x, x):
             continue

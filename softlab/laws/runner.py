@@ -42,6 +42,7 @@ class Verdict(StrEnum):
     HOLDS = "holds"
     FAILS = "fails"
     SKIPPED = "does not apply"
+    EXPECTED = "fails as expected"
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,24 @@ def _each(
         found = outcome(subject, law, seeds=seeds, seconds=seconds, draws=draws, name=name)
         subject = without(subject, found.dropped)
         yield found
+
+
+def expecting(found: Outcome, reason: str) -> Outcome:
+    """The outcome of a law that is known to fail, and why: a failure is no news, anything else is.
+
+    Args:
+        found: what became of the law.
+        reason: why it is expected to fail.
+
+    Returns:
+        EXPECTED in the place of FAILS; FAILS in the place of HOLDS and of SKIPPED.
+    """
+    if found.verdict is Verdict.FAILS:
+        detail = f"{reason}: {found.detail}"
+        return dataclasses.replace(found, verdict=Verdict.EXPECTED, detail=detail)
+    now = "holds" if found.verdict is Verdict.HOLDS else "is not asked of such a subject"
+    detail = f"it was expected to fail ({reason}), and {now}; take it out of what is expected"
+    return dataclasses.replace(found, verdict=Verdict.FAILS, detail=detail)
 
 
 @validation.typed

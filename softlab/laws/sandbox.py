@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from softlab.laws import adapters
+from softlab.laws import adapters, faults
 from softlab.laws.grouping import defined, raised_at
 from softlab.laws.law import Draws, Law, is_plain, said
 from softlab.laws.runner import (
@@ -27,6 +27,7 @@ from softlab.laws.runner import (
     Outcome,
     TooLongError,
     Verdict,
+    expecting,
     limit,
     outcome,
 )
@@ -42,7 +43,8 @@ class Request:
     """What to examine: a spec as ``laws.load`` takes it, and how.
 
     ``examples``, ``seconds``, ``dtype``, ``device``: as of ``laws.examine``. ``only``: names of
-    laws, empty for all. ``thorough``: many more sizes.
+    laws, empty for all. ``thorough``: many more sizes. ``power``: plant faults, as ``laws.power``.
+    ``expected``: laws that are known to fail, with the reasons.
     """
 
     spec: str
@@ -55,6 +57,8 @@ class Request:
     only: tuple[str, ...] = ()
     thorough: bool = False
     requires: str | None = None
+    power: bool = False
+    expected: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
@@ -111,7 +115,12 @@ class _Child:
                 detail = heard or f"gave no answer within {self.request.seconds:g} s, nor stopped"
                 law, family, statement = _known(running)
                 place = self.places[0] if self.places else ""
-                yield Outcome(law, family, statement, Verdict.FAILS, detail, 1, at=place)
+                # A fault that ends or hangs the process is seen.
+                seen = family == faults.FAMILY
+                verdict = Verdict.HOLDS if seen else Verdict.FAILS
+                found = Outcome(law, family, statement, verdict, detail, 1, at=place)
+                reason = dict(self.request.expected).get(law)
+                yield found if reason is None else expecting(found, reason)
                 done.append(law)
                 return law == SUBJECT
 
@@ -140,6 +149,8 @@ def _known(name: str) -> tuple[str, str, str]:
     for law in everything:
         if law.name == name:
             return law.name, law.family, law.statement
+    if name in {fault.name for fault in (*faults.OPERATORS, *faults.SOLVERS)}:
+        return name, faults.FAMILY, faults.STATEMENT
     return SUBJECT, "interface", "can be imported and called"
 
 
@@ -193,6 +204,9 @@ def report(pipe: Connection, request: Request, done: tuple[str, ...]) -> None:
     words = _described(subject, said=request.traits is not None)
     pipe.send(_subject(Verdict.HOLDS, words, defined(subject)))
     draws = Draws(getattr(torch, request.dtype), request.device, thorough=request.thorough)
+    if request.power:
+        _plant(pipe, subject, request, done, draws)
+        return
     for law in laws.suite(subject):
         if law.name in done or (request.only and law.name not in request.only):
             continue
@@ -202,7 +216,35 @@ def report(pipe: Connection, request: Request, done: tuple[str, ...]) -> None:
             name=request.name,
         )  # fmt: skip
         subject = adapters.without(subject, found.dropped)
-        pipe.send(found)
+        reason = dict(request.expected).get(law.name)
+        pipe.send(found if reason is None else expecting(found, reason))
+    pipe.send(("",))
+
+
+def _plant(
+    pipe: Connection, subject: Any, request: Request, done: tuple[str, ...], draws: Draws
+) -> None:
+    """The laws that the subject keeps are asked of it with each fault in turn."""
+    from softlab import laws
+
+    budget = {"examples": request.examples, "seconds": request.seconds, "draws": draws}
+    kept = []
+    for law in laws.suite(subject):
+        pipe.send((SUBJECT,))
+        if request.only and law.name not in request.only:
+            continue
+        found = outcome(
+            subject, law, seeds=range(request.examples), seconds=request.seconds, draws=draws
+        )
+        kept += [law] * (found.verdict is Verdict.HOLDS)
+        if found.verdict is Verdict.FAILS and law.name not in done:
+            pipe.send(found)
+    for fault in faults.faults(subject):
+        if fault.name not in done:
+            asked = lambda name=fault.name: pipe.send((name,))  # noqa: E731
+            pipe.send(
+                faults.seen(subject, fault, kept, thorough=request.thorough, asking=asked, **budget)
+            )
     pipe.send(("",))
 
 

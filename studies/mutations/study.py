@@ -10,25 +10,47 @@ are held out, so that no law is ever mended after one, and measure what a check 
 subject is worth. They are asked as ``laws.examine`` asks, as are correct subjects in unusual style.
 """
 
-# ruff: noqa: ARG001, ARG005  signatures are kept where their calls are spoilt
-
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from softlab import laws, operators, pinv
-from softlab.core import Cost, as_matrix, causal_form
+from softlab.core import Cost, causal_form
 from softlab.engine.journal import Row
 from softlab.features import IID
 from softlab.landmarks import SegmentMeans, UniformRandom
 from softlab.laws.adapters import is_solver
+from softlab.laws.faults import (
+    Wrong,
+    as_it_is,
+    by_value_width,
+    dense,
+    diagonal,
+    exact_if,
+    in_half,
+    in_place,
+    inputs,
+    instead,
+    last_key_left_out,
+    later_token,
+    mask_by_zeros,
+    mask_inverted,
+    noisy,
+    output,
+    planted,
+    remembering,
+    talking,
+    through_matrix,
+    unmasked,
+    wrong_sign,
+    zeros,
+)
 from softlab.operators import (
     ColumnSample,
     GaussianAttention,
@@ -68,9 +90,6 @@ MUTANT_SEEDS = 2
 PATIENCE = 150.0
 """Seconds for a law, so that a busy machine is not taken for a fault."""
 
-Wrong = Callable[..., Any]
-"""From the right call, the operator, q, k, v and the mask to the wrong output."""
-
 
 @dataclass(frozen=True)
 class Specimen:
@@ -94,122 +113,12 @@ class Specimen:
 
 def mutant(fault: str, base: Any, wrong: Wrong, reason: str = "", **members: Any) -> Specimen:
     """``base`` with another ``__call__``, and other members if need be."""
-    kind = type(base)
-
-    def call(self: Any, *tensors: Any, **named: Any) -> Any:
-        return wrong(partial(kind.__call__, self), self, *tensors, **named)
-
-    spoilt = type(kind.__name__, (kind,), {"__call__": call, **members})
-    fields = {x.name: getattr(base, x.name) for x in dataclasses.fields(base)}
-    return Specimen(fault, repr(base), spoilt(**fields), reason)
-
-
-def output(change: Callable[[Tensor], Tensor]) -> Wrong:
-    """Spoil the right output."""
-    return lambda right, op, q, k, v, key_mask=None: change(right(q, k, v, key_mask))
-
-
-def inputs(change: Callable[..., tuple[Tensor, ...]]) -> Wrong:
-    """Spoil q, k and v."""
-    return lambda right, op, q, k, v, key_mask=None: right(*change(q, k, v), key_mask)
-
-
-def other(instead: Any) -> Wrong:
-    """Be another operator."""
-    return lambda right, op, q, k, v, key_mask=None: instead(q, k, v, key_mask)
+    return Specimen(fault, repr(base), planted(base, wrong, **members), reason)
 
 
 def each(*bases: Any) -> tuple[Any, ...]:
     """Operators of several kinds."""
     return bases
-
-
-def zeros(right: Any, op: Any, q: Tensor, k: Tensor, v: Tensor, key_mask: Any = None) -> Any:
-    """Nothing."""
-    return v.new_zeros(*right(q, k, v, key_mask).shape)
-
-
-def dense(scores: Callable[[Tensor, Tensor], Tensor]) -> Wrong:
-    """Weights from scores, plainly."""
-
-    def wrong(right: Any, op: Any, q: Tensor, k: Tensor, v: Tensor, key_mask: Any = None) -> Any:
-        weights = scores(q, k)
-        if key_mask is not None:
-            weights = weights * key_mask.unsqueeze(-2)
-        return weights @ v
-
-    return wrong
-
-
-def unmasked(right: Any, op: Any, q: Tensor, k: Tensor, v: Tensor, key_mask: Any = None) -> Any:
-    """No mask."""
-    return right(q, k, v)
-
-
-def mask_by_zeros(
-    right: Any, op: Any, q: Tensor, k: Tensor, v: Tensor, key_mask: Any = None
-) -> Any:
-    """Masked keys and values are zero, and still take part."""
-    if key_mask is None:
-        return right(q, k, v)
-    return right(q, *(torch.where(key_mask.unsqueeze(-1), x, 0) for x in (k, v)))
-
-
-def mask_inverted(
-    right: Any, op: Any, q: Tensor, k: Tensor, v: Tensor, key_mask: Any = None
-) -> Any:
-    """True hides a key."""
-    return right(q, k, v, key_mask if key_mask is None or key_mask.all() else ~key_mask)
-
-
-def exact_if(short: Callable[[Any, Tensor, Any], bool]) -> Wrong:
-    """The target in silence, where ``short(op, q, mask)``."""
-
-    def wrong(right: Any, op: Any, q: Tensor, k: Tensor, v: Tensor, key_mask: Any = None) -> Any:
-        return (op.target if short(op, q, key_mask) else right)(q, k, v, key_mask)
-
-    return wrong
-
-
-def in_half(right: Any, op: Any, q: Tensor, k: Tensor, v: Tensor, key_mask: Any = None) -> Any:
-    """Summed in float16, but where the input is float64."""
-    if v.dtype == torch.float64:
-        return right(q, k, v, key_mask)
-    return right(q.half(), k.half(), v.half(), key_mask).to(v.dtype)
-
-
-def remembering() -> Wrong:
-    """The first call's largest query is the scale of all."""
-    seen: list[Tensor] = []
-
-    def wrong(right: Any, op: Any, q: Tensor, k: Tensor, v: Tensor, key_mask: Any = None) -> Any:
-        seen.append(q.detach().abs().max())
-        return right(q / seen[0].to(q), k, v, key_mask)
-
-    return wrong
-
-
-def in_place(right: Any, op: Any, q: Tensor, k: Tensor, v: Tensor, key_mask: Any = None) -> Any:
-    """The caller's queries are scaled."""
-    with torch.no_grad():
-        q.mul_(1.5)
-    return right(q / 1.5, k, v, key_mask)
-
-
-def talking(right: Any, op: Any, q: Tensor, k: Tensor, v: Tensor, key_mask: Any = None) -> Any:
-    """A line for each call."""
-    print(type(op).__name__)  # noqa: T201
-    return right(q, k, v, key_mask)
-
-
-def noisy(right: Any, op: Any, q: Tensor, k: Tensor, v: Tensor, key_mask: Any = None) -> Any:
-    """A breath of the global generator."""
-    return right(q, k, v, key_mask) * (1 + 1e-9 * torch.randn(()).to(v))
-
-
-def wide_scale(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores over the root of the value's width."""
-    return q * (q.shape[-1] / v.shape[-1]) ** 0.5, k, v
 
 
 SMALL_SOFT, SMALL_NYSTROM, SMALL_PERFORMER = Soft(4), Nystromformer(4), Performer(16)
@@ -239,11 +148,11 @@ def of_scores() -> Iterator[Specimen]:
     for base in each(
         Softmax(), SMALL_SOFT, SMALL_NYSTROM, SMALL_PERFORMER, Linformer(4), TruncatedSVD(3)
     ):
-        yield mutant("the mean of v", base, other(Uniform()))
+        yield mutant("the mean of v", base, instead(Uniform()))
     for base in each(Softmax(), GaussianAttention(), SMALL_NYSTROM, Local(2), SMALL_PERFORMER):
         yield mutant("scores times 1.1", base, inputs(lambda q, k, v: (1.1 * q, k, v)))
     for base in each(Softmax(), SMALL_NYSTROM):
-        yield mutant("scores over the root of the value's width", base, inputs(wide_scale))
+        yield mutant("scores over the root of the value's width", base, inputs(by_value_width))
     unsquared = dense(lambda q, k: (-torch.cdist(q, k) / 4).exp())
     yield mutant("a distance without its square", GaussianAttention(), unsquared)
     no_half = inputs(lambda q, k, v: (2**0.5 * q, 2**0.5 * k, v))
@@ -272,26 +181,19 @@ def of_tokens() -> Iterator[Specimen]:
     swapped = output(lambda x: x.flip(0) if x.ndim > 2 else x)
     yield mutant("matrices of a batch exchanged", TopK(3), swapped)
     yield mutant("queries off by one", Softmax(), output(lambda x: x.roll(1, -2)))
-    shifted = inputs(lambda q, k, v: (q, k, v.roll(1, -2)))
     for base in each(Softmax(), SMALL_NYSTROM, Local(2)):
-        yield mutant("values off by one", base, shifted)
-
-    def shorter(right: Any, op: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any = None) -> Any:
-        mask = None if mask is None else mask[..., :-1]
-        return right(q, k[..., :-1, :], v[..., :-1, :], mask)
-
-    yield mutant("the last key left out", Softmax(), shorter)
+        yield mutant("values off by one", base, inputs(lambda q, k, v: (q, k, v.roll(1, -2))))
+    yield mutant("the last key left out", Softmax(), last_key_left_out)
     for base in each(Softmax(), SMALL_SOFT):
         yield mutant("a factor 1 + 1e-7", base, output(lambda x: x * (1 + 1e-7)))
     yield mutant("a constant added", GaussianAttention(), output(lambda x: x + 1e-7))
     yield mutant("magnitudes of the output", SMALL_PERFORMER, output(torch.abs))
     for base in each(Softmax(causal=True), Local(2, causal=True), LinearAttention(causal=True)):
-        ahead = inputs(lambda q, k, v: (q, k.roll(-1, -2), v.roll(-1, -2)))
-        yield mutant("one later token", base, ahead)
+        yield mutant("one later token", base, inputs(later_token))
     centred = inputs(lambda q, k, v: (q, k - k.mean(-2, keepdim=True), v))
     yield mutant("keys centred over all tokens", LinearAttention(causal=True), centred)
 
-    def hiding(right: Any, op: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any = None) -> Any:
+    def hiding(right: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Any:
         tied = q.shape[-2] == k.shape[-2] and mask is None
         return Softmax(causal=True)(q, k, v) if tied else right(q, k, v, mask)
 
@@ -321,7 +223,7 @@ def of_masks_and_gradients() -> Iterator[Specimen]:
         yield mutant("exact where short", base, short)
     masked = exact_if(lambda op, q, mask: mask is not None)
     yield mutant("exact where masked", SMALL_NYSTROM, masked)
-    yield mutant("exact always", SMALL_SOFT, other(GaussianAttention()))
+    yield mutant("exact always", SMALL_SOFT, instead(GaussianAttention()))
     graphless = exact_if(lambda op, q, mask: not torch.is_grad_enabled())
     yield mutant("exact without a graph", SMALL_NYSTROM, graphless)
 
@@ -336,24 +238,13 @@ def of_manners() -> Iterator[Specimen]:
     yield mutant("a result in float32", Softmax(), output(lambda x: x.float()))
     yield mutant("a result transposed", Softmax(), output(lambda x: x.mT))
     for base in each(ColumnSample(4), Linformer(4), Soft(4, landmarks=UniformRandom())):
-        right = base
-
-        def unseeded(_: Any, op: Any, *tensors: Any, base: Any = right, **named: Any) -> Any:
-            return base(*tensors, **named)
-
-        yield mutant("a seed that is ignored", base, unseeded)
-
-    def through_all(
-        right: Any, op: Any, q: Tensor, k: Tensor, v: Tensor, key_mask: Any = None
-    ) -> Any:
-        return as_matrix(op.target, q, k, key_mask) @ v
-
-    yield mutant("a dense matrix under a linear claim", Performer(16), through_all)
+        yield mutant("a seed that is ignored", base, instead(base))
+    yield mutant("a dense matrix under a linear claim", Performer(16), through_matrix)
     free: dict[str, Any] = {"cost": lambda self, dims: Cost(0)}
-    yield mutant("work that is not claimed", SMALL_NYSTROM, output(lambda x: x), **free)
+    yield mutant("work that is not claimed", SMALL_NYSTROM, as_it_is, **free)
     half: dict[str, Any] = {"cost": lambda self, dims: Cost(Softmax().cost(dims).flops // 2)}
     why = "the counter sees nothing of fused kernels, so half of a claim is within the law's range"
-    yield mutant("half of the work claimed", Softmax(), output(lambda x: x), why, **half)
+    yield mutant("half of the work claimed", Softmax(), as_it_is, why, **half)
 
 
 def landmarks_mutated() -> Iterator[Specimen]:
@@ -412,11 +303,6 @@ def stretched() -> Any:
     return kind()
 
 
-def solver(fault: str, base: Any, wrong: Callable[[Any, Tensor], Any], **rest: Any) -> Specimen:
-    """A solver whose call is ``wrong(right, a)``."""
-    return mutant(fault, base, lambda right, self, a: wrong(right, a), **rest)
-
-
 def scaling(wrong: Callable[[Any, Tensor], Tensor]) -> Any:
     """SOFT's initial guess, spoilt."""
     kind = type(
@@ -465,18 +351,13 @@ def of_starts() -> Iterator[Specimen]:
 
 def of_inverses() -> Iterator[Specimen]:
     """Wrong inverses."""
-    yield solver("the transpose of the inverse", SVD(), lambda right, a: right(a).mT)
-    yield solver("a factor 1 + 1e-9", SVD(), lambda right, a: right(a) * (1 + 1e-9))
-    yield solver("zeros", SVD(), lambda right, a: 0 * right(a))
-    yield solver("the identity", Cholesky(), lambda right, a: 0 * a + torch.eye(a.shape[-1]).to(a))
-    diagonal = solver(
-        "the inverse of the diagonal",
-        SVD(),
-        lambda right, a: torch.diag_embed(1 / a.diagonal(dim1=-2, dim2=-1)),
-    )
-    yield diagonal
-    yield solver("one triangle for both", SVD(), lambda right, a: right(a.tril() + a.tril(-1).mT))
-    yield solver(
+    yield mutant("the transpose of the inverse", SVD(), lambda right, a: right(a).mT)
+    yield mutant("a factor 1 + 1e-9", SVD(), lambda right, a: right(a) * (1 + 1e-9))
+    yield mutant("zeros", SVD(), lambda right, a: 0 * right(a))
+    yield mutant("the identity", Cholesky(), lambda right, a: 0 * a + torch.eye(a.shape[-1]).to(a))
+    yield mutant("the inverse of the diagonal", SVD(), diagonal)
+    yield mutant("one triangle for both", SVD(), lambda right, a: right(a.tril() + a.tril(-1).mT))
+    yield mutant(
         "a shift that is not claimed",
         SVD(),
         lambda right, a: right(a + 1e-6 * torch.eye(a.shape[-1]).to(a)),
@@ -485,59 +366,52 @@ def of_inverses() -> Iterator[Specimen]:
 
 def of_solvers_gradients() -> Iterator[Specimen]:
     """Right inverses with a wrong gradient."""
-    yield solver(
+    yield mutant(
         "a matrix without a gradient", NewtonRaphson(24), lambda right, a: right(a.detach())
     )
-
-    def wrong_sign(right: Any, a: Tensor) -> Any:
-        x = right(a).detach()
-        return x + x @ (a - a.detach()) @ x
-
-    yield solver(
+    yield mutant(
         "an implicit gradient of the wrong sign", ImplicitGradient(NewtonRaphson(24)), wrong_sign
     )
-    yield solver(
+    yield mutant(
         "half of a gradient",
         GolubPereyra(SVD()),
         lambda right, a: 0.5 * right(a) + 0.5 * right(a).detach(),
     )
-    yield solver(
-        "a gradient after two steps", ImplicitGradient(NewtonRaphson(2)), lambda right, a: right(a)
-    )
+    yield mutant("a gradient after two steps", ImplicitGradient(NewtonRaphson(2)), as_it_is)
 
 
 def of_solvers_manners() -> Iterator[Specimen]:
     """Precision, side effects, and claims."""
-    yield solver("sums in float16", NewtonRaphson(24), lambda right, a: right(a.half()).to(a.dtype))
-    yield solver("a result in float64", SVD(), lambda right, a: right(a).double())
-    yield solver("an argument changed in place", SVD(), lambda right, a: a.copy_(right(a)))
-    yield solver(
+    yield mutant("sums in float16", NewtonRaphson(24), in_half)
+    yield mutant("a result in float64", SVD(), lambda right, a: right(a).double())
+    yield mutant("an argument changed in place", SVD(), lambda right, a: a.copy_(right(a)))
+    yield mutant(
         "noise of the global generator",
         SVD(),
         lambda right, a: right(a) * (1 + 1e-9 * torch.randn(()).to(a)),
     )
-    yield solver("a print", SVD(), lambda right, a: print("inverting") or right(a))  # noqa: T201
-    yield solver("the first result kept", SVD(), keeping())
+    yield mutant("a print", SVD(), lambda right, a: print("inverting") or right(a))  # noqa: T201
+    yield mutant("the first result kept", SVD(), keeping())
     converged = {
         "solve": lambda self, a: NewtonRaphson.solve(self, a)._replace(
             status=torch.zeros(a.shape[:-2], dtype=torch.long)
         )
     }
-    yield solver("always converged", NewtonRaphson(24), lambda right, a: right(a), **converged)
+    yield mutant("always converged", NewtonRaphson(24), as_it_is, **converged)
     half = {"cost": lambda self, m, batch=1: Cost(NewtonRaphson(12).cost(m, batch).flops)}
-    yield solver("half of the work claimed", NewtonRaphson(24), lambda right, a: right(a), **half)
+    yield mutant("half of the work claimed", NewtonRaphson(24), as_it_is, **half)
     claims = dataclasses.replace(NystromformerCubic(14).traits, order=4, growth=2.0)
-    yield solver(
+    yield mutant(
         "an order that it has not",
         NystromformerCubic(14),
-        lambda right, a: right(a),
+        as_it_is,
         traits=property(lambda self: claims),
     )
     singular = dataclasses.replace(Cholesky().traits, singular=True)
-    yield solver(
+    yield mutant(
         "singular matrices that it cannot",
         Cholesky(),
-        lambda right, a: right(a),
+        as_it_is,
         traits=property(lambda self: singular),
     )
 
@@ -577,7 +451,7 @@ def catalogue() -> Iterator[Specimen]:
     yield from (Specimen("", repr(one), one) for one in solvers)
 
 
-def planted(one: Planted) -> Specimen:
+def unseen(one: Planted) -> Specimen:
     """A fault of the half that its name is in; planted in its kind."""
     half = TUNED if tuned(one.name) else HELD_OUT
     return Specimen(one.name, one.kind, one.make, UNSEEN.get(one.name, ""), half)
@@ -590,7 +464,7 @@ def unusual(one: Sound) -> Specimen:
 
 MUTANTS = [*operators_mutated(), *solvers_mutated()]
 CATALOGUE = list(catalogue())
-PLANTED = [planted(x) for x in (*planted_operators.OPERATORS, *planted_solvers.SOLVERS)]
+PLANTED = [unseen(x) for x in (*planted_operators.OPERATORS, *planted_solvers.SOLVERS)]
 UNUSUAL = [unusual(x) for x in CORRECT]
 
 

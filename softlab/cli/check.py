@@ -94,8 +94,9 @@ def check(
     _usable(device)
     limits = examples, seconds, dtype, device
     known = tuple(_reason(one) for one in expect or ())
-    asked = tuple(only or ()), thorough, requires, power, known
-    request = Request(subject, traits, target, *limits, *asked)
+    request = Request(
+        subject, traits, target, *limits, tuple(only or ()), thorough, requires, power, known
+    )
     found = _shown(examined(request), quiet=as_json)
     if as_json:
         say_json(found)

@@ -334,9 +334,14 @@ class Once(torch.autograd.Function):
         return grad.detach()
 
 
+def applied(function: Any, *given: Any) -> Any:
+    """A function of torch, whose methods have no types."""
+    return function.apply(*given)
+
+
 def regraded(back: Callable[[Tensor], Tensor]) -> Wrong:
     """The right output with a gradient that ``back`` has spoilt."""
-    return output(lambda x: Regraded.apply(x, back))
+    return output(lambda x: applied(Regraded, x, back))
 
 
 def mean_over_batch(grad: Tensor) -> Tensor:
@@ -346,7 +351,7 @@ def mean_over_batch(grad: Tensor) -> Tensor:
 
 def constant_in_second(right: Any, first: Tensor, *rest: Any) -> Any:
     """Right to first order; a second derivative takes the gradient for a constant."""
-    return right(Once.apply(first), *rest)
+    return right(applied(Once, first), *rest)
 
 
 def through_matrix(right: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> Any:
@@ -595,7 +600,10 @@ def changes(subject: Any, spoilt: Any) -> bool:
 
 def _probes(subject: Any, dtype: torch.dtype) -> Iterator[tuple[Tensor, ...]]:
     rng = torch.Generator().manual_seed(0)  # the calls are the same for both
-    draw = lambda *shape: torch.randn(*shape, generator=rng, dtype=torch.float64).to(dtype)  # noqa: E731
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=rng, dtype=torch.float64).to(dtype)
+
     if is_solver(subject):
         for *lead, m in PROBES["solver"]:
             a = draw(*lead, m, m) + 3 * m**0.5 * torch.eye(m, dtype=dtype)
@@ -629,7 +637,8 @@ def _answers(subject: Any, tensors: tuple[Tensor, ...]) -> list[Any]:
                 out.square().sum(), leaves, create_graph=True, allow_unused=True
             )
             answers += map(_bytes, once)
-            whole = sum(x.square().sum() for x in once if x is not None and x.requires_grad)
+            again = [x.square().sum() for x in once if x is not None and x.requires_grad]
+            whole = torch.stack(again).sum()
             twice = torch.autograd.grad(whole, leaves, allow_unused=True)
             answers += map(_bytes, twice)
         except Exception as error:

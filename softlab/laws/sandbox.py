@@ -227,7 +227,11 @@ def _plant(
     """The laws that the subject keeps are asked of it with each fault in turn."""
     from softlab import laws
 
-    budget = {"examples": request.examples, "seconds": request.seconds, "draws": draws}
+    budget: dict[str, Any] = {
+        "examples": request.examples,
+        "seconds": request.seconds,
+        "draws": draws,
+    }
     kept = []
     for law in laws.suite(subject):
         pipe.send((SUBJECT,))

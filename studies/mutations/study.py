@@ -392,13 +392,15 @@ def of_solvers_manners() -> Iterator[Specimen]:
     )
     yield mutant("a print", SVD(), lambda right, a: print("inverting") or right(a))  # noqa: T201
     yield mutant("the first result kept", SVD(), keeping())
-    converged = {
+    converged: dict[str, Any] = {
         "solve": lambda self, a: NewtonRaphson.solve(self, a)._replace(
             status=torch.zeros(a.shape[:-2], dtype=torch.long)
         )
     }
     yield mutant("always converged", NewtonRaphson(24), as_it_is, **converged)
-    half = {"cost": lambda self, m, batch=1: Cost(NewtonRaphson(12).cost(m, batch).flops)}
+    half: dict[str, Any] = {
+        "cost": lambda self, m, batch=1: Cost(NewtonRaphson(12).cost(m, batch).flops)
+    }
     yield mutant("half of the work claimed", NewtonRaphson(24), as_it_is, **half)
     claims = dataclasses.replace(NystromformerCubic(14).traits, order=4, growth=2.0)
     yield mutant(

@@ -200,7 +200,7 @@ def settled(solver):
         solver = solver.solver
     # A high order passes from 0.53 to rounding in two steps on few matrices: many are tried.
     high = solver.traits.order >= 5
-    conditions = torch.logspace(0.1, 0.6 if high else 2, 300 if high else 40, dtype=F64).tolist()
+    conditions = torch.logspace(0.1, 0.6 if high else 2, 200 if high else 14, dtype=F64).tolist()
     for seed, condition in enumerate(conditions):
         if isinstance(solver, Minimax):
             # Such steps show their order where the spectrum reaches the end of their interval.
@@ -268,7 +268,7 @@ def test_no_order_is_read_from_too_few_points_or_from_the_slow_start():
 # --- steps -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("condition", [10.0, 1e2, 1e3, 1e4])
+@pytest.mark.parametrize("condition", [10.0, 1e4])
 @pytest.mark.parametrize("spectrum", [Geometric, Step, Polynomial])
 @pytest.mark.parametrize("solver", PREDICTED, ids=repr)
 def test_predicted_steps_are_within_one_of_the_observed(solver, spectrum, condition):

@@ -202,7 +202,11 @@ def test_the_default_takes_little_memory_at_sixteen_thousand_tokens():
         (lambda: HyperAttention(0), ValueError, "HyperAttention.block is 0; give an integer of at"),
         (lambda: HyperAttention(4, -1), ValueError, "HyperAttention.samples is -1; give an intege"),
         (lambda: HyperAttention(4, 2.0), TypeError, "HyperAttention.samples is 2.0; give an integ"),
-        (lambda: HyperAttention(bits=0), ValueError, "HyperAttention.bits is 0; give an integer"),
+        (
+            lambda: HyperAttention(bits=0),
+            ValueError,
+            "HyperAttention.bits is 0, and a hash must fit 64-bit integers; give 1 to 62",
+        ),
         (lambda: HyperAttention(bits=63), ValueError, "bits is 63, and a hash must fit 64-bit int"),
         (lambda: HyperAttention(seed=-1), ValueError, "HyperAttention.seed is -1; give an integer"),
     ],

@@ -85,7 +85,11 @@ def test_features_that_underflow_apart_leave_rows_that_sum_to_one():
         (lambda: Performer(estimator="relu"), ValueError, "give one of positive, hyperbolic"),
         (lambda: Performer(weights=IID), TypeError, "Performer.weights is <class"),
         (lambda: Performer(scale=-1.0), ValueError, "scale is -1.0; give a positive finite number"),
-        (lambda: Performer(eps=-1e-4), ValueError, "Performer.eps is -0.0001; give a positive"),
+        (
+            lambda: Performer(eps=-1e-4),
+            ValueError,
+            "Performer.eps is -0.0001; give a finite number of at least 0",
+        ),
         (lambda: Performer(eps=1e-30), ValueError, "so give 0 or 1e-15 to 1"),
     ],
 )

@@ -56,7 +56,7 @@ class Idle(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def good(n=9, l=11, d=4, e=3, lead=(2,)):  # noqa: E741
+def good(n=9, l=11, d=4, e=3, lead=(2,)):
     g = torch.Generator().manual_seed(0)
     return tuple(torch.randn(*lead, *shape, generator=g) for shape in ((n, d), (l, d), (l, e)))
 

@@ -13,13 +13,13 @@ from softlab.profiling import peak_memory
 F64 = torch.float64
 
 
-def draw(n=18, l=18, d=4, seed=0):  # noqa: E741
+def draw(n=18, l=18, d=4, seed=0):
     g = torch.Generator().manual_seed(seed)
     return tuple(torch.randn(s, generator=g, dtype=F64) for s in ((n, d), (l, d), (l, 3)))
 
 
 @pytest.mark.parametrize(("n", "l"), [(18, 18), (7, 23), (50, 6)])
-def test_the_ends_of_the_blend_are_the_two_methods(n, l):  # noqa: E741
+def test_the_ends_of_the_blend_are_the_two_methods(n, l):
     q, k, v = draw(n, l)
     for mask in (None, torch.arange(l) % 3 != 1):
         for window in (1, 4):

@@ -25,7 +25,7 @@ OPS = [
 ]
 
 
-def draw(n=20, l=17, d=4, e=3, lead=(), seed=0):  # noqa: E741
+def draw(n=20, l=17, d=4, e=3, lead=(), seed=0):
     g = torch.Generator().manual_seed(seed)
     shapes = (n, d), (l, d), (l, e)
     return tuple(torch.randn(*lead, *shape, generator=g, dtype=F64) for shape in shapes)

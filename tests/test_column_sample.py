@@ -23,7 +23,7 @@ def twin(op: ColumnSample, q, k, v):
     return torch.softmax(q @ k[drawn].mT / q.shape[-1] ** 0.5, -1) @ v[drawn]
 
 
-def equal_scores(l):  # noqa: E741
+def equal_scores(l):
     g = torch.Generator().manual_seed(0)
     k, v = torch.randn(l, 3, generator=g, dtype=F64), torch.randn(l, 1, generator=g, dtype=F64)
     return torch.zeros(1, 3, dtype=F64), k, v
@@ -31,7 +31,7 @@ def equal_scores(l):  # noqa: E741
 
 @pytest.mark.parametrize("rank", [1, 3, 11])
 def test_with_equal_scores_mean_and_variance_are_those_of_a_sample_without_replacement(rank):
-    l = 12  # noqa: E741
+    l = 12
     q, k, v = equal_scores(l)
     got = torch.stack([ColumnSample(rank, seed)(q, k, v) for seed in range(SEEDS)]).flatten()
     variance = float((1 / rank - 1 / l) * v.var())  # Cochran, Theorem 2.2
@@ -49,7 +49,7 @@ def test_with_equal_scores_mean_and_variance_are_those_of_a_sample_without_repla
 @pytest.mark.parametrize("rank", [64, 128, 192])
 def test_elsewhere_the_squared_error_is_that_of_a_ratio_estimator(rank):
     g = torch.Generator().manual_seed(1)
-    l, seeds = 256, 400  # noqa: E741
+    l, seeds = 256, 400
     q, k, v = (torch.randn(l, 4, generator=g, dtype=F64) for _ in range(3))
     q = q / 2
     weights = (q @ k.mT / 2).softmax(-1)

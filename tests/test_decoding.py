@@ -55,7 +55,7 @@ class Cached(nn.Module):
         self.done, length = 0, 20 if self.how == "static" else 0
         self.k, self.v = (torch.zeros(2, 2, length, 4, dtype=F64) for _ in range(2))
 
-    def mask(self, n, l):  # noqa: E741
+    def mask(self, n, l):
         rows = torch.arange(self.done, self.done + n)
         allowed = torch.arange(l) <= rows[:, None]
         if self.how == "padded":
@@ -75,7 +75,7 @@ class Cached(nn.Module):
             self.k[:, :, at], self.v[:, :, at] = k, v
         else:
             self.k, self.v = (torch.cat(y, 2) for y in ((self.k, k), (self.v, v)))
-        l = self.k.shape[2]  # noqa: E741
+        l = self.k.shape[2]
         mask = self.mask(n, l)
         plain = self.how in {"dynamic", "grouped"} and n == l > 1
         self.done += n

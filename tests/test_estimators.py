@@ -67,7 +67,7 @@ def diagonal(s):
 
 def rotated(s, columns=None):
     rng = Stream(1, "tests")
-    n, l = len(s), columns or len(s)  # noqa: E741
+    n, l = len(s), columns or len(s)
     return (haar(n, rng)[:, : min(n, l)] * s[: min(n, l)]) @ haar(l, rng)[:, : min(n, l)].mT
 
 

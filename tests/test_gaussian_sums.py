@@ -42,7 +42,7 @@ def force(monkeypatch):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("shape", [(2, 9, 200, 3, 4), (3, 150, 6, 5, 1), (1, 1, 1, 1, 9)], ids=str)
 def test_every_way_gives_the_same_sum_and_gradients(force, way, shape):
-    b, n, l, d, e = shape  # noqa: E741
+    b, n, l, d, e = shape
     x, y, v = normal(b, n, d), normal(b, l, d, seed=1), normal(b, l, e, seed=2)
     kernel = Gaussian(1.3)
     exact = results(lambda x, y, v: naive(kernel, x, y) @ v, x, y, v)
@@ -253,7 +253,7 @@ def test_memory_of_apply_grows_linearly(force, monkeypatch, way):
 
 def test_kernel_cost_is_what_torch_counts_in_the_tiled_form(monkeypatch):
     monkeypatch.setattr(tiled, "TILE_ENTRIES", 64)
-    for b, n, l, w, e in ((2, 9, 200, 5, 4), (3, 150, 6, 7, 1)):  # noqa: E741
+    for b, n, l, w, e in ((2, 9, 200, 5, 4), (3, 150, 6, 7, 1)):
         x, y, v = normal(b, n, w), normal(b, l, w, seed=1), normal(b, l, e, seed=2)
         # torch counts no product that accumulates in place, unless told how.
         counted = {torch.ops.aten.baddbmm_: lambda out, a, b, **_: bmm_flop(a, b)}
@@ -276,7 +276,7 @@ def test_kernel_cost_is_what_torch_counts_in_the_tiled_form(monkeypatch):
         (1, 3000, 2500, 1 << 20, (1, 2048, 512)), (1, 1025, 1024, 1 << 20, (1, 1024, 1024)),
     ],
 )  # fmt: skip
-def test_tiles_cover_each_entry_once_in_the_stated_sizes(batch, n, l, entries, tile, monkeypatch):  # noqa: E741
+def test_tiles_cover_each_entry_once_in_the_stated_sizes(batch, n, l, entries, tile, monkeypatch):
     monkeypatch.setattr(tiled, "TILE_ENTRIES", entries)
     x, y = normal(batch, n, 2, dtype=F32), normal(batch, l, 2, seed=1, dtype=F32)
     seen = torch.zeros(batch, n, l, dtype=torch.int8)
@@ -294,7 +294,7 @@ def test_tiles_cover_each_entry_once_in_the_stated_sizes(batch, n, l, entries, t
 
 
 def test_tiles_serve_a_short_side_or_wide_values_on_a_cpu():
-    def asked(n, l, d=3, e=2, device="cpu"):  # noqa: E741
+    def asked(n, l, d=3, e=2, device="cpu"):
         return tiled.suits(*(torch.empty(1, m, w, device=device) for m, w in
                              ((n, d), (l, d), (l, e))))  # fmt: skip
 

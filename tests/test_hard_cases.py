@@ -21,7 +21,7 @@ DIFFERENTIABLE = [op for op in OPERATORS if not isinstance(op, TruncatedSVD)]
 def draw(op, *, lead=(2,), dtype=F64, d=5, e=3):
     m = getattr(op, "rank", 1)
     g = torch.Generator().manual_seed(0)
-    n, l = lengths(op, m + 4, m + 6)  # noqa: E741
+    n, l = lengths(op, m + 4, m + 6)
     sizes = (n, d), (l, d), (l, e)
     return [torch.randn(*lead, *size, generator=g, dtype=F64).to(dtype) for size in sizes]
 
@@ -213,7 +213,7 @@ def well_posed(op, q, k):
 def by_norm(op, norm, *, tied, n, d, seed=0):
     """Output and gradients at this mean norm of tokens, in float32 and in float64."""
     g = torch.Generator().manual_seed(seed)
-    n, l = lengths(op, n, n)  # noqa: E741
+    n, l = lengths(op, n, n)
     q, k, v, w = (torch.randn(*s, generator=g) for s in ((n, d), (l, d), (l, 3), (n, 3)))
     q, k = q * norm / d**0.5, k * norm / d**0.5
     found = []

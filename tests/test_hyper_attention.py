@@ -17,7 +17,7 @@ from softlab.profiling import peak_memory
 F64 = torch.float64
 
 
-def draw(n=12, l=16, d=4, seed=0):  # noqa: E741
+def draw(n=12, l=16, d=4, seed=0):
     g = torch.Generator().manual_seed(seed)
     return tuple(torch.randn(s, generator=g, dtype=F64) for s in ((n, d), (l, d), (l, 3)))
 
@@ -113,7 +113,7 @@ def test_no_key_counts_twice():
 @pytest.mark.parametrize("samples", [1, 5, 20])
 def test_with_equal_scores_mean_and_variance_are_those_of_a_sample_without_replacement(samples):
     # Where q = k = 0 tokens hash alike and keep their order, so the blocks are known.
-    l, block, seeds = 30, 6, 1500  # noqa: E741
+    l, block, seeds = 30, 6, 1500
     v = torch.randn(l, 1, generator=torch.Generator().manual_seed(0), dtype=F64)
     zero = torch.zeros(l, 2, dtype=F64)
     got = torch.stack(

@@ -16,12 +16,12 @@ from softlab.profiling import peak_memory
 F64 = torch.float64
 
 
-def draw(n=12, l=16, d=4, seed=0):  # noqa: E741
+def draw(n=12, l=16, d=4, seed=0):
     g = torch.Generator().manual_seed(seed)
     return tuple(torch.randn(s, generator=g, dtype=F64) for s in ((n, d), (l, d), (l, 3)))
 
 
-def uneven(l=256, d=8, spread=2.0):  # noqa: E741
+def uneven(l=256, d=8, spread=2.0):
     """Keys of which few hold large values, all to one side, so that zeros are no good answer."""
     g = torch.Generator().manual_seed(3)
     q, k = (torch.randn(l, d, generator=g, dtype=F64) for _ in range(2))
@@ -113,7 +113,7 @@ def test_large_scores_do_not_overflow():
 @pytest.mark.parametrize("m", [1, 5, 20])
 def test_the_numerator_has_the_mean_and_the_variance_of_weighted_draws(m):
     # Where q = k = 0 tokens hash alike and keep their order, so the blocks are known.
-    l, block, seeds = 30, 6, 1500  # noqa: E741
+    l, block, seeds = 30, 6, 1500
     v = 1 + torch.randn(l, 1, generator=torch.Generator().manual_seed(0), dtype=F64).exp()
     zero = torch.zeros(l, 2, dtype=F64)
     p = KDEFormer().probabilities(v)

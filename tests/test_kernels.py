@@ -31,7 +31,7 @@ DTYPES = st.sampled_from([F64, F32, *HALVES])
 )
 def test_gaussian_equals_naive_over_twelve_orders_of_bandwidth(
     n,
-    l,  # noqa: E741
+    l,
     d,
     e,
     lead,
@@ -73,7 +73,7 @@ def test_gaussian_equals_naive_over_twelve_orders_of_bandwidth(
     dtype=DTYPES,
     scale=st.sampled_from([None, 0.01, 0.5, 2.0]),
 )
-def test_exponential_equals_naive(n, l, d, e, lead, dtype, scale):  # noqa: E741
+def test_exponential_equals_naive(n, l, d, e, lead, dtype, scale):
     kernel = Exponential(scale)
     x, y, v = normal(*lead, n, d), normal(*lead, l, d, seed=1), normal(*lead, l, e, seed=2)
     x, y, v = (z.clamp(-1.5, 1.5).to(dtype) for z in (x, y, v))
@@ -112,7 +112,7 @@ def test_average_over_a_mask_equals_deletion(kernel):
 )
 def test_matrix_lies_in_the_unit_interval_with_a_unit_diagonal(
     n,
-    l,  # noqa: E741
+    l,
     d,
     shift,
     dtype,
@@ -297,9 +297,9 @@ def test_causal_exponential_sums():
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("n", "l"), [(1, 1), (7, 7), (8, 8), (7, 3)])
-def test_the_cost_of_a_kernel_is_that_of_the_pairs_that_it_sees(n, l, causal):  # noqa: E741
+def test_the_cost_of_a_kernel_is_that_of_the_pairs_that_it_sees(n, l, causal):
     batch, d, widths = 3, 5, 2
-    l = n if causal else l  # noqa: E741
+    l = n if causal else l
     pairs = sum(batch for i in range(n) for j in range(l) if j <= i or not causal)
     cost = kernel_cost(Dims(batch, n, l, d, 4), widths, causal=causal)
     assert cost.kernel_entries == pairs

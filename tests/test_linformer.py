@@ -24,7 +24,7 @@ def twin(op: Linformer, q, k, v):
     return torch.softmax(q @ (E @ k).mT / q.shape[-1] ** 0.5, -1) @ (F @ v)
 
 
-def draw(*lead, n=7, l=12, d=4, e=3, seed=0):  # noqa: E741
+def draw(*lead, n=7, l=12, d=4, e=3, seed=0):
     g = torch.Generator().manual_seed(seed)
     return tuple(torch.randn(*lead, *s, generator=g, dtype=F64) for s in ((n, d), (l, d), (l, e)))
 

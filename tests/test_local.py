@@ -20,12 +20,12 @@ KNOBS = [
 ]
 
 
-def draw(n=18, l=18, d=4, seed=0):  # noqa: E741
+def draw(n=18, l=18, d=4, seed=0):
     g = torch.Generator().manual_seed(seed)
     return tuple(torch.randn(s, generator=g, dtype=F64) for s in ((n, d), (l, d), (l, 3)))
 
 
-def support(op, n, l):  # noqa: E741
+def support(op, n, l):
     """Which keys each query keeps, (n, l), entry by entry from the definition."""
     kept = torch.zeros(n, l, dtype=torch.bool)
     for i in range(n):
@@ -38,7 +38,7 @@ def support(op, n, l):  # noqa: E741
 
 @pytest.mark.parametrize("op", KNOBS, ids=repr)
 @pytest.mark.parametrize(("n", "l"), [(18, 18), (7, 23), (50, 6), (1, 9), (130, 130)])
-def test_each_query_keeps_its_band_and_the_sinks(op, n, l):  # noqa: E741
+def test_each_query_keeps_its_band_and_the_sinks(op, n, l):
     q, k, _ = draw(n, l)
     assert torch.equal(as_matrix(op, q, k) > 0, support(op, n, l))
 

@@ -91,7 +91,7 @@ class Broken(Best):
         return super().__call__(q, k, v) * float("nan")
 
 
-def draw(n=40, l=30, d=4, e=5, dtype=torch.float64, seed=0, shift=0.0):  # noqa: E741
+def draw(n=40, l=30, d=4, e=5, dtype=torch.float64, seed=0, shift=0.0):
     g = torch.Generator().manual_seed(seed)
     q, k, v = (torch.randn(r, w, dtype=dtype, generator=g) for r, w in ((n, d), (l, d), (l, e)))
     return 2 * q, 2 * k, v + shift

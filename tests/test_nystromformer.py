@@ -12,7 +12,7 @@ F64 = torch.float64
 OP = Nystromformer(rank=4)
 
 
-def draw(*lead, n=11, l=11, d=4, e=3, dtype=F64, seed=0):  # noqa: E741
+def draw(*lead, n=11, l=11, d=4, e=3, dtype=F64, seed=0):
     g = torch.Generator().manual_seed(seed)
     sizes = (n, d), (l, d), (l, e)
     return tuple(torch.randn(*lead, *s, generator=g, dtype=F64).to(dtype) for s in sizes)

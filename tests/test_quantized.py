@@ -20,7 +20,7 @@ KNOBS = [
 ]
 
 
-def draw(n=12, l=16, d=8, seed=0):  # noqa: E741
+def draw(n=12, l=16, d=8, seed=0):
     g = torch.Generator().manual_seed(seed)
     return tuple(torch.randn(s, generator=g, dtype=F64) for s in ((n, d), (l, d), (l, 3)))
 

@@ -16,7 +16,7 @@ from softlab.profiling import peak_memory
 F64 = torch.float64
 
 
-def draw(n=20, l=16, d=4, seed=0):  # noqa: E741
+def draw(n=20, l=16, d=4, seed=0):
     g = torch.Generator().manual_seed(seed)
     return tuple(torch.randn(s, generator=g, dtype=F64) for s in ((n, d), (l, d), (l, 3)))
 

@@ -17,7 +17,7 @@ from softlab.profiling import peak_memory
 F64 = torch.float64
 
 
-def draw(n=18, l=18, d=4, scale=1.0, seed=0):  # noqa: E741
+def draw(n=18, l=18, d=4, scale=1.0, seed=0):
     g = torch.Generator().manual_seed(seed)
     q, k, v = (torch.randn(s, generator=g, dtype=F64) for s in ((n, d), (l, d), (l, 3)))
     return scale * q, scale * k, v
@@ -33,7 +33,7 @@ def logs(op, q, k):
     w = op.weights(op.features, q.shape[-1]) * q.shape[-1] ** -0.25
     a, b = (x @ w.mT - x.square().sum(-1, keepdim=True) / (2 * q.shape[-1] ** 0.5) for x in (q, k))
     estimate = (a.unsqueeze(-2) + b.unsqueeze(-3)).logsumexp(-1) - math.log(op.features)
-    n, l = len(q), len(k)  # noqa: E741
+    n, l = len(q), len(k)
     at = torch.tensor([(2 * i + 1) * l // (2 * n) for i in range(n)])[:, None]
     band = ((at - torch.arange(l)).abs() <= op.window) | (torch.arange(l) < op.sinks)
     return torch.where(band, q @ k.mT / q.shape[-1] ** 0.5, estimate)
@@ -51,7 +51,7 @@ SIZES = [
 
 @pytest.mark.parametrize("scale", [1, 8, 30])
 @pytest.mark.parametrize(("n", "l", "op"), SIZES, ids=lambda x: repr(x))
-def test_many_blocks_give_what_one_entry_at_a_time_gives(n, l, op, scale):  # noqa: E741
+def test_many_blocks_give_what_one_entry_at_a_time_gives(n, l, op, scale):
     q, k, v = draw(n, l, d=8, scale=scale)
     for keep in (torch.ones(l, dtype=torch.bool), torch.arange(l) % 7 != 2):
         wanted = logs(op, q, k[keep]).softmax(-1) @ v[keep]
@@ -121,7 +121,7 @@ def shares(matrix, exact, band):
     "op", [Scatterbrain(2, 8), Scatterbrain(1, 8, sinks=3), Scatterbrain(2, 8, scale=0.9)], ids=repr
 )
 @pytest.mark.parametrize(("n", "l"), [(18, 18), (7, 23), (50, 6)])
-def test_the_kernel_is_exact_on_the_band_and_the_features_off_it(op, n, l):  # noqa: E741
+def test_the_kernel_is_exact_on_the_band_and_the_features_off_it(op, n, l):
     q, k, _ = draw(n, l)
     exact, estimate = op.target.kernel(4).matrix(q, k), op.kernel_matrix(q, k)
     band = as_matrix(Local(op.window, sinks=op.sinks), q, k) > 0

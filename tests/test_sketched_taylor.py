@@ -13,7 +13,7 @@ from softlab.profiling import peak_memory
 F64 = torch.float64
 
 
-def draw(n=12, l=14, d=6, length=1.0, seed=0):  # noqa: E741
+def draw(n=12, l=14, d=6, length=1.0, seed=0):
     """Queries and keys of the given length after the scale d^(-1/4) of each."""
     g = torch.Generator().manual_seed(seed)
     q, k, v = (torch.randn(s, generator=g, dtype=F64) for s in ((n, d), (l, d), (l, 3)))

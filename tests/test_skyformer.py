@@ -13,7 +13,7 @@ from softlab.pinv import SVD, Cholesky, NewtonRaphson, NystromformerCubic
 F64 = torch.float64
 
 
-def draw(*lead, n=7, l=9, d=4, e=3, seed=0):  # noqa: E741
+def draw(*lead, n=7, l=9, d=4, e=3, seed=0):
     g = torch.Generator().manual_seed(seed)
     sizes = (n, d), (l, d), (l, e)
     return tuple(torch.randn(*lead, *s, generator=g, dtype=F64) for s in sizes)

@@ -13,7 +13,7 @@ from softlab.profiling import peak_memory
 F64 = torch.float64
 
 
-def draw(n=12, l=16, d=4, scale=1.0, seed=0):  # noqa: E741
+def draw(n=12, l=16, d=4, scale=1.0, seed=0):
     g = torch.Generator().manual_seed(seed)
     q, k, v = (torch.randn(s, generator=g, dtype=F64) for s in ((n, d), (l, d), (l, 3)))
     return scale * q, scale * k, v
@@ -28,7 +28,7 @@ def mean_square(make, q, k, v, seeds=8):
 
 @pytest.mark.parametrize("l", [1, 2, 5, 16, 17, 31, 100, 4096, 5000])
 @pytest.mark.parametrize("size", [1, 3, 4, 20, 64])
-def test_a_coreset_of_at_most_the_size_and_more_than_half_of_it(l, size):  # noqa: E741
+def test_a_coreset_of_at_most_the_size_and_more_than_half_of_it(l, size):
     op = Thinformer(size)
     m = l >> op.halvings(l)
     assert min(l, (size + 1) // 2) <= m <= size
@@ -125,7 +125,7 @@ def test_with_the_published_caution_it_beats_a_sample_in_three_dimensions():
 
 
 def test_a_halving_costs_few_kernel_entries_at_any_length():
-    for l in (4096, 16384, 65536, 10**6):  # noqa: E741
+    for l in (4096, 16384, 65536, 10**6):
         op = Thinformer(1 << ((l.bit_length() - 1) // 2 + 1))  # twice the root of a power of four
         m, r = l >> op.halvings(l), op.halvings(l)
         cost = op.cost(Dims(1, 1, l, 8, 8)).kernel_entries - m

@@ -31,7 +31,7 @@ def twin(op: TopK, q, k, v):
     return (P / P.sum(-1, keepdim=True)) @ v
 
 
-def draw(n=12, l=16, d=4, seed=0):  # noqa: E741
+def draw(n=12, l=16, d=4, seed=0):
     g = torch.Generator().manual_seed(seed)
     return tuple(torch.randn(s, generator=g, dtype=F64) for s in ((n, d), (l, d), (l, 3)))
 

@@ -58,7 +58,7 @@ def shapes(op):
 
 
 def draw(shape, *, seed=0, dtype=F64):
-    lead, n, l, d, e = shape  # noqa: E741
+    lead, n, l, d, e = shape
     g = torch.Generator().manual_seed(seed)
     sizes = (*lead, n, d), (*lead, l, d), (*lead, l, e), (*lead, n, e)
     q, k, v, weight = (torch.randn(size, generator=g, dtype=F64) for size in sizes)
@@ -67,7 +67,7 @@ def draw(shape, *, seed=0, dtype=F64):
 
 def mask_for(op, k, seed=0):
     """As many keys as the rank allows are dropped, others in each matrix; None where none can."""
-    l = k.shape[-2]  # noqa: E741
+    l = k.shape[-2]
     most = min(l - rank_of(op), l - 1)
     if most < 1:
         return None
@@ -259,7 +259,7 @@ def test_an_operator_that_turns_into_its_target_is_caught():
 def test_tiny_sequences_equal_the_twin(op):
     if hasattr(op, "rank"):
         op = dataclasses.replace(op, rank=1)
-    for n, l in ((1, 1), (2, 2)) if op.traits.causal else ((1, 1), (1, 2), (2, 1)):  # noqa: E741
+    for n, l in ((1, 1), (2, 2)) if op.traits.causal else ((1, 1), (1, 2), (2, 1)):
         assert_equals_twin(op, *draw(((), n, l, 1, 1), seed=n + l))
 
 
@@ -268,7 +268,7 @@ def test_tiny_sequences_equal_the_twin(op):
 SIZES = [(1, 12, 12, 4, 4), (3, 17, 11, 5, 2), (2, 7, 26, 3, 6), (4, 30, 24, 8, 1)]
 
 
-def twin_cost(op, batch, n, l, d, e):  # noqa: E741
+def twin_cost(op, batch, n, l, d, e):
     q, k, v, _ = draw(((batch,), n, l, d, e))
     with torch.no_grad(), FlopCounterMode(display=False) as flops, Exponentials() as exponentials:
         twin(op, q, k, v)

@@ -227,7 +227,7 @@ def _(op: operators.CosFormer, q, k, v):
 
 @head.register
 def _(op: operators.HyperAttention, q, k, v):
-    n, l, planes = len(q), len(k), op.hyperplanes(q.shape[-1])  # noqa: E741
+    n, l, planes = len(q), len(k), op.hyperplanes(q.shape[-1])
     of_q, of_k = (gray_order(x, planes) for x in (q, k))
     blocks = math.ceil(l / op.block)
     out = [None] * n
@@ -247,7 +247,7 @@ def _(op: operators.HyperAttention, q, k, v):
 
 @head.register
 def _(op: operators.KDEFormer, q, k, v):
-    n, l, planes = len(q), len(k), op.hyperplanes(q.shape[-1])  # noqa: E741
+    n, l, planes = len(q), len(k), op.hyperplanes(q.shape[-1])
     of_q, of_k = (gray_order(x, planes) for x in (q, k))
     blocks = math.ceil(l / op.block)
     lengths = v.double().square().sum(-1).sqrt()
@@ -322,7 +322,7 @@ def gathered(phi_q, phi_k, v, causal):
 
 @head.register
 def _(op: operators.Local, q, k, v):
-    n, l, step = len(q), len(k), op.dilation  # noqa: E741
+    n, l, step = len(q), len(k), op.dilation
     out = []
     for i in range(n):
         p = (2 * i + 1) * l // (2 * n)
@@ -340,7 +340,7 @@ def _(op: operators.BandLowRank, q, k, v):
     maps = elu, lambda x: elu(-x), lambda x: 2 / (1 + torch.exp(-2 * x))
     some = maps[: op.kernels]
     far = sum(linear_attention(phi(q), phi(k), v, op.causal) for phi in some) / op.kernels
-    n, l, near = len(q), len(k), []  # noqa: E741
+    n, l, near = len(q), len(k), []
     for i in range(n):
         p = (2 * i + 1) * l // (2 * n)
         band = {j for j in range(l) if abs(p - j) <= op.window}
@@ -350,7 +350,7 @@ def _(op: operators.BandLowRank, q, k, v):
 
 @head.register
 def _(op: operators.Scatterbrain, q, k, v):
-    n, l, d = len(q), len(k), q.shape[-1]  # noqa: E741
+    n, l, d = len(q), len(k), q.shape[-1]
     scale = d**-0.5 if op.scale is None else op.scale
     both = op.estimator == "hyperbolic"
     w = op.weights(op.features // 2 if both else op.features, d).to(q.dtype)
@@ -378,7 +378,7 @@ def _(op: operators.Scatterbrain, q, k, v):
 
 @head.register
 def _(op: operators.BigBird, q, k, v):
-    n, l = len(q), len(k)  # noqa: E741
+    n, l = len(q), len(k)
     shares, out = op.shares(math.ceil(n / op.block)).tolist(), []
     for i in range(n):
         p = (2 * i + 1) * l // (2 * n)
@@ -444,7 +444,7 @@ def _(op: operators.MRA, q, k, v):
 
 @head.register
 def _(op: operators.Reformer, q, k, v):
-    n, l, parts = len(q), len(k), math.ceil(len(k) / op.chunk)  # noqa: E741
+    n, l, parts = len(q), len(k), math.ceil(len(k) / op.chunk)
 
     def hashed(x, R):
         turned = (x.double() @ R).tolist()

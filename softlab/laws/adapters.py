@@ -135,7 +135,7 @@ class Plain:
         try:
             out = guarded(self.call, *tensors)
         except Exception as error:
-            n, l = tensors[0].shape[-2], tensors[1].shape[-2]  # noqa: E741
+            n, l = tensors[0].shape[-2], tensors[1].shape[-2]
             if self.rank > min(n, l) or n % self.multiple or l % self.multiple:
                 msg = f"it {self.needs}, and the law draws {n} queries and {l} keys"
                 raise OutOfScopeError(msg) from error
@@ -326,7 +326,7 @@ def _fitted(plain: Plain) -> Plain:
 def _broadcasts(plain: Plain) -> bool:
     """Whether keys of fewer leading dimensions, or such a mask, are taken as they are."""
     rng = Stream(SEEDS.start, "laws").generator
-    n, l = (7, 7) if plain.equal_lengths else (5, 7)  # noqa: E741
+    n, l = (7, 7) if plain.equal_lengths else (5, 7)
     width = 4 if plain.equal_widths else 3
     lead = (3,) if plain.broadcasts and not plain.broadcasts_masks else (2, 3)
     q, k, v = normal(rng, 2, 3, n, 4), normal(rng, *lead, l, 4), normal(rng, *lead, l, width)
@@ -371,7 +371,7 @@ def _taken(plain: Plain, leads: Sequence[tuple[int, ...]]) -> Plain | None:
     """The freest form that answers, in the right shape, at these leading dimensions."""
     for form in _forms(plain):
         rng = Stream(SEEDS.start, "laws").generator
-        _, l = lengths(form, 1, max(7, form.rank))  # noqa: E741
+        _, l = lengths(form, 1, max(7, form.rank))
         n = l if form.equal_lengths or form.rank > 1 or form.multiple > 1 else 5
         try:
             shapes = [

@@ -26,8 +26,8 @@ F64 = torch.float64
 
 def _draw(op: Operator, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values of two matrices, every other time as many of each."""
-    n, l = (rank_of(op) + uniform_int(rng, 1, 9) for _ in range(2))  # noqa: E741
-    n, l = lengths(op, l if uniform_int(rng, 0, 1) else n, l)  # noqa: E741
+    n, l = (rank_of(op) + uniform_int(rng, 1, 9) for _ in range(2))
+    n, l = lengths(op, l if uniform_int(rng, 0, 1) else n, l)
     b, d, e = size(2), size(4), size(3)
     return normal(rng, b, n, d), normal(rng, b, l, d), normal(rng, b, l, e)
 
@@ -101,7 +101,7 @@ def _psd(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
 
 def _restricted(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
     for sizes in ((16, 16), (9, 21), (21, 9)):
-        n, l = lengths(op, *sizes)  # noqa: E741
+        n, l = lengths(op, *sizes)
         q, k, v = (normal(rng, rows, 4) for rows in (n, l, l))
         exact, matrix = as_matrix(op.target, q, k), as_matrix(op, q, k)
         kept = exact * (matrix != 0)

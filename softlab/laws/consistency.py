@@ -431,7 +431,7 @@ def _equals(op: Any, matrix: Form, seed: int) -> bool:
     rng = Stream(seed, "laws").generator
     least = rank_of(op)
     for few, many, d in ((4, 6, 4), (5, 3, 6)):
-        n, l = lengths(op, max(few, least), max(many, least))  # noqa: E741
+        n, l = lengths(op, max(few, least), max(many, least))
         rows = l if needs_equal(op) or matrix is _triangular else n
         q, k, v = normal(rng, rows, d), normal(rng, l, d), normal(rng, l, 3)
         out, due = op(q, k, v), matrix(q, k) @ v

@@ -48,8 +48,8 @@ def _seen() -> dict[Any, Any]:
 def _flops(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     m = rank_of(op)
 
-    def both(n: int, l: int, d: int = 16, e: int = 16) -> tuple[int, int]:  # noqa: E741
-        n, l = lengths(op, n, l)  # noqa: E741
+    def both(n: int, l: int, d: int = 16, e: int = 16) -> tuple[int, int]:
+        n, l = lengths(op, n, l)
         q, k, v = (normal(rng, *x, dtype=torch.float32) for x in ((n, d), (l, d), (l, e)))
         counting = FlopCounterMode(display=False, custom_mapping=_seen())
         with sdpa_kernel(SDPBackend.MATH), counting as counter, torch.no_grad():
@@ -90,7 +90,7 @@ def _flops(op: Any, rng: torch.Generator) -> Iterator[Gap]:
 
 def _entries(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     """A claim of few entries: a score and a value each, and no more for a padded window."""
-    n, l = lengths(op, rank_of(op) + 40, rank_of(op) + 64)  # noqa: E741
+    n, l = lengths(op, rank_of(op) + 40, rank_of(op) + 64)
     d, e = 8, 24
     kept = int((as_matrix(op, normal(rng, n, d), normal(rng, l, d)) != 0).sum())
     least, claimed = 2 * kept * (d + e), op.cost(Dims(1, n, l, d, e)).flops

@@ -32,7 +32,7 @@ KINDS = ("scores", "relative scores", "distances")
 
 def _draw(op: Operator, rng: torch.Generator, usual: int = 4) -> tuple[Tensor, Tensor, Tensor]:
     m = rank_of(op)
-    n, l = lengths(op, m + size(5), m + size(7))  # noqa: E741
+    n, l = lengths(op, m + size(5), m + size(7))
     d = size(usual, 2)
     return normal(rng, n, d), normal(rng, l, d), normal(rng, l, size(3))
 

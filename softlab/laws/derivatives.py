@@ -101,13 +101,13 @@ def _gradient(total: Tensor, leaves: list[Tensor], *, by_backward: bool) -> list
 
 def _second(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     m = rank_of(op)
-    n, l = lengths(op, m, m + 2)  # noqa: E741
+    n, l = lengths(op, m, m + 2)
     leaves = [2 * normal(rng, n, 3), 2 * normal(rng, l, 3), normal(rng, l, 2)]
     need_gradient(op, *leaves)
     yield from twice(lambda *x: op(*x), leaves, rng)
     size = 2.0
     if not has_core(op):  # more tokens, nearer to each other: no row is that of one key
-        n, l = lengths(op, n + 3, l + 3)  # noqa: E741
+        n, l = lengths(op, n + 3, l + 3)
         size = 1.0
     batch = [size * normal(rng, 2, n, 3), size * normal(rng, 2, l, 3), normal(rng, 2, l, 2)]
     masked = takes_mask(op) and l > m

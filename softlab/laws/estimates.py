@@ -117,7 +117,7 @@ def _random(op: Any) -> list[str]:
 
 def _seeds(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     m = rank_of(op)
-    n, l = lengths(op, m + 20, m + 24)  # noqa: E741
+    n, l = lengths(op, m + 20, m + 24)
     q, k, v = normal(rng, n, 4), normal(rng, l, 4), normal(rng, l, 3)
     first = int(torch.randint(1 << 20, (), generator=rng, device="cpu"))
     outs = [reseeded(op, first + i)(q, k, v) for i in range(5)]

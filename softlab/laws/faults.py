@@ -610,7 +610,7 @@ def _probes(subject: Any, dtype: torch.dtype) -> Iterator[tuple[Tensor, ...]]:
             yield (a,)
             yield (a / a.new_zeros(()),)
         return
-    for *lead, n, l, d, e in PROBES["operator"]:  # noqa: E741
+    for *lead, n, l, d, e in PROBES["operator"]:
         tensors = draw(*lead, n, d), draw(*lead, l, d), draw(*lead, l, e)
         yield tensors
         yield tuple(x[..., : min(n, l), :] for x in tensors)

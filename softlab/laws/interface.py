@@ -11,7 +11,7 @@ from softlab.laws.law import Gap, Law, always, lengths, normal, rank_of, refused
 
 
 def _shape_dtype_device(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
-    n, l = lengths(op, rank_of(op) + 3, rank_of(op) + 5)  # noqa: E741
+    n, l = lengths(op, rank_of(op) + 3, rank_of(op) + 5)
     for lead in ((), (2,), (2, 3)):
         for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             sizes = (n, 4), (l, 4), (l, 3)
@@ -32,7 +32,7 @@ def _shape_dtype_device(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
 
 
 def _deterministic(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
-    n, l = lengths(op, rank_of(op) + 3, rank_of(op) + 5)  # noqa: E741
+    n, l = lengths(op, rank_of(op) + 3, rank_of(op) + 5)
     q, k, v = normal(rng, 2, n, 4), normal(rng, 2, l, 4), normal(rng, 2, l, 3)
     kept = [x.clone() for x in (q, k, v)]
     state = torch.get_rng_state()

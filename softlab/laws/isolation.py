@@ -46,7 +46,7 @@ def amplified(op: Operator, q: Tensor, k: Tensor) -> float:
 
 def _mask(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
     m = rank_of(op)
-    n, l = lengths(op, m + 5, m + 7)  # noqa: E741
+    n, l = lengths(op, m + 5, m + 7)
     q, k, v = normal(rng, 2, n, 4), normal(rng, 2, l, 4), normal(rng, 2, l, 3)
     for dropped in (1, 4, 7):
         yield from _dropped(op, rng, (q, k, v), dropped, 1.0)
@@ -66,7 +66,7 @@ def _dropped(
 ) -> Iterator[Gap]:
     """Masks that drop so many keys, against the call without them."""
     q, k, v = tokens
-    l = k.shape[-2]  # noqa: E741
+    l = k.shape[-2]
     key_mask = torch.ones(2, l, dtype=torch.bool, device=k.device)
     for row in key_mask:
         row[order(rng, l)[:dropped]] = False
@@ -85,7 +85,7 @@ def _dropped(
 
 def _padding(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
     m = rank_of(op)
-    n, l = lengths(op, m + 4, m + 6)  # noqa: E741
+    n, l = lengths(op, m + 4, m + 6)
     q, k, v = normal(rng, n, 4), normal(rng, l, 4), normal(rng, l, 3)
     key_mask = torch.arange(l, device=k.device) < m + 3
     clean = op(q, k, v, key_mask)

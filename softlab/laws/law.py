@@ -276,13 +276,13 @@ def needs_equal(op: Any) -> bool:
     return bool(op.traits.causal or getattr(op, "equal_lengths", False))
 
 
-def lengths(op: Any, n: int, l: int) -> tuple[int, int]:  # noqa: E741
+def lengths(op: Any, n: int, l: int) -> tuple[int, int]:
     """Numbers of queries and keys to draw: n and l, or l and l where each key needs a query.
 
     A function that needs lengths with a divisor gets the next ones that have it.
     """
     step = int(getattr(op, "multiple", 1))
-    n, l = (-(-x // step) * step for x in (n, l))  # noqa: E741
+    n, l = (-(-x // step) * step for x in (n, l))
     return (l, l) if needs_equal(op) else (n, l)
 
 
@@ -327,7 +327,7 @@ def has_target(op: Any) -> bool:
     return getattr(op, "target", None) is not None
 
 
-def at_most(op: Any, l: int) -> Any:  # noqa: E741
+def at_most(op: Any, l: int) -> Any:
     """The same operator where ``traits.exact_at`` says that it is exact, for l keys."""
     return dataclasses.replace(op, **{op.traits.exact_at: 2 * l if op.traits.lifted else l})
 

@@ -59,7 +59,7 @@ def _exact_at(op: Any, rng: torch.Generator) -> Iterator[Gap]:
         return
     # What inverts nothing has no excuse, on tokens of any kind.
     for sizes in ((9, 9), (14, 9)):
-        n, l = lengths(op, *sizes)  # noqa: E741
+        n, l = lengths(op, *sizes)
         for scale in (0.3, 3.0):
             q, k, v = (
                 scale * normal(rng, 2, n, 4),
@@ -99,7 +99,7 @@ def _apart(op: Any, rng: torch.Generator) -> Iterator[Gap]:
 
 
 def _replacement(op: Any, rng: torch.Generator) -> Iterator[Gap]:
-    n, l = lengths(op, 9, 7)  # noqa: E741
+    n, l = lengths(op, 9, 7)
     q, k = normal(rng, n, 4), normal(rng, l, 4)
     dense = op.kernel_matrix(q, k)
     dense = dense.tril() if op.traits.causal else dense
@@ -133,7 +133,7 @@ def unconverged(op: Any, q: Tensor, k: Tensor) -> bool:
 def _low_rank(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     m = int(getattr(op, "features", rank_of(op)))
     for sizes in ((m + 7, m + 9), (m + 1, m + 1), (2 * m + 2, 2 * m + 2)):
-        n, l = lengths(op, *sizes)  # noqa: E741
+        n, l = lengths(op, *sizes)
         matrix = as_matrix(op, normal(rng, n, 6), normal(rng, l, 6)).double()
         s = torch.linalg.svdvals(matrix)
         rounding = tolerance(F64, n, scale=float(s[0]))
@@ -185,7 +185,7 @@ def _other_scale(mine: Tensor, theirs: Tensor) -> str:
 
 def _finite(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     m = rank_of(op)
-    n, l = lengths(op, m + 4, m + 6)  # noqa: E741
+    n, l = lengths(op, m + 4, m + 6)
     q, k, v = normal(rng, n, 4), normal(rng, l, 4), normal(rng, l, 3)
     has_bandwidth = "bandwidth" in own_fields(op)
     for dtype in (F64, torch.float32):
@@ -213,7 +213,7 @@ def _memory(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
 def _gradient(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     m = rank_of(op)
     # Spread tokens: an implicit gradient claims to be one only where its solver converges.
-    n, l = lengths(op, m, m + 2)  # noqa: E741
+    n, l = lengths(op, m, m + 2)
     q, k = 2 * normal(rng, n, 3), 2 * normal(rng, l, 3)
     x = [t.requires_grad_() for t in (q, k, normal(rng, l, 1))]
     need_gradient(op, *x)

@@ -33,7 +33,7 @@ FACTOR = 8.0
 
 def _draw(op: Operator, rng: torch.Generator, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     m = rank_of(op)
-    n, l = lengths(op, m + size(11, 2), m + size(13, 2))  # noqa: E741
+    n, l = lengths(op, m + size(11, 2), m + size(13, 2))
     shapes = (n, size(8, 2)), (l, size(8, 2)), (l, size(3))
     q, k, v = (normal(rng, *shape, dtype=dtype) for shape in shapes)
     return q, k, v

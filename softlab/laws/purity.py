@@ -43,7 +43,7 @@ LEAST = 1e-6
 
 def _draw(op: Operator, rng: torch.Generator, more: int = 0) -> tuple[Tensor, ...]:
     m = rank_of(op) + more
-    n, l = lengths(op, m + size(5, 3), m + size(7, 3))  # noqa: E741
+    n, l = lengths(op, m + size(5, 3), m + size(7, 3))
     return normal(rng, n, size(4, 2)), normal(rng, l, size(4, 2)), normal(rng, l, size(3))
 
 

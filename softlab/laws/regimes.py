@@ -122,7 +122,7 @@ def regimes(call: Mapping[str, Tensor]) -> dict[str, str]:
 
 def _tokens(call: Mapping[str, Tensor]) -> dict[str, str]:
     q, k, v = (call.get(name, call["k"]) for name in "qkv")
-    n, l = q.shape[-2], k.shape[-2]  # noqa: E741
+    n, l = q.shape[-2], k.shape[-2]
     alike = q.shape[:-2] == k.shape[:-2] == v.shape[:-2]
     same = q is k or (q.shape == k.shape and q.data_ptr() == k.data_ptr())
     tied = l > 1 and bool(torch.equal(k[..., 0, :], k[..., -1, :]))

@@ -99,7 +99,7 @@ class Situation:
         """Each matrix by itself: its number, q, k, v and which keys it keeps."""
         lead = self.shape[:-2]
         q, k, v = (x.expand(*lead, *x.shape[-2:]).reshape(-1, *x.shape[-2:]) for x in self.tokens)
-        l = k.shape[-2]  # noqa: E741
+        l = k.shape[-2]
         mask = None if self.mask is None else self.mask.expand(*lead, l).reshape(-1, l)
         for i in range(len(q)):
             yield i, q[i], k[i], v[i], None if mask is None else mask[i]
@@ -189,11 +189,11 @@ def _made(op: Any, row: Mapping[str, Any], rng: torch.Generator) -> Situation:
     """The tensors of a row, within what the operator takes and ``MOST`` allows."""
     lead = row["lead"]
     least = rank_of(op)
-    l = max(row["keys"], least)  # noqa: E741
+    l = max(row["keys"], least)
     n = {"one": 1, "fewer": (l + 1) // 2, "equal": l, "more": l + 5 if l > 40 else 3 * l + 5}[
         row["queries"]
     ]
-    n, l = lengths(op, max(n, least), l)  # noqa: E741
+    n, l = lengths(op, max(n, least), l)
     if n * l > MOST and not needs_equal(op):
         n = max(1, least, MOST // l)
     while n * l * max(1, torch.Size(lead).numel()) > MOST and lead:
@@ -249,7 +249,7 @@ def _laid(layout: str, x: Tensor) -> Tensor:
 def _mask(
     kind: str,
     lead: tuple[int, ...],
-    l: int,  # noqa: E741
+    l: int,
     least: int,
     rng: torch.Generator,
 ) -> Tensor | None:

@@ -37,7 +37,7 @@ def _below(op: Any, rng: torch.Generator) -> Iterator[Gap]:
 
 def _eckart_young(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
     m = int(getattr(op, "features", rank_of(op)))
-    n, l = lengths(op, m + size(6, 1), m + size(7, 1))  # noqa: E741
+    n, l = lengths(op, m + size(6, 1), m + size(7, 1))
     q, k = 2 * normal(rng, n, 8), 2 * normal(rng, l, 8)
     target, matrix = as_matrix(op.target, q, k).double(), as_matrix(op, q, k).double()
     s = torch.linalg.svdvals(target)

@@ -57,7 +57,7 @@ class Tokens:
     """
 
     n: Size
-    l: Size  # noqa: E741
+    l: Size
     d: Size = 1
     e: Size = 1
     batch: tuple[int, ...] = ()
@@ -193,7 +193,7 @@ def batch_shapes(dims: int = 2, side: int = 3) -> st.SearchStrategy[tuple[int, .
     return st.lists(st.integers(1, side), max_size=dims).map(tuple)
 
 
-def masks(l: int, batch: tuple[int, ...] = ()) -> st.SearchStrategy[Tensor]:  # noqa: E741
+def masks(l: int, batch: tuple[int, ...] = ()) -> st.SearchStrategy[Tensor]:
     """Boolean masks (..., l) that keep at least one key of each matrix; shrinks to all kept."""
     rows = math.prod(batch)
     row = st.tuples(st.lists(st.booleans(), min_size=l, max_size=l), st.integers(0, l - 1))
@@ -223,7 +223,7 @@ def tokens(
     geometry = draw(st.sampled_from(list(geometries)))
     same = draw(st.booleans()) if tied is None else tied
     n, d, e = draw(st.integers(1, most)), draw(st.integers(1, width)), draw(st.integers(1, width))
-    l = n if same else draw(st.integers(1, most))  # noqa: E741
+    l = n if same else draw(st.integers(1, most))
     random = geometry != "lattice"
     ranked = geometry in {"spectral", "clustered"}
     return Tokens(

@@ -26,7 +26,7 @@ F64 = torch.float64
 
 
 def _warm(op: Any, rng: torch.Generator) -> Iterator[Gap]:
-    n, l = lengths(op, size(6, 2), size(9, 3))  # noqa: E741
+    n, l = lengths(op, size(6, 2), size(9, 3))
     d = size(4)
     zero = normal(rng, l, d)[:1] * 0
     matrix = as_matrix(op, zero.expand(n, d), zero.expand(l, d)).double()
@@ -36,13 +36,13 @@ def _warm(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     yield Gap(largest(matrix.cpu() - wanted), tolerance(F64, l), f"all tokens zero, n={n}, l={l}")
 
 
-def _bare(op: Any, l: int) -> bool:  # noqa: E741
+def _bare(op: Any, l: int) -> bool:
     """Whether the rows are those of the kernel, not normalised, by the operator's own account."""
     return not op.traits.row_stochastic and getattr(op, "normalization", "none") == "none" and l > 1
 
 
 def _cold(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
-    n, l = lengths(op, size(6, 2), size(9, 2))  # noqa: E741
+    n, l = lengths(op, size(6, 2), size(9, 2))
     q, k = normal(rng, n, size(4)), normal(rng, l, size(4))
     warm = as_matrix(op, q, k)
     # Between the two largest of a row there is a factor exp(gap), and cooling multiplies the gap.

@@ -89,7 +89,7 @@ class BigBird:
     @attention
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        lead, n, l = q.shape[:-2], q.shape[-2], k.shape[-2]  # noqa: E741
+        lead, n, l = q.shape[:-2], q.shape[-2], k.shape[-2]
         if self._beyond(n, l):
             return self._fitted(n, l)(q, k, v, key_mask)
         q, k, v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
@@ -111,11 +111,11 @@ class BigBird:
             out = torch.cat((whole, out[:, first:]), 1)
         return out.reshape(*lead, n, v.shape[-1])
 
-    def _beyond(self, n: int, l: int) -> bool:  # noqa: E741
+    def _beyond(self, n: int, l: int) -> bool:
         """Whether a knob is larger than n queries and l keys can use."""
         return self.window > l or self.globals > l or self.block > n
 
-    def _fitted(self, n: int, l: int) -> BigBird:  # noqa: E741
+    def _fitted(self, n: int, l: int) -> BigBird:
         """The same on n queries and l keys: no knob asks for memory beyond them."""
         window, kept = min(self.window, l), min(self.globals, l)
         return replace(self, window=window, globals=kept, block=min(self.block, n))

@@ -85,7 +85,7 @@ class Clustered:
 
     def cost(self, dims: Dims) -> Cost:
         """K-means, attention of C centroids to l keys, and of n queries to their top keys."""
-        b, n, l = dims.batch, dims.n, dims.l  # noqa: E741
+        b, n, l = dims.batch, dims.n, dims.l
         count, top = min(self.clusters, n), min(self.top, l)
         entries = b * (count * l + n * top)
         clustering = 2 * b * self.iterations * n * count * dims.d
@@ -94,7 +94,7 @@ class Clustered:
     @attention
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        lead, n, l = q.shape[:-2], q.shape[-2], k.shape[-2]  # noqa: E741
+        lead, n, l = q.shape[:-2], q.shape[-2], k.shape[-2]
         q, k, v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
         owner = self.owners(q)
         q = q / math.sqrt(q.shape[-1])

@@ -61,7 +61,7 @@ class CosFormer:
     @own_precision
     def kernel_matrix(self, q: Tensor, k: Tensor) -> Tensor:
         """Return A, (..., n, l): the quadratic form, dense."""
-        n, l = q.shape[-2], k.shape[-2]  # noqa: E741
+        n, l = q.shape[-2], k.shape[-2]
         i, j = (torch.arange(x, device=q.device) for x in (n, l))
         apart = i[:, None] - j
         decay = (math.pi / 2 / max(n, l) * apart.double()).cos()

@@ -115,7 +115,7 @@ class HyperAttention:
     def kernel_matrix(self, q: Tensor, k: Tensor) -> Tensor:
         """Return w exp(s), (..., n, l): the unbiased estimate of exp(q k^T / sqrt(d))."""
         q, k, _, _ = validation.admit(q, k, k)
-        lead, n, l = q.shape[:-2], q.shape[-2], k.shape[-2]  # noqa: E741
+        lead, n, l = q.shape[:-2], q.shape[-2], k.shape[-2]
         flat_q, flat_k = (x.reshape(-1, *x.shape[-2:]) for x in (widened(q), widened(k)))
         weights = block_weights(self._blocks(flat_q, flat_k), n, l)
         kernel = self.target.kernel(q.shape[-1]).matrix(flat_q, flat_k)
@@ -130,7 +130,7 @@ class HyperAttention:
         return block_average(q, k, v, self._blocks(q, k))
 
     def _blocks(self, q: Tensor, k: Tensor) -> Blocks:
-        n, l, device = q.shape[-2], k.shape[-2], q.device  # noqa: E741
+        n, l, device = q.shape[-2], k.shape[-2], q.device
         count = -(-l // self.block)
         of_queries, real = parts(bounds(n, count))
         cuts = bounds(l, count)

@@ -123,7 +123,7 @@ class KDEFormer:
     def kernel_matrix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return w exp(s), (..., n, l): for these values an unbiased estimate of exp(s)."""
         q, k, v, _ = validation.admit(q, k, v)
-        lead, n, l = q.shape[:-2], q.shape[-2], k.shape[-2]  # noqa: E741
+        lead, n, l = q.shape[:-2], q.shape[-2], k.shape[-2]
         flat = [widened(x).reshape(-1, *x.shape[-2:]) for x in (q, k, v)]
         weights = block_weights(self._blocks(*flat), n, l)
         kernel = self.target.kernel(q.shape[-1]).matrix(*flat[:2])
@@ -138,7 +138,7 @@ class KDEFormer:
         return block_average(q, k, v, self._blocks(q, k, v))
 
     def _blocks(self, q: Tensor, k: Tensor, v: Tensor) -> Blocks:
-        n, l, device = q.shape[-2], k.shape[-2], q.device  # noqa: E741
+        n, l, device = q.shape[-2], k.shape[-2], q.device
         count = -(-l // self.block)
         planes = self.hyperplanes(q.shape[-1])
         order_q, order_k = (gray_places(x, planes).argsort(dim=-1, stable=True) for x in (q, k))

@@ -94,7 +94,7 @@ class Local:
         return self._average(q, k, v, key_mask)
 
     def _average(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        lead, n, l = q.shape[:-2], q.shape[-2], k.shape[-2]  # noqa: E741
+        lead, n, l = q.shape[:-2], q.shape[-2], k.shape[-2]
         if max(self.window, self.sinks) > l:
             return self._fitted(l)._average(q, k, v, key_mask)
         q, k, v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
@@ -119,7 +119,7 @@ class Local:
             out = rows(out, order.argsort(-1))
         return out.reshape(*lead, n, v.shape[-1])
 
-    def _fitted(self, l: int) -> Local:  # noqa: E741
+    def _fitted(self, l: int) -> Local:
         """The same on l keys: no knob asks for memory beyond them."""
         return replace(self, window=min(self.window, l), sinks=min(self.sinks, l))
 

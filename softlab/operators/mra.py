@@ -94,7 +94,7 @@ class MRA:
     @attention
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        lead, n, l = q.shape[:-2], q.shape[-2], k.shape[-2]  # noqa: E741
+        lead, n, l = q.shape[:-2], q.shape[-2], k.shape[-2]
         if self.block > max(n, l):  # one block, and no memory beyond the tokens
             return replace(self, block=max(n, l))(q, k, v, key_mask)
         q, k, v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))

@@ -138,7 +138,7 @@ class Reformer:
 
     def _hashed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The output (B, n, e) for keys that all take part."""
-        (size, n, d), l, e = q.shape, k.shape[-2], v.shape[-1]  # noqa: E741
+        (size, n, d), l, e = q.shape, k.shape[-2], v.shape[-1]
         count = -(-l // self.chunk)
         of_queries, real = (x.to(q.device) for x in parts(bounds(n, count)))
         own, there = (x.to(q.device) for x in parts(bounds(l, count)))

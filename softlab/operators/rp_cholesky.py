@@ -97,7 +97,7 @@ class RPCholesky:
 
     def cost(self, dims: Dims) -> Cost:
         """The pivots' kernel rows and elimination, W v and W 1, and attention to the pivots."""
-        b, m, l, e = dims.batch, self.rank, dims.l, dims.e  # noqa: E741
+        b, m, l, e = dims.batch, self.rank, dims.l, dims.e
         rows = kernel_cost(Dims(b, m, l, dims.d, e), e + 1)
         elimination = Cost(flops=b * m * (m - 1) * l, kernel_entries=b * l)
         inverse = applier_cost(self.pinv, m, (e + 1,), b)

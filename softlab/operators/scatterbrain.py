@@ -96,7 +96,7 @@ class Scatterbrain:
         """That of ``Local`` and of ``Performer``: each key's features meet its value once."""
         return self._local.cost(dims) + self._performer.cost(dims)
 
-    def support(self, n: int, l: int) -> Tensor:  # noqa: E741
+    def support(self, n: int, l: int) -> Tensor:
         """Which keys are in B_i, (n, l)."""
         at, line = (
             centres(n, torch.tensor([l], device="cpu")).unsqueeze(-1),
@@ -131,7 +131,7 @@ class Scatterbrain:
 
     def _by_parts(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """A quarter of the matrices at once: features of all are larger than q and k."""
-        lead, n, l = q.shape[:-2], q.shape[-2], k.shape[-2]  # noqa: E741
+        lead, n, l = q.shape[:-2], q.shape[-2], k.shape[-2]
         q, k, v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
         some = max(1, len(q) // 4, HELD_ENTRIES // ((n + l) * self.features))
         masks = [None] * len(q) if key_mask is None else key_mask.reshape(-1, l).split(some)
@@ -141,7 +141,7 @@ class Scatterbrain:
 
     def _average(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """The output (B, n, e)."""
-        n, l = q.shape[-2], k.shape[-2]  # noqa: E741
+        n, l = q.shape[-2], k.shape[-2]
         keys, survivor = ordinals(mask, l, q.device)
         if mask is not None:
             k, v = rows(k, survivor), rows(v, survivor)
@@ -164,7 +164,7 @@ class Scatterbrain:
         self, q: Tensor, k: Tensor, v: Tensor, low: Tensor, high: Tensor, keys: Tensor
     ) -> Sums:
         """The sums over B_i."""
-        n, l = q.shape[-2], k.shape[-2]  # noqa: E741
+        n, l = q.shape[-2], k.shape[-2]
         scale = self.target.kernel(q.shape[-1]).scale or 1.0
         block = min(n, max(LEAST_BLOCK, (2 * self.window + 1) * n // l))
         line = torch.arange(min(self.sinks, l), device=q.device)

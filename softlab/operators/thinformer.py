@@ -126,7 +126,7 @@ class Thinformer:
     @attention
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        lead, l = q.shape[:-2], k.shape[-2]  # noqa: E741
+        lead, l = q.shape[:-2], k.shape[-2]
         q, k, v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
         if key_mask is None:
             out = self._attend(q, k, v)

@@ -60,7 +60,7 @@ class TruncatedSVD:
 
     def cost(self, dims: Dims) -> Cost:
         """The target on the identity, its SVD (Golub and Van Loan, Fig. 8.6.1), thin products."""
-        b, n, l, m, e = dims.batch, dims.n, dims.l, self.rank, dims.e  # noqa: E741
+        b, n, l, m, e = dims.batch, dims.n, dims.l, self.rank, dims.e
         tall, short = max(n, l), min(n, l)
         svd = 6 * tall * short**2 + 20 * short**3  # U_1, S and V by R-SVD
         return self.target.cost(dataclasses.replace(dims, e=l)) + Cost(

@@ -45,7 +45,7 @@ from softlab.validation import aligned
 
 NOTHING_CLAIMED = Traits(linear_in_v=False)
 INVERTIBLE = SolverTraits(singular=False)
-UNMEASURED = ("order", "products", "growth", "implicit", "watched", "precision")
+UNMEASURED = ("order", "products", "growth", "implicit", "watched", "closing", "precision")
 """Claims of solvers that no law can measure of a function, which has a call alone."""
 SEEDS = range(9000, 9003)
 PROBED = (7, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)

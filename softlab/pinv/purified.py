@@ -35,7 +35,7 @@ class Purified:
     @property
     def traits(self) -> SolverTraits:
         """The solver's, without the growth of null-space errors."""
-        return dataclasses.replace(self.solver.traits, growth=1.0)
+        return dataclasses.replace(self.solver.traits, growth=1.0, closing=True)
 
     @own_precision
     def iterates(self, a: Tensor) -> Iterator[Tensor]:

@@ -76,6 +76,8 @@ class SolverTraits:
     watched: bool = False
     """A call judges its iterates as ``solve`` does, at a cost that depends on the matrices and is
     not counted."""
+    closing: bool = False
+    """``solve`` judges its iterates before a last step, whose result it returns."""
     precision: str | None = None
     """The dtype in which the result is rounded on the way, where it is not that of the input."""
 

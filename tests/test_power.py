@@ -76,6 +76,15 @@ def test_a_fault_that_changes_nothing_is_none():
     assert seen(Uniform(), BY_NAME["a print"], ()).verdict == "fails"
 
 
+def test_the_process_is_afterwards_as_it_was():
+    state, dtype = torch.get_rng_state(), torch.get_default_dtype()
+    suite = [law for law in laws.OPERATOR_LAWS if law.name == "deterministic"]
+    for name in ("another default dtype", "the global generator seeded"):
+        seen(Softmax(), BY_NAME[name], suite, examples=1)
+    assert torch.get_default_dtype() == dtype
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_a_state_begins_anew_in_each_subject():
     fault, x = BY_NAME["the first result of each shape kept"], torch.eye(3)
     one, other = fault.plant(Softmax()), fault.plant(Softmax())

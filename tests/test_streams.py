@@ -100,7 +100,12 @@ def test_features_are_no_axes_of_an_input_of_the_same_seed():
 DRAWS = {"rand", "randn", "randint", "randperm", "normal", "multinomial", "bernoulli"}
 LOOKS = {"get_state", "getstate", "Random"}
 """What draws nothing; the last orders a design, with a generator of its own."""
-OWN = {"softlab/core.py", "softlab/models/pyramid.py", "studies/mutations/study.py"}
+OWN = {
+    "softlab/core.py",
+    "softlab/laws/faults.py",
+    "softlab/models/pyramid.py",
+    "studies/mutations/study.py",
+}
 """The streams themselves, dropped paths, which a training seeds, and faults that are planted."""
 
 

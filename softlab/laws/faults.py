@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softlab.core import as_matrix
+from softlab.core import Stream, as_matrix
 from softlab.laws import cost
 from softlab.laws.adapters import is_solver
 from softlab.laws.law import Draws, Law, guarded, takes_mask
@@ -556,7 +556,8 @@ def seen(
     # What takes long comes last.
     for law in sorted(suite, key=lambda law: law.examples < 3):
         asking()
-        asked = outcome(
+        asked = _undisturbed(
+            outcome,
             fault.plant(subject),
             law,
             seeds=range(examples),
@@ -572,9 +573,19 @@ def seen(
     verdict, detail = Verdict.HOLDS, "; ".join(laws)
     if not laws:
         verdict, detail = Verdict.FAILS, "no law sees it"
-        if fault.shows and not changes(subject, fault.plant(subject)):
+        if fault.shows and not _undisturbed(changes, subject, fault.plant(subject)):
             verdict, detail = Verdict.SKIPPED, "changes no output and no gradient of this subject"
     return Outcome(fault.name, FAMILY, STATEMENT, verdict, detail, examples, spent)
+
+
+def _undisturbed(call: Callable[..., Any], *given: Any, **named: Any) -> Any:
+    """The answer of a call, after which the process is as before: its generator, default dtype."""
+    dtype = torch.get_default_dtype()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return call(*given, **named)
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 PROBES: Mapping[str, tuple[tuple[int, ...], ...]] = {
@@ -599,7 +610,7 @@ def changes(subject: Any, spoilt: Any) -> bool:
 
 
 def _probes(subject: Any, dtype: torch.dtype) -> Iterator[tuple[Tensor, ...]]:
-    rng = torch.Generator().manual_seed(0)  # the calls are the same for both
+    rng = Stream(0, "laws").generator  # the calls are the same for both
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=rng, dtype=torch.float64).to(dtype)

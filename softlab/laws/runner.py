@@ -91,9 +91,12 @@ class Examination(list[Outcome]):
 
     def _repr_html_(self) -> str:
         counts = {verdict: [x for x in self if x.verdict is verdict] for verdict in Verdict}
-        held, failed, skipped = (len(counts[verdict]) for verdict in Verdict)
+        order = (Verdict.HOLDS, Verdict.FAILS, Verdict.SKIPPED)
+        held, failed, skipped = (len(counts[verdict]) for verdict in order)
         title = f"{held} hold, {failed} fail, {skipped} do not apply"
-        shown = [counts[x] for x in (Verdict.FAILS, Verdict.HOLDS, Verdict.SKIPPED)]
+        shown = [
+            counts[x] for x in (Verdict.FAILS, Verdict.EXPECTED, Verdict.HOLDS, Verdict.SKIPPED)
+        ]
         rows = [(x.law, *x._row) for group in shown for x in group]
         return notebook.table(title, ("law", "verdict", "what was seen", "seeds", "s"), rows)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from softlab.cli.console import FINDING, err, fail, out, say, say_json
+from softlab.hints import hint
 
 if TYPE_CHECKING:
     from softlab.laws import Cause, Outcome
@@ -81,6 +82,7 @@ def check(
     laws could not be asked, as of a subject that cannot be imported.
     """
     from softlab import laws
+    from softlab.laws.faults import FAMILY
     from softlab.laws.sandbox import Request, examined
 
     if laws_alone:
@@ -89,11 +91,10 @@ def check(
     if subject is None:
         fail("name a subject: softlab check package.module:object, or path/file.py:object.")
     examples, seconds = laws.budgeted(examples, seconds, thorough=thorough)
-    names = [name for name, _ in map(_reason, expect or ())]
-    _refuse(examples, seconds, dtype, [*(only or ()), *names])
+    known = tuple(_reason(one) for one in expect or ())
+    _refuse(examples, seconds, dtype, [*(only or ()), *(name for name, _ in known)])
     _usable(device)
     limits = examples, seconds, dtype, device
-    known = tuple(_reason(one) for one in expect or ())
     request = Request(
         subject, traits, target, *limits, tuple(only or ()), thorough, requires, power, known
     )
@@ -106,7 +107,10 @@ def check(
         _told(found, failed=failed)
         if coverage:
             _covered(found)
-    _leave(found, () if power else only or (), power=power)
+    if power:  # laws that the subject breaks itself are told, and are not what was asked
+        _leave([found[0], *(one for one in found if one.family == FAMILY)], ())
+    else:
+        _leave(found, only or ())
 
 
 def _reason(text: str) -> tuple[str, str]:
@@ -157,15 +161,13 @@ def _refuse(examples: int, seconds: float, dtype: str, only: Iterable[str]) -> N
     names = {law.name for law in everything}
     for name in only:
         if name not in names:
-            fail(f"there is no law {name!r}; softlab check --laws lists them.{_near(name, names)}")
+            fail(f"there is no law {name!r}; softlab check --laws lists them.{hint(name, names)}")
 
 
-def _leave(found: list[Outcome], only: Iterable[str], *, power: bool) -> None:
+def _leave(found: list[Outcome], only: Iterable[str]) -> None:
     """End with 1 if a law is broken, with 2 if there was no subject, or a law was not asked."""
     by = {one.law: one for one in found}
     subject = by.pop("subject")
-    if power:
-        by = {law: one for law, one in by.items() if one.family == "power"}
     if subject.verdict == "fails":
         fail(f"it cannot be asked: {subject.detail}")
     for name in only:
@@ -175,12 +177,6 @@ def _leave(found: list[Outcome], only: Iterable[str], *, power: bool) -> None:
         raise typer.Exit(FINDING)
     if only and all(one.verdict == SKIPPED for one in by.values()):
         fail("no law was asked: " + "; ".join(f"{one.law} {one.detail}" for one in by.values()))
-
-
-def _near(name: str, names: Iterable[str]) -> str:
-    from softlab.hints import hint
-
-    return hint(name, names)
 
 
 def _usable(device: str) -> None:

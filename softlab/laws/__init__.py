@@ -242,13 +242,10 @@ def power(
     """
     subject = adapted(subject)
     examples, seconds = budgeted(examples, seconds, thorough=False)
-    budget: dict[str, Any] = {"examples": examples, "seconds": seconds, "draws": draws}
-    own = list(runner.examine(subject, suite(subject), **budget))
-    kept = [law for law, one in zip(suite(subject), own, strict=True) if one.verdict == "holds"]
-    return Examination(
-        faults.seen(subject, fault, kept, thorough=thorough, **budget)
-        for fault in faults.faults(subject)
+    asked = faults.power(
+        subject, suite(subject), examples=examples, seconds=seconds, draws=draws, thorough=thorough
     )
+    return Examination(one for one in asked if one.family == faults.FAMILY)
 
 
 @typed

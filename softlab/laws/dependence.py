@@ -10,6 +10,7 @@ from torch import Tensor
 
 from softlab.core import Operator, as_matrix
 from softlab.laws.law import (
+    WIDE,
     Gap,
     Law,
     has_field,
@@ -65,7 +66,7 @@ def _moves(op: Operator, q: Tensor, k: Tensor, rng: torch.Generator) -> dict[str
 
 def _reads(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
     yield Gap(float(op.traits.reads not in KINDS), 0, f"reads is one of {', '.join(KINDS)}")
-    for d in (4, 80):
+    for d in (4, WIDE):
         q, k, v = _draw(op, rng, d)
         out = op(q, k, v)
         kappa = 10 * max(10.0, condition(op, q, k))

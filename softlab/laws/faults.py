@@ -8,9 +8,11 @@ tests plant them into subjects of each law, the study ``mutations`` into the cat
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import random
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from softlab.core import Stream, as_matrix
 from softlab.laws import cost
-from softlab.laws.adapters import is_solver
+from softlab.laws.adapters import is_solver, without
 from softlab.laws.law import Draws, Law, guarded, takes_mask
 from softlab.laws.runner import EXAMPLES, SECONDS, Outcome, Verdict, outcome
 
@@ -502,13 +504,11 @@ def _lie(name: str, lie: Callable[[Any], Any]) -> Fault:
 
 SOLVERS: tuple[Fault, ...] = (
     *EVERYWHERE,
-    _now("the transpose of the inverse", output(lambda x: x.mT)),
     _now("the identity", lambda right, a: 0 * a + torch.eye(a.shape[-1]).to(a)),
     _now("the inverse of the diagonal", diagonal),
     _now("one triangle for both", lambda right, a: right(a.tril() + a.tril(-1).mT)),
     _now("the symmetric part alone", lambda right, a: right((a + a.mT) / 2)),
     _now("a shift that is not claimed", shifted),
-    _now("a matrix without a gradient", lambda right, a: right(a.detach())),
     _now("a gradient of the wrong sign", wrong_sign),
     _now("a gradient transposed", regraded(lambda grad: grad.mT)),
     _lie("always converged", lambda found: found._replace(status=0 * found.status)),
@@ -525,6 +525,61 @@ def faults(subject: Any) -> tuple[Fault, ...]:
     return tuple(fault for fault in every if fault.needs(subject))
 
 
+def _ignored(name: str) -> None:
+    """Nobody asks."""
+
+
+def power(
+    subject: Any,
+    suite: Sequence[Law[Any]],
+    *,
+    examples: int = EXAMPLES,
+    seconds: float = SECONDS,
+    draws: Draws | None = None,
+    thorough: bool = False,
+    done: Collection[str] = (),
+    asking: Callable[[str], None] = _ignored,
+) -> Iterator[Outcome]:
+    """The laws of a suite that a subject breaks itself, then what becomes of each planted fault.
+
+    Args:
+        subject: as ``laws.adapted`` returns it.
+        suite: laws; those that the subject keeps are asked of faults, as ``seen`` does.
+        examples: seeds of each law.
+        seconds: the most that a law may take.
+        draws: dtype and device of the inputs.
+        thorough: ask every law of each fault, instead of up to the first that breaks.
+        done: names of laws that are known to be broken, and of faults that have been asked.
+        asking: is called with the name of the law, or of the fault, that is asked next.
+
+    Yields:
+        Outcomes; those of faults are of the family ``FAMILY``.
+    """
+    kept = []
+    for law in suite:
+        if law.name in done:
+            continue
+        asking(law.name)
+        found = outcome(subject, law, seeds=range(examples), seconds=seconds, draws=draws)
+        subject = without(subject, found.dropped)
+        if found.verdict is Verdict.HOLDS:
+            kept.append(law)
+        elif found.verdict is Verdict.FAILS:
+            yield found
+    for fault in faults(subject):
+        if fault.name not in done:
+            yield seen(
+                subject,
+                fault,
+                kept,
+                examples=examples,
+                seconds=seconds,
+                draws=draws,
+                thorough=thorough,
+                asking=asking,
+            )
+
+
 def seen(
     subject: Any,
     fault: Fault,
@@ -534,7 +589,7 @@ def seen(
     seconds: float = SECONDS,
     draws: Draws | None = None,
     thorough: bool = False,
-    asking: Callable[[], None] = lambda: None,
+    asking: Callable[[str], None] = _ignored,
 ) -> Outcome:
     """Which of these laws see a fault that is planted in a subject which keeps them.
 
@@ -546,7 +601,7 @@ def seen(
         seconds: the most that a law may take.
         draws: dtype and device of the inputs.
         thorough: ask every law, instead of up to the first that breaks.
-        asking: is called before each law.
+        asking: is called with the fault's name before each law.
 
     Returns:
         An outcome under the fault's name: HOLDS if a law breaks, and ``detail`` says which; FAILS
@@ -555,16 +610,16 @@ def seen(
     laws, spent = [], 0.0
     # What takes long comes last.
     for law in sorted(suite, key=lambda law: law.examples < 3):
-        asking()
-        asked = _undisturbed(
-            outcome,
-            fault.plant(subject),
-            law,
-            seeds=range(examples),
-            seconds=seconds,
-            draws=draws,
-            simplest=False,
-        )
+        asking(fault.name)
+        with undisturbed():
+            asked = outcome(
+                fault.plant(subject),
+                law,
+                seeds=range(examples),
+                seconds=seconds,
+                draws=draws,
+                simplest=False,
+            )
         spent += asked.seconds
         if asked.verdict is Verdict.FAILS:
             laws.append(asked.law)
@@ -573,19 +628,31 @@ def seen(
     verdict, detail = Verdict.HOLDS, "; ".join(laws)
     if not laws:
         verdict, detail = Verdict.FAILS, "no law sees it"
-        if fault.shows and not _undisturbed(changes, subject, fault.plant(subject)):
+        with undisturbed():
+            none = fault.shows and not changes(subject, fault.plant(subject))
+        if none:
             verdict, detail = Verdict.SKIPPED, "changes no output and no gradient of this subject"
     return Outcome(fault.name, FAMILY, STATEMENT, verdict, detail, examples, spent)
 
 
-def _undisturbed(call: Callable[..., Any], *given: Any, **named: Any) -> Any:
-    """The answer of a call, after which the process is as before: its generator, default dtype."""
-    dtype = torch.get_default_dtype()
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Whatever a subject does to what all share is undone."""
+    dtype, threads, graph = (
+        torch.get_default_dtype(),
+        torch.get_num_threads(),
+        torch.is_grad_enabled(),
+    )
+    deterministic, drawn = torch.are_deterministic_algorithms_enabled(), random.getstate()
     try:
-        with torch.random.fork_rng(devices=[]):
-            return call(*given, **named)
+        with torch.random.fork_rng():
+            yield
     finally:
         torch.set_default_dtype(dtype)
+        torch.set_num_threads(threads)
+        torch.set_grad_enabled(graph)
+        torch.use_deterministic_algorithms(deterministic)
+        random.setstate(drawn)
 
 
 PROBES: Mapping[str, tuple[tuple[int, ...], ...]] = {

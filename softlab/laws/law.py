@@ -18,6 +18,8 @@ from torch import Tensor
 from softlab import validation
 from softlab.core import Stream
 
+WIDE = 80
+"""A width of tokens beyond the usual 64."""
 S = TypeVar("S")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from softlab.core import Operator, as_matrix
 from softlab.laws.law import (
+    WIDE,
     Gap,
     Law,
     always,
@@ -32,8 +33,6 @@ from softlab.pinv import Inverting, Status
 from softlab.profiling import peak_memory
 
 F64 = torch.float64
-WIDE = 80
-"""A width beyond the usual 64."""
 
 
 def _exact_at(op: Any, rng: torch.Generator) -> Iterator[Gap]:

@@ -204,11 +204,16 @@ def report(pipe: Connection, request: Request, done: tuple[str, ...]) -> None:
     words = _described(subject, said=request.traits is not None)
     pipe.send(_subject(Verdict.HOLDS, words, defined(subject)))
     draws = Draws(getattr(torch, request.dtype), request.device, thorough=request.thorough)
+    suite = [law for law in laws.suite(subject) if not request.only or law.name in request.only]
     if request.power:
-        _plant(pipe, subject, request, done, draws)
-        return
-    for law in laws.suite(subject):
-        if law.name in done or (request.only and law.name not in request.only):
+        for found in faults.power(
+            subject, suite, examples=request.examples, seconds=request.seconds, draws=draws,
+            thorough=request.thorough, done=done, asking=lambda name: pipe.send((name,)),
+        ):  # fmt: skip
+            pipe.send(found)
+        suite = []
+    for law in suite:
+        if law.name in done:
             continue
         pipe.send((law.name,))
         found = outcome(
@@ -218,37 +223,6 @@ def report(pipe: Connection, request: Request, done: tuple[str, ...]) -> None:
         subject = adapters.without(subject, found.dropped)
         reason = dict(request.expected).get(law.name)
         pipe.send(found if reason is None else expecting(found, reason))
-    pipe.send(("",))
-
-
-def _plant(
-    pipe: Connection, subject: Any, request: Request, done: tuple[str, ...], draws: Draws
-) -> None:
-    """The laws that the subject keeps are asked of it with each fault in turn."""
-    from softlab import laws
-
-    budget: dict[str, Any] = {
-        "examples": request.examples,
-        "seconds": request.seconds,
-        "draws": draws,
-    }
-    kept = []
-    for law in laws.suite(subject):
-        pipe.send((SUBJECT,))
-        if request.only and law.name not in request.only:
-            continue
-        found = outcome(
-            subject, law, seeds=range(request.examples), seconds=request.seconds, draws=draws
-        )
-        kept += [law] * (found.verdict is Verdict.HOLDS)
-        if found.verdict is Verdict.FAILS and law.name not in done:
-            pipe.send(found)
-    for fault in faults.faults(subject):
-        if fault.name not in done:
-            asked = lambda name=fault.name: pipe.send((name,))  # noqa: E731
-            pipe.send(
-                faults.seen(subject, fault, kept, thorough=request.thorough, asking=asked, **budget)
-            )
     pipe.send(("",))
 
 

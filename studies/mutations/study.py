@@ -47,6 +47,7 @@ from softlab.laws.faults import (
     remembering,
     talking,
     through_matrix,
+    undisturbed,
     unmasked,
     wrong_sign,
     zeros,
@@ -83,7 +84,6 @@ from .planted import UNSEEN, Planted, Sound, tuned
 from .planted import operators as planted_operators
 from .planted import solvers as planted_solvers
 from .planted.correct import CORRECT
-from .planted.shown import undisturbed
 
 SEEDS = 2
 MUTANT_SEEDS = 2

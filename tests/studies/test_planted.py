@@ -5,8 +5,9 @@ from collections import Counter
 import pytest
 
 from softlab import laws
+from softlab.laws.faults import undisturbed
 from studies.mutations.planted import correct, operators, solvers, tuned
-from studies.mutations.planted.shown import At, Of, attend, undisturbed
+from studies.mutations.planted.shown import At, Of, attend
 
 FAULTS = (*operators.OPERATORS, *solvers.SOLVERS)
 

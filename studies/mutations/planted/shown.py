@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,26 +13,6 @@ ALLOWED = 200.0
 """Relative differences up to so many roundings are none: right forms differ by a few."""
 
 Call = Callable[..., Any]
-
-
-@contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Whatever a subject does to what all share is undone."""
-    dtype, threads, graph = (
-        torch.get_default_dtype(),
-        torch.get_num_threads(),
-        torch.is_grad_enabled(),
-    )
-    deterministic, drawn = torch.are_deterministic_algorithms_enabled(), random.getstate()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        torch.set_default_dtype(dtype)
-        torch.set_num_threads(threads)
-        torch.set_grad_enabled(graph)
-        torch.use_deterministic_algorithms(deterministic)
-        random.setstate(drawn)
 
 
 def attend(

@@ -13,7 +13,7 @@ READY := $(VENV)/.ready
 # Weights of the models whose attention the studies replace.
 WEIGHTS := minilm vit photographs smollm2 whisper
 
-.PHONY: help install report report-models report-images test docs fidelity peers lint check
+.PHONY: help install report report-models report-images test test-all docs fidelity peers lint check
 .PHONY: format bench mutants dist matrix clean
 
 help:  ## this list
@@ -35,6 +35,9 @@ report-images: $(READY)  ## SOFT's pyramid trained on real images; fetches 31 MB
 	[ -n "$(SOFTLAB_FASHION_MNIST)" ] || $(BIN)/softlab fetch fashion-mnist
 	$(BIN)/softlab run --all --needs images --threads 1 --workers $(WORKERS) --out $(OUT)
 	$(BIN)/softlab report $(OUT)
+
+test-all: $(READY)  ## every case of the tests of which make test asks a sample
+	$(BIN)/python -m pytest -n $(WORKERS) --all
 
 test: lint docs  ## the gate: lint, the site, and the whole suite, which opens it; a quarter of an hour
 	$(BIN)/python -m pytest -n $(WORKERS)

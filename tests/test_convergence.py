@@ -211,6 +211,7 @@ def settled(solver):
             yield solver, Geometric(2 if high else 4, condition)(seed)
 
 
+@pytest.mark.sampled(1 / 2)
 @pytest.mark.parametrize("solver", PREDICTED, ids=repr)
 def test_every_observed_order_is_within_a_tenth_of_the_declared(solver):
     found = [order for one, a in settled(solver) for order in orders(one, [a])]
@@ -268,6 +269,7 @@ def test_no_order_is_read_from_too_few_points_or_from_the_slow_start():
 # --- steps -------------------------------------------------------------------------------------
 
 
+@pytest.mark.sampled(1 / 2)
 @pytest.mark.parametrize("condition", [10.0, 1e4])
 @pytest.mark.parametrize("spectrum", [Geometric, Step, Polynomial])
 @pytest.mark.parametrize("solver", PREDICTED, ids=repr)

@@ -226,12 +226,12 @@ def test_a_narrowed_grid_runs_with_values_old_and_new(tmp_path):
     assert {row["n"] for row in rows} == {"2", "7"}
     assert {row["scale"] for row in rows} == {"2.0"}
     for wrong, said in (
-        ("op=Sofd(rank=3)", "Did you mean Soft"),
+        ("op=Sofd(rank=3)", "Did you mean 'Soft'?"),
         ("op=Soft(rnk=3)", "unexpected keyword argument 'rnk'"),
         ("op=Soft(rank=0)", "rank is 0"),
         ("op=__import__('os')", "there is no __import__"),
-        ("how=fats", "Did you mean fast?"),
-        ("hw=fast", "Did you mean how?"),
+        ("how=fats", "Did you mean 'fast'?"),
+        ("hw=fast", "Did you mean 'how'?"),
     ):
         result = call("run", file, "--out", tmp_path, "--set", wrong)
         assert result.exit_code == 2

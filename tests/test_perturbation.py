@@ -517,7 +517,7 @@ def test_the_command_line_substitutes_in_a_users_model(tmp_path, suffix):
     [
         ("nowhere:make", "Softmax()", [], 2, "nowhere cannot be imported"),
         (f"{__file__}:DEPTH", "Softmax()", [], 2, "a torch.nn.Module is needed"),
-        (f"{__file__}:make", "Softmx()", [], 2, "Did you mean Softmax?"),
+        (f"{__file__}:make", "Softmx()", [], 2, "Did you mean 'Softmax'?"),
         (f"{__file__}:make", "Nystromformer(rank=99)", [], 2, "rank 99 is asked of 12"),
         (f"{__file__}:make", "Softmax()", ["--layers", "7"], 2, "not reached"),
         (f"{__file__}:make", "Softmax()", ["--layers", "attnd"], 2, "no module 'attnd'"),

@@ -201,6 +201,7 @@ SCALES = [
 ]
 
 
+@pytest.mark.sampled(1 / 2)
 @pytest.mark.parametrize(("dtype", "scale"), SCALES, ids=str)
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 def test_no_scale_yields_a_silent_number(solver, dtype, scale):

@@ -313,6 +313,7 @@ def related(found):
     return wrong
 
 
+@pytest.mark.sampled(1 / 2)
 @pytest.mark.parametrize("name", STUDIES)
 def test_no_two_streams_of_a_study_are_related(name, quickly, record):
     measured(quickly(name))

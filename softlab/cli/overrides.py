@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from softlab.engine.identity import UnstableError, identity
+from softlab.hints import hint
 from softlab.study import Study
 
 
@@ -34,7 +34,7 @@ def narrowed(studies: Sequence[Study], settings: Sequence[str]) -> list[Study]:
             raise ValueError(msg)
         if axis not in known:
             names = " and ".join(study.name for study in studies)
-            msg = f"{names}: no axis {axis!r}; there are {', '.join(known)}.{_near(axis, known)}"
+            msg = f"{names}: no axis {axis!r}; there are {', '.join(known)}.{hint(axis, known)}"
             raise ValueError(msg)
         found = [_with(x, axis, list(_split(words))) if axis in x.axes else x for x in found]
     return found
@@ -77,7 +77,7 @@ def _values(study: Study, axis: str, word: str) -> list[Any]:
         kinds = " or ".join(sorted(x.__name__ for x in types))
         msg = (
             f"axis {axis!r} of {study.name} takes {kinds}, and not {word!r}{reason}; "
-            f"it has {', '.join(shown)}.{_near(word, map(str, there))}"
+            f"it has {', '.join(shown)}.{hint(word, map(str, there))}"
         )
         raise ValueError(msg) from None
     return [made]
@@ -94,7 +94,7 @@ def _made(node: ast.expr, classes: dict[str, type]) -> Any:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         name = node.func.id
         if name not in classes:
-            msg = f"there is no {name}.{_near(name, classes)}".removesuffix(".")
+            msg = f"there is no {name}.{hint(name, classes)}".removesuffix(".")
             raise ValueError(msg)
         given = [_made(x, classes) for x in node.args]
         named = {x.arg: _made(x.value, classes) for x in node.keywords if x.arg}
@@ -149,11 +149,6 @@ def _split(words: str) -> Iterator[str]:
         else:
             part += letter
     yield part.strip()
-
-
-def _near(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" Did you mean {close[0]}?" if close else ""
 
 
 def part(shard: str) -> tuple[int, int]:

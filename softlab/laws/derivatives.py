@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -52,6 +53,7 @@ def twice(call: Callable[..., Tensor], leaves: list[Tensor], rng: torch.Generato
     along = [x / length for x in along]
     refused: list[str] = []
     asked = tuple(itertools.product((False, True), (True, False)))
+    differences = functools.cache(functools.partial(_differences, call, leaves, along, weights))
     for curved, by_backward in asked:
         here = _moved(leaves, along, 0)
         total = _penalized(call, here, weights, curved=curved)
@@ -62,11 +64,7 @@ def twice(call: Callable[..., Tensor], leaves: list[Tensor], rng: torch.Generato
                 raise
             refused.append(str(error).splitlines()[0][:120])
             continue
-        at = {
-            s: _penalized(call, _moved(leaves, along, s * STEP), weights, curved=curved).item()
-            for s in (1, -1, 2, -2)
-        }
-        expected, wider = ((at[s] - at[-s]) / (2 * s * STEP) for s in (1, 2))
+        expected, wider = differences(curved=curved)
         slope = sum(float((x * d).sum()) for x, d in zip(found, along, strict=True))
         size = 1 + abs(total.item())
         allowed = 1e-4 * abs(expected) + 1000 * torch.finfo(F64).eps / STEP * size
@@ -77,6 +75,22 @@ def twice(call: Callable[..., Tensor], leaves: list[Tensor], rng: torch.Generato
     if len(refused) == len(asked):
         msg = f"torch has no second derivative of it: {refused[0]}"
         raise OutOfScopeError(msg)
+
+
+def _differences(
+    call: Callable[..., Tensor],
+    leaves: list[Tensor],
+    along: list[Tensor],
+    weights: Tensor,
+    *,
+    curved: bool,
+) -> tuple[float, float]:
+    """The central differences of the loss over one step and over two."""
+    at = {
+        s: _penalized(call, _moved(leaves, along, s * STEP), weights, curved=curved).item()
+        for s in (1, -1, 2, -2)
+    }
+    return (at[1] - at[-1]) / (2 * STEP), (at[2] - at[-2]) / (4 * STEP)
 
 
 def _moved(leaves: list[Tensor], along: list[Tensor], step: float) -> list[Tensor]:

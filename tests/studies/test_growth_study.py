@@ -46,6 +46,7 @@ def test_quadratic_work_ends_earlier():
     assert lengths[ColumnSample(64)] == [1024, 2048, 4096, 8192, 16384]
 
 
+@pytest.mark.sampled(1 / 2)
 @pytest.mark.parametrize("op", LIGHT, ids=repr)
 def test_memory_at_16384_tokens_is_at_most_ten_times_q(op):
     q, k, v = GROWTH.drawn(16384, torch.float32, torch.device("cpu"))

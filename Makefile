@@ -14,7 +14,7 @@ READY := $(VENV)/.ready
 WEIGHTS := minilm vit photographs smollm2 whisper
 
 .PHONY: help install report report-models report-images test test-all docs fidelity peers lint check
-.PHONY: format bench mutants dist matrix clean
+.PHONY: docket format bench mutants dist matrix clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ fidelity: $(READY)  ## our operators beside published packages, on the same weig
 peers: $(READY)  ## published packages under the laws, a section of the report
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[fidelity]'
 	$(BIN)/softlab run --all --needs fidelity --threads 1 --out $(OUT)
+	$(BIN)/softlab report $(OUT)
+
+docket: $(READY)  ## published claims, tried, and the report with their verdicts; less than an hour on two cores
+	$(BIN)/softlab docket run --threads 1 --workers $(WORKERS) --out $(OUT) $(ARGS)
 	$(BIN)/softlab report $(OUT)
 
 lint: $(READY)  ## format, lint, types

@@ -72,8 +72,10 @@ API = {
     },
     "Studies and reports": {
         "softlab.study": "",
+        "softlab.docket": "",
+        "softlab.verdicts": "",
         "softlab.figures": "",
-        "softlab.report": "chapter comparison drawing intervals numbers rows words",
+        "softlab.report": "chapter claims comparison drawing intervals numbers rows words",
         "softlab.engine": "journal workers",
     },
 }

@@ -20,6 +20,8 @@ from softlab.hints import hint
 STUDY, CHAPTER, METHOD = "study.py", "chapter.py", "method.typ"
 GENERAL = "operators"
 """The chapter of a study that has none of its own and compares operators; the package brings it."""
+DOCKET = "docket"
+"""The chapter of published claims; the package brings it."""
 
 _PACKAGE = Path(__file__).parent
 
@@ -30,6 +32,14 @@ def built_in() -> dict[str, Path]:
     for place in (_PACKAGE / "studies", _PACKAGE.parent / "studies"):
         if found := {path.parent.name: path.parent for path in sorted(place.glob(f"*/{STUDY}"))}:
             return found
+    return {}
+
+
+def docket() -> dict[str, Path]:
+    """The files of softlab's own claims by name, "soft-steps" for ``docket/soft_steps.py``."""
+    for place in (_PACKAGE / "studies", _PACKAGE.parent / "studies"):
+        if found := sorted(place.glob("docket/*.py")):
+            return {path.stem.replace("_", "-"): path for path in found}
     return {}
 
 
@@ -68,7 +78,8 @@ def study_file(named: Path | str) -> Path:
 def chapters() -> dict[str, Path]:
     """The folders of the chapters that softlab brings, by name."""
     own = {name: x for name, x in built_in().items() if (x / CHAPTER).is_file()}
-    return {GENERAL: _PACKAGE / "report" / GENERAL} | own
+    general = {name: _PACKAGE / "report" / name for name in (GENERAL, DOCKET)}
+    return general | own
 
 
 def chapter_folder(name: str, recorded: str = "") -> Path:

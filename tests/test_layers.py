@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS = (
     {"hints", "notebook"},
-    {"extras", "moved", "study_folders"},
+    {"extras", "moved", "study_folders", "verdicts"},
     {"validation"},
     {"core", "profiling", "engine"},
     {"kernels"},
@@ -23,6 +23,7 @@ LAYERS = (
     {"operators", "convergence", "gradients", "matrices", "capture", "error_budget"},
     {"measures", "laws", "models", "pretrained"},
     {"study", "catalogue"},
+    {"docket"},
     {"cli", "studies"},
     {"__main__"},
 )

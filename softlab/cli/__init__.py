@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from softlab import __version__
-from softlab.cli import check, fetch, info, list, report, run, substitute
+from softlab.cli import check, docket, fetch, info, list, report, run, substitute
 from softlab.cli.console import say
 
 # Commands import what they need inside themselves, so that --help waits for none of it.
@@ -33,6 +33,7 @@ for name, call, examples in (
     paragraphs = inspect.cleandoc(call.__doc__ or "").split("\n\n")
     flowing = "\n\n".join(" ".join(x.split()) for x in paragraphs)
     app.command(name, epilog=examples, help=flowing)(call)
+app.add_typer(docket.app, name="docket")
 
 
 def _version(asked: bool) -> None:

@@ -26,7 +26,7 @@ from softlab.engine.identity import MAIN, STUDY, home
 PACKAGE = Path(__file__).parents[1]
 # These read tables and make none, so a new colour in a figure leaves the rows valid.
 # Studies within an installed package count by their own files, as those of a clone do.
-PRESENTATION = {"__main__.py", "cli", "figures.py", "report", "studies"}
+PRESENTATION = {"__main__.py", "cli", "figures.py", "report", "studies", "verdicts.py"}
 READERS = ("gguf", "onnx", "pillow", "safetensors", "tokenizers")
 """What ``softlab.pretrained`` and ``softlab.datasets`` read weights and images with."""
 READ_BY = ("softlab.datasets", "softlab.models", "softlab.pretrained")

@@ -55,6 +55,8 @@ def read(run: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     meta = _meta(run / "meta.json")
     table = _table(run / "table.csv", meta["columns"])
     table.attrs["name"] = meta["name"]
+    if "claims" in meta:
+        table.attrs["claims"] = meta["claims"]
     return table, meta
 
 

@@ -22,9 +22,12 @@ COULD_NOT = 2
 """The exit code of a request that could not be met; 0 is that of one that was, with no finding."""
 
 
-def say(message: str) -> None:
-    """Print a line or a paragraph; it is no markup, since messages hold brackets."""
-    out.print(message, markup=False, soft_wrap=True)
+def say(message: str, *, error: bool = False) -> None:
+    """Print a line or a paragraph; it is no markup, since messages hold brackets.
+
+    ``error``: on standard error, beside numbers for programs.
+    """
+    (err if error else out).print(message, markup=False, soft_wrap=True)
 
 
 def say_json(value: object) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from softlab.engine.identity import UnstableError, identity
+from softlab.engine.workers import called
 from softlab.hints import hint
+from softlab.inputs import Input, Patches, Saved
 from softlab.study import Study
 
 
@@ -38,6 +40,110 @@ def narrowed(studies: Sequence[Study], settings: Sequence[str]) -> list[Study]:
             raise ValueError(msg)
         found = [_with(x, axis, list(_split(words))) if axis in x.axes else x for x in found]
     return found
+
+
+def given(studies: Sequence[Study], files: Sequence[str]) -> tuple[list[Study], list[str]]:
+    """The studies on a user's own inputs, in the place of theirs, and what is to be known of it.
+
+    Each head of each layer of the files becomes an input of its own, whose samples are the seeds.
+    It stands wherever an input of the study stood: tied where that was, and in the core of an
+    operator. What a study measures beside inputs, such as constructed matrices, is left out.
+
+    Raises ``ValueError`` for a study without inputs, and for files that cannot be read.
+    """
+    heads: dict[Saved, Saved] = {}
+    notes = []
+    for file in files:
+        for part in Saved(file).parts():
+            known = heads.setdefault(part, part)
+            if known is not part:
+                notes.append(f"{part.name} holds the numbers of {known.name}, and is measured once")
+    found = []
+    for study in studies:
+        axis = _axis_of_inputs(study)
+        values = list(dict.fromkeys(x for head in heads for x in _on(head, study.axes[axis])))
+        if not values:
+            msg = (
+                f"{study.name} takes inputs with tied queries and keys, of equal shape, which "
+                f"{', '.join(files)} have not."
+            )
+            raise ValueError(msg)
+        quick = {name: x for name, x in study.quick.items() if name != axis}
+        axes = {**study.axes, axis: values}
+        keep = _Kept(axis, study.keep)
+        found.append(dataclasses.replace(study, axes=axes, quick=quick, keep=keep))
+        notes.append(_told(study, axis, list(heads)))
+    return found, notes
+
+
+def _told(study: Study, axis: str, heads: Sequence[Saved]) -> str:
+    """How much of the files a study measures."""
+    most = max(head.samples for head in heads)
+    seeds = study.axes.get("seed", [0])
+    used = sum(isinstance(x, int) and x < most for x in seeds)
+    of = "the only sample" if most == 1 else f"{used} of {most} samples"
+    more = ""
+    if used < most:
+        more = " (more: --set seed=0,1,...)" if "seed" in study.axes else " (it has no axis seed)"
+    count = f"{len(heads)} heads" if len(heads) > 1 else "1 head"
+    return f"{study.name}: axis {axis} is {count}, {of} of each{more}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+    """Which cases are kept: of those that a study keeps, the samples that there are."""
+
+    axis: str
+    keep: Callable[..., bool] | None
+
+    def __call__(self, **case: Any) -> bool:
+        """Whether this one is."""
+        samples = _leaf(case[self.axis]).samples
+        seed = case.get("seed", 0)
+        beyond = isinstance(seed, int) and seed >= samples
+        return not beyond and (self.keep is None or bool(called(self.keep, case)))
+
+
+def _axis_of_inputs(study: Study) -> str:
+    """The axis whose values are inputs, or hold them; ``ValueError`` where none is."""
+    for axis, values in study.axes.items():
+        if any(_leaf(x) is not None for x in values):
+            return axis
+    msg = (
+        f"{study.name} has no axis of inputs, so --input has no place there; its axes are "
+        f"{', '.join(study.axes)}. Give a study such as rank, frontier or landmarks."
+    )
+    raise ValueError(msg)
+
+
+def _leaf(x: Any) -> Any:
+    """The innermost input in a value of an axis; None where there is none."""
+    if not dataclasses.is_dataclass(x) or isinstance(x, type):
+        return None
+    for one in dataclasses.fields(x):
+        if (inner := _leaf(getattr(x, one.name))) is not None:
+            return inner
+    return x if isinstance(x, Input) else None
+
+
+def _on(head: Saved, values: Sequence[Any]) -> Iterator[Any]:
+    """The values that hold inputs, with this head in their place; tied only where it can be."""
+    q, k, _ = head(0)
+    for x in values:
+        if _leaf(x) is not None:
+            made = _placed(x, head)
+            if q.shape == k.shape or "Tied(" not in repr(made):
+                yield made
+
+
+def _placed(x: Any, head: Saved) -> Any:
+    if not dataclasses.is_dataclass(x) or isinstance(x, type) or _leaf(x) is None:
+        return x
+    if _leaf(x) is x:
+        return head
+    inner = {one.name: _placed(getattr(x, one.name), head) for one in dataclasses.fields(x)}
+    # What is not the class token of an image is nobody's to leave out.
+    return inner["input"] if isinstance(x, Patches) else dataclasses.replace(x, **inner)
 
 
 def _with(study: Study, axis: str, words: Sequence[str]) -> Study:

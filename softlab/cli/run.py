@@ -21,7 +21,7 @@ EXAMPLES = (
     "Examples:  softlab run rank --quick   |   "
     "softlab run mine.py other.py --device cuda --dtype bfloat16 --out results   |   "
     "softlab run rank --set seed=0,1 --set 'op=Soft,Nystromformer(rank=512)'   |   "
-    "softlab run precision --workers 8   |   "
+    "softlab run rank --input qkv.pt   |   softlab run precision --workers 8   |   "
     "softlab run precision --shard $SLURM_ARRAY_TASK_ID/20   |   "
     "softlab run precision --dask tcp://10.0.0.1:8786"
 )
@@ -61,6 +61,15 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="AXIS=VALUE,...", help="Other values on an axis."),
     ] = None,
+    files_in: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            metavar="FILE",
+            help="Your own q, k and v in the place of the study's inputs: .pt, .npy, .npz, "
+            ".safetensors, or a folder of layers; several times for several.",
+        ),
+    ] = None,
     workers: Annotated[
         int, typer.Option(help="Processes that measure; 0 is this one. Timed cases go one by one.")
     ] = 0,
@@ -92,11 +101,16 @@ def run(
     be met, 130 after an interrupt.
     """
     from softlab import study as studies
-    from softlab.cli.overrides import narrowed, part
+    from softlab.cli.overrides import given, narrowed, part
 
     number_type = _dtype(dtype)
     try:
-        found = narrowed(_asked(files or (), needs, every=every), settings or ())
+        found = _asked(files or (), needs, every=every)
+        if files_in:
+            found, replaced = given(found, files_in)
+            for note in replaced:
+                say(note, error=as_json)
+        found = narrowed(found, settings or ())
         parts = part(shard)
         _reportable(found)
         worst, told = 0, []

@@ -14,7 +14,7 @@ import hashlib
 import re
 import sys
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -57,7 +57,8 @@ def identity(x: object) -> Identity:
     """Digits that are the same for equal values in every process, and differ for all others.
 
     Numbers and words by type and value (NumPy's as Python's); tensors and arrays by dtype, shape
-    and every byte; containers, dataclasses and enums by their parts; paths by their name; classes
+    and every byte; containers, enums and dataclasses by their parts, but for fields that these do
+    not compare; paths by their name; classes
     by their name; functions by module, name, code, defaults and what they captured; other objects
     by their class and what pickle would keep of them.
 
@@ -214,8 +215,12 @@ class _Walk:
         if isinstance(x, PurePath):
             return f"path {str(x)!a}"
         if dataclasses.is_dataclass(x):
-            fields = {f.name: getattr(x, f.name, None) for f in dataclasses.fields(x)}
-            return self.all(kind, [self.token(fields | _state(x, getattr(x, "__dict__", {})))])
+            compared = [f.name for f in dataclasses.fields(x) if f.compare]
+            fields = {name: getattr(x, name, None) for name in compared}
+            left = {f.name for f in dataclasses.fields(x)} - {*compared}
+            return self.all(
+                kind, [self.token(fields | _state(x, getattr(x, "__dict__", {}), left))]
+            )
         if type(x) in {tuple, list}:
             return self.all(kind, map(self.token, x))
         if type(x) in {set, frozenset}:
@@ -286,10 +291,11 @@ class _Walk:
         return f"{kind} {x.dtype} {tuple(x.shape)} {x.requires_grad} {content}"
 
 
-def _state(x: object, held: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes of an object but those that it computes once and keeps."""
+def _state(x: object, held: Mapping[str, Any], left: Collection[str] = ()) -> dict[str, Any]:
+    """The attributes of an object but those ``left`` out, and that it computes once and keeps."""
     lazy = functools.cached_property
-    return {k: v for k, v in held.items() if not isinstance(getattr(type(x), str(k), None), lazy)}
+    kept = {k: v for k, v in held.items() if k not in left}
+    return {k: v for k, v in kept.items() if not isinstance(getattr(type(x), str(k), None), lazy)}
 
 
 def _named(x: type) -> bool:

@@ -51,6 +51,17 @@ def delivered(
     return QKV(*placed("an input", (q, k, v), dtype, device))
 
 
+def named(drawn: Input) -> tuple[str, bool]:
+    """What tables call the source of a case, and whether it is activations and not drawn.
+
+    The source is the innermost input, of a ``Tied`` one too: its name, or that of its family.
+    """
+    while (inner := getattr(drawn, "input", None)) is not None:
+        drawn = inner
+    name = getattr(drawn, "name", None)
+    return (type(drawn).__name__ if name is None else str(name)), name is not None
+
+
 @value
 class Tied:
     """The cases of another input with the keys replaced by the queries.

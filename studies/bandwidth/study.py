@@ -16,7 +16,7 @@ from softlab import measures, spectra
 from softlab.core import Operator, as_matrix
 from softlab.engine.journal import Row
 from softlab.figures import Lines
-from softlab.inputs import Clustered, Input, Normal, Recorded, Tied, recorded_names
+from softlab.inputs import Clustered, Input, Normal, Recorded, Tied, named, recorded_names
 from softlab.landmarks import UniformRandom
 from softlab.operators import GaussianAttention, Nystromformer, Skyformer, Soft, Softmax
 from softlab.pinv import SVD, Inverting
@@ -83,7 +83,6 @@ def measure(
 ) -> Row:
     """Error of the method's matrix in ``dtype``; what rank, conditioning and underflow say of M."""
     tied = isinstance(input, Tied)
-    source = input.input if isinstance(input, Tied) else input
     q, k, (matrix, values) = setup.q, setup.k, setup.exact(op.target)
     best = spectra.tails(values)
     gaussian = isinstance(op.target, GaussianAttention)
@@ -92,7 +91,7 @@ def measure(
         "method": METHODS[op],
         "setting": setting,
         "draw": getattr(getattr(op, "landmarks", None), "seed", None),
-        "source": source.name if isinstance(source, Recorded) else type(source).__name__,
+        "source": named(input)[0],
         "n": len(q),
         "d": q.shape[-1],
         "best_error": float(best.relative(RANK).frobenius),

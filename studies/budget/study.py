@@ -12,7 +12,7 @@ import torch
 from softlab import measures
 from softlab.engine.journal import Row
 from softlab.figures import Lines
-from softlab.inputs import Clustered, Input, Normal, Recorded, Smooth, Tied, recorded_names
+from softlab.inputs import Clustered, Input, Normal, Recorded, Smooth, Tied, named, recorded_names
 from softlab.landmarks import UniformRandom
 from softlab.operators import Nystromformer, Skyformer, Soft
 from softlab.pinv import SVD, NewtonRaphson, Nystrom, NystromformerCubic, Ridge
@@ -70,13 +70,13 @@ def drawn(input: Input, seed: int, precision: str, device: torch.device) -> meas
 
 def measure(setup: measures.Sample, input: Input, op: Nystrom) -> Row:
     """The budget, the trivial answer's error, and how the inversion ended."""
-    source = input.input if isinstance(input, Tied) else input
+    source, real = named(input)
     method, solver = METHODS[op]
     return {
         "method": method,
         "solver": solver,
-        "source": source.name if isinstance(source, Recorded) else type(source).__name__,
-        "real": isinstance(source, Recorded),
+        "source": source,
+        "real": real,
         "steps": getattr(op.pinv, "steps", None),
         "uniform_error": setup.reference(op.target).uniform_error,
         **measures.error_budget(op, setup.q, setup.k, setup.v),

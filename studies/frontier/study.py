@@ -31,6 +31,7 @@ from softlab.inputs import (
     Sink,
     Smooth,
     Tied,
+    named,
     recorded_names,
 )
 from softlab.operators import GaussianAttention, Local, Quantized, RandomFourier, Softmax, Taylor
@@ -150,12 +151,12 @@ def measure(
     q, k, v = setup.q, setup.k, setup.v
     aim, dims = target(method), Dims.of(q, k, v)
     reference = setup.reference(aim)
-    source = input.input if isinstance(input, Tied) else input
+    source, real = named(input)
     row: Row = {
         "family": ORACLE if method in ORACLES else {**SWEPT, **FIXED}[method][0],
         "target": "Gaussian" if aim == GAUSSIAN else "softmax",
-        "source": source.name if isinstance(source, Recorded) else type(source).__name__,
-        "real": isinstance(source, Recorded),
+        "source": source,
+        "real": real,
         "n": dims.n,
         "fits": True,
         **dict.fromkeys(ANSWER),

@@ -19,7 +19,7 @@ from softlab.core import Stream
 from softlab.engine.journal import Row
 from softlab.figures import Lines
 from softlab.gradients import RULES, bias
-from softlab.inputs import Recorded, Tied, recorded_names
+from softlab.inputs import Recorded, Saved, Tied, recorded_names
 from softlab.matrices import Core, Geometric, LowRank, Matrix, NearDuplicates
 from softlab.operators import Soft
 from softlab.pinv import (
@@ -81,7 +81,7 @@ def keep(
 def named(matrix: Matrix) -> tuple[str, str]:
     """What kind of matrix it is, and which."""
     match matrix:
-        case Core(input=Tied(input=Recorded() as head)):
+        case Core(input=Tied(input=(Recorded() | Saved()) as head)):
             return RECORDED, head.name
         case NearDuplicates():
             return NEAR, f"near duplicates, spread {matrix.spread:g}"

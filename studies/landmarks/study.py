@@ -30,6 +30,7 @@ from softlab.inputs import (
     Sink,
     Smooth,
     Tied,
+    named,
     recorded_names,
 )
 from softlab.landmarks import (
@@ -155,12 +156,11 @@ def measure(
     """Errors with these landmarks beside the best of the rank, and costs over the exact ones."""
     q, k, v = setup.q, setup.k, setup.v
     dims = Dims.of(q, k, v)
-    source = input.input if isinstance(input, Tied) else input
-    source = source.input if isinstance(source, Patches) else source
+    source, real = named(input)
     rank = rank_of(setting, allowance, selector, dims)
     row: Row = {
-        "source": source.name if isinstance(source, Recorded) else type(source).__name__,
-        "real": isinstance(source, Recorded),
+        "source": source,
+        "real": real,
         "equal": LANDMARKS if allowance >= 1 else WORK,
         "n": dims.n,
         "rank": rank,

@@ -14,7 +14,7 @@ from softlab import spectra
 from softlab.core import Stream, as_matrix
 from softlab.engine.journal import Row
 from softlab.figures import Lines
-from softlab.inputs import Clustered, Input, Normal, Recorded
+from softlab.inputs import Clustered, Input, Normal, Recorded, named
 from softlab.operators import GaussianAttention, Soft
 from softlab.study import Study
 
@@ -70,7 +70,7 @@ def measure(
     op = operator(n, family, normalization)
     matrix = as_matrix(op, q, q).double()
     mass = matrix.sum(-1)
-    source = input.name if isinstance(input, Recorded) else type(input).__name__
+    source, _ = named(input)
     if isinstance(input, Clustered) and input.spread == 0:
         source = IDENTICAL
     core = op.core(q, q).double() if isinstance(op, Soft) else None

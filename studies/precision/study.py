@@ -20,7 +20,7 @@ from torch import Tensor
 
 from softlab.engine.journal import Row
 from softlab.figures import Lines
-from softlab.inputs import Recorded, Tied, recorded_names
+from softlab.inputs import Recorded, Tied, named, recorded_names
 from softlab.matrices import Clusters, Core, Geometric, Matrix, NearDuplicates, Spiked
 from softlab.operators import Nystromformer, Soft
 from softlab.pinv import (
@@ -192,11 +192,9 @@ def measure(
 
 def names(matrix: Matrix) -> Row:
     """The family of a matrix, and the head that a core is recorded of."""
-    source = matrix.input if isinstance(matrix, Core) else None
-    source = source.input if isinstance(source, Tied) else source
     return {
         "family": type(matrix.op if isinstance(matrix, Core) else matrix).__name__,
-        "source": source.name if isinstance(source, Recorded) else None,
+        "source": named(matrix.input)[0] if isinstance(matrix, Core) else None,
     }
 
 

@@ -15,7 +15,7 @@ from softlab import measures
 from softlab.core import Operator
 from softlab.engine.journal import Row
 from softlab.figures import Lines
-from softlab.inputs import Clustered, Input, Normal, Recorded, Smooth, Tied, recorded_names
+from softlab.inputs import Clustered, Input, Normal, Recorded, Smooth, Tied, named, recorded_names
 from softlab.operators import (
     GaussianAttention,
     Nystromformer,
@@ -66,12 +66,12 @@ def drawn(input: Input, seed: int, dtype: torch.dtype, device: torch.device) -> 
 def measure(setup: measures.Sample, input: Input, op: Operator) -> Row:
     """Errors against the target, the controls' too, how the inversion ended, and the cost."""
     reference = setup.reference(op.target)
-    source = input.input if isinstance(input, Tied) else input
+    source, real = named(input)
     row: Row = {
         "method": "exact" if op == op.target else type(op).__name__,
         "target": TARGETS[op.target],
-        "source": source.name if isinstance(source, Recorded) else type(source).__name__,
-        "real": isinstance(source, Recorded),
+        "source": source,
+        "real": real,
         "n": len(setup.q),
     }
     if isinstance(op, TruncatedSVD):  # a control: one decomposition serves every rank, untimed

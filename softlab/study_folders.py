@@ -22,6 +22,8 @@ GENERAL = "operators"
 """The chapter of a study that has none of its own and compares operators; the package brings it."""
 DOCKET = "docket"
 """The chapter of published claims; the package brings it."""
+COMPARED = "compare"
+"""The chapter of what ``softlab compare`` measures; the package brings it."""
 
 _PACKAGE = Path(__file__).parent
 
@@ -78,7 +80,7 @@ def study_file(named: Path | str) -> Path:
 def chapters() -> dict[str, Path]:
     """The folders of the chapters that softlab brings, by name."""
     own = {name: x for name, x in built_in().items() if (x / CHAPTER).is_file()}
-    general = {name: _PACKAGE / "report" / name for name in (GENERAL, DOCKET)}
+    general = {name: _PACKAGE / "report" / name for name in (GENERAL, DOCKET, COMPARED)}
     return general | own
 
 

@@ -23,7 +23,7 @@ LAYERS = (
     {"operators", "convergence", "gradients", "matrices", "capture", "error_budget"},
     {"measures", "laws", "models", "pretrained"},
     {"study", "catalogue"},
-    {"docket"},
+    {"docket", "compare"},
     {"cli", "studies"},
     {"__main__"},
 )
@@ -31,7 +31,7 @@ LAYERS = (
 
 TABLES = {"chapters", "figures", "report"}
 """See tables only: they import each other, the first two layers and no torch; the command line
-alone imports them."""
+and comparisons alone import them."""
 OF_CHAPTERS = {"chapter", "columns"}
 """The modules of a study's folder that see tables only."""
 
@@ -116,7 +116,7 @@ def violations(modules):
             continue
         else:
             allowed = set().union(*LAYERS[: level(part)], {part})
-            allowed |= TABLES if part in {"cli", "studies"} else set()
+            allowed |= TABLES if part in {"cli", "compare", "studies"} else set()
         for target, name in imported(source, module.rpartition(".")[0]):
             reached = part_of(target, name)
             if reached is None:

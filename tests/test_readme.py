@@ -30,7 +30,8 @@ def test_its_links_lead_to_files():
 def test_commands_exist():
     from softlab.cli import app
 
-    shown = set(re.findall(r"softlab (run|report|check|list|fetch|substitute)\b", README))
+    names = "run|report|check|compare|board|list|fetch|substitute"
+    shown = set(re.findall(rf"softlab ({names})\b", README))
     known = {c.name or c.callback.__name__ for c in app.registered_commands}
     assert shown
     assert shown <= known

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from softlab import __version__
-from softlab.cli import check, docket, fetch, info, list, report, run, substitute
+from softlab.cli import board, check, compare, docket, fetch, info, list, report, run, substitute
 from softlab.cli.console import say
 
 # Commands import what they need inside themselves, so that --help waits for none of it.
@@ -23,6 +23,8 @@ app = typer.Typer(
 for name, call, examples in (
     ("run", run.run, run.EXAMPLES),
     ("report", report.report, report.EXAMPLES),
+    ("compare", compare.compare, compare.EXAMPLES),
+    ("board", board.board, board.EXAMPLES),
     ("check", check.check, check.EXAMPLES),
     ("substitute", substitute.substitute, substitute.EXAMPLES),
     ("list", list.catalogue, list.EXAMPLES),

@@ -15,6 +15,7 @@ from softlab.operators.kde_former import KDEFormer
 from softlab.operators.linear_attention import LinearAttention
 from softlab.operators.linformer import Linformer
 from softlab.operators.local import Local
+from softlab.operators.monarch import Monarch
 from softlab.operators.mra import MRA
 from softlab.operators.nystromformer import Nystromformer
 from softlab.operators.performer import Performer
@@ -46,6 +47,7 @@ __all__ = [
     "LinearAttention",
     "Linformer",
     "Local",
+    "Monarch",
     "Nystromformer",
     "Performer",
     "Quantized",

@@ -14,6 +14,7 @@ from softlab.core import Cost, Dims, Knob, Stream, Traits, attention, own_precis
 from softlab.kernels import Exponential, kernel_cost
 from softlab.operators.softmax import Softmax
 from softlab.primitives.banded import HELD_ENTRIES, rows
+from softlab.primitives.deletion import of_survivors
 from softlab.validation import Positive, Seed, Size
 
 
@@ -126,22 +127,7 @@ class Thinformer:
     @attention
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        lead, l = q.shape[:-2], k.shape[-2]
-        q, k, v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
-        if key_mask is None:
-            out = self._attend(q, k, v)
-        else:
-            mask = key_mask.reshape(-1, l)
-            kept = mask.sum(-1)
-            first = (~mask).to(torch.uint8).argsort(dim=-1, stable=True)
-            out = v.new_zeros(*q.shape[:-1], v.shape[-1])
-            # Their number decides how keys are halved: matrices that keep as many go together.
-            for s in kept.unique().tolist():
-                at = (kept == s).nonzero().squeeze(-1)
-                alive = first[at, :s]
-                part = self._attend(q[at], rows(k[at], alive), rows(v[at], alive))
-                out = out.index_copy(0, at, part)
-        return out.reshape(*lead, *out.shape[-2:])
+        return of_survivors(self._attend, q, k, v, key_mask)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The output (B, n, e) for keys that all take part."""

@@ -49,7 +49,7 @@ API = {
         "softlab.core": "",
         "softlab.catalogue": "",
         "softlab.primitives": (
-            "banded causal feature_maps normalization prefix_sums sort_lsh weighted_sums"
+            "banded causal deletion feature_maps normalization prefix_sums sort_lsh weighted_sums"
         ),
     },
     "What it is tried on": {

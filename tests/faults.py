@@ -195,8 +195,8 @@ class SpoiltFeatures(Performer):
 
     spoil: Callable[..., torch.Tensor] = field(default=lambda phi, *_: phi, repr=False)
 
-    def feature_map(self, x):
-        return self.spoil(super().feature_map(x), *self._projected(x))
+    def _feature_map(self, x, rho):
+        return self.spoil(super()._feature_map(x, rho), *self._projected(x, rho))
 
 
 @dataclass(frozen=True)
@@ -1088,6 +1088,8 @@ OPERATOR_FAULTS = {
         SpoiltFeatures(16, spoil=lambda phi, *_: 1.01 * phi),
         SpoiltFeatures(16, spoil=lambda phi, logs, half: (logs + half).exp() / 4),
         SpoiltFeatures(16, spoil=lambda phi, *_: phi / 4),  # by m instead of sqrt(m)
+        # The factor a^(d / 4) of bounded features left out, a = 4 / 3 in four dimensions.
+        SpoiltFeatures(16, estimator="optimal", rho=0.6, spoil=lambda phi, *_: phi / (4 / 3)),
         SpoiltKernel(16, spoil=lambda K: 0 * K),
         SpoiltKernel(16, spoil=lambda K: K.mean() + 0 * K),
         SpoiltKernel(16, spoil=lambda K: K + 1e-9 * torch.arange(K.shape[-1])),
@@ -1112,6 +1114,7 @@ OPERATOR_FAULTS = {
             for fields in (
                 {"weights": IID(), "estimator": "hyperbolic"},
                 {"weights": IID(), "scale": 0.3},
+                {"weights": IID(), "estimator": "optimal"},
             )
             for kind in (ClaimsLess, ClaimsMore)
         ),

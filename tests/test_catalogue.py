@@ -95,7 +95,7 @@ def test_the_list_shows_what_each_field_of_a_part_may_be():
     shown = " ".join(call("list", "Performer").stdout.split())
     assert "with E[phi(q) phi(k)^T] = exp(scores)" in shown
     assert "features 1 to 1048576 64" in shown
-    assert "estimator one of positive, hyperbolic 'positive'" in shown
+    assert "estimator one of positive, hyperbolic, optimal 'positive'" in shown
     assert "scale 1e-30 to 1e+18 or None None" in shown
     assert "rank an integer of at least 1" in " ".join(call("list", "Soft").stdout.split())
     wrong = call("list", "Performr")

@@ -144,6 +144,12 @@ def _(op: operators.Performer, q, k, v):
         logs = x @ w.mT
         logs = torch.cat((logs, -logs), -1) if hyperbolic else logs
         half = (x * x).sum(-1, keepdim=True) / 2
+        if op.estimator == "optimal":
+            f = scale * (q[:, None] + k).square().sum(-1).mean()
+            rho = op.rho or (((2 * f + d) ** 2 + 8 * f * d) ** 0.5 - 2 * f - d) / (4 * f)
+            A = (1 - 1 / rho) / 8
+            logs = A * w.square().sum(-1) + (1 - 4 * A) ** 0.5 * logs
+            return (1 - 4 * A) ** (d / 4) * torch.exp(logs - half) / op.features**0.5
         if op.eps:
             logs = logs - published_max(logs)
         return (torch.exp(logs - half) + op.eps) / op.features**0.5

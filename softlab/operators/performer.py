@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
+from softlab import validation
 from softlab.core import Cost, Dims, Knob, Traits, attention, own_precision, value, widened
 from softlab.features import Orthogonal, Weights
 from softlab.operators.softmax import Softmax
@@ -17,6 +18,7 @@ from softlab.primitives.normalization import indicator
 from softlab.validation import Numbers, OneOf, Positive, Width
 
 ESTIMATORS = ("positive", "hyperbolic")
+LEAST_RHO = 1e-6
 
 
 @value
@@ -26,20 +28,29 @@ class Performer:
     With x = sqrt(scale) q, and alike for k, and W of rows from N(0, I_d):
 
     - ``"positive"``: phi(x) = exp(W x - |x|^2 / 2) / sqrt(m), W (m, d);
-    - ``"hyperbolic"``: phi(x) = exp(-|x|^2 / 2) [exp(W x), exp(-W x)] / sqrt(m), W (m / 2, d).
+    - ``"hyperbolic"``: phi(x) = exp(-|x|^2 / 2) [exp(W x), exp(-W x)] / sqrt(m), W (m / 2, d);
+    - ``"optimal"``: phi(x) = a^(d/4) exp(A |w|^2 + sqrt(a) W x - |x|^2 / 2) / sqrt(m), W (m, d), w
+      its rows, A = (1 - 1 / rho) / 8 and a = 1 - 4 A.
 
     ``features``: their number m, at least 1; even for hyperbolic ones. ``weights``: how W is drawn;
     another seed redraws. ``estimator``: as above. ``scale``: of the scores, positive; None means
     1/sqrt(d). ``eps``: 0, or 1e-15 to 1, see below. ``causal``: sums over keys run to the query's
     own, and there are as many; masked tokens are deleted, queries too; not with eps, which is added
-    relative to the largest of all keys. No n x l matrix is formed. float16 and bfloat16 are
+    relative to the largest of all keys. ``rho``: of the optimal estimator, 1e-6 to 1; None takes
+    the best one for the tokens of each matrix, see ``best_rho``, of which later ones are a part, so
+    that with causal a number is wanted. No n x l matrix is formed. float16 and bfloat16 are
     computed in float32.
 
     The stabilisers exp(-|q|^2 / 2) and of keys feature by feature cancel exactly, so nothing over-
     or underflows and rows sum to one. The kernel's estimate is unbiased, the normalised output is
     not: a ratio of means. The relative variance of an entry, (exp(|x + y|^2) - 1) / m, grows
     exponentially with |x + y|^2: at the norms of trained heads a few features carry each row, and
-    the error can exceed that of the mean of v. Ask ``kernel_variance``.
+    the error can exceed that of the mean of v. Ask ``kernel_variance``. Of the optimal estimator
+    (FAVOR++) it is ((1 + rho)^2 / (4 rho))^(d/2) exp(rho |x + y|^2) - 1 over m: positive features
+    are those of rho = 1, smaller values give bounded features. With the best rho the mean over all
+    pairs of the logarithm of the second moment is never above that of rho = 1; single entries of
+    small |x + y| are worse, at x = -y without bound as rho falls. What it gains are orders of
+    magnitude at long tokens, and what is left there grows exponentially still.
 
     The package performer-pytorch adds ``eps`` = 1e-4 to exp(W x - |x|^2 / 2 - max W x), the maximum
     over a row of queries and over all keys, for its numerics; where |x|^2 / 2 is not small, eps is
@@ -51,7 +62,8 @@ class Performer:
     signs, and no uniform directions: its kernel is biased, by a fifth at d = 8 and |x + y| = 1 in
     the direction of (1, ..., 1).
 
-    Reference: arXiv 2009.14794, Eq. 5-8, Lemma 1 (both estimators), Lemma 2 (their variances).
+    Reference: arXiv 2009.14794, Eq. 5-8, Lemma 1 (both estimators), Lemma 2 (their variances);
+    Likhosherstov et al., arXiv 2205.15317 (the optimal one).
     """
 
     family: ClassVar = "features"
@@ -59,7 +71,7 @@ class Performer:
 
     features: Width = 64
     weights: Weights = Orthogonal()
-    estimator: Annotated[str, OneOf(*ESTIMATORS)] = "positive"
+    estimator: Annotated[str, OneOf(*ESTIMATORS, "optimal")] = "positive"
     scale: Positive | None = None
     eps: Annotated[
         float,
@@ -72,6 +84,9 @@ class Performer:
         ),
     ] = 0.0
     causal: bool = False
+    rho: (
+        Annotated[float, Numbers(LEAST_RHO, 1.0, says="; give a number from 1e-6 to 1.")] | None
+    ) = None
 
     def __post_init__(self) -> None:
         if self.estimator == "hyperbolic" and self.features % 2:
@@ -84,6 +99,25 @@ class Performer:
             msg = (
                 f"Performer.eps is {self.eps}, relative to the largest feature of all keys, "
                 "later ones included; with causal=True give eps=0."
+            )
+            raise ValueError(msg)
+        optimal = self.estimator == "optimal"
+        if self.rho is not None and not optimal:
+            msg = (
+                f"Performer.rho is {self.rho}, and belongs to estimator='optimal'; with "
+                f"{self.estimator!r} give rho=None."
+            )
+            raise ValueError(msg)
+        if optimal and self.eps:
+            msg = (
+                f"Performer.eps is {self.eps}, of the package performer-pytorch, which has no "
+                "optimal features; with estimator='optimal' give eps=0."
+            )
+            raise ValueError(msg)
+        if optimal and self.causal and self.rho is None:
+            msg = (
+                "Performer.rho is None, the best for all tokens, later ones included; with "
+                "causal=True give a number, such as best_rho says for tokens like yours."
             )
             raise ValueError(msg)
 
@@ -124,34 +158,87 @@ class Performer:
             kernel_entries=tokens * self.features,
         )
 
-    def _projected(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """W x and -W x where it takes part, (..., n, m); and |x|^2 / 2, (..., n, 1)."""
+    @own_precision
+    def best_rho(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Return the rho of the least mean logarithm of a second moment, (..., 1, 1).
+
+        Of all pairs of q (..., n, d) and k (..., l, d), with f the mean of |x + y|^2 over them:
+        rho = (sqrt((2 f + d)^2 + 8 f d) - 2 f - d) / (4 f), and 1 for f = 0. Takes no pair apart.
+        """
+        q, k, _, key_mask = validation.admit(q, k, k, key_mask, scale=self.scale)
+        return self._best_rho(widened(q), widened(k), key_mask).to(q.dtype)
+
+    def _best_rho(self, q: Tensor, k: Tensor, key_mask: Tensor | None) -> Tensor:
+        scale = self.target.kernel(q.shape[-1]).scale or 1.0
+        weight = indicator(k, key_mask)
+        weight = weight / weight.sum(-2, keepdim=True)
+        both = (q.mean(-2, keepdim=True) * (weight * k).sum(-2, keepdim=True)).sum(-1, keepdim=True)
+        squares = q.square().mean(-2, keepdim=True) + (weight * k.square()).sum(-2, keepdim=True)
+        f = scale * (squares.mean(-1, keepdim=True) + 2 * both / q.shape[-1])  # over d
+        # The quadratic formula without a difference of like numbers, nor a square of f.
+        inner, root = 2 * f + 3, math.sqrt(8)
+        return 2 / ((inner - root).sqrt() * (inner + root).sqrt() + 2 * f + 1)
+
+    def _rho(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor | None:
+        """The rho of the features; None where they are no optimal ones."""
+        if self.estimator != "optimal":
+            return None
+        if self.rho is None:
+            return self._best_rho(q, k, key_mask)
+        return torch.full_like(q[..., :1, :1], self.rho)
+
+    def _projected(self, x: Tensor, rho: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The logarithms of sqrt(m) phi(x), (..., n, m), plus |x|^2 / 2; and that, (..., n, 1)."""
         scale = self.target.kernel(x.shape[-1]).scale or 1.0
-        w = math.sqrt(scale) * self.weights(self._draws, x.shape[-1])
-        projected = x @ w.to(x).mT
+        w = self.weights(self._draws, x.shape[-1])
+        projected = x @ (math.sqrt(scale) * w).to(x).mT
         if self.estimator == "hyperbolic":
             projected = torch.cat((projected, -projected), -1)
+        elif rho is not None:
+            a = (1 + 1 / rho) / 2
+            squares = w.square().sum(-1).to(x)
+            shift = a.log() * (x.shape[-1] / 4) - (1 / rho - 1) / 8 * squares
+            projected = a.sqrt() * projected + shift
         return projected, scale * x.square().sum(-1, keepdim=True) / 2
+
+    def _alone(self, x: Tensor) -> Tensor | None:
+        """The rho of features of some tokens, of which the others are not known."""
+        if self.estimator == "optimal" and self.rho is None:
+            msg = (
+                f"{self!r} has the rho that is best for queries and keys together, so that either "
+                "alone has no features; give rho a number, or ask kernel_matrix(q, k)."
+            )
+            raise ValueError(msg)
+        return self._rho(x, x)
 
     def log_features(self, x: Tensor) -> Tensor:
         """Return log phi(x), (..., n, m), of queries or keys x (..., n, d), without ``eps``."""
-        projected, half = self._projected(x)
+        return self._log_features(x, self._alone(x))
+
+    def _log_features(self, x: Tensor, rho: Tensor | None) -> Tensor:
+        projected, half = self._projected(x, rho)
         return projected - half - math.log(self.features) / 2
 
     @own_precision
     def feature_map(self, x: Tensor) -> Tensor:
         """Return phi(x), (..., n, m), of queries or keys x (..., n, d), without ``eps``.
 
-        Not stabilised: over- and underflows where exp(W x - |x|^2 / 2) does.
+        Not stabilised: over- and underflows where exp(W x - |x|^2 / 2) does. Raises ``ValueError``
+        for the optimal estimator without a number for rho.
         """
-        projected, half = self._projected(widened(x))
-        return ((projected - half).exp() / math.sqrt(self.features)).to(x.dtype)
+        wide = widened(x)
+        return self._feature_map(wide, self._alone(wide)).to(x.dtype)
+
+    def _feature_map(self, x: Tensor, rho: Tensor | None) -> Tensor:
+        projected, half = self._projected(x, rho)
+        return (projected - half).exp() / math.sqrt(self.features)
 
     @own_precision
     def kernel_matrix(self, q: Tensor, k: Tensor) -> Tensor:
         """Return phi(q) phi(k)^T, (..., n, l): the unbiased estimate of exp(scale <q, k>)."""
-        phi_q, phi_k = self.feature_map(widened(q)), self.feature_map(widened(k))
-        return (phi_q @ phi_k.mT).to(q.dtype)
+        x, y = widened(q), widened(k)
+        rho = self._rho(x, y)
+        return (self._feature_map(x, rho) @ self._feature_map(y, rho).mT).to(q.dtype)
 
     @own_precision
     def kernel_variance(self, q: Tensor, k: Tensor) -> Tensor:
@@ -159,12 +246,16 @@ class Performer:
 
         With z = x + y and K = exp(<x, y>): K^2 (exp(|z|^2) - 1) / m, and for hyperbolic features
         that times 1 - exp(-|z|^2). arXiv 2009.14794, Lemma 2, there in the number of draws. For
-        orthogonal weights it is an upper bound: Theorem 2 and its proof, which needs no more than
-        non-negative Taylor coefficients.
+        optimal features K^2 (((1 + rho)^2 / (4 rho))^(d/2) exp(rho |z|^2) - 1) / m. For orthogonal
+        weights it is an upper bound: Theorem 2 and its proof, which needs no more than non-negative
+        Taylor coefficients in the directions.
         """
         kernel = self.target.kernel(q.shape[-1])
         scale = kernel.scale or 1.0
         squares = scale * (q.unsqueeze(-2) + k.unsqueeze(-3)).square().sum(-1)
+        rho = self._rho(q, k)
+        if rho is not None:
+            squares = rho * squares + q.shape[-1] / 2 * ((1 + rho).square() / (4 * rho)).log()
         out = kernel.matrix(q, k).square() * squares.expm1() / self.features
         return out * -(-squares).expm1() if self.estimator == "hyperbolic" else out
 
@@ -173,7 +264,8 @@ class Performer:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
         if self.causal:
             return of_kept(self._causal, q, k, v, key_mask)
-        (a, half_q), (b, half_k) = self._projected(q), self._projected(k)
+        rho = self._rho(q, k, key_mask)
+        (a, half_q), (b, half_k) = self._projected(q, rho), self._projected(k, rho)
         if self.eps == 0:
             b = b - half_k
             return feature_average(a, b, v, key_mask)
@@ -187,5 +279,6 @@ class Performer:
         return phi_q @ (phi_k.mT @ v) / degree
 
     def _causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        (a, _), (b, half_k) = self._projected(q), self._projected(k)
+        rho = self._rho(q, k)
+        (a, _), (b, half_k) = self._projected(q, rho), self._projected(k, rho)
         return causal_feature_average(a, b - half_k, v)

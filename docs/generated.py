@@ -49,7 +49,8 @@ API = {
         "softlab.core": "",
         "softlab.catalogue": "",
         "softlab.primitives": (
-            "banded causal deletion feature_maps normalization prefix_sums sort_lsh weighted_sums"
+            "banded causal certificates deletion feature_maps normalization nystrom_bounds pages "
+            "prefix_sums sort_lsh weighted_sums"
         ),
     },
     "What it is tried on": {

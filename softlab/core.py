@@ -55,7 +55,40 @@ def value(cls: type[T]) -> type[T]:
 
     cls.__repr__ = name  # type: ignore[method-assign]
     cls.__post_init__ = held  # type: ignore[attr-defined]
+    if "target" in dir(cls) or "target" in inspect.get_annotations(cls):  # an operator
+        for question in ("bound", "interval", "at_most"):
+            if not hasattr(cls, question):
+                setattr(cls, question, _unanswered(question))
     return dataclass(frozen=True, repr=False)(cls)
+
+
+INSTEAD = (
+    "softlab.estimators.output_error(op, q, k, v) gives an interval for the error of one head from "
+    "a sample of exact rows"
+)
+"""What can be had of any operator."""
+
+
+def _unanswered(question: str) -> Callable[..., Any]:
+    """A method that says that the operator does not answer, and what can be had instead."""
+
+    def refuse(self: Any, *_: Any, **__: Any) -> Any:
+        why = {
+            "bound": "claims no bound of its error (traits.certified is False)",
+            "interval": "has no interval from draws of its own (traits.draws is empty)",
+            "at_most": "claims no bound of its error, so no setting of it can be certified",
+        }[question]
+        other = ""
+        if question != "interval" and self.traits.draws:
+            other = "op.interval(q, k, v) says by how much each row errs, with stated odds; "
+        if question == "interval" and self.traits.certified:
+            other = "op.bound(q, k, v) is certain; "
+        msg = f"{self!r} {why}. Instead, {other}{INSTEAD}."
+        raise ValueError(msg)
+
+    refuse.__name__ = question
+    refuse.__doc__ = "Not answered by this operator: raises ``ValueError``, which says what is."
+    return refuse
 
 
 def _plain(held: Any) -> Any:
@@ -249,6 +282,12 @@ class Traits:
     padded: bool = False
     """A call spends more than the arithmetic of its cost, up to 24 times as much: windows are cut
     in blocks, or narrow points padded to wide values."""
+    certified: bool = False
+    """``op.bound(q, k, v)`` is an upper bound of the norm of each row of ``op(q, k, v)`` less
+    ``op.target(q, k, v)``, rounding included, found without the exact output."""
+    draws: str = ""
+    """The field that counts the random draws from whose spread ``op.interval(q, k, v)`` says, with
+    stated odds, by how much each row errs; empty: there is no such interval."""
     causal: bool = False
     """No output depends on a later token. There are as many queries as keys, token by token, and
     masked tokens are deleted whole: their rows are zero."""

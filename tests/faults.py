@@ -14,9 +14,10 @@ from softlab import laws
 from softlab.core import Cost, as_matrix
 from softlab.features import IID, Orthogonal
 from softlab.kernels import Gaussian
-from softlab.landmarks import FarthestPoint, SegmentMeans
+from softlab.landmarks import FarthestPoint, SegmentMeans, Strided
 from softlab.operators import (
     MRA,
+    BigBird,
     ColumnSample,
     GaussianAttention,
     HyperAttention,
@@ -25,7 +26,9 @@ from softlab.operators import (
     Linformer,
     Local,
     Nystromformer,
+    Pages,
     Performer,
+    Quantized,
     RandomFourier,
     Reformer,
     Scatterbrain,
@@ -88,6 +91,47 @@ class Faulty:
 
     def __call__(self, q, k, v, key_mask=None):
         return self.wrong(self._base, q, k, v, key_mask)
+
+
+@dataclass(frozen=True)
+class Promising:
+    """An operator as it is, whose bound is changed by ``wrong(op, q, k, v, mask)``."""
+
+    base: Any
+    wrong: Callable[..., torch.Tensor] = field(repr=False)
+
+    def __getattr__(self, name):
+        return getattr(self.base, name)
+
+    def __call__(self, q, k, v, key_mask=None):
+        return self.base(q, k, v, key_mask)
+
+    def bound(self, q, k, v, key_mask=None):
+        return self.wrong(self.base, q, k, v, key_mask)
+
+
+def halved(op, q, k, v, mask):
+    return op.bound(q, k, v, mask) / 2
+
+
+def of_the_first(op, q, k, v, mask):
+    """The bound of the first matrix for the whole batch."""
+    found = op.bound(q, k, v, mask)
+    return found.reshape(-1, found.shape[-1])[0].expand_as(found)
+
+
+def unrounded(op, q, k, v, mask):
+    """The bound in exact arithmetic of the exact output, which no precision reaches."""
+    return op.bound(q.double(), k.double(), v.double(), mask).to(v.dtype)
+
+
+def without_the_mask(op, q, k, v, mask):
+    return op.bound(q, k, v)
+
+
+def any_two_values(op, q, k, v, mask):
+    """The diameter of the values: right, and never less."""
+    return torch.cdist(v, v).amax((-2, -1)).unsqueeze(-1).expand(*v.shape[:-2], q.shape[-2])
 
 
 def after(change):
@@ -922,6 +966,29 @@ OPERATOR_FAULTS = {
             Reformer(2, 4, 1),
             lambda op, q, k, v, mask: (op(q, k, v) + Reformer(2, 4, 1, seed=1)(q, k, v)) / 2,
         ),
+    ],
+    "certificate": [
+        *(
+            Promising(op, halved)
+            for op in (TopK(3), Local(2), BigBird(1, 1, 1), Pages(4, 1), Soft(4), Skyformer(4))
+        ),
+        Promising(Soft(4, landmarks=Strided(), pinv=Cholesky()), of_the_first),
+        Promising(Local(2), of_the_first),
+        Promising(Quantized("bfloat16"), of_the_first),
+        Promising(TopK(3), unrounded),
+        *(Promising(op, without_the_mask) for op in (Pages(4, 1), Local(2))),
+        Promising(Local(2), lambda op, q, k, v, mask: 0 * op.bound(q, k, v, mask)),
+        # The degree is one of a ratio, which a bound of the numerator forgets.
+        Promising(
+            Soft(4, normalization="row"),
+            lambda op, q, k, v, mask: dataclasses.replace(op, normalization="none").bound(
+                q, k, v, mask
+            ),
+        ),
+    ],
+    "informative": [
+        Promising(TopK(3), any_two_values),
+        Promising(Soft(4, landmarks=Strided(), pinv=Cholesky()), any_two_values),
     ],
     "mask is deletion": [
         Faulty(Softmax(), by_ten_thousand),

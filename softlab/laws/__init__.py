@@ -28,6 +28,7 @@ from softlab.core import Operator
 from softlab.hints import hint
 from softlab.laws import (
     algebra,
+    certificates,
     consistency,
     cost,
     dependence,
@@ -97,6 +98,8 @@ OPERATOR_LAWS: tuple[Law[Operator], ...] = (
     estimates.UNBIASED,
     estimates.VARIANCE,
     estimates.RESEEDED,
+    certificates.CERTIFICATE,
+    certificates.INFORMATIVE,
     cost.FLOPS,
     limits.LINEAR_MEMORY,
     error_parts.BUDGET,

@@ -18,6 +18,7 @@ from softlab.operators.local import Local
 from softlab.operators.monarch import Monarch
 from softlab.operators.mra import MRA
 from softlab.operators.nystromformer import Nystromformer
+from softlab.operators.pages import Pages
 from softlab.operators.performer import Performer
 from softlab.operators.quantized import Quantized
 from softlab.operators.random_fourier import RandomFourier
@@ -49,6 +50,7 @@ __all__ = [
     "Local",
     "Monarch",
     "Nystromformer",
+    "Pages",
     "Performer",
     "Quantized",
     "RPCholesky",

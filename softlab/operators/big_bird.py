@@ -13,7 +13,19 @@ from softlab.core import Cost, Dims, Knob, Stream, Traits, attention, value
 from softlab.kernels import Exponential
 from softlab.operators.softmax import Softmax
 from softlab.primitives.banded import banded_average, centres, ordinals, rows, support_sizes
+from softlab.primitives.certificates import (
+    average_rounding,
+    centre,
+    certificate,
+    distance,
+    lengths,
+    score_rounding,
+)
+from softlab.primitives.pages import Band, banded_bound
 from softlab.validation import Amount, Natural, Seed, Size
+
+LEAST_PAGE = 4
+"""Keys in a page at least, of which a bound knows a box, a mean and a spread."""
 
 
 @value
@@ -62,6 +74,7 @@ class BigBird:
             exact_at="window",
             monotone="absolute",
             linear_memory=True,
+            certified=True,
         )
 
     @property
@@ -94,22 +107,71 @@ class BigBird:
             return self._fitted(n, l)(q, k, v, key_mask)
         q, k, v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
         mask = None if key_mask is None else key_mask.reshape(-1, l)
-        keys, survivor = ordinals(mask, l, q.device)
-        if mask is not None:
-            k, v = rows(k, survivor), rows(v, survivor)
-            mask = torch.arange(l, device=q.device) < keys
-        at = centres(n, keys)
-        low, high = self._interval(at, keys)
-        q_scaled, others = q / math.sqrt(q.shape[-1]), self._others(n, keys)
-        out = banded_average(q_scaled, k, v, low, high, others, self.block)
-        # Queries stand in the order of the keys, so those at global ones come first.
-        seeing = at < self.globals
-        first = int(seeing.sum(-1).max())
+        k, v, mask, band = self._banded(n, k, v, mask)
+        seen = band.low, band.high, band.others, band.block
+        out = banded_average(q / math.sqrt(q.shape[-1]), k, v, *seen)
+        first, seeing = self._seeing(n, band.keys)
         if first:
             whole = Exponential().average(q[:, :first], k, v, mask)
             whole = torch.where(seeing[:, :first, None], whole, out[:, :first])
             out = torch.cat((whole, out[:, first:]), 1)
         return out.reshape(*lead, n, v.shape[-1])
+
+    @certificate
+    def bound(
+        self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, out: Tensor
+    ) -> Tensor:
+        """At least |out_i - exact_i|, (..., n).
+
+        As of ``Local``: what a query leaves out is bounded page by page, see
+        ``primitives.pages.left_out``. A random key is still counted in its page, which makes the
+        bound larger by its share. Queries that see all keys are compared with the exact average,
+        which costs what their call does.
+
+        Args:
+            q: queries (..., n, d).
+            k: keys (..., l, d).
+            v: values (..., l, e).
+            key_mask: boolean, broadcastable to (..., l).
+            out: the output (..., n, e), if it is known.
+        """
+        lead, n, l = q.shape[:-2], q.shape[-2], k.shape[-2]
+        here = self._fitted(n, l) if self._beyond(n, l) else self
+        q, k, v, out = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v, out))
+        mask = None if key_mask is None else key_mask.reshape(-1, l)
+        k, v, mask, band = here._banded(n, k, v, mask)
+        size = max(LEAST_PAGE, -(-l // (2 * here.window + 1 + here.globals + here.random)))
+        scaled = q / math.sqrt(q.shape[-1])
+        found = banded_bound(scaled, k, v, out, band, size, here.globals)
+        first, seeing = here._seeing(n, band.keys)
+        if first:
+            exact = Exponential().average(q[:, :first], k, v, mask)
+            radius, largest = centre(v, mask)[1], lengths(v).amax(-1, keepdim=True)
+            slack = score_rounding(scaled[:, :first], k, 1.0)
+            near = distance(out[:, :first], exact)
+            near = near + average_rounding(slack, radius, largest, l)
+            near = torch.where(seeing[:, :first], near, found[:, :first])
+            found = torch.cat((near, found[:, first:]), 1)
+        return found.reshape(*lead, n)
+
+    def _banded(
+        self, n: int, k: Tensor, v: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Band]:
+        """Keys and values that take part first, their mask, and what each query sees."""
+        keys, survivor = ordinals(mask, k.shape[1], k.device)
+        if mask is not None:
+            k, v = rows(k, survivor), rows(v, survivor)
+            mask = torch.arange(k.shape[1], device=k.device) < keys
+        low, high = self._interval(centres(n, keys), keys)
+        return k, v, mask, Band(low, high, self._others(n, keys), self.block, None, keys)
+
+    def _seeing(self, n: int, keys: Tensor) -> tuple[int, Tensor]:
+        """Which queries see all keys, (B or 1, n), and before which number all of them stand.
+
+        Queries stand in the order of the keys, so those at global ones come first.
+        """
+        seeing = centres(n, keys) < self.globals
+        return int(seeing.sum(-1).max()), seeing
 
     def _beyond(self, n: int, l: int) -> bool:
         """Whether a knob is larger than n queries and l keys can use."""

@@ -13,10 +13,14 @@ from softlab.core import Cost, Dims, Knob, Traits, attention, value
 from softlab.operators.softmax import Softmax
 from softlab.primitives.banded import banded_average, centres, ordinals, rows, support_sizes
 from softlab.primitives.causal import of_kept
+from softlab.primitives.certificates import certificate
+from softlab.primitives.pages import Band, banded_bound
 from softlab.validation import Natural, Size
 
 LEAST_BLOCK = 32
 """Queries that share one dense product at least: smaller ones cost more than they save."""
+LEAST_PAGE = 4
+"""Keys in a page at least, of which a bound knows a box, a mean and a spread."""
 
 
 @value
@@ -67,6 +71,7 @@ class Local:
             monotone="absolute" if dense else "",
             linear_memory=True,
             padded=True,
+            certified=True,
         )
         return traits.made_causal() if self.causal else traits
 
@@ -93,12 +98,71 @@ class Local:
             return of_kept(self._average, q, k, v, key_mask)
         return self._average(q, k, v, key_mask)
 
+    @certificate
+    def bound(
+        self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, out: Tensor
+    ) -> Tensor:
+        """At least |out_i - exact_i|, (..., n).
+
+        With c_i the mass of the band in the exact softmax, |out_i - exact_i| is 1 - c_i times the
+        distance of the averages inside and outside of it. What lies outside is bounded page by
+        page, see ``primitives.pages.left_out``: at least the work of l / (2 window + 1) keys in a
+        page, so that the bound costs about a call. It is as large as the mass left out can be: of
+        heads with a sink that is no key of the band, the diameter of the values.
+
+        Args:
+            q: queries (..., n, d).
+            k: keys (..., l, d).
+            v: values (..., l, e).
+            key_mask: boolean, broadcastable to (..., l).
+            out: the output (..., n, e), if it is known.
+        """
+        if not self.causal:
+            return self._bound(q, k, v, out, key_mask)
+
+        def of_first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return self._bound(q, k, v[..., :-e], v[..., -e:]).unsqueeze(-1)
+
+        e = out.shape[-1]
+        return of_kept(of_first, q, k, torch.cat((v, out), -1), key_mask).squeeze(-1)
+
+    def _bound(
+        self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, key_mask: Tensor | None = None
+    ) -> Tensor:
+        lead, n, l = q.shape[:-2], q.shape[-2], k.shape[-2]
+        if max(self.window, self.sinks) > l:
+            return self._fitted(l)._bound(q, k, v, out, key_mask)
+        q, k, v, out = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v, out))
+        mask = None if key_mask is None else key_mask.reshape(-1, l)
+        q, k, v, band, order = self._banded(q, k, v, mask)
+        out = out if order is None else rows(out, order)
+        straight = self.dilation == 1
+        ends = centres(n, band.keys) if self.causal else None
+        band = band._replace(ends=ends, grows=straight or not self.causal)
+        size = max(LEAST_PAGE, -(-l // (2 * self.window + 1)))
+        found = banded_bound(q, k, v, out, band, size, self.sinks if straight else 0)
+        if order is not None:
+            found = rows(found.unsqueeze(-1), order.argsort(-1)).squeeze(-1)
+        return found.reshape(*lead, n)
+
     def _average(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         lead, n, l = q.shape[:-2], q.shape[-2], k.shape[-2]
         if max(self.window, self.sinks) > l:
             return self._fitted(l)._average(q, k, v, key_mask)
         q, k, v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
         mask = None if key_mask is None else key_mask.reshape(-1, l)
+        q, k, v, band, order = self._banded(q, k, v, mask)
+        seen = band.low, band.high, band.others, band.block, band.visible
+        out = banded_average(q, k, v, *seen)
+        if order is not None:
+            out = rows(out, order.argsort(-1))
+        return out.reshape(*lead, n, v.shape[-1])
+
+    def _banded(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Band, Tensor | None]:
+        """Scaled queries, keys and values in sorted order, what is seen, the queries' order."""
+        n, l = q.shape[-2], k.shape[-2]
         keys, survivor = ordinals(mask, l, q.device)
         at = centres(n, keys)
         order = None
@@ -114,10 +178,7 @@ class Local:
         block = min(n, max(LEAST_BLOCK, (2 * self.window + 1) * n // l))
         others = self._sinks(keys).expand(-1, -(-n // block), -1)
         x, seen = q / math.sqrt(q.shape[-1]), self._visible(at)
-        out = banded_average(x, k, v, low, high, others, block, seen)
-        if order is not None:
-            out = rows(out, order.argsort(-1))
-        return out.reshape(*lead, n, v.shape[-1])
+        return x, k, v, Band(low, high, others, block, seen, keys), order
 
     def _fitted(self, l: int) -> Local:
         """The same on l keys: no knob asks for memory beyond them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Annotated, ClassVar
 
@@ -9,9 +10,28 @@ import torch
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import Cost, Dims, Traits, attention, own_precision, value, widened
+from softlab.core import (
+    Cost,
+    Dims,
+    Traits,
+    attention,
+    default_of,
+    own_precision,
+    value,
+    widened,
+)
 from softlab.kernels import kernel_cost
 from softlab.operators.softmax import Softmax
+from softlab.primitives.certificates import (
+    average_rounding,
+    centre,
+    certificate,
+    chain,
+    distance,
+    lengths,
+    score_rounding,
+    unit,
+)
 from softlab.validation import OneOf
 
 FORMATS = {
@@ -83,8 +103,16 @@ class Quantized:
             row_stochastic=True,
             nonnegative=True,
             linear_memory=True,
+            certified=self._derived,
         )
         return traits.made_causal() if self.causal else traits
+
+    @property
+    def _derived(self) -> bool:
+        """Whether all but the rounding of q and k is exact, as ``bound`` supposes."""
+        known = {"precision", "smoothing", "causal"}
+        others = (field for field in dataclasses.fields(self) if field.name not in known)
+        return all(getattr(self, field.name) == default_of(field) for field in others)
 
     @property
     def target(self) -> Softmax:
@@ -139,6 +167,78 @@ class Quantized:
         x, y = self._round(q), self._round(self._smoothed(k, key_mask))
         exact = Softmax(causal=self.causal)
         return exact(x, y, v, key_mask)
+
+    @certificate
+    def bound(
+        self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, out: Tensor
+    ) -> Tensor:
+        """At least |out_i - exact_i|, (..., n).
+
+        Let x, y be the rounded q and k, p the weights of their scores, m = sum_j p_j v_j. The
+        scores differ by t_j = (<q - x, k_j - c> + <x, k_j - y_j>) / sqrt(d) up to a number common
+        to the row, for any c; here the keys' mean. The rounding is known, not bounded by its step:
+
+            |t_j| <= tau_j = (|q - x| |k_j - c| + |x| |k_j - y_j|) / sqrt(d),  delta = max_j tau_j.
+
+        exact = sum_j p_j exp(t_j) v_j / Z with Z = sum_j p_j exp(t_j), so that
+
+            exact - m = sum_j p_j (exp(t_j) - 1) (v_j - m) / Z.
+
+        With |exp(t) - 1| <= |t| (exp(delta) - 1) / delta, Cauchy and Schwarz, and Z >= exp(-T) by
+        Jensen, T^2 = sum_j p_j tau_j^2,
+
+            |exact - m| <= exp(T) (exp(delta) - 1) / delta T sigma,  sigma^2 = sum_j p_j |v_j - m|^2
+
+        and, whatever t is, tanh(delta / 2) times the diameter. T and sigma are averages under p,
+        three more columns of values; by Minkowski T is at most the same with root mean squares of
+        |k_j - c| and |k_j - y_j|. It errs where single roundings cancel in a score, as they mostly
+        do: the ratio to the error is that of |a| |b| to a typical <a, b>, some sqrt(d).
+
+        Args:
+            q: queries (..., n, d).
+            k: keys (..., l, d).
+            v: values (..., l, e).
+            key_mask: boolean, broadcastable to (..., l).
+            out: the output (..., n, e), if it is known.
+        """
+        u, root, e = unit(v), math.sqrt(q.shape[-1]), v.shape[-1]
+        keys = self._smoothed(k, key_mask)
+        x, y = self._round(q), self._round(keys)
+        middle, radius = centre(v, key_mask)
+        of_keys, reach = centre(keys, key_mask)
+        of_k, of_q = lengths(keys - y), lengths(q - x)
+        if key_mask is not None:
+            of_k = of_k.masked_fill(~key_mask, 0)
+        sizes = lengths(v - middle), distance(keys, of_keys), of_k
+        ends = [x.amax(-1, keepdim=True) for x in sizes]
+        ends = [radius, reach, ends[2]]
+        units = [torch.where(end > 0, end, 1) for end in ends]
+        columns = [(s / end).clamp_max(1).square() for s, end in zip(sizes, units, strict=True)]
+        both = torch.cat((v - middle, *(c.unsqueeze(-1) for c in columns)), -1)
+        means = Softmax(causal=self.causal)(x, y, both, key_mask)
+        m, squares = means[..., :e], means[..., e:].clamp_min(0).unbind(-1)
+        slack = score_rounding(x, y, 1 / root)
+        lost = average_rounding(slack, torch.ones_like(slack), torch.ones_like(slack), k.shape[-2])
+        away = lengths(m)
+        spread = squares[0] - (away / units[0]).square() + (3 * lost + 8 * u)
+        sigma = units[0] * spread.clamp_min(0).sqrt()
+        far, off = (
+            end * (square + lost).sqrt() for end, square in zip(units[1:], squares[1:], strict=True)
+        )
+        # Differences from the rounded tokens and from the mean are rounded, too.
+        small = 4 * u * (lengths(q) * reach + lengths(x) * lengths(y).amax(-1, keepdim=True)) / root
+        if self.smoothing:
+            small = small + 2 * u * lengths(q) * lengths(keys).amax(-1, keepdim=True) / root
+        mean = (of_q * far + lengths(x) * off) / root + small
+        delta = (of_q * ends[1] + lengths(x) * ends[2]) / root + small
+        tame = delta.clamp(1e-6, 30)
+        first = mean * mean.clamp_max(60).exp() * torch.expm1(tame) / tame * sigma
+        first = torch.where(delta <= 30, first * (1 + 16 * u), math.inf)
+        second = torch.minimum(2 * torch.tanh(delta / 2) * radius, away + radius)
+        moved = torch.minimum(first, second)
+        own = average_rounding(slack, radius, radius, k.shape[-2])
+        own = own + 4 * u * chain(e) * (lengths(middle) + radius)
+        return distance(out - middle, m) + moved + own
 
     def _smoothed(self, k: Tensor, key_mask: Tensor | None) -> Tensor:
         if not self.smoothing:

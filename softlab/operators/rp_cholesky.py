@@ -15,12 +15,17 @@ from softlab.landmarks.draws import drawn, uniforms
 from softlab.landmarks.pivoting import Pivots, pivots
 from softlab.operators.softmax import Softmax
 from softlab.pinv import Cholesky, Solver, applier, applier_cost
+from softlab.primitives.certificates import EXP, centre, certificate, chain, lengths, unit
 from softlab.primitives.normalization import indicator, least, over, size
+from softlab.primitives.nystrom_bounds import average_apart
 from softlab.validation import Positive, Seed, Size
 
 SPREAD = 40.0
 """Spread of the keys' exponents from which float32 gives way to float64, in whose range they are
 weighed: gradients multiply and divide by their weights."""
+
+LOST = 600.0
+"""Spread beyond which weights vanish in float64."""
 
 
 @value
@@ -72,6 +77,7 @@ class RPCholesky:
             exact_at="rank" if isinstance(self.pinv, Cholesky) else "",
             exact_at_rank_one=not self.pinv.traits.regularized,
             linear_memory=True,
+            certified=True,
         )
 
     @property
@@ -118,6 +124,64 @@ class RPCholesky:
             flat, at = out.reshape(-1, *out.shape[-2:]), wide.flatten().nonzero()[:, 0]
             out = flat.index_copy(0, at, exact).reshape(out.shape)
         return out
+
+    @certificate
+    def bound(
+        self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, out: Tensor
+    ) -> Tensor:
+        """At least |out_i - exact_i|, (..., n).
+
+        The scores' exponential is the kernel of the keys at a longer query,
+
+            exp(<q, y> / sqrt(d)) = h(temperature^2 q, y) = g_x G(x, y) g_y,  x = temperature^2 q,
+
+        with G the Gaussian of the keys and g_y = exp(|y|^2 / (2 temperature^2 sqrt(d))). A factor
+        g_x of a row cancels in the average, g_y is a weight of key y, and what remains is an
+        average under G with landmarks among the keys: ``primitives.nystrom_bounds``. The bound is
+        honest and mostly useless: x is far from all keys, where G is tiny beside the residual, so
+        that it is the farthest value from the output unless almost nothing is left of the keys.
+        Computed in float64.
+
+        Args:
+            q: queries (..., n, d).
+            k: keys (..., l, d).
+            v: values (..., l, e).
+            key_mask: boolean, broadcastable to (..., l).
+            out: the output (..., n, e), if it is known.
+        """
+        validation.rank_fits(self.rank, validation.survivors(key_mask, k), "keys")
+        centred = _centred(k, key_mask)
+        z = self._pivots(centred, key_mask)
+        u, root = unit(k), math.sqrt(k.shape[-1])
+        middle, radius = centre(v.double(), key_mask)
+        x, y, z = self.temperature**2 * q.double(), centred.double(), z.double()
+        half = self._half(y)
+        live = half if key_mask is None else half.masked_fill(~key_mask, -math.inf)
+        weight = (half - live.amax(-1, keepdim=True)).exp().unsqueeze(-1)
+        weight = weight * indicator(weight, key_mask)
+        away = out.double() - middle
+        found = average_apart(
+            self.kernel(k.shape[-1]), z, x, y, v.double() - middle, weight, away, radius
+        )
+        # Keys less their mean are rounded, and so are the weights.
+        fine = unit(y)
+        slack = 2 * u * lengths(q.double()) * lengths(y).amax(-1, keepdim=True) / root
+        slack = slack + (chain(k.shape[-1]) + 8) * fine * half.amax(-1, keepdim=True) + EXP * fine
+        found = found + torch.tanh(slack / 2) * 2 * radius
+        hull = lengths(away) + radius
+        # Beyond this spread a weight may be lost though its key is not.
+        found = torch.where(_spread(half, key_mask).unsqueeze(-1) < LOST, found, hull)
+        return torch.minimum(found, hull)
+
+    def _pivots(self, k: Tensor, key_mask: Tensor | None) -> Tensor:
+        """The pivots (..., m, d) of centred keys, as the call draws them."""
+        at = self._chosen(k, key_mask).at
+        wide = _spread(self._half(k), key_mask) > SPREAD
+        if k.dtype == torch.float32 and bool(wide.any()):
+            mask = None if key_mask is None else key_mask[wide]
+            at = at.clone()
+            at[wide] = self._chosen(k[wide].double(), mask).at
+        return k.gather(-2, at.unsqueeze(-1).expand(*at.shape, k.shape[-1]))
 
     def _applied(
         self, q: Tensor, k: Tensor, v: Tensor, half: Tensor, key_mask: Tensor | None

@@ -14,6 +14,8 @@ from softlab.kernels import kernel_cost
 from softlab.landmarks import Selector, UniformRandom
 from softlab.operators.gaussian_attention import GaussianAttention
 from softlab.pinv import SVD, NystromformerCubic, Solver, applier, applier_cost
+from softlab.primitives.certificates import certificate
+from softlab.primitives.nystrom_bounds import apart
 from softlab.validation import Bandwidth, NotNegative, Size
 
 
@@ -70,6 +72,7 @@ class Skyformer:
             exact_at="rank" if exact else "",
             exact_at_rank_one=exact,
             linear_memory=True,
+            certified=True,
         )
 
     @property
@@ -131,6 +134,28 @@ class Skyformer:
         inverted = applier(self.pinv, core)
         gathered = scale * inverted(scale * kernel.apply(z, k, v))
         return kernel.apply(q, z, gathered)
+
+    @certificate
+    def bound(
+        self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, out: Tensor
+    ) -> Tensor:
+        """At least |out_i - exact_i|, (..., n), for landmarks of all queries.
+
+        As of ``Soft``, see ``primitives.nystrom_bounds``: landmarks among queries and keys are
+        points of the same kernel. The shift ``gamma`` enters as what it does to the output, which
+        is most of the bound where the landmarks are many.
+
+        Args:
+            q: queries (..., n, d).
+            k: keys (..., l, d).
+            v: values (..., l, e).
+            key_mask: boolean, broadcastable to (..., l).
+            out: the output (..., n, e), if it is known.
+        """
+        points, mask = _lifted(q, k, key_mask, None)
+        validation.rank_fits(self.rank, validation.survivors(mask, points), "queries and keys")
+        z = self.landmarks(points, self.rank, mask)
+        return apart(self.target.kernel(q.shape[-1]), z, q, k, v, out)
 
     def _core(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """A and the diagonal of D^-1/2, (..., m, 1)."""

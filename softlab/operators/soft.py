@@ -16,6 +16,7 @@ from softlab.kernels import Gaussian, kernel_cost
 from softlab.landmarks import SegmentMeans, Selector
 from softlab.operators.gaussian_attention import GaussianAttention
 from softlab.pinv import SVD, NewtonRaphson, Solver, applier, applier_cost
+from softlab.primitives.certificates import centre, certificate
 from softlab.primitives.normalization import (
     NORMALIZATIONS,
     faint,
@@ -27,6 +28,7 @@ from softlab.primitives.normalization import (
     size,
     spread,
 )
+from softlab.primitives.nystrom_bounds import apart, average_apart
 from softlab.validation import Bandwidth, OneOf, Size
 
 
@@ -85,6 +87,7 @@ class Soft:
             exact_at="rank" if exact else "",
             exact_at_rank_one=exact,
             linear_memory=True,
+            certified=self.normalization in ("none", "row"),
         )
 
     @property
@@ -157,6 +160,35 @@ class Soft:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
         validation.rank_fits(self.rank, validation.survivors(key_mask, k), "keys")
         return self._through(self.landmarks(k, self.rank, key_mask), q, k, v, key_mask)
+
+    @certificate
+    def bound(
+        self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, out: Tensor
+    ) -> Tensor:
+        """At least |out_i - exact_i|, (..., n), of ``normalization`` "none" and "row".
+
+        What the kernel keeps from its landmarks is positive semidefinite, so that its diagonal
+        bounds it: sqrt(R_ii) sum_j sqrt(R_jj) |v_j| and less, see ``primitives.nystrom_bounds``
+        line by line. An inverse that has not converged enters as what it does to the output, per
+        matrix and row. Holds for q != k: queries, keys and landmarks are points of one kernel. With
+        degrees D, the bounds of numerator and of D make one of their ratio, never above the
+        farthest value. "symmetric" takes degrees of keys from the same approximation, and
+        "published" aims at another matrix: for these nothing is derived.
+
+        Args:
+            q: queries (..., n, d).
+            k: keys (..., l, d).
+            v: values (..., l, e).
+            key_mask: boolean, broadcastable to (..., l).
+            out: the output (..., n, e), if it is known.
+        """
+        validation.rank_fits(self.rank, validation.survivors(key_mask, k), "keys")
+        z, kernel = self.landmarks(k, self.rank, key_mask), self.kernel(q.shape[-1])
+        if self.normalization == "none":
+            return apart(kernel, z, q, k, v, out)
+        middle, radius = centre(v, key_mask)
+        ones = indicator(v, key_mask)
+        return average_apart(kernel, z, q, k, v - middle, ones, out - middle, radius)
 
     @own_precision
     def at(

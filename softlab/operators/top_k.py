@@ -13,6 +13,14 @@ from softlab.core import Cost, Dims, Traits, attention, own_precision, value, wi
 from softlab.kernels import kernel_cost
 from softlab.operators.softmax import Softmax
 from softlab.primitives.causal import of_kept
+from softlab.primitives.certificates import (
+    average_rounding,
+    centre,
+    certificate,
+    distance,
+    lengths,
+    score_rounding,
+)
 from softlab.validation import Numbers, Size
 
 NO_MASS = ", a mass that no row has; give a number in (0, 1]."
@@ -64,6 +72,7 @@ class TopK:
             restricted=True,
             exact_at="k" if self.k is not None else "",
             monotone="absolute" if self.k is not None else "",
+            certified=True,
         )
         return traits.made_causal() if self.causal else traits
 
@@ -94,6 +103,30 @@ class TopK:
         if self.causal:
             return of_kept(self._average, q, k, v, key_mask)
         return self._average(q, k, v, key_mask)
+
+    @certificate
+    def bound(
+        self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, out: Tensor
+    ) -> Tensor:
+        """At least |out_i - exact_i|, (..., n).
+
+        A row forms all n l weights, so nothing is left to be bounded: the exact average s is had at
+        the cost of the call, and |out - exact| <= |out - s| + |s - exact|, the last of them the
+        rounding of s alone. So the certificate is the error, and saves nothing.
+
+        Args:
+            q: queries (..., n, d).
+            k: keys (..., l, d).
+            v: values (..., l, e).
+            key_mask: boolean, broadcastable to (..., l).
+            out: the output (..., n, e), if it is known.
+        """
+        scale = 1 / math.sqrt(q.shape[-1])
+        _, radius = centre(v, key_mask)
+        exact = self.target(q, k, v, key_mask)
+        slack = score_rounding(q, k, scale)
+        largest = lengths(v).amax(-1, keepdim=True)
+        return distance(out, exact) + average_rounding(slack, radius, largest, k.shape[-2])
 
     def _average(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         kept = self._kept(q, k, key_mask)

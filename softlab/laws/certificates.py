@@ -1,0 +1,163 @@
+"""Laws of certificates: a bound is never below the error, and falls to rounding at full rank.
+
+An operator that claims ``certified`` offers ``bound(q, k, v, key_mask=None)``, (..., n); one that
+claims ``draws`` offers ``interval(q, k, v, key_mask=None, confidence=...)``, whose ``high`` is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softlab.laws.law import (
+    Gap,
+    Law,
+    asked,
+    at_most,
+    largest,
+    lengths,
+    normal,
+    rank_of,
+    separated,
+    takes_mask,
+    tolerance,
+)
+from softlab.laws.limits import unconverged
+from softlab.laws.situations import Situation, drawn
+
+F64 = torch.float64
+DTYPES = (F64, torch.float32, torch.bfloat16, torch.float16)
+GEOMETRIES = ("runs", "normal", "spectral", "clustered", "identical", "apart", "one beyond")
+SITUATIONS = 2
+"""Situations of a seed, beside one case of each geometry."""
+
+
+def tokens(op: Any, geometry: str, rng: torch.Generator, scale: float) -> Situation:
+    """A batch of two unlike cases of that geometry, the keys tied to the queries in the first half.
+
+    ``"runs"``: the first half of the tokens is one, the second its opposite, and so are the values,
+    so that what is left out weighs as much as it can; ``"one beyond"``: one key more than the rank,
+    so that the residual is as good as known; the others as of ``laws.strategies.Tokens``.
+    """
+    d, least = 5, rank_of(op)
+    n, l = lengths(op, least + 10, 2 * least + 17)
+    if geometry == "one beyond":
+        n = l = lengths(op, least + 1, least + 1)[1]
+    tied = bool(torch.randint(2, (), generator=rng, device="cpu")) or geometry == "one beyond"
+    n = l if tied else n
+
+    def points(count: int) -> Tensor:
+        if geometry == "runs":
+            sign = torch.where(torch.arange(count) < (count + 1) // 2, 1.0, -1.0)
+            return sign.unsqueeze(-1).double() * torch.ones(2, count, d, dtype=F64)
+        if geometry == "clustered":
+            own = centres[:, torch.arange(count) % 3]
+            return own + 1e-3 * normal(rng, 2, count, d, dtype=F64)
+        if geometry == "identical":
+            return centres[:, :1].expand(2, count, d)
+        if geometry == "spectral":
+            basis = normal(rng, 2, count, d, dtype=F64)
+            return basis * 10.0 ** -torch.arange(d, dtype=F64)
+        if geometry == "apart":
+            return 12 * centres[:, torch.arange(count) % 3]
+        return normal(rng, 2, count, d, dtype=F64)
+
+    centres = normal(rng, 2, 3, d, dtype=F64)
+    unlike = torch.tensor([1.0, 2.5], dtype=F64).view(2, 1, 1) * scale
+    q = points(n).cpu() * unlike
+    k = q if tied else points(l).cpu() * unlike
+    v = normal(rng, 2, l, 1 if geometry in ("runs", "one beyond") else 3, dtype=F64).cpu()
+    if geometry == "runs":
+        v = torch.where(torch.arange(l) < (l + 1) // 2, 1.0, -1.0).double().view(1, l, 1)
+        v = v.expand(2, l, 1)
+    mask = None
+    if takes_mask(op) and geometry == "normal":
+        mask = torch.rand(2, l, generator=rng, device="cpu") < 0.8
+        mask = mask | (torch.arange(l) < least)
+    return Situation(q, k, v, mask, f"{geometry}, scale {scale:g}, {n} x {l}, tied {tied}")
+
+
+def missed(op: Any, case: Situation, dtype: torch.dtype) -> Gap:
+    """By how much the bound of a case in that precision is below the error against float64."""
+    q, k, v = (x.to(dtype) for x in case.tokens)
+    k = q if case.k is case.q else k
+    where = f"{case.where}, {str(dtype).removeprefix('torch.')}"
+    out, bound = op(q, k, v, *case.masked), op.bound(q, k, v, *case.masked)
+    if bound.shape != out.shape[:-1] or bound.dtype != out.dtype:
+        said = f"bound is {tuple(bound.shape)}, {bound.dtype}"
+        return Gap(math.inf, 0, f"{said}, and an output {tuple(out.shape)}, {out.dtype}; {where}")
+    wide = [x.double() for x in (q, k, v)]
+    wide[1] = wide[0] if k is q else wide[1]
+    exact = op.target(*wide, *case.masked)
+    error = (out.double() - exact).norm(dim=-1)
+    over = torch.where(bound == math.inf, -math.inf, error - bound.double())
+    # The reference is rounded in its scores, which are as large as |q| |k|, and in its sums.
+    l = k.shape[-2]
+    size = 1 + largest(wide[0].norm(dim=-1)) * largest(wide[1].norm(dim=-1))
+    scale = largest(v) * (1 if op.target.traits.row_stochastic else l)
+    row = int(over.flatten().argmax())
+    where += f"; row {row}: error {float(error.flatten()[row]):.3g}"
+    return Gap(float(over.max()), tolerance(F64, l, kappa=size, scale=scale), where)
+
+
+def cases(op: Any, rng: torch.Generator) -> Iterator[tuple[Situation, torch.dtype]]:
+    """What the certificate is asked at a seed: every geometry, and some situations."""
+    turn = asked()
+    for i, geometry in enumerate(GEOMETRIES):
+        scale = (1.0, 0.3, 3.0, 1e-3, 30.0)[(turn + i) % 5]
+        yield tokens(op, geometry, rng, scale), DTYPES[(turn // 5 + i) % len(DTYPES)]
+    for i, case in enumerate(drawn(op, rng, SITUATIONS)):
+        yield case, DTYPES[(turn + i) % 2]
+
+
+def _certificate(op: Any, rng: torch.Generator) -> Iterator[Gap]:
+    for case, dtype in cases(op, rng):
+        yield missed(op, case, dtype)
+
+
+def _informative(op: Any, rng: torch.Generator) -> Iterator[Gap]:
+    if hasattr(op, "pinv"):
+        x = separated(rng, 12) / 4
+        full = at_most(op, 12)
+        if unconverged(full, x, x):
+            return
+        sets = [(x, x, normal(rng, 12, 3))]
+    else:
+        n, l = lengths(op, 14, 9)
+        full = at_most(op, l)
+        sets = [
+            (s * normal(rng, n, 4), s * normal(rng, l, 4), normal(rng, l, 3)) for s in (0.3, 1.0)
+        ]
+    for q, k, v in sets:
+        bound = largest(full.bound(q, k, v))
+        kappa = 1 + float(q.norm(dim=-1).max() * k.norm(dim=-1).max())
+        allowed = tolerance(F64, len(k), c=1e3, kappa=kappa, scale=len(k) * largest(v))
+        yield Gap(bound, allowed, f"{full!r} on {len(k)} keys: the largest bound")
+
+
+CERTIFICATE: Law[Any] = Law(
+    "certificate",
+    "op.bound(q, k, v) is at least the norm of each row of op(q, k, v) less op.target(q, k, v) in "
+    "float64, on every geometry, scale, mask and precision",
+    lambda op: op.traits.certified,
+    _certificate,
+    family="honesty",
+    when="claims certified",
+    allows="the rounding of the reference in float64",
+    catches="half of the bound; the bound of one matrix for a batch; a bound blind to a mask; a "
+    "bound without rounding",
+)
+INFORMATIVE: Law[Any] = Law(
+    "informative",
+    "where the knob reaches the number of keys op.bound(q, k, v) falls to rounding",
+    lambda op: op.traits.certified and bool(op.traits.exact_at),
+    _informative,
+    family="limits",
+    when="claims certified and exact_at",
+    allows="1000 roundings of the sum of all values",
+    catches="the diameter of the values as the bound of any error",
+)

@@ -1,0 +1,136 @@
+"""Certificates: upper bounds of an operator's error that need no exact output.
+
+What all of them share. An operator that claims ``certified`` defines
+
+    @certificate
+    def bound(self, q, k, v, key_mask, out): ...
+
+which returns, in the working precision, numbers (..., n) of at least |out_i - exact_i|. The bounds
+count rounding by a model: a product or a sum of n terms errs by at most ``chain(n)`` u times the
+sum of the magnitudes of its terms, u half of the working precision's eps. To n = 64 that is the
+theorem (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., Eq. 3.5). Beyond, 8
+sqrt(n) takes the place of n: errors that are independent and of mean zero exceed it with a chance
+of some 2 exp(-32) a sum (Higham and Mary, SIAM J. Sci. Comput. 41, 2019, Theorem 2.4). An
+exponential errs by at most ``EXP`` u, as the approximations in fused kernels do. On a GPU this is
+the arithmetic of float32 products, not that of TF32.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from softlab import validation
+from softlab.core import INSTEAD, own_precision, widened
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXP = 40.0
+"""Roundings of an exponential and of what is done to it: scaled, divided by a sum."""
+
+
+def chain(n: int) -> float:
+    """How many roundings a sum of n terms counts for: n, beyond 64 rather 8 sqrt(n)."""
+    return min(float(n), 8 * math.sqrt(n)) + 2
+
+
+def unit(x: Tensor) -> float:
+    """The unit roundoff u of a tensor's precision, half of its eps."""
+    return torch.finfo(x.dtype).eps / 2
+
+
+def certificate(call: F) -> F:
+    """Make a method the ``bound`` of an operator, by what all of them begin and end with.
+
+    ``bound(q, k, v, key_mask=None, *, out=None)``: q (..., n, d), k (..., l, d), v (..., l, e) as
+    of the call; ``out`` (..., n, e) is its output where that is known already, and is computed
+    otherwise. The bound is of whatever ``out`` holds. Returns (..., n) in the dtype of v, rounded
+    up, without a graph; infinite where the output is not finite.
+
+    Raises as the call does, and ``ValueError`` where the operator does not claim ``certified`` at
+    its settings.
+    """
+
+    @functools.wraps(call)
+    def whole(
+        self: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        key_mask: Tensor | None = None,
+        *,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        if not self.traits.certified:
+            msg = f"{self!r} claims no bound of its error at these settings. Instead, {INSTEAD}."
+            raise ValueError(msg)
+        dtype = v.dtype if isinstance(v, Tensor) else None
+        q, k, v, key_mask = validation.admit(q, k, v, key_mask, scale=getattr(self, "scale", None))
+        out = self(q, k, v, key_mask) if out is None else out
+        wanted = (*q.shape[:-1], v.shape[-1])
+        if not isinstance(out, Tensor) or out.shape != wanted or out.dtype != dtype:
+            got = (tuple(out.shape), out.dtype) if isinstance(out, Tensor) else type(out).__name__
+            msg = f"out is {got}, and op(q, k, v) is {wanted}, {dtype}. Pass that, or leave it out."
+            raise ValueError(msg)
+        found = call(self, widened(q), widened(k), widened(v), key_mask, widened(out))
+        found = torch.where(widened(out).isfinite().all(-1) & ~found.isnan(), found, math.inf)
+        return _raised(found, v.dtype)
+
+    return cast("F", torch.no_grad()(own_precision(whole)))
+
+
+def _raised(bound: Tensor, dtype: torch.dtype) -> Tensor:
+    """The bound in that dtype, never smaller than it was, nor than a few last digits more."""
+    info = torch.finfo(dtype)
+    wide = bound.double()
+    up = wide * (1 + 4 * info.eps) + info.tiny * info.eps
+    return up.to(dtype)
+
+
+def distance(x: Tensor, y: Tensor) -> Tensor:
+    """|x_i - y_i| of rows, (..., n), rounded up."""
+    found: Tensor = torch.linalg.vector_norm(x - y, dim=-1)
+    return found * (1 + 2 * chain(x.shape[-1]) * unit(x))
+
+
+def lengths(x: Tensor) -> Tensor:
+    """|x_i| of rows, (..., n), rounded up."""
+    found: Tensor = torch.linalg.vector_norm(x, dim=-1)
+    return found * (1 + 2 * chain(x.shape[-1]) * unit(x))
+
+
+def centre(v: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A point amid the values (..., 1, e), and the largest distance from it (..., 1)."""
+    if key_mask is None:
+        middle = v.mean(-2, keepdim=True)
+        return middle, distance(v, middle).amax(-1, keepdim=True)
+    counted = key_mask.unsqueeze(-1)
+    middle = torch.where(counted, v, 0).sum(-2, keepdim=True) / counted.sum(-2, keepdim=True)
+    away = distance(v, middle).masked_fill(~key_mask, 0)
+    return middle, away.amax(-1, keepdim=True)
+
+
+def score_rounding(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """The most by which the logarithm of a row's softmax weights may err, (..., n).
+
+    Scores scale <q_i, k_j> err by chain(d) u times scale |q_i| |k_j|, by Cauchy and Schwarz; their
+    exponentials by ``EXP`` u.
+    """
+    most = lengths(k).amax(-1, keepdim=True)
+    u = unit(q)
+    return (chain(q.shape[-1]) + 4) * u * scale * lengths(q) * most + EXP * u
+
+
+def average_rounding(slack: Tensor, radius: Tensor, largest: Tensor, l: int) -> Tensor:
+    """By how much a computed softmax average may err whose log weights err by ``slack``.
+
+    Weights w_j exp(t_j), |t_j| <= slack, differ from w_j by tanh(slack / 2) in total variation at
+    most, and so the averages by that times the diameter, 2 ``radius``. The product with values of
+    norms up to ``largest`` is a sum of l terms.
+    """
+    return torch.tanh(slack / 2) * 2 * radius + chain(l) * unit(slack) * largest

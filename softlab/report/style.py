@@ -48,7 +48,7 @@ they seldom share a figure."""
 SHAPES = (
     *(("X", True), ("<", True), (">", True), ("p", True), ("h", True), ("*", True), ("d", True)),
     *(("v", False), ("P", False), ("X", False), ("<", False), (">", False), ("p", False)),
-    *(("h", False), ("*", False), ("d", False), ("8", True), ("8", False)),
+    *(("h", False), ("*", False), ("d", False), ("8", True), ("8", False), ("H", True)),
 )
 """Markers of the operators beyond the first ten."""
 

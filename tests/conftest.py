@@ -1,5 +1,6 @@
 """One thread a worker, reproducible Hypothesis, no leftover state, samples of large tests."""
 
+import os
 import zlib
 
 import pytest
@@ -8,6 +9,8 @@ from hypothesis import settings
 
 from softlab.engine import locks
 
+# Read when Triton is imported, by torch perhaps: what a test of its kernels runs on a CPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 settings.register_profile("softlab", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("softlab")
 

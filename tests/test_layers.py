@@ -17,6 +17,7 @@ LAYERS = (
     {"extras", "moved", "study_folders", "verdicts"},
     {"validation"},
     {"core", "profiling", "engine"},
+    {"gpu"},
     {"kernels"},
     {"landmarks", "features", "inputs", "spectra", "estimators", "pinv"},
     {"primitives", "datasets"},

@@ -24,10 +24,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from softlab import validation
+from softlab import gpu, validation
 from softlab.core import (
     Cost,
     Dims,
+    derived,
     graphed,
     own_precision,
     recomputed,
@@ -36,7 +37,7 @@ from softlab.core import (
     widened,
 )
 from softlab.kernels.fused import fused_average, fused_sum
-from softlab.kernels.tiled import formed, one_tile, plain_matrix, suits, tiled_sum
+from softlab.kernels.tiled import formed, one_tile, plain_matrix, plain_sum, suits, tiled_sum
 from softlab.validation import Bandwidth, Positive
 
 Sum = Callable[[Tensor], Tensor]
@@ -326,6 +327,20 @@ def _by_products(
         # The factor exp(-|x|^2 / 2) is common to a row and cancels.
         x = torch.cat((x, torch.ones_like(x[..., :1])), -1)
         return fused_average(x, torch.cat((y, -half_y), -1), v, mask, causal=causal)
+    plain = partial(_sum, x, y, v, bandwidth, causal=causal)
+    if causal or max(x.shape[-1], v.shape[-1]) > gpu.WIDEST:
+        return plain()
+    if not gpu.serves("gaussian_sum", x, y, v):
+        return plain()
+    return gpu.attempt("gaussian_sum", plain, _by_kernel, x, y, v, bandwidth**2)
+
+
+def _by_kernel(x: Tensor, y: Tensor, v: Tensor, variance: float) -> Tensor:
+    fast = partial(gpu.kernel("gaussian_sum", "gaussian_sum"), variance=variance)
+    return derived(fast, partial(plain_sum, variance=variance), x, y, v)
+
+
+def _sum(x: Tensor, y: Tensor, v: Tensor, bandwidth: float, *, causal: bool) -> Tensor:
     if suits(x, y, v) and not causal:
         return tiled_sum(x, y, v, bandwidth**2)
     return lifted_sum(x, y, v, bandwidth, causal=causal)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, ClassVar
 
@@ -16,6 +17,7 @@ from softlab.kernels import Gaussian, kernel_cost
 from softlab.landmarks import SegmentMeans, Selector
 from softlab.operators.gaussian_attention import GaussianAttention
 from softlab.pinv import SVD, NewtonRaphson, Solver, applier, applier_cost
+from softlab.pinv.newton_raphson import of_landmarks
 from softlab.primitives.certificates import centre, certificate
 from softlab.primitives.normalization import (
     NORMALIZATIONS,
@@ -208,8 +210,7 @@ class Soft:
         dtype = v.dtype
         q, k, v = widened(q), widened(k), widened(v)
         kernel = self.kernel(q.shape[-1])
-        core = kernel.matrix(z, z)
-        inverted = applier(self.pinv, core)
+        core, inverted = self._inverted(z, kernel)
         if k is q:
             to_queries, to_landmarks = kernel.both_ways(q, z)
             to_keys = to_queries
@@ -244,6 +245,15 @@ class Soft:
         if not small.is_meta and bool(small.any()):
             out = self._faint(out, small, z, q, k, v, ones)
         return out.to(dtype)
+
+    def _inverted(self, z: Tensor, kernel: Gaussian) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The core, and the map of columns B to A^+ B."""
+        both = of_landmarks(self.pinv, z, kernel.bandwidth**2)
+        if both is None:
+            core = kernel.matrix(z, z)
+            return core, applier(self.pinv, core)
+        core, inverse = both
+        return core, partial(torch.matmul, inverse)
 
     def _faint(
         self, out: Tensor, at: Tensor, z: Tensor, q: Tensor, k: Tensor, v: Tensor, ones: Tensor

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import partial
 
+import torch
 from torch import Tensor
 
-from softlab.core import Cost, value
+from softlab import gpu
+from softlab.core import Cost, derived, graphed, own_precision, value
+from softlab.kernels.tiled import plain_matrix
 from softlab.pinv.iteration import Unrolled
 from softlab.pinv.polynomial import ResidualPolynomial
 from softlab.pinv.scalings import NormProduct, Scaling
-from softlab.pinv.solver import SolverTraits
+from softlab.pinv.solver import PinvResult, Solver, SolverTraits, admit, deliver, working
+from softlab.pinv.stopping import Traced, judge_traced
 from softlab.validation import Steps
 
 
@@ -41,6 +46,73 @@ class NewtonRaphson(Unrolled):
         """The scaling's guess, and X (I + R), ``steps`` times."""
         return self.scaling(a), itertools.repeat(ResidualPolynomial((1.0, 1.0)), self.steps)
 
+    def __call__(self, a: Tensor) -> Tensor:
+        """The last iterate, with the gradient of the unrolled loop."""
+        plain = partial(super().__call__, a)
+        return gpu.attempt("newton_raphson", plain, self._fused, a) if _fits(a) else plain()
+
+    def solve(self, a: Tensor) -> PinvResult:
+        """The best iterate with its status."""
+        plain = partial(super().solve, a)
+        if not _fits(a):
+            return plain()
+        return gpu.attempt(
+            "newton_raphson", plain, judge_traced, self._traced, working(a), self.traits
+        )
+
+    @own_precision
+    def _fused(self, a: Tensor) -> Tensor:
+        flat = admit(a, self.traits).reshape(-1, *a.shape[-2:])
+        steps = gpu.kernel("newton_raphson", "newton_raphson")
+        fast, plain = partial(steps, steps=self.steps), partial(_loop, steps=self.steps)
+        return deliver(derived(fast, plain, flat, self.scaling(flat)).reshape(a.shape), a)
+
+    @own_precision
+    def _traced(self, a: Tensor, row: Tensor) -> Traced:
+        x = self.scaling(a)
+        residual, seen = gpu.kernel("newton_raphson", "traced")(a, x, row, self.steps)
+        return Traced(residual, seen, partial(gpu.kernel("newton_raphson", "stepped"), a, x))
+
     def cost(self, m: int, batch: int = 1) -> Cost:
         """Two products a step, and the scaling's."""
         return self.scaling.cost(m, batch) + Cost(flops=batch * self.steps * 2 * 2 * m**3)
+
+
+def of_landmarks(solver: Solver, z: Tensor, variance: float) -> tuple[Tensor, Tensor] | None:
+    """The core exp(-|z_i - z_j|^2 / (2 variance)) and ``solver`` of it, where one launch does both.
+
+    ``z`` (..., m, d). None for other solvers and wherever no kernel serves.
+    """
+    if not isinstance(solver, NewtonRaphson) or type(solver.scaling) is not NormProduct:
+        return None
+    most = gpu.LARGEST if graphed(z) else gpu.LARGEST_LANDMARKS
+    if z.shape[-2] > most or not gpu.serves("newton_raphson", z):
+        return None
+    steps, factor = solver.steps, solver.scaling.factor
+
+    def plain(z: Tensor) -> Tensor:
+        core = plain_matrix(z, z, variance)
+        return torch.stack((core, _loop(core, solver.scaling(core), steps=steps)))
+
+    def fused() -> tuple[Tensor, Tensor] | None:
+        flat = z.reshape(-1, *z.shape[-2:])
+        fast = partial(
+            gpu.kernel("newton_raphson", "landmark_inverse"),
+            variance=variance, steps=steps, factor=factor,
+        )  # fmt: skip
+        core, inverse = derived(fast, plain, flat).reshape(2, *z.shape[:-1], z.shape[-2]).unbind()
+        return core, deliver(inverse, core)
+
+    return gpu.attempt("newton_raphson", lambda: None, fused)
+
+
+def _fits(a: Tensor) -> bool:
+    """Whether one launch takes all steps of these matrices."""
+    small = a.ndim >= 2 and a.shape[-1] == a.shape[-2] <= gpu.LARGEST
+    return small and gpu.serves("newton_raphson", a)
+
+
+def _loop(a: Tensor, x: Tensor, *, steps: int) -> Tensor:
+    for _ in range(steps):
+        x = 2 * x - x @ (a @ x)
+    return x

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +39,27 @@ def judge(
         return _Judge(a, traits, tolerance).verdict(iterates(a))
 
 
+class Traced(NamedTuple):
+    """Iterates that are known by what is asked of them, each formed once it is wanted.
+
+    ``residual`` (steps + 1, B): relative residuals; ``seen`` (steps + 1, B, 1, m): the judge's row
+    times X; ``iterate``: the X of given step numbers (B,).
+    """
+
+    residual: Tensor
+    seen: Tensor
+    iterate: Callable[[Tensor], Tensor]
+
+
+def judge_traced(
+    trace: Callable[[Tensor, Tensor], Traced], a: Tensor, traits: SolverTraits
+) -> PinvResult:
+    """The verdict of ``judge`` from a trace: of the flattened matrices, and the row to watch."""
+    with torch.no_grad():
+        state = _Judge(a, traits, None)
+        return state.verdict_of(trace(state.a, state.probe[0, 0].contiguous()))
+
+
 MOVING = 0.1
 """Relative steps from which X counts as moving: it is on its way, or rounding carries it off."""
 
@@ -60,7 +82,7 @@ class _Judge:
         self.scale = torch.where(scale > 0, scale, 1)[:, None, None]
         tiny = torch.finfo(self.a.dtype).tiny
         rows = Stream(0, "pinv.Judge").normal(2, 1, 1, m).to(self.a)
-        w, self.probe = rows.expand(2, len(self.a), 1, m)
+        w, self.probe = rows.expand(2, len(self.a), 1, m)  # one row each, for all matrices
         self.size = torch.linalg.matrix_norm(w @ self.a / self.scale).clamp_min(tiny)
         self.best = torch.empty_like(self.a)
         self.kept = torch.zeros_like(self.finite)
@@ -68,28 +90,43 @@ class _Judge:
         self.calm = self.least
         self.steps = torch.zeros_like(self.least, dtype=torch.long)
         self.active = self.finite
+        self.step, self.before, self.residual = -1, self.best, self.least
+        self.seen: Tensor | None = None
         self.met, self.settled, self.lost, self.falling = (
             torch.zeros_like(self.finite) for _ in range(4)
         )
 
     def verdict(self, iterates: Iterable[Tensor]) -> PinvResult:
         """Watch every iterate, stop when no matrix has more to gain, and say how each one ended."""
-        before, seen_before, step, residual_before = self.best, None, 0, self.least
-        for step, found in enumerate(iterates):
+        for found in iterates:
             x = working(found).reshape(self.a.shape)
-            residual = relative_residual(self.a, x)
-            seen = (self.probe @ x) * self.scale
-            move = _moved(seen, seen_before)
-            # What products with an X of this size leave in the residual: eps |A|_F |X|_F, as two
-            # normal rows see the norms.
-            rounding = self.eps * self.size * torch.linalg.matrix_norm(seen)
-            self._weigh(step, x, before, residual, move, rounding)
-            self.falling = residual < torch.where(move > 0.01, 1, 0.5) * residual_before
-            before, seen_before, residual_before = x, seen, residual
+            self._watch(x, relative_residual(self.a, x), self.probe @ x)
             if not bool(self.active.any()):
                 break
-        self._keep(self.active & (self.steps == step), before)
-        return self._result(step, residual_before)
+        self._keep(self.active & (self.steps == self.step), self.before)
+        return self._result()
+
+    def verdict_of(self, traced: Traced) -> PinvResult:
+        """The same of iterates that are known by what the judge asks of them."""
+        for residual, seen in zip(traced.residual, traced.seen, strict=True):
+            self._watch(self.best, residual, seen)
+            if not bool(self.active.any()):
+                break
+        self.kept |= self.active
+        self.best = traced.iterate(self.steps)
+        return self._result()
+
+    def _watch(self, x: Tensor, residual: Tensor, probed: Tensor) -> None:
+        """Take the next iterate into account: its residual, and rows times X."""
+        self.step += 1
+        seen = probed * self.scale
+        move = _moved(seen, self.seen)
+        # What products with an X of this size leave in the residual: eps |A|_F |X|_F, as two
+        # normal rows see the norms.
+        rounding = self.eps * self.size * torch.linalg.matrix_norm(seen)
+        self._weigh(self.step, x, self.before, residual, move, rounding)
+        self.falling = residual < torch.where(move > 0.01, 1, 0.5) * self.residual
+        self.before, self.seen, self.residual = x, seen, residual
 
     def _weigh(
         self, step: int, x: Tensor, before: Tensor, residual: Tensor, move: Tensor, rounding: Tensor
@@ -126,9 +163,8 @@ class _Judge:
             self.best[rows] = x[rows]
         self.kept |= which
 
-    def _result(self, step: int, final: Tensor) -> PinvResult:
-        """The verdict, ``final`` the residuals of the last iterate."""
-        m = self.a.shape[-1]
+    def _result(self) -> PinvResult:
+        m, step = self.a.shape[-1], self.step
         lost = ~self.kept
         if bool(lost.any()):
             self.best[lost] = math.nan
@@ -140,7 +176,7 @@ class _Judge:
             resting = (residual > rounding) & (residual < 1)
             status = torch.where(self.falling | resting, Status.OUT_OF_STEPS, status)
         # What the last iterate is worth, which need not be the best.
-        self.lost |= (residual > self.tolerance) & ~(final <= 1 + math.sqrt(self.eps))
+        self.lost |= (residual > self.tolerance) & ~(self.residual <= 1 + math.sqrt(self.eps))
         status = torch.where(self.lost, Status.DIVERGED if step else Status.NON_FINITE, status)
         moving = (self.calm >= MOVING) & (residual > 0) if step else torch.zeros_like(self.lost)
         near = residual <= self.tolerance

@@ -5,9 +5,9 @@ does: on a CPU, without Triton, in float64, beyond the widths below, in transfor
 and under ``torch.compile``. A kernel that Triton cannot compile or the GPU cannot hold is given up
 for the rest of the process with a warning, and the plain form takes its place.
 
-With ``SOFTLAB_KERNELS=interpreted`` in the environment, Triton's interpreter runs the kernels on CPU
-tensors: slow, for tests and laws. Where Triton is imported earlier, by torch perhaps, set its own
-``TRITON_INTERPRET=1`` too.
+With ``SOFTLAB_KERNELS=interpreted`` in the environment, Triton's interpreter runs the kernels on
+CPU tensors: slow, for tests and laws. Where Triton is imported earlier, by torch perhaps, set its
+own ``TRITON_INTERPRET=1`` too.
 
 =====================  ==========================================================================
 ``gaussian_sum``       sum_j exp(-|q_i - k_j|^2 / (2 s^2)) v_j, any n and l, widths to 256

@@ -2,10 +2,11 @@
 
     X <- 2 X - X (A X)
 
-Products of float32 are three of TF32 on the matrix units, which keeps all but the last bits. Products
-without these units spill thousands of registers at m = 64, as Triton 3.7 compiles them for compute
-capability 9.0. There the steps at m = 128 ask for 256 KB of shared memory, more than the 227 KB of
-an H100, so that larger matrices take the plain loop; the launch that also forms the kernel does not.
+Products of float32 are three of TF32 on the matrix units, which keeps all but the last bits.
+Products without these units spill thousands of registers at m = 64, as Triton 3.7 compiles them for
+compute capability 9.0. There the steps at m = 128 ask for 256 KB of shared memory, more than the
+227 KB of an H100, so that larger matrices take the plain loop; the launch that also forms the
+kernel does not.
 """
 
 from __future__ import annotations

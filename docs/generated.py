@@ -49,7 +49,7 @@ API = {
         "softlab.core": "",
         "softlab.catalogue": "",
         "softlab.primitives": (
-            "banded causal certificates deletion feature_maps normalization nystrom_bounds pages "
+            "banded causal certificates feature_maps normalization nystrom_bounds pages "
             "prefix_sums sort_lsh weighted_sums"
         ),
     },

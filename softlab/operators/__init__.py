@@ -4,6 +4,7 @@ Each is a frozen dataclass of numbers called as ``op(q, k, v, key_mask=None)``; 
 promise is in ``softlab.core.Operator``.
 """
 
+from softlab.operators.adaptive_sample import AdaptiveSample
 from softlab.operators.band_low_rank import BandLowRank
 from softlab.operators.big_bird import BigBird
 from softlab.operators.clustered import Clustered
@@ -25,6 +26,7 @@ from softlab.operators.random_fourier import RandomFourier
 from softlab.operators.reformer import Reformer
 from softlab.operators.rp_cholesky import RPCholesky
 from softlab.operators.scatterbrain import Scatterbrain
+from softlab.operators.skeinformer import Skeinformer
 from softlab.operators.sketched_taylor import SketchedTaylor
 from softlab.operators.skyformer import Skyformer
 from softlab.operators.soft import Soft
@@ -37,6 +39,7 @@ from softlab.operators.uniform import Uniform
 
 __all__ = [
     "MRA",
+    "AdaptiveSample",
     "BandLowRank",
     "BigBird",
     "Clustered",
@@ -57,6 +60,7 @@ __all__ = [
     "RandomFourier",
     "Reformer",
     "Scatterbrain",
+    "Skeinformer",
     "SketchedTaylor",
     "Skyformer",
     "Soft",

@@ -25,7 +25,7 @@ from softlab.core import (
 )
 from softlab.operators.softmax import Softmax
 from softlab.primitives.banded import HELD_ENTRIES, rows
-from softlab.primitives.deletion import of_survivors
+from softlab.primitives.sort_lsh import over_survivors
 from softlab.validation import Size, Steps
 
 
@@ -110,7 +110,7 @@ class Monarch:
         """
         q, k, v, key_mask = validation.admit(q, k, k, key_mask)
         q, k = widened(q), widened(k)
-        reached = of_survivors(self._objective, q, k, k[..., :1], key_mask)
+        reached = over_survivors(self._objective, q, k, k[..., :1], key_mask)
         return reached.squeeze(-1).to(v.dtype)
 
     @own_precision
@@ -129,7 +129,7 @@ class Monarch:
     @attention
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        return of_survivors(self._average, q, k, v, key_mask)
+        return over_survivors(self._average, q, k, v, key_mask)
 
     def _average(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The output (B, n, e) for keys that all take part."""

@@ -14,7 +14,7 @@ from softlab.core import Cost, Dims, Knob, Stream, Traits, attention, own_precis
 from softlab.kernels import Exponential, kernel_cost
 from softlab.operators.softmax import Softmax
 from softlab.primitives.banded import HELD_ENTRIES, rows
-from softlab.primitives.deletion import of_survivors
+from softlab.primitives.sort_lsh import over_survivors
 from softlab.validation import Positive, Seed, Size
 
 
@@ -127,7 +127,7 @@ class Thinformer:
     @attention
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
-        return of_survivors(self._attend, q, k, v, key_mask)
+        return over_survivors(self._attend, q, k, v, key_mask)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The output (B, n, e) for keys that all take part."""

@@ -14,7 +14,7 @@ READY := $(VENV)/.ready
 WEIGHTS := minilm vit photographs smollm2 whisper
 
 .PHONY: help install report report-models report-images test test-all docs fidelity peers lint check
-.PHONY: docket format bench mutants dist matrix clean
+.PHONY: docket format bench mutants dist matrix coverage transforms clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,13 @@ dist: $(READY)  ## wheel and sdist, built twice, and the wheel tried in an envir
 
 matrix: $(READY)  ## the supported versions, each installed and tried; writes docs/supported.md
 	$(BIN)/python tools/matrix.py $(NAMES)
+
+coverage: $(READY)  ## record and substitute on published architectures; writes docs/guide/coverage.md
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[coverage]'
+	OMP_NUM_THREADS=1 $(BIN)/python tools/architectures.py
+
+transforms: $(READY)  ## every operator under torch's transforms; writes docs/guide/transforms.md
+	OMP_NUM_THREADS=1 $(BIN)/python tools/transforms.py
 
 format: $(READY)  ## format, and mend what lint can mend
 	$(BIN)/ruff format .

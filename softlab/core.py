@@ -517,6 +517,8 @@ def _alone(
     tensors: list[Tensor] | None,
 ) -> Any:
     """``call(*args, **kwargs)``, a function of ``tensors`` or its arguments, with autocast off."""
+    if torch.compiler.is_exporting():
+        return _exported(call, args, kwargs)
     if torch.compiler.is_compiling():  # a compiled backward pass has no nodes of ours
         return _without_autocast(call, args, kwargs, _tensors(args, kwargs))
     if _inside.depth:
@@ -550,6 +552,21 @@ def _alone(
             if isinstance(x, Tensor) and torch.amp.is_autocast_available(x.device.type):
                 _exact_backwards(x, ends, x.device.type)
     return out
+
+
+def _exported(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The call in a program that is exported, where no tensor has values."""
+    try:
+        return _without_autocast(call, args, kwargs, _tensors(args, kwargs))
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        msg = (
+            "torch.export cannot follow this operator: values decide what is computed next, be it "
+            "a check of the input, a choice or an iteration that stops. Export inside `with "
+            "softlab.validation.trusted():`, which leaves checks out; where that does not help, "
+            f"torch.compile it without fullgraph=True. (torch: {lines[0][:160]})"
+        )
+        raise RuntimeError(msg) from error
 
 
 def _unsupported(tensors: list[Tensor]) -> str | None:

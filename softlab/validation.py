@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -11,7 +12,7 @@ import reprlib
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, cast
 
@@ -145,6 +146,29 @@ def _shown(got: Any) -> str:
     return reprlib.repr(got).replace("\n", " ")
 
 
+class _Trust:
+    """In how many blocks of ``trusted`` the process is; an integer, which a compiler can read."""
+
+    blocks = 0
+
+
+@contextlib.contextmanager
+def trusted() -> Iterator[None]:
+    """Take inputs at their word: no entry is looked at before an operator computes.
+
+    Kinds, shapes, dtypes and devices are checked as ever. NaN, infinities, numbers that overflow
+    and samples without keys are the caller's to keep out: they give NaN or nonsense, without a
+    word. So ``torch.compile(op, fullgraph=True)`` and ``torch.export.export`` have nothing that
+    hangs on values, but where the method itself does (choices, draws, iterations that stop). For
+    the whole process while the block lasts. Blocks may be nested.
+    """
+    _Trust.blocks += 1
+    try:
+        yield
+    finally:
+        _Trust.blocks -= 1
+
+
 def admit(
     q: Tensor,
     k: Tensor,
@@ -198,7 +222,7 @@ def admit(
     q, k, v = aligned(q=q, k=k, v=v)
     if key_mask is not None:
         key_mask = admit_mask(key_mask, k, nothing=nothing)
-        if not zeroed:
+        if not zeroed and not _Trust.blocks:
             try:
                 return *admit(q, k, v, nothing=nothing, scale=scale)[:3], key_mask
             except ValueError:
@@ -240,8 +264,10 @@ def admit_mask(
             f"{tuple(mask.shape)}. For a (batch, {token}s) mask over heads use mask[:, None, :]."
         )
         raise ValueError(msg) from None
+    if nothing or _Trust.blocks:
+        return mask
     some = held(mask.any(-1))
-    if not nothing and not bool(some.all()):
+    if not bool(some.all()):
         empty = (~some).nonzero().tolist()
         at = f" (the first at index {tuple(empty[0])})" if empty[0] else ""
         msg = (
@@ -259,11 +285,11 @@ def finite(name: str, x: Tensor) -> float:
 
 
 def magnitudes(tensors: dict[str, Tensor]) -> dict[str, float]:
-    """The largest magnitude in each tensor, all read at once; 0 on meta and of an empty one.
+    """The largest magnitude in each tensor, all read at once; 0 of an empty one, and on meta.
 
     Raises ``ValueError`` that names the first of them with an entry that is not finite.
     """
-    if any(x.is_meta for x in tensors.values()):
+    if _Trust.blocks or any(x.is_meta for x in tensors.values()):
         return dict.fromkeys(tensors, 0.0)
     largest = {name: 0.0 for name, x in tensors.items() if not x.numel()}
     tensors = {name: x for name, x in tensors.items() if x.numel()}

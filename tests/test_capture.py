@@ -221,12 +221,6 @@ def by_exp(q, k, v):
     return torch.einsum("bhnl,bhld->bhnd", weights / weights.sum(-1, keepdim=True), v)
 
 
-def matrix_by_matrix(q, k, v):
-    heads = zip(*(x.flatten(0, 1) for x in (q, k, v)), strict=True)
-    parts = [functional.softmax(a @ b.T / 2, -1) @ c for a, b, c in heads]
-    return torch.stack(parts).view_as(q)
-
-
 def below(q, k, v):
     """What torch's function calls, called by hand."""
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]
@@ -240,21 +234,19 @@ class Weigh(nn.Module):
         self.softmax = nn.Softmax(-1)
 
     def forward(self, q, k, v):
-        return self.softmax(q @ k.mT / 2) @ v
+        return self.softmax((q @ k.mT / 2).tanh()) @ v
 
 
 HIDDEN = {
-    "softmax": (lambda q, k, v: (q @ k.mT / 2).softmax(-1) @ v, r"of their own.*'0' \(2 times\)"),
+    "softmax of what is no product": (
+        lambda q, k, v: (q - k).softmax(-1) * v,
+        r"of their own.*'0' \(2 times\)",
+    ),
     "softmax of a module": (Weigh(), r"of their own.*'0.attend.softmax' \(2 times\)"),
-    "one matrix after another": (matrix_by_matrix, r"Not seen: '0' takes exponentials.*8 times"),
     "exponentials": (by_exp, r"Not seen: '0' takes exponentials, and a product of its own \(2 tim"),
     "in place": (
         lambda q, k, v: (w := (q @ k.mT / 2).exp_()) @ v / w.sum(-1, keepdim=True),
         r"Not seen: '0' takes exponentials",
-    ),
-    "aten's softmax": (
-        lambda q, k, v: torch.ops.aten._softmax(q @ k.mT / 2, -1, False) @ v,
-        r"of their own.*'0' \(2 times\)",
     ),
     "a kernel": (below, r"Not seen: '0' calls _scaled_dot_product_flash_attention_for_cpu \(2 ti"),
     "flex attention": (flexed, r"Not seen: '0' calls flex_attention \(2 times\)"),
@@ -280,7 +272,7 @@ def test_what_was_not_seen_is_said_by_layer_with_how_often(attend, says):
             model(model(x))
     assert len(ours) == 1
     assert re.search(says, ours[0])
-    assert [*report.unseen.values()] == [8 if "8 times" in says else 2]
+    assert [*report.unseen.values()] == [2]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         refused = pytest.raises(RuntimeError, match=f"(?s)saw 0 attention calls.*{says}")

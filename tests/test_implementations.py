@@ -33,9 +33,16 @@ def repeated(q, k, v):
     return (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
 
 
-def sdpa(module, query, key, value, attention_mask, dropout=0.0, scaling=None, is_causal=None, **_):
+def sdpa(
+    module, query, key, value, attention_mask, dropout=0.0, scaling=None, is_causal=None,
+    position_bias=None, **_,
+):  # fmt: skip
     causal = module.is_causal if is_causal is None else is_causal
     causal = causal and attention_mask is None and query.shape[2] > 1
+    if position_bias is not None:
+        later = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).triu(1) & causal
+        attention_mask = position_bias.masked_fill(later, -torch.inf)
+        causal = False
     if query.shape[2] == 1 and key.shape[1] < query.shape[1]:  # heads packed as queries
         query = query.reshape(*key.shape[:2], -1, query.shape[-1])
     else:

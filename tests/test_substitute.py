@@ -196,7 +196,7 @@ def test_padding_equals_deleting_for_every_sample(operator):
 
 
 def test_queries_that_count_as_padding_are_found(monkeypatch):
-    monkeypatch.setattr(dispatch, "_couples_queries", lambda _: False)
+    monkeypatch.setattr(dispatch, "couples_queries", lambda _: False)
     for operator in (Nystromformer(3), Local(1), Reformer(2, chunk=2)):
         with pytest.raises(AssertionError, match="not close"):
             test_padding_equals_deleting_for_every_sample(operator)
@@ -366,10 +366,10 @@ def test_compiled_and_scripted_models_are_refused():
 
 
 class Eager(nn.Module):
-    """Attention written out."""
+    """Attention written out, with scores that are capped, which no rule covers."""
 
     def forward(self, x):
-        return (x @ x.mT).softmax(-1) @ x
+        return (x @ x.mT).tanh().softmax(-1) @ x
 
 
 class Half(nn.Module):

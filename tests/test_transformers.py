@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from softlab.capture import SubstitutionError, record, substitute
+from softlab.capture import SubstitutionError, record, register, substitute
 from softlab.capture.effect import effect
-from softlab.operators import Local, Nystromformer, Performer, Softmax, TopK, Uniform
+from softlab.operators import CosFormer, Local, Nystromformer, Performer, Softmax, TopK, Uniform
 
 SIZES = {"vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4}
 WIDE = {
@@ -19,11 +19,11 @@ BLOOM = {"vocab_size": 61, "hidden_size": 32, "n_layer": 2, "n_head": 4}
 FALCON = {k: x for k, x in WIDE.items() if k != "intermediate_size"}
 MPT = {"vocab_size": 61, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64}
 MODELS = {
-    "GPTJ": (SIZES | {"rotary_dim": 4}, False),
-    "CodeGen": (SIZES | {"rotary_dim": 4}, False),
-    "Bloom": (BLOOM, False),
-    "Falcon": (FALCON, False),
-    "Mpt": (MPT, False),
+    "GPTJ": (SIZES | {"rotary_dim": 4}, True),
+    "CodeGen": (SIZES | {"rotary_dim": 4}, True),
+    "Bloom": (BLOOM, True),
+    "Falcon": (FALCON, True),
+    "Mpt": (MPT, True),
     "GPT2": (SIZES, True),
     "Llama": (WIDE | {"num_key_value_heads": 2}, True),
     "GPTNeoX": (WIDE, True),
@@ -116,35 +116,29 @@ def test_generation_with_a_cache(implementation):
             more["past_key_values"] = made.past_key_values
         return torch.cat(out, 1)
 
-    for op in (Softmax(), Softmax(causal=True), TopK(k=4), Performer(16)):
+    placed = (Local(3), Local(3, causal=True), Local(3, sinks=1))
+    for op in (Softmax(), Softmax(causal=True), TopK(k=4), Performer(16), *placed):
         with torch.no_grad(), substitute(model, op):
             whole = model(IDS, attention_mask=mask, position_ids=where).logits
             one_by_one = by_parts([6, *[1] * 6])
         torch.testing.assert_close(one_by_one[0], whole[0], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(one_by_one[1, 4:], whole[1, 4:], atol=1e-5, rtol=1e-4)
-    with torch.no_grad(), substitute(model, Softmax()):
-        whole = model(IDS, attention_mask=mask, position_ids=where).logits
-        torch.testing.assert_close(by_parts([6, 4, 2])[0], whole[0], atol=1e-5, rtol=1e-4)
+    for op in (Softmax(), TopK(k=4), Local(3)):
+        with torch.no_grad(), substitute(model, op):
+            whole = model(IDS, attention_mask=mask, position_ids=where).logits
+            torch.testing.assert_close(by_parts([6, 4, 2])[0], whole[0], atol=1e-5, rtol=1e-4)
     more = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "attention_mask": mask}
-    for op in (Softmax(), TopK(k=4)):
+    for op in (Softmax(), TopK(k=4), *placed):
         for cache in ({}, {"cache_implementation": "static"}):
             with torch.no_grad(), substitute(model, op):
                 cached = model.generate(IDS, use_cache=True, **cache, **more)
                 assert torch.equal(cached, model.generate(IDS, use_cache=False, **more))
     says = r"layer 0 \(model\.layers\.0\.self_attn\), q \(2, 4, 1, 8\).*use_cache=False"
-    for op in (Local(3), Local(3, causal=True), Local(3, sinks=1)):
-        with torch.no_grad(), substitute(model, op):
-            model.generate(IDS, use_cache=False, **more)
-            for cache in ({}, {"cache_implementation": "static"}):
-                with pytest.raises(SubstitutionError, match=says):
-                    model.generate(IDS, use_cache=True, **cache, **more)
-    for op in (TopK(k=4), Local(3)):
-        with (
-            torch.no_grad(),
-            pytest.raises(SubstitutionError, match=r"4 queries are the last of 10 keys.*cache"),
-            substitute(model, op),
-        ):
-            by_parts([6, 4])
+    with torch.no_grad(), substitute(model, CosFormer()):
+        model.generate(IDS, use_cache=False, **more)
+        for cache in ({}, {"cache_implementation": "static"}):
+            with pytest.raises(SubstitutionError, match=says):
+                model.generate(IDS, use_cache=True, **cache, **more)
 
 
 @pytest.mark.parametrize("name", ["GPT2", "Mistral"])
@@ -160,3 +154,38 @@ def test_effects_on_models_set_to_eager(name):
         substitute(model, Nystromformer(3)),
     ):
         model(IDS)
+
+
+def test_an_operator_under_a_name_of_transformers():
+    model = made("Llama", "sdpa", "ForCausalLM")
+    transformers = pytest.importorskip("transformers")
+    mask = torch.ones_like(IDS)
+    mask[1, 8:] = 0
+    given = {"input_ids": IDS, "attention_mask": mask}
+    with torch.no_grad():
+        own = model(**given).logits
+        for operator in (Softmax(), TopK(k=4), {1: TopK(k=4)}, {0: Softmax()}):
+            register(operator)
+            model.set_attn_implementation("softlab")
+            named = model(**given).logits
+            model.set_attn_implementation("sdpa")
+            plain, layers = operator, None
+            if isinstance(operator, dict):
+                ((layer, plain),) = operator.items()
+                layers = [layer]
+            with substitute(model, plain, layers=layers):
+                wanted = model(**given).logits
+            torch.testing.assert_close(named[mask.bool()], wanted[mask.bool()])
+        torch.testing.assert_close(named[mask.bool()], own[mask.bool()], atol=1e-5, rtol=1e-4)
+        register(Nystromformer(2))
+        again = type(model)._from_config(model.config, attn_implementation="softlab").eval()
+        with pytest.raises(SubstitutionError, match=r"layer 0 \(LlamaAttention\).*no causal form"):
+            again(IDS)
+    for bad, error, says in (
+        ((Softmax,), TypeError, "give an instance"), (({"a": Softmax()},), TypeError, "a plan"),
+        ((Softmax(), "sdpa"), ValueError, "no implementation for"),
+        ((Softmax(), "a b"), ValueError, "no implementation for"),
+    ):  # fmt: skip
+        with pytest.raises(error, match=says):
+            register(*bad)
+    assert transformers.AttentionInterface().valid_keys()  # what it has is still there

@@ -14,15 +14,23 @@ same to the last bit. Decisions, each held by a test:
   changed, for that decides the masks of other layers, too. Soft caps, sinks and other
   implementations are refused where they are to be substituted.
 - Under autocast queries, keys, values and added masks are cast as torch's attention casts them.
-- Attention written out as matrix products and a softmax, or in a scripted graph, cannot be seen.
-  What may be such is counted and warned of, by layer. Seeing nothing at all is an error, never an
-  empty list.
+- Attention that is written out is known by how its tensors were made: a product of queries and
+  keys, a softmax over the keys, a product with the values; in between scores may be scaled, masked,
+  biased and reshaped. Any other step ends what is known.
+- A layer that is not torch's own is compared at its first call: where torch's attention of what was
+  seen is not what it computes, it reads more, and counts as not seen.
+- What may be attention and was not seen is counted and warned of, by layer. Seeing nothing at all
+  is an error, never an empty list.
+- Keys of other tokens, as of a cross-attention, say nothing of the queries, even where they are as
+  many: whose they are is told by what was projected to both.
+- A model that decodes with a cache gets what it gets all at once, or is refused.
 - A model under ``torch.compile`` is recompiled with a break at each call: record before compiling.
   ``substitute`` refuses it.
 """
 
+from softlab.capture.implementation import register
 from softlab.capture.interception import Call
 from softlab.capture.recording import record
 from softlab.capture.substitution import Substitution, SubstitutionError, substitute
 
-__all__ = ["Call", "Substitution", "SubstitutionError", "record", "substitute"]
+__all__ = ["Call", "Substitution", "SubstitutionError", "record", "register", "substitute"]

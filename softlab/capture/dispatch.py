@@ -10,12 +10,16 @@ and of ``key_mask``, that it names. What it does not name is done for it where t
   given keeps it;
 - a mask that hides the same keys from all queries is a ``key_mask``. With a query at every key the
   hidden tokens are padding, and the others run as if there were no such tokens: neither landmarks
-  nor positions of queries know of them;
+  nor positions of queries know of them. Keys of other tokens, as of a cross-attention, say nothing
+  of the queries; what is padding among these is what their own self-attention hides;
 - a causal mask asks for the operator's causal form, whose rows are zero at masked tokens;
 - exact softmax attention takes any other mask, too, and what masks leave nothing of, as the layer
   does: rows of masked tokens, samples without a key;
-- a lone query is the last of its keys, as of a model that decodes with a cache: an operator that
-  asks neither where it stands nor for other queries answers it, all others are refused;
+- queries that are the last of more keys, as of a model that decodes with a cache, get what they
+  get in the whole sequence, from the operator's causal form with other queries before them. That
+  neither these nor the number of tokens matter is tried, and an operator to which they do is
+  refused. So is one that asks where a query stands, where neither the mask nor the calls before
+  tell;
 - the samples of a ragged batch, a nested tensor, are answered one by one.
 """
 
@@ -30,6 +34,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from softlab.capture.interception import ATTENTION, Call
 from softlab.capture.masks import Reading, UnableError, hiding, read
@@ -51,6 +56,10 @@ def answer(operator: Callable[..., Tensor], call: Call) -> Tensor:
         call = call if "is_causal" in takes else _cut(call)
         n, l = call.q.shape[-2], call.k.shape[-2]
         exact = _softmax_kernel(operator, traits, call.q.shape[-1])
+        if exact is None and traits is not None and n < l:
+            of_past = _with_past(operator, call)
+            if of_past is not None:
+                return of_past
         try:
             found = read(call.mask, call.is_causal, call.q.shape[:-2], n, l)
         except UnableError:
@@ -69,8 +78,8 @@ def answer(operator: Callable[..., Tensor], call: Call) -> Tensor:
                 raise UnableError(msg)
             more["key_mask"] = found.key_mask
     out = operator(call.q, call.k, call.v, **more)
-    if "key_mask" in more and not more.get("is_causal") and _couples_queries(traits):
-        out = _without_padding(operator, call, more.pop("key_mask"), out, more)
+    if not more.get("is_causal") and "attn_mask" not in takes and couples_queries(traits):
+        out = _without_padding(operator, call, more.pop("key_mask", None), out, more)
     wanted = torch.Size((*call.q.shape[:-1], call.v.shape[-1]))
     if not isinstance(out, Tensor) or out.shape != wanted or out.dtype != call.v.dtype:
         got = f"{tuple(out.shape)}, {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
@@ -169,33 +178,43 @@ def heads_of(call: Call, heads: list[int]) -> Call:
         return x.index_select(-3, at) if x.ndim > 2 and x.shape[-3] > 1 else x
 
     mask = None if call.mask is None else some(call.mask)
-    q = call.q.index_select(-3, at)
-    return dataclasses.replace(call, q=q, k=some(call.k), v=some(call.v), mask=mask)
+    tokens, q = call.tokens, call.q.index_select(-3, at)
+    if tokens is not None and tokens.ndim > 1 and tokens.shape[-2] == count:
+        tokens = tokens.index_select(-2, at)
+    return dataclasses.replace(call, q=q, k=some(call.k), v=some(call.v), mask=mask, tokens=tokens)
 
 
-def _couples_queries(traits: Traits | None) -> bool:
+def couples_queries(traits: Traits | None) -> bool:
     """Whether one query, or its position, may change what another one gets."""
     return traits is None or not (traits.query_equivariant or traits.causal)
 
 
 def _without_padding(
-    operator: Callable[..., Tensor], call: Call, keys: Tensor, out: Tensor, more: dict[str, Any]
+    operator: Callable[..., Tensor],
+    call: Call,
+    keys: Tensor | None,
+    out: Tensor,
+    more: dict[str, Any],
 ) -> Tensor:
     """The output ``out`` with the rows of tokens that take part as they are among themselves."""
     lead, (n, l) = call.q.shape[:-2], (call.q.shape[-2], call.k.shape[-2])
-    if n != l:
+    real = keys if call.tokens is None and n == l else call.tokens
+    if real is None or bool(real.all()):
         return out
     q, k, v = (
         x.expand(*lead, *x.shape[-2:]).flatten(0, -3) if lead else x[None]
         for x in (call.q, call.k, call.v)
     )
-    rows, of_matrix = keys.expand(*lead, l).reshape(-1, l).unique(dim=0, return_inverse=True)
+    keys = torch.ones((), dtype=torch.bool, device=real.device) if keys is None else keys
+    both = torch.cat((real.expand(*lead, n), keys.expand(*lead, l)), -1)
+    rows, of_matrix = both.reshape(-1, n + l).unique(dim=0, return_inverse=True)
     flat = out.reshape(-1, n, out.shape[-1])
     for i, row in enumerate(rows):
-        if not bool(row.all()):
-            at, kept = (of_matrix == i).nonzero(), row.nonzero().squeeze(-1)
-            alone = operator(*(x[at, kept] for x in (q, k, v)), **more)
-            flat = flat.index_put((at, kept), alone)
+        own, kept = row[:n].nonzero().squeeze(-1), row[n:].nonzero().squeeze(-1)
+        if 0 < len(own) < n:
+            at = (of_matrix == i).nonzero()
+            alone = operator(q[at, own], k[at, kept], v[at, kept], **more)
+            flat = flat.index_put((at, own), alone)
     return flat.reshape(out.shape)
 
 
@@ -249,6 +268,52 @@ def _cut(call: Call) -> Call:
     return dataclasses.replace(call, k=call.k[..., :n, :], v=call.v[..., :n, :], mask=mask)
 
 
+def _with_past(operator: Any, call: Call) -> Tensor | None:
+    """The output of the last queries of a sequence; None where it is not known that they are.
+
+    Raises ``UnableError`` where the operator's causal form gives a query other numbers when others
+    stand before it.
+    """
+    n, l = call.q.shape[-2], call.k.shape[-2]
+    keys: Tensor | None
+    if n > 1 and call.mask is not None and not call.is_causal:
+        try:
+            allowed = hiding(call.mask, call.q.shape[:-2], n, l)
+        except UnableError:
+            return None
+        keys = allowed[..., -1:, :]
+        end = int(keys.flatten(0, -2).any(0).nonzero().max()) + 1 if bool(keys.any()) else 0
+        causal = torch.ones(n, l, dtype=torch.bool, device=keys.device).tril(end - n)
+        if end <= n or not bool((allowed == (causal & keys)).all()):
+            return None
+    elif n == 1 and call.past is not None and couples(operator):
+        end = call.past + 1
+        keys = None if call.mask is None else hiding(call.mask, call.q.shape[:-2], n, l)
+    else:
+        return None
+    form = operator if operator.traits.causal else causal_form(operator)
+    if form is None:
+        return None
+    k, v = call.k[..., :end, :], call.v[..., :end, :]
+    mask = None if keys is None else keys[..., 0, :end]
+    whole = [torch.cat((k[..., : end - n, :].expand(*call.q.shape[:-2], -1, -1), call.q), -2), k, v]
+    out: Tensor = form(*whole, mask)[..., -n:, :]
+    # The same with other queries before, and with tokens after, which no causal form looks at.
+    whole[0] = torch.cat((torch.zeros_like(whole[0][..., :-n, :]), call.q), -2)
+    after = [torch.cat((x, x[..., -1:, :]), -2) for x in whole]
+    mask = None if mask is None else functional.pad(mask, (0, 1), value=True)
+    other = form(*after, mask)[..., -n - 1 : -1, :]
+    if not torch.allclose(out, other, rtol=1e-3, atol=1e-3 * float(out.detach().abs().max())):
+        msg = (
+            f"its {n} queries are the last of {end} keys, as of a model that decodes with a cache, "
+            "and what the operator's causal form gives them depends on the queries before, or on "
+            "how many tokens there will be. Run the whole sequence at once (in transformers: "
+            "use_cache=False)."
+        )
+        raise UnableError(msg)
+    return out
+
+
 def _of_last(operator: Any, traits: Traits | None, l: int) -> Any:
     """The operator for a lone query, the last of its keys, all of which it may then see."""
     if traits is None:
@@ -257,9 +322,10 @@ def _of_last(operator: Any, traits: Traits | None, l: int) -> Any:
     if couples(free) or free.traits.causal:
         msg = (
             f"it has one query for {l} keys, as of a model that decodes with a cache, and what the "
-            "operator gives to a query depends on the others or on where it stands. Run the whole "
-            "sequence at once (in transformers: use_cache=False), or take an operator whose traits "
-            "say query_equivariant."
+            "operator gives to a query depends on the others or on where it stands, which is not "
+            "known here. Run the sequence from its first token inside the block, all at once (in "
+            "transformers: use_cache=False) where the operator has no causal form, or take one "
+            "whose traits say query_equivariant."
         )
         raise UnableError(msg)
     return free

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from softlab.capture import Call, substitute
-from softlab.capture.dispatch import answer
+from softlab.capture.dispatch import answer, couples_queries, traits_of
+from softlab.capture.flow import Sources
 from softlab.capture.interception import ATTENTION, MULTIHEAD, Watch, count, standing_in
 from softlab.capture.recording import Recorder
 from softlab.core import Dims, Operator, norm
@@ -144,7 +145,7 @@ def effect(
     takes another path, with other calls, sizes or outputs, and for a ragged batch. Warns of
     attention that was not seen, unless ``layers`` are given.
     """
-    clean, before, told = _run(model, run)
+    clean, before, told = _run(model, run, couples_queries(traits_of(operator)))
     if told and layers is None:
         warnings.warn(told, stacklevel=2)
     with substitute(model, operator, layers=layers, heads=heads) as report:
@@ -175,9 +176,13 @@ Known = tuple[str, int]
 """A call, by the name of its layer and its number among the calls of that layer."""
 
 
-def _run(model: nn.Module, run: Run) -> tuple[Tensor, dict[Known, Call], str]:
+def _run(
+    model: nn.Module, run: Run, sources: bool = False
+) -> tuple[Tensor, dict[Known, Call], str]:
     """The output of a run, its calls in order, and a sentence about those that were not seen."""
     recorder = Recorder(model, outputs=True)
+    if sources:
+        recorder.sources = Sources()
     with torch.no_grad(), recorder:
         out: Any = run()
     recorder.complete()
@@ -246,10 +251,18 @@ class _Uncounted(Watch):
         self.inside += int(self.counter.get_total_flops() - before)
         return out
 
-    def attend(self, call: Call, go_on: Callable[[], Tensor]) -> Tensor:  # noqa: ARG002
+    def attend(self, call: Call, go_on: Callable[[], Tensor]) -> Tensor:
         """The model's own."""
         out: Tensor = self.apart(go_on)
+        if self.written_out:  # the product of its queries and keys was counted before
+            dims = sizes(call)
+            self.inside += 2 * dims.batch * dims.n * dims.l * dims.d
         return out
+
+    def differs(self, call: Call, own: Callable[[], Tensor]) -> bool:
+        """What it computes to compare is no work of the model."""
+        found: bool = self.apart(lambda: super(_Uncounted, self).differs(call, own))
+        return found
 
     def weighed(self, arguments: inspect.BoundArguments) -> Any:
         """The projections are run once more, without weights, to be counted."""

@@ -17,19 +17,27 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+SINKS = ("s_aux", "sinks")
 Result = tuple[Tensor, Tensor | None]
 """Output (b, n, h, e) and weights (b, h, n, l) of a layer, or None."""
 
 
+def _nothing() -> Result:
+    raise NotImplementedError
+
+
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """What a layer asks for, in the words of torch's attention; ``reason``: why it is more."""
+    """What a layer asks for, in the words of torch's attention; ``reason``: why it is more.
+
+    ``itself`` computes what the layer's own implementation gives, unseen by any watch.
+    """
 
     query: Tensor
     key: Tensor
@@ -40,10 +48,11 @@ class Asked:
     scale: float | None = None
     enable_gqa: bool = False
     reason: str = ""
+    itself: Callable[[], Result] = field(default=_nothing)
 
     def arguments(self) -> dict[str, Any]:
         """Those of torch's attention."""
-        return {name: own for name, own in vars(self).items() if name != "reason"}
+        return {name: x for name, x in vars(self).items() if name not in {"reason", "itself"}}
 
 
 Handler = Callable[[Asked, Callable[[], Result]], Result]
@@ -129,6 +138,7 @@ def _attend(
         finally:
             _thread.running = before
 
+    asked = replace(asked, itself=itself)
     go_on: Callable[[], Result] = itself
     for handler in reversed(_thread.waiting):
         go_on = functools.partial(handler, asked, go_on)
@@ -157,7 +167,7 @@ def _read(
     reason = ""
     if more.get("softcap") is not None:
         reason = "caps its scores (softcap), which torch's attention cannot"
-    elif any(x is not None for x in (more.get("s_aux"), getattr(module, "sinks", None))):
+    elif any(x is not None for x in (*map(more.get, SINKS), getattr(module, "sinks", None))):
         reason = "has sinks without values (s_aux), which torch's attention has not"
     elif more.get("cache") is not None:
         reason = "reads a paged cache, which is not seen"
@@ -176,6 +186,13 @@ def _read(
         mask, causal = _biased(position_bias, mask, query, key, causal=causal), False
     grouped = key.shape[1] != query.shape[1]
     return Asked(query, key, value, mask, dropout, causal, scaling, grouped)
+
+
+def read_as_sdpa(module: nn.Module, *given: Any, **more: Any) -> Asked:
+    """What a layer asks for that is given what transformers gives under the name "sdpa"."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    return _read("sdpa", sdpa_attention_forward, False, module, *given, **more)
 
 
 def taken(x: Tensor) -> torch.dtype:

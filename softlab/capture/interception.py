@@ -6,29 +6,35 @@ suspended the mode: there a stand-in is put where that function looks for the re
 that long. It asks the handlers of its own thread alone, so that other threads are served as ever.
 The layers of transformers are seen where they look up their attention, ``implementations``.
 
-What may be attention and cannot be seen is counted, layer by layer: a softmax of its own, or an
-exponential and a product, and whatever torch calls attention by another name.
+Attention that is written out is followed from its first product to its last, ``flow``. What may be
+attention and is not seen is counted, layer by layer: a softmax of its own, or an exponential and a
+product, and whatever torch calls attention by another name.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import math
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from softlab.capture.flow import STEPS, Found, Sources, Written, bare, broadcasts, held
 from softlab.capture.huggingface import Asked, Result, asked_first, running, taken
+from softlab.capture.masks import HIDDEN, UnableError, read
+from softlab.core import transformed
 from softlab.inputs import QKV
 
 ATTENTION = functional.scaled_dot_product_attention
@@ -39,6 +45,8 @@ EXPONENTIALS = {"exp", "exp_", "exp2", "exp2_"}
 PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "einsum", "mm"}
 SUSPECT = SOFTMAXES | EXPONENTIALS | PRODUCTS
 """Names of torch's functions, as a mode sees them, of which written-out attention is made."""
+
+PAIR = ("query", "key")
 
 Attention = Callable[..., Tensor]
 """What is called as torch's function is."""
@@ -55,7 +63,10 @@ class Call:
     is the factor that was used, 1 / sqrt(d) where the caller gave none. ``order`` counts the
     model's calls from 0; ``module`` is the qualified name of the innermost submodule that made it,
     "" for the model itself. ``out`` is what it got, where that was recorded: not of a multi-head
-    attention that asks for its weights.
+    attention that asks for its weights. ``tokens``, boolean, broadcastable to (..., n): the queries
+    that are no padding, where that is known and is not what the mask says of as many keys.
+    ``past``: how many keys were there before the first query, where that is known of a layer that
+    decodes with a cache.
     """
 
     order: int
@@ -69,6 +80,8 @@ class Call:
     dropout_p: float
     enable_gqa: bool
     out: Tensor | None = None
+    tokens: Tensor | None = None
+    past: int | None = None
 
     def case(self, *index: int) -> QKV:
         """The matrices at these leading indices of q: ``call.case(sample, head)``.
@@ -124,6 +137,13 @@ class Watch(TorchFunctionMode):
         self.seen = 0
         self.unseen: dict[str, int] = {}
         self.reasons: dict[str, str] = {}
+        self.tokens: Tensor | None = None
+        self.flow = Written()
+        self.sources: Sources | None = None
+        self.multiheaded = False
+        self.padded: list[tuple[frozenset[int], Tensor]] = []
+        self.written_out = False
+        self._same: dict[tuple[str, bool, bool], float] = {}
         self._weighing: set[str] = set()
         self._stack = ExitStack()
 
@@ -156,16 +176,95 @@ class Watch(TorchFunctionMode):
             return self.through(func, *args, **kwargs)
         if func is MULTIHEAD and self.caller() is not None:
             return self.multihead(*args, **kwargs)
-        telling = name in SUSPECT or "attention" in name
-        if telling and not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return func(*args, **kwargs)
+        if name in SUSPECT or "attention" in name:
             self._suspect(name, args, kwargs)
-        return func(*args, **kwargs)
+        if torch._C._are_functorch_transforms_active():
+            return func(*args, **kwargs)
+        out = self._written(func, name, args, kwargs)
+        if self.sources is not None:
+            with torch._C.DisableTorchFunction():
+                self.sources.follow(name, args, kwargs, out)
+        return out
+
+    def _written(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run a step of what may be attention written out, and let its end be answered."""
+        if bare(name) not in STEPS:
+            out = func(*args, **kwargs)
+            in_place = name.endswith("_") and not name.endswith("__")
+            if args and (in_place or name == "__setitem__" or name.startswith("__i")):
+                self.flow.forget(args[0])
+            return out
+        weights = self.flow.weights(name, args) if bare(name) in PRODUCTS else None
+        if weights is not None and (module := self.caller()) is not None:
+            with torch._C.DisableTorchFunction():
+                found = self.flow.ended(name, args, kwargs)
+            if found is not None:
+                return self._ended(found, module, lambda: func(*args, **kwargs))
+            self.reasons[module] = "takes the weights of its softmax to more than their values"
+            count(self.unseen, module)
+        out = func(*args, **kwargs)
+        module = self.caller() if bare(name) == "softmax" else ""
+        with torch._C.DisableTorchFunction():  # what is noted here is no step of the model
+            if module is None:
+                self.flow.forget(out)
+            else:
+                self.flow.follow(name, args, kwargs, out, module)
+        return out
+
+    def _ended(self, found: Found, module: str, product: Callable[[], Tensor]) -> Tensor:
+        """Let ``attend`` answer attention that is written out, where it is what it looks like."""
+        with torch._C.DisableTorchFunction():
+            call = named(self.seen, module)(**found.arguments())
+        kept: list[tuple[Tensor, Tensor]] = []
+
+        def own() -> Tensor:
+            out = product()
+            kept.append((out, found.usual(out)))
+            return kept[-1][1]
+
+        if self.differs(call, lambda: found.usual(product())):
+            return product()
+        taken_by = found.scores.softmax or ""
+        self.unseen[taken_by] = self.unseen.get(taken_by, 1) - 1
+        if self.unseen[taken_by] < 1:
+            self.unseen.pop(taken_by)
+        self.seen += 1
+        self.written_out = True
+        try:
+            out = self.attend(self.with_tokens(call, call.q, call.k), own)
+        finally:
+            self.written_out = False
+        for whole, seen in kept:
+            if out is seen:
+                return whole
+        return found.wanted(out)
+
+    def differs(self, call: Call, own: Callable[[], Tensor]) -> bool:
+        """Whether a layer, at its first call of a kind, computes other than torch's attention.
+
+        Then there is more to it than what was seen, and it is not seen at all.
+        """
+        kind = (call.module, call.mask is None, call.q.shape[-2] == 1)
+        values = not (call.q.is_meta or isinstance(call.q, FakeTensor) or transformed())
+        if kind not in self._same and call.dropout_p == 0 and values:
+            with torch.no_grad(), torch._C.DisableTorchFunction():
+                self._same[kind] = _apart(call, own())
+        change = self._same.get(kind, 0.0)
+        if change <= _rounding(call.q.dtype):
+            return False
+        self.reasons[call.module] = (
+            "computes other numbers than torch's attention of its q, k, v and mask (relative "
+            f"change {change:.1e}), so that it reads more than was seen"
+        )
+        return True
 
     def _suspect(self, name: str, args: Any, kwargs: dict[str, Any]) -> None:
         """Count what may be attention that is not seen."""
         given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
         given += [x for x in args[1:2] if isinstance(x, list | tuple) for x in x]  # of einsum
-        if name in PRODUCTS and (not self._weighing or any(_held(x) for x in given)):
+        if name in PRODUCTS and (not self._weighing or any(held(x) for x in given)):
             return
         module = None if name == MULTIHEAD.__name__ else self.caller()
         if module is None:
@@ -173,7 +272,7 @@ class Watch(TorchFunctionMode):
         if name in SOFTMAXES and given and given[0].ndim > 2:
             count(self.unseen, module)
         elif name in SOFTMAXES or name in EXPONENTIALS:
-            if given and given[0].ndim > 1 and not _held(given[0]):
+            if given and given[0].ndim > 1 and not held(given[0]):
                 self._weighing.add(module)
         elif name not in PRODUCTS:
             self.reasons[module] = f"calls {name}"
@@ -190,7 +289,36 @@ class Watch(TorchFunctionMode):
             return attention(*args, **kwargs)
         call = named(self.seen, module)(*args, **kwargs)
         self.seen += 1
+        query, key = (args[i] if len(args) > i else kwargs[name] for i, name in enumerate(PAIR))
+        call = self.with_tokens(call, query, key)
         return self.attend(call, lambda: attention(*args, **kwargs))
+
+    def with_tokens(self, call: Call, query: Tensor, key: Tensor) -> Call:
+        """The call with what is known of its queries."""
+        tokens = self.tokens
+        if self.sources is not None and not call.q.is_nested and not self.multiheaded:
+            made, of = self.sources.of(query), self.sources.of(key)
+            if made and of:
+                if made & of:
+                    self.pad(made, call)
+                else:
+                    tokens = self.padding_of(made, call.q.shape[:-1])
+        return call if tokens is None else dataclasses.replace(call, tokens=tokens)
+
+    def pad(self, made: frozenset[int], call: Call) -> None:
+        """Note which of its tokens a self-attention hides."""
+        n, l = call.q.shape[-2], call.k.shape[-2]
+        with suppress(UnableError):
+            keys = read(call.mask, call.is_causal, call.q.shape[:-2], n, l).key_mask
+            if keys is not None and n == l:
+                self.padded = [*self.padded[-63:], (made, keys)]
+
+    def padding_of(self, made: frozenset[int], shape: torch.Size) -> Tensor:
+        """Which of these queries are tokens, as a self-attention of the same stream has said."""
+        for of, keys in reversed(self.padded):
+            if of & made and broadcasts(keys.shape, shape):
+                return keys
+        return torch.ones(1, dtype=torch.bool)
 
     def interface(self, asked: Asked, go_on: Callable[[], Result]) -> Result:
         """Let ``attend`` answer what a layer of transformers asks for, if it is the model's."""
@@ -200,7 +328,6 @@ class Watch(TorchFunctionMode):
         if asked.reason:
             return self.unread(module, asked, go_on)
         call = named(self.seen, module)(**asked.arguments())
-        self.seen += 1
         kept: list[tuple[Result, Tensor]] = []
 
         def own() -> Tensor:
@@ -208,7 +335,11 @@ class Watch(TorchFunctionMode):
             kept.append((found, found[0].transpose(1, 2)))
             return kept[-1][1]
 
-        out = self.attend(call, own)
+        if self.differs(call, lambda: asked.itself()[0].transpose(1, 2)):
+            asked = dataclasses.replace(asked, reason=self.reasons.pop(module))
+            return self.unread(module, asked, go_on)
+        self.seen += 1
+        out = self.attend(self.with_tokens(call, asked.query, asked.key), own)
         for found, seen in kept:
             if out is seen:
                 return found
@@ -240,10 +371,30 @@ class Watch(TorchFunctionMode):
     def multihead(self, *args: Any, **kwargs: Any) -> Any:
         """Run ``multi_head_attention_forward`` and see the attention inside it."""
         arguments = MULTIHEAD_SIGNATURE.bind(*args, **kwargs)
-        if arguments.arguments.get("need_weights", True):
-            return self.weighed(arguments)
-        with standing_in(self.through):
-            return MULTIHEAD(*args, **kwargs)
+        self.multiheaded, self.tokens = True, self._queries(arguments.arguments)
+        try:
+            if arguments.arguments.get("need_weights", True):
+                return self.weighed(arguments)
+            with standing_in(self.through):
+                return MULTIHEAD(*args, **kwargs)
+        finally:
+            self.multiheaded, self.tokens = False, None
+
+    def _queries(self, given: dict[str, Any]) -> Tensor | None:
+        """Which queries of a multi-head attention are tokens, where its mask does not say."""
+        query, key, padded = given["query"], given["key"], given.get("key_padding_mask")
+        made = frozenset() if self.sources is None else self.sources.known(query)
+        if query is key or (query.shape == key.shape and torch.equal(query, key)):
+            if padded is None:
+                return None
+            real: Tensor = ~padded if padded.dtype == torch.bool else padded == 0
+            real = real.unsqueeze(-2) if real.ndim > 1 else real
+            self.padded = [*self.padded[-63:], (made, real)]
+            return real
+        shape = (
+            torch.Size((query.shape[1], 1, query.shape[0])) if query.ndim > 2 else query.shape[:1]
+        )
+        return self.padding_of(made, shape)
 
     def caller(self) -> str | None:
         """The name of the model's innermost module on the stack; None outside the model.
@@ -268,9 +419,28 @@ def _times(number: int) -> str:
     return f"{number} time{'s' if number > 1 else ''}"
 
 
-def _held(x: Tensor) -> bool:
-    """Whether it is one of a model's own weights."""
-    return isinstance(x, nn.Parameter)
+def _apart(call: Call, own: Tensor) -> float:
+    """|own - attention| / |attention| over the rows that see a key and are finite."""
+    out: Tensor = ATTENTION(
+        call.q, call.k, call.v, call.mask, 0.0, call.is_causal,
+        scale=call.scale, enable_gqa=call.enable_gqa,
+    )  # fmt: skip
+    if own.shape != out.shape:
+        return math.inf
+    rows = out.isfinite().all(-1) & own.isfinite().all(-1)
+    if call.mask is not None:
+        shown = call.mask if call.mask.dtype == torch.bool else call.mask > HIDDEN
+        rows = rows & (shown.any(-1) if shown.ndim else shown)
+    size = out.double()[rows].norm()
+    moved = float((own.double() - out.double())[rows].norm())
+    return moved / float(size) if moved else 0.0
+
+
+def _rounding(dtype: torch.dtype) -> float:
+    """What two ways to compute a softmax in this precision may differ by; models take theirs in
+    float32 whatever their own is.
+    """
+    return max(1e-4, 8 * torch.finfo(dtype).eps)
 
 
 Handler = Callable[..., Tensor]

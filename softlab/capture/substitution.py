@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import checkpoint
 
-from softlab.capture.dispatch import answer, couples, heads_of
+from softlab.capture.dispatch import answer, couples, couples_queries, heads_of, traits_of
+from softlab.capture.flow import Sources
 from softlab.capture.huggingface import Asked, Result
 from softlab.capture.interception import MULTIHEAD, Call, Watch, count, named, standing_in
-from softlab.capture.masks import UnableError
+from softlab.capture.masks import UnableError, hiding, read
 from softlab.core import Dims, Operator
 from softlab.hints import hint
 
@@ -95,7 +99,10 @@ class _Substituter(Watch):
         self.operator, self.layers, self.heads = operator, layers, heads
         self.numbers: dict[str, int] = {}
         self.blocks: list[_Substituter] = []
+        self.filled: dict[str, int] = {}
         self.report = Substitution(unseen=self.unseen)
+        if couples_queries(traits_of(operator)):
+            self.sources = Sources()
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -140,8 +147,11 @@ class _Substituter(Watch):
     def answered(self, call: Call, go_on: Callable[[], Tensor]) -> Tensor:
         """The operator's output, for the chosen heads; the others keep what they had."""
         try:
+            if self.written_out:
+                self.repeatable(call)
             asked = call if self.heads is None else heads_of(call, self.heads)
             self.grown(asked)
+            asked = self.placed(asked)
             with torch._C.DisableTorchFunction():  # what it computes is no attention of the model
                 out = answer(self.operator, asked)
         except (ValueError, TypeError) as error:
@@ -154,6 +164,42 @@ class _Substituter(Watch):
         if self.heads is None:
             return out
         return go_on().index_copy(-3, torch.tensor(self.heads, device=out.device), out)
+
+    def placed(self, call: Call) -> Call:
+        """The call with how many keys its layer had before, if it goes on with them.
+
+        A layer starts a sequence where it is causal with as many queries as keys, and goes on with
+        it where what its mask shows has grown by the queries. So a cross-attention never does.
+        """
+        if call.q.is_nested or not couples(self.operator):
+            return call
+        lead, n, l = call.q.shape[:-2], call.q.shape[-2], call.k.shape[-2]
+        before = self.filled.pop(call.module, None)
+        with suppress(UnableError):
+            allowed = None if call.mask is None else hiding(call.mask, lead, n, l)
+            shown = l if allowed is None else _end(allowed)
+            if before is not None and shown == before + n:
+                self.filled[call.module] = shown
+                return replace(call, past=before)
+            cut = call if allowed is None else replace(call, mask=allowed[..., :shown])
+            if shown == n and (n == 1 or read(cut.mask, call.is_causal, lead, n, n).causal):
+                self.filled[call.module] = shown
+        return call
+
+    def repeatable(self, call: Call) -> None:
+        """Refuse attention that is written out where its heads or a second pass are not seen."""
+        if self.heads is not None and call.q.ndim == 3:
+            msg = (
+                "some heads alone are asked of a layer that is written out with heads and samples "
+                "in one axis. Substitute all heads."
+            )
+            raise UnableError(msg)
+        if torch.is_grad_enabled() and call.q.requires_grad and _checkpointed():
+            msg = (
+                "it is written out inside a checkpoint, which computes it again in the backward "
+                "pass, where it is not seen. Turn gradient checkpointing off."
+            )
+            raise UnableError(msg)
 
     def grown(self, call: Call) -> None:
         """Refuse more queries on keys that have grown by them, where an operator couples them."""
@@ -219,6 +265,7 @@ class _Substituter(Watch):
             lead, l = key.shape[:-2], key.shape[-2]
             eye = torch.eye(l, dtype=key.dtype, device=key.device).expand(*lead, l, l)
             again = named(self.seen, module)(query, key, eye, *rest, **more)
+            again = self.with_tokens(again, query, key)
             kept.append(self.answered(again, lambda: attention(query, key, eye, *rest, **more)))
             return out
 
@@ -235,6 +282,22 @@ class _Substituter(Watch):
         ragged = call.q.is_nested
         shapes = "ragged" if ragged else f"q {tuple(call.q.shape)}, k {tuple(call.k.shape)}"
         return f"{layer}, {shapes}, cannot be given {self.operator!r}: {reason}"
+
+
+def _end(allowed: Tensor) -> int:
+    """How many keys there are up to the last that any query sees."""
+    shown = allowed.flatten(0, -2).any(0).nonzero()
+    return int(shown.max()) + 1 if len(shown) else 0
+
+
+def _checkpointed() -> bool:
+    """Whether torch's checkpoint is among the callers."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename == checkpoint.__file__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _substitutable(model: nn.Module) -> None:

@@ -286,26 +286,71 @@ def gray_order(x, planes):
 def _(op: operators.Quantized, q, k, v):
     # Digits, least exponent of a normal number in [1/2, 1), largest number.
     formats = {"bfloat16": (8, -125, 2.0**128 - 2.0**120), "float16": (11, -13, 65504.0)}
-    formats["float8"] = (4, -5, 448.0)
+    formats |= {"float8": (4, -5, 448.0), "float8_e5m2": (3, -13, 57344.0)}
+    whole = {"int8": 127.0, "int": 2.0 ** ((op.bits or 8) - 1) - 1}.get(op.precision)
+    top = whole or (formats[op.precision][-1] if op.precision.startswith("float8") else None)
+    turbo = op.precision.startswith("turbo")
 
     def nearest(x):
-        if op.precision == "int8":
+        if whole:
             return float(round(x))
         digits, least, most = formats[op.precision]
         step = 2.0 ** (max(math.frexp(x)[1], least) - digits)
         return max(-most, min(most, round(x / step) * step))
 
+    def each(x):
+        return torch.tensor([[nearest(t) for t in row] for row in x.tolist()], dtype=x.dtype)
+
     def Q(x):
-        top = {"int8": 127.0, "float8": 448.0}.get(op.precision)
         if top is None:
-            return torch.tensor([[nearest(t) for t in row] for row in x.tolist()], dtype=x.dtype)
-        high = x.abs().amax(-1, keepdim=True)
-        steps = (top * x / high.clamp_min(torch.finfo(x.dtype).tiny)).tolist()
-        steps = torch.tensor([[nearest(t) for t in row] for row in steps], dtype=x.dtype)
-        return steps * high / top
+            return each(x)
+        dims = {"token": (-1,), "channel": (-2,), "tensor": (-2, -1)}[op.granularity]
+        high = x.abs().amax(dims, keepdim=True)
+        return each(top * x / high.clamp_min(torch.finfo(x.dtype).tiny)) * high / top
+
+    def haar(purpose, d):
+        Z, R = torch.linalg.qr(Stream(op.seed, purpose).normal(d, d))
+        return Z * R.diagonal().sign()
+
+    def centred(x, bits):
+        c = operators.quantized.lloyd_max(bits).tolist()
+        T, d, length = haar("Quantized, rotation", x.shape[-1]), x.shape[-1], norms(x)
+        turned = ((x / length.clamp_min(1e-300)).detach() @ T.mT * d**0.5).tolist()
+        near = [[min(c, key=lambda y, t=t: abs(y - t)) for t in row] for row in turned]
+        return length * (torch.tensor(near, dtype=F64) / d**0.5 @ T)
+
+    def norms(x):
+        return x.square().sum(-1, keepdim=True).sqrt()
+
+    def rounded(part, x):
+        if part not in op.parts:
+            return x
+        d, wide = x.shape[-1], x.double()
+        if op.precision == "turboquant":
+            return centred(wide, op.bits).to(x.dtype)
+        if turbo:
+            near = centred(wide, op.bits - 1) if op.bits > 1 else 0 * wide
+            r = wide - near
+            if op.sketch == "gaussian":
+                S, c = Stream(op.seed, "Quantized, sketch").normal(d, d), (math.pi / 2) ** 0.5 / d
+            else:
+                S = haar("Quantized, sketch", d)
+                c = math.pi**0.5 * math.gamma((d + 1) / 2) / math.gamma(d / 2) / d
+            signs = 2 * (r @ S.mT >= 0).double() - 1
+            return (near + c * norms(r) * (signs @ S)).to(x.dtype)
+        if op.rotation:
+            T = haar("Quantized, rotation", d)
+            return (Q(wide @ T.mT) @ T).to(x.dtype)
+        return Q(x)
 
     k = k - k.mean(0) if op.smoothing else k
-    return torch.softmax(Q(q) @ Q(k).mT / q.shape[-1] ** 0.5, -1) @ v
+    q, k, v = (rounded(part, x) for part, x in (("q", q), ("k", k), ("v", v)))
+    if "p" not in op.parts:
+        return torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, -1) @ v
+    s = q.double() @ k.double().mT / q.shape[-1] ** 0.5
+    P = torch.exp(s - s.amax(-1, keepdim=True))
+    scale = top or 1.0
+    return (each(scale * P.detach()) / scale / P.sum(-1, keepdim=True)).to(v.dtype) @ v
 
 
 def linear_attention(phi_q, phi_k, v, causal=False):

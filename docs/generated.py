@@ -60,6 +60,7 @@ API = {
         "softlab.pretrained": "activations minilm smollm2 tasks vit whisper",
         "softlab.models": "output_gain published segmentation soft_attention training",
         "softlab.capture": "effect",
+        "softlab.tuning": "",
     },
     "What is measured": {
         "softlab.laws": "strategies",

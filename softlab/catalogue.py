@@ -11,6 +11,7 @@ A distribution brings one by an entry point of the group ``softlab.operators`` o
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
 import inspect
@@ -22,6 +23,7 @@ from typing import Any
 from softlab import operators as own_operators
 from softlab import pinv as own_solvers
 from softlab.core import Dims, Operator, default_of
+from softlab.hints import hint
 from softlab.laws import suite
 from softlab.laws.law import BrokenLawError, reseeded
 from softlab.laws.limits import TARGET
@@ -147,3 +149,41 @@ def _broken(part: Part) -> str:
     except BrokenLawError as error:
         return str(error)
     return ""
+
+
+def valued(node: ast.expr, classes: dict[str, type]) -> Any:
+    """The value of an expression of calls, numbers, words and tuples; nothing else is run."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        name = node.func.id
+        if name not in classes:
+            msg = f"there is no {name}.{hint(name, classes)}".removesuffix(".")
+            raise ValueError(msg)
+        given = [valued(x, classes) for x in node.args]
+        named = {x.arg: valued(x.value, classes) for x in node.keywords if x.arg}
+        return classes[name](*given, **named)
+    if isinstance(node, ast.Tuple):
+        return tuple(valued(x, classes) for x in node.elts)
+    return ast.literal_eval(node)
+
+
+def made(expression: str) -> Any:
+    """The value of an expression of softlab's classes, "Soft(rank=64, pinv=SVD())".
+
+    Raises ``ValueError`` for what is none.
+    """
+    try:
+        return valued(ast.parse(expression, mode="eval").body, offered())
+    except (SyntaxError, ValueError, TypeError) as error:
+        end = "" if str(error).endswith("?") else "."
+        msg = f"{expression!r} is no part of softlab: {error}{end}"
+        raise ValueError(msg) from None
+
+
+def offered() -> dict[str, type]:
+    """The classes that an expression may name: operators, solvers, inputs, matrices."""
+    from softlab import features, inputs, landmarks, matrices, operators, pinv
+
+    found: dict[str, type] = {}
+    for module in (features, inputs, landmarks, matrices, operators, pinv):
+        found |= {name: x for name, x in vars(module).items() if isinstance(x, type)}
+    return found

@@ -100,7 +100,7 @@ class Growth(NamedTuple):
     factor: float | None
 
 
-@validation.typed
+@validation.arrays
 @own_precision
 def trace(
     solver: Solver, a: Matrix, *, reference: Matrix | None = None, rank: int | None = None
@@ -151,7 +151,7 @@ def trace(
     return Trace(a.dtype, len(a), rank, _condition(s), *columns)
 
 
-@validation.typed
+@validation.arrays
 def observed_order(trace: Trace) -> float | None:
     """The order p of the residual, |R'| = c |R|^p, from three iterates in turn.
 
@@ -174,14 +174,14 @@ def observed_order(trace: Trace) -> float | None:
     return math.log(third / second) / math.log(second / first)
 
 
-@validation.typed
+@validation.arrays
 def observed_steps(trace: Trace, tolerance: float) -> int | None:
     """The first step whose right residual on the range is at most ``tolerance``, or None."""
     met = (trace.right <= _fraction(tolerance)).nonzero()
     return int(met[0]) if len(met) else None
 
 
-@validation.typed
+@validation.arrays
 def precision_floor(trace: Trace) -> Floor:
     """The least error that any iterate reached, at which step, and c of c eps kappa.
 
@@ -191,7 +191,7 @@ def precision_floor(trace: Trace) -> Floor:
     return Floor(float(error), int(step), float(error) / trace.rounding)
 
 
-@validation.typed
+@validation.arrays
 def onset_and_growth(trace: Trace) -> Growth | None:
     """Where the error rises after its floor, and its factor a step; None where it never does.
 
@@ -219,7 +219,7 @@ def onset_and_growth(trace: Trace) -> Growth | None:
     return Growth(calm + 1, factor)
 
 
-@validation.typed
+@validation.arrays
 def residual_spectra(
     solver: Solver, a: Matrix, *, rank: int | None = None, at: Matrix | None = None
 ) -> Iterator[Tensor] | None:
@@ -252,7 +252,7 @@ def residual_spectra(
     return _carried(torch.where(limit, -1, 1 - eigenvalues), steps)
 
 
-@validation.typed
+@validation.arrays
 def predicted_steps(
     solver: Solver, a: Matrix, tolerance: float, *, rank: int | None = None
 ) -> int | None:
@@ -268,7 +268,7 @@ def predicted_steps(
     return None
 
 
-@validation.typed
+@validation.arrays
 def filter_factors(
     solver: Solver,
     a: Matrix,
@@ -300,7 +300,7 @@ def filter_factors(
     return 1 - found[taken]
 
 
-@validation.typed
+@validation.arrays
 def degrees_of_freedom(
     solver: Solver, a: Matrix, steps: int | None = None, *, rank: int | None = None
 ) -> float:
@@ -311,7 +311,7 @@ def degrees_of_freedom(
     return float(filter_factors(solver, a, steps, rank=rank).sum())
 
 
-@validation.typed
+@validation.arrays
 def cutoff(solver: Solver, a: Matrix, steps: int | None = None) -> float | None:
     """The smallest t such that all singular values in [t, 1] sigma_1 have a filter factor >= 1/2.
 
@@ -337,7 +337,7 @@ def cutoff(solver: Solver, a: Matrix, steps: int | None = None) -> float | None:
     return math.sqrt(low * high)
 
 
-@validation.typed
+@validation.arrays
 def account(
     solver: Solver, a: Matrix, tolerance: float
 ) -> dict[str, str | int | float | bool | None]:

@@ -38,6 +38,7 @@ from softlab.pinv import (
     Ridge,
     Solver,
 )
+from softlab.validation import Matrix
 
 RULES: dict[str, Callable[[NewtonRaphson], Solver]] = {
     "implicit": ImplicitGradient,
@@ -77,8 +78,8 @@ class Bias(NamedTuple):
     residual: Tensor
 
 
-@validation.typed
-def reference_gradient(a: Tensor, g: Tensor, *, rank: int | None = None) -> Tensor:
+@validation.arrays
+def reference_gradient(a: Matrix, g: Matrix, *, rank: int | None = None) -> Tensor:
     """dL/dA of L = <G, A^+> in closed form, in float64.
 
     With A = U diag(s) V^T, H = V^T G U and t_i = 1/s_i, or 0 beyond the rank, the gradient is
@@ -119,8 +120,8 @@ def reference_gradient(a: Tensor, g: Tensor, *, rank: int | None = None) -> Tens
     return out
 
 
-@validation.typed
-def gradient(solver: Solver, a: Tensor, g: Tensor) -> Tensor:
+@validation.arrays
+def gradient(solver: Solver, a: Matrix, g: Matrix) -> Tensor:
     """What the backward pass of ``solver(a)`` makes of G = dL/dX, (..., m, m), in a's dtype.
 
     ``a``, ``g``: (..., m, m), alike in shape. Raises as ``reference_gradient`` does for bad
@@ -142,8 +143,8 @@ def gradient(solver: Solver, a: Tensor, g: Tensor) -> Tensor:
     return found
 
 
-@validation.typed
-def bias(solver: Solver, a: Tensor, g: Tensor, *, symmetric: bool = False) -> Bias:
+@validation.arrays
+def bias(solver: Solver, a: Matrix, g: Matrix, *, symmetric: bool = False) -> Bias:
     """How far the gradient of ``solver`` at A is from the two true ones, and the residual.
 
     ``solver``: computed in the dtype of ``a``; the references are of the same, already rounded A
@@ -169,10 +170,10 @@ def bias(solver: Solver, a: Tensor, g: Tensor, *, symmetric: bool = False) -> Bi
     return Bias(departure(found, of_inverse), departure(found, of_map), range_residual(inverted, x))
 
 
-@validation.typed
-def departure(found: Tensor, true: Tensor) -> Departure:
+@validation.arrays
+def departure(found: Matrix, true: Matrix) -> Departure:
     """Relative error and cosine of one gradient against another, both (..., m, m)."""
-    _pair(found=found, true=true)
+    found, true = _pair(found=found, true=true)
     size, own, missed = (norm(x, (-2, -1)) for x in (true, found, found - true))
     # Each is divided by its own norm first: the product of two small norms would vanish.
     unit, own_unit = (x / _or_one(n)[..., None, None] for x, n in ((true, size), (found, own)))
@@ -182,10 +183,10 @@ def departure(found: Tensor, true: Tensor) -> Departure:
     return Departure(error, torch.where(nothing, 1.0, cosine))
 
 
-@validation.typed
-def range_residual(a: Tensor, x: Tensor) -> Tensor:
+@validation.arrays
+def range_residual(a: Matrix, x: Matrix) -> Tensor:
     """|P - A X|_2 with P the projector on the range of A (at its numerical rank), (...)."""
-    _pair(a=a, x=x)
+    a, x = _pair(a=a, x=x)
     u, s, _ = torch.linalg.svd(a)
     kept = _above_rounding(s).to(a.dtype)
     projector = (u * kept.unsqueeze(-2)) @ u.mT
@@ -193,19 +194,20 @@ def range_residual(a: Tensor, x: Tensor) -> Tensor:
     return out
 
 
-@validation.typed
-def symmetrized(grad: Tensor) -> Tensor:
+@validation.arrays
+def symmetrized(grad: Matrix) -> Tensor:
     """(grad + grad^T) / 2, all that reaches what a symmetric A is made of.
 
     Along A = A^T the loss changes by <grad, dA> = <symmetrized(grad), dA>: gradients that differ by
     an antisymmetric matrix are the same gradient there. ``grad``: (..., m, m).
     """
+    grad = validation.tensor("grad", grad)
     validation.square(grad, "grad")
     validation.finite("grad", grad)
     return (grad + grad.mT) / 2
 
 
-@validation.typed
+@validation.arrays
 def by_rule(rule: str, steps: int) -> Solver:
     """The solver of a name: one of ``RULES`` on so many Newton steps, or ``"exact"``.
 
@@ -224,7 +226,7 @@ def by_rule(rule: str, steps: int) -> Solver:
     return Ridge(solver) if ridged else solver
 
 
-@validation.typed
+@validation.arrays
 def unrolled(solver: Solver) -> Solver:
     """The same map with the gradient of all its steps: every rule for the gradient taken off."""
     if isinstance(solver, ImplicitGradient | GolubPereyra | Checkpointed):
@@ -258,8 +260,9 @@ def _check_symmetric(a: Tensor) -> None:
         raise ValueError(msg)
 
 
-def _pair(**matrices: Tensor) -> None:
-    """Raise unless both are square, finite and alike in shape and dtype."""
+def _pair(**given: Matrix) -> tuple[Tensor, Tensor]:
+    """Both as tensors; raise unless they are square, finite and alike in shape and dtype."""
+    matrices = {name: validation.tensor(name, x) for name, x in given.items()}
     for name, x in matrices.items():
         validation.square(x, name)
         validation.finite(name, x)
@@ -270,13 +273,15 @@ def _pair(**matrices: Tensor) -> None:
             f"{tuple(y.shape)} {y.dtype}. Convert one of them with .to(dtype), or expand it."
         )
         raise ValueError(msg)
+    return x, y
 
 
 def _or_one(x: Tensor) -> Tensor:
     return torch.where(x > 0, x, 1)
 
 
-def _admitted(a: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+def _admitted(a: Matrix, g: Matrix) -> tuple[Tensor, Tensor]:
+    a, g = validation.tensor("a", a), validation.tensor("g", g)
     validation.square(a)
     validation.square(g)
     if a.shape != g.shape:

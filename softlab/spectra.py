@@ -74,7 +74,7 @@ class Spectrum:
         return notebook.table(f"{self.values.shape[-1]} singular values{over}", ("", ""), rows)
 
 
-@validation.typed
+@validation.arrays
 def spectrum(a: Matrix | Spectrum) -> Spectrum:
     """The singular values of a (..., n, m), min(n, m) of them; a ``Spectrum`` as it is."""
     if isinstance(a, Spectrum):
@@ -83,13 +83,13 @@ def spectrum(a: Matrix | Spectrum) -> Spectrum:
     return Spectrum(torch.linalg.svdvals(_admitted(a)), _unit(a))
 
 
-@validation.typed
+@validation.arrays
 def singular_values(a: Matrix) -> Tensor:
     """s_1 >= s_2 >= ..., (..., min(n, m)), float64."""
     return spectrum(a).values
 
 
-@validation.typed
+@validation.arrays
 def eigenvalues(a: Matrix) -> Tensor:
     """Eigenvalues (..., m), complex128, magnitudes falling.
 
@@ -99,7 +99,7 @@ def eigenvalues(a: Matrix) -> Tensor:
     return found.gather(-1, found.abs().argsort(-1, descending=True))
 
 
-@validation.typed
+@validation.arrays
 def symmetric_eigenvalues(a: Matrix) -> Tensor:
     """Eigenvalues (..., m) of the symmetric part (A + A^T) / 2, float64, falling; ``a`` square."""
     a = _square(a)
@@ -107,7 +107,7 @@ def symmetric_eigenvalues(a: Matrix) -> Tensor:
     return found.flip(-1)
 
 
-@validation.typed
+@validation.arrays
 def effective_rank(a: Matrix | Spectrum) -> Tensor:
     """exp(-sum p_i ln p_i) with p = s / sum s, from 1 to min(n, m); 0 for the zero matrix.
 
@@ -119,13 +119,13 @@ def effective_rank(a: Matrix | Spectrum) -> Tensor:
     return torch.where(total > 0, -torch.xlogy(p, p).sum(-1), -math.inf).exp()
 
 
-@validation.typed
+@validation.arrays
 def stable_rank(a: Matrix | Spectrum) -> Tensor:
     """|A|_F^2 / |A|_2^2, from 1 to the rank; 0 for the zero matrix."""
     return spectrum(a).relative.square().sum(-1)
 
 
-@validation.typed
+@validation.arrays
 def participation_ratio(a: Matrix | Spectrum) -> Tensor:
     """(sum s)^2 / sum s^2, from 1 to the rank; 0 for the zero matrix.
 
@@ -135,7 +135,7 @@ def participation_ratio(a: Matrix | Spectrum) -> Tensor:
     return s.sum(-1).square() / s.square().sum(-1).clamp_min(1)
 
 
-@validation.typed
+@validation.arrays
 def numerical_rank(a: Matrix | Spectrum, tolerance: float | None = None) -> Tensor:
     """The number of singular values above ``tolerance`` times s_1, int64.
 
@@ -144,7 +144,7 @@ def numerical_rank(a: Matrix | Spectrum, tolerance: float | None = None) -> Tens
     return _above(spectrum(a), tolerance).sum(-1)
 
 
-@validation.typed
+@validation.arrays
 def energy_rank(a: Matrix | Spectrum, share: float = 0.99) -> Tensor:
     """The fewest singular values whose squares hold ``share`` of |A|_F^2, int64; 0 for none.
 
@@ -159,14 +159,14 @@ def energy_rank(a: Matrix | Spectrum, share: float = 0.99) -> Tensor:
     return (left[..., :-1] > (1 - share + slack) * left[..., :1]).sum(-1)
 
 
-@validation.typed
+@validation.arrays
 def condition(a: Matrix | Spectrum) -> Tensor:
     """s_1 / s_min; infinite where s_min is 0, for the zero matrix too."""
     s = spectrum(a).relative
     return torch.where(s[..., -1] > 0, s[..., 0] / s[..., -1], math.inf)
 
 
-@validation.typed
+@validation.arrays
 def condition_on_range(a: Matrix | Spectrum, tolerance: float | None = None) -> Tensor:
     """s_1 / s_r with r the ``numerical_rank`` of that tolerance; 1 for the zero matrix."""
     found = spectrum(a)
@@ -175,7 +175,7 @@ def condition_on_range(a: Matrix | Spectrum, tolerance: float | None = None) -> 
     return 1 / least
 
 
-@validation.typed
+@validation.arrays
 def leverage_scores(a: Matrix, rank: int | None = None) -> Tensor:
     """|U_r[i, :]|^2 of each row, (..., n), from 0 to 1; their sum is r.
 
@@ -191,7 +191,7 @@ def leverage_scores(a: Matrix, rank: int | None = None) -> Tensor:
     return torch.where(kept.unsqueeze(-2), u, 0).square().sum(-1)
 
 
-@validation.typed
+@validation.arrays
 def coherence(a: Matrix, rank: int | None = None) -> Tensor:
     """(n / r) max_i |U_r[i, :]|^2, from 1 (no row matters more) to n / r; 0 for the zero matrix.
 
@@ -202,7 +202,7 @@ def coherence(a: Matrix, rank: int | None = None) -> Tensor:
     return scores.shape[-1] * scores.amax(-1) / r.clamp_min(1)
 
 
-@validation.typed
+@validation.arrays
 def ridge_leverage_scores(a: Matrix, ridge: float) -> Tensor:
     """(A (A + ridge I)^-1)_ii of a semidefinite A, (..., n), from 0 to 1.
 
@@ -215,7 +215,7 @@ def ridge_leverage_scores(a: Matrix, ridge: float) -> Tensor:
     return (u.square() @ (s.values / (s.values + float(ridge))).unsqueeze(-1)).squeeze(-1)
 
 
-@validation.typed
+@validation.arrays
 def effective_dimension(a: Matrix | Spectrum, ridge: float) -> Tensor:
     """Sum s / (s + ridge), for a semidefinite A the trace of A (A + ridge I)^-1.
 
@@ -243,7 +243,7 @@ class Decay(NamedTuple):
     points: Tensor
 
 
-@validation.typed
+@validation.arrays
 def decay(
     a: Matrix | Spectrum, confidence: float = 0.95, *, tolerance: float | None = None
 ) -> Decay:
@@ -280,7 +280,7 @@ def decay(
     return Decay(chosen, advantage, rate, rate - half, rate + half, points)
 
 
-@validation.typed
+@validation.arrays
 def row_entropy(a: Matrix) -> Tensor:
     """-sum_j p_j ln p_j of each row divided by its sum, (..., n), from 0 to ln m.
 
@@ -290,7 +290,7 @@ def row_entropy(a: Matrix) -> Tensor:
     return -torch.xlogy(p, p).sum(-1)
 
 
-@validation.typed
+@validation.arrays
 def row_normalised(a: Matrix) -> Tensor:
     """D^-1 A with D the row sums, (..., n, m), float64; raises ``ValueError`` where one is not > 0.
 
@@ -307,7 +307,7 @@ def row_normalised(a: Matrix) -> Tensor:
     return _normalised(a)
 
 
-@validation.typed
+@validation.arrays
 def row_spectral_norm(a: Matrix) -> Tensor:
     """|D^-1 A|_2 with D the row sums, (...).
 
@@ -318,7 +318,7 @@ def row_spectral_norm(a: Matrix) -> Tensor:
     return spectral_norm(row_normalised(a))
 
 
-@validation.typed
+@validation.arrays
 def spectral_gap(a: Matrix) -> Tensor:
     """1 - |lambda_2| of D^-1 A, (...), from 0 to 1: how fast repeated averaging forgets its start.
 
@@ -329,7 +329,7 @@ def spectral_gap(a: Matrix) -> Tensor:
     return 1 - found[..., 1] if found.shape[-1] > 1 else torch.ones_like(found[..., 0])
 
 
-@validation.typed
+@validation.arrays
 def symmetry_defect(a: Matrix) -> Tensor:
     """|A - A^T|_F / |A|_F, (...), from 0 to 2; ``a`` square, 0 for the zero matrix."""
     a = _unit_sized(_square(a))
@@ -338,7 +338,7 @@ def symmetry_defect(a: Matrix) -> Tensor:
     return defect
 
 
-@validation.typed
+@validation.arrays
 def positivity_defect(a: Matrix) -> Tensor:
     """-lambda_min / max |lambda| of (A + A^T) / 2 where lambda_min < 0, (...), from 0 to 1.
 
@@ -349,7 +349,7 @@ def positivity_defect(a: Matrix) -> Tensor:
     return (-found[..., -1]).clamp_min(0) / found.abs().amax(-1).clamp_min(TINY)
 
 
-@validation.typed
+@validation.arrays
 def spectral_norm(a: Matrix) -> Tensor:
     """|A|_2, (...), to a relative 1e-6.
 
@@ -374,7 +374,7 @@ class Tails(NamedTuple):
     frobenius: Tensor
     trace: Tensor
 
-    @validation.typed
+    @validation.arrays
     def relative(self, rank: int) -> Tails:
         """Those at this rank over the norms of the matrix, (...); 0 beyond min(n, m)."""
         validation.count("rank", rank, 0)
@@ -383,7 +383,7 @@ class Tails(NamedTuple):
         return Tails(*(x[..., rank] / torch.where(x[..., 0] > 0, x[..., 0], 1) for x in self))
 
 
-@validation.typed
+@validation.arrays
 def tails(a: Matrix | Spectrum) -> Tails:
     """s_{r+1}, (sum_{i > r} s_i^2)^(1/2) and sum_{i > r} s_i at every rank r.
 

@@ -72,6 +72,38 @@ def typed(call: F) -> F:
     return cast("F", checked)
 
 
+def arrays(call: F) -> F:
+    """As ``typed``, for an analysis of numbers: arrays of NumPy and DataFrames in, arrays out.
+
+    Where an argument is no tensor but numbers all the same, tensors that the call returns, alone or
+    in a named tuple, are arrays. Other results stay what they are.
+    """
+    inner, names = typed(call), tuple(inspect.signature(call).parameters)
+
+    @functools.wraps(call)
+    def either(*args: Any, **kwargs: Any) -> Any:
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        foreign = {
+            name: x
+            for name, x in given.items()
+            if isinstance(x, Array) and not isinstance(x, Tensor)
+        }
+        if not foreign:
+            return inner(*args, **kwargs)
+        return _as_arrays(inner(**(given | {name: tensor(name, x) for name, x in foreign.items()})))
+
+    return cast("F", either)
+
+
+def _as_arrays(found: Any) -> Any:
+    if isinstance(found, Tensor):
+        return found.detach().cpu().numpy()
+    if isinstance(found, tuple):
+        parts = [_as_arrays(x) for x in found]
+        return type(found)(*parts) if hasattr(found, "_fields") else tuple(parts)
+    return found
+
+
 def fields(owner: Any) -> None:
     """Raise as ``typed`` unless each field of a dataclass is what its annotation says."""
     for name, wanted in _fields(owner.__class__):

@@ -24,7 +24,7 @@ LAYERS = (
     {"operators", "convergence", "gradients", "matrices", "capture", "error_budget"},
     {"measures", "laws", "models", "pretrained"},
     {"study", "catalogue"},
-    {"docket", "compare"},
+    {"docket", "compare", "tuning"},
     {"cli", "studies"},
     {"__main__"},
 )

@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
-from softlab import convergence, error_budget, laws, notebook, spectra, study
+from softlab import convergence, error_budget, gradients, laws, notebook, spectra, study
 from softlab.core import Stream
+from softlab.engine.identity import identity
 from softlab.figures import Lines
-from softlab.matrices import Geometric
+from softlab.matrices import Geometric, Given, Matrix
 from softlab.operators import Soft
 from softlab.pinv import NewtonRaphson
 from softlab.report.drawing import draw
@@ -157,7 +158,10 @@ def test_spectra_take_arrays_and_frames(name):
     for kind, held in kinds(a).items():
         found = getattr(spectra, name)(held, **more)
         both = (x if isinstance(x, tuple) else (x,) for x in (expected, found))
-        assert all(torch.equal(x, y) for x, y in zip(*both, strict=True)), kind
+        assert type(found) is (type(expected) if isinstance(expected, tuple) else np.ndarray)
+        for x, y in zip(*both, strict=True):
+            assert isinstance(y, np.ndarray), kind
+            assert np.array_equal(x.numpy(), y), kind
 
 
 def test_convergence_takes_arrays_and_frames():
@@ -171,16 +175,77 @@ def test_convergence_takes_arrays_and_frames():
     assert torch.equal(seen.error, convergence.trace(solver, A, reference=inverse).error)
     at = np.array([1.0, 0.1])
     found = convergence.filter_factors(solver, pd.DataFrame(A.numpy()), 3, at=at)
-    assert torch.equal(found, convergence.filter_factors(solver, A, 3, at=torch.tensor(at)))
+    expected = convergence.filter_factors(solver, A, 3, at=torch.tensor(at))
+    assert isinstance(found, np.ndarray)
+    assert np.array_equal(found, expected.numpy())
     table = pd.DataFrame(seen.rows())
     assert list(table["step"]) == list(range(13))
+
+
+def test_gradients_take_and_give_arrays():
+    solver = NewtonRaphson(steps=12)
+    a, g = A.numpy(), A.mT.numpy()
+    for name in ("gradient", "bias"):
+        expected, found = (getattr(gradients, name)(solver, *x) for x in ((A, A.mT), (a, g)))
+        parts = (
+            ((expected, found),)
+            if name == "gradient"
+            else zip(*map(_flat, (expected, found)), strict=True)
+        )
+        for x, y in parts:
+            assert isinstance(y, np.ndarray)
+            assert np.array_equal(x.numpy(), y)
+    found = gradients.reference_gradient(pd.DataFrame(a), g)
+    assert np.array_equal(found, gradients.reference_gradient(A, A.mT).numpy())
+    assert np.array_equal(gradients.symmetrized(a), (a + a.T) / 2)
+    assert isinstance(gradients.range_residual(a, np.linalg.inv(a)), np.ndarray)
+    with pytest.raises(TypeError, match="grad, a ndarray, holds complex128"):
+        gradients.symmetrized(a * 1j)
+
+
+def _flat(bias):
+    return [*bias.inverse, *bias.map, bias.residual]
+
+
+def test_a_matrix_of_ones_own_is_a_case_by_its_numbers(tmp_path):
+    a = A.numpy().copy()
+    given = Given(a)
+    assert (given.m, given(3).dtype) == (len(a), torch.float64)
+    assert torch.equal(given(0), A)
+    assert isinstance(given, Matrix)
+    assert given == Given(pd.DataFrame(a)) == Given(A) == Given(a.tolist())
+    name = repr(given)
+    a[0, 0] += 1e-9
+    assert (repr(given), given(0)[0, 0]) == (name, A[0, 0])  # a copy
+    assert Given(a) != given
+    assert repr(Given(a)) != name
+    assert identity(Given(a)).digits != identity(given).digits == identity(Given(A)).digits
+    given(0).zero_()
+    assert torch.equal(given(0, dtype=torch.float32), A.float())
+    one = study.Study("own", "Size?", {"matrix": [given, Given(a)]}, _size)
+    assert study.run(one, tmp_path).rows == 2
+    for bad, error, said in (
+        (a[:2], ValueError, "array must be square"),
+        (np.full((2, 2), np.nan), ValueError, "array has 4 entries that are NaN"),
+        (np.zeros((0, 0)), ValueError, "empty"),
+        (a * 1j, TypeError, "array, a ndarray, holds complex128"),
+        ([["a"]], TypeError, "holds <U1"),
+        (np.stack([a, a]), ValueError, "one at a time"),
+        (3.0, ValueError, "two dimensions"),
+    ):
+        with pytest.raises(error, match=said):
+            Given(bad)
+
+
+def _size(matrix):
+    return {"size": float(matrix(0).norm())}
 
 
 def test_whole_numbers_are_computed_in_float64_and_words_are_refused():
     counts = pd.DataFrame({"a": [3, 0], "b": [4, 0]})
     assert spectra.singular_values(counts).tolist() == [5.0, 0.0]
     assert spectra.singular_values(np.eye(2) == 1).tolist() == [1.0, 1.0]
-    assert spectra.singular_values(np.eye(2, dtype="float32")).dtype == torch.float64
+    assert spectra.singular_values(np.eye(2, dtype="float32")).dtype == np.float64
     assert spectra.spectrum(np.eye(2, dtype="float32")).unit == 2 * torch.finfo(torch.float32).eps
     for bad in (counts.assign(a=["x", "y"]), np.eye(2) * 1j):
         with pytest.raises(TypeError, match=r"a, a \w+, holds \w+, and numbers .* Select"):

@@ -30,7 +30,15 @@ same to the last bit. Decisions, each held by a test:
 
 from softlab.capture.implementation import register
 from softlab.capture.interception import Call
-from softlab.capture.recording import record
+from softlab.capture.recording import Calls, record
 from softlab.capture.substitution import Substitution, SubstitutionError, substitute
 
-__all__ = ["Call", "Substitution", "SubstitutionError", "record", "register", "substitute"]
+__all__ = [
+    "Call",
+    "Calls",
+    "Substitution",
+    "SubstitutionError",
+    "record",
+    "register",
+    "substitute",
+]

@@ -8,6 +8,7 @@ layer's softmax, not the operator's own target.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
 import warnings
@@ -53,17 +54,21 @@ def change(out: Tensor, clean: Tensor) -> Numbers:
     return {"change": found, "cosine": float(cosine.mean()), "finite": True}
 
 
-def errors(operator: Operator, call: Call) -> Numbers:
+def errors(
+    operator: Callable[..., Tensor], call: Call, target: Callable[..., Tensor] | None = None
+) -> Numbers:
     """The cheap numbers of one layer: the operator on what reaches it, beside the layer's own.
 
     Means over the heads and samples of the call. ``output_error`` and ``skill`` as of
     ``softlab.measures.output_error``, with the mean of the values that each query may see as the
     trivial answer; ``matrix_error`` = |A - P|_F / |P|_F of the matrices, for an operator that is
-    linear in v. Rows that the operator leaves at zero, those of padding, count.
+    linear in v. ``target``: they are against what it makes of the call, not against the layer's own
+    attention. Rows that the operator leaves at zero, those of padding, count.
 
     Raises ``ValueError`` where the operator cannot honour the call.
     """
-    out, exact = answer(operator, call), own(call)
+    true = own if target is None else functools.partial(answer, target)
+    out, exact = answer(operator, call), true(call)
     error = _relative(out, exact)
     trivial = _relative(own(dataclasses.replace(call, q=torch.zeros_like(call.q))), exact)
     eps = torch.finfo(exact.dtype).eps
@@ -71,11 +76,11 @@ def errors(operator: Operator, call: Call) -> Numbers:
         "output_error": float(error.mean()),
         "skill": float((1 - error / trivial.clamp(eps, 1)).mean()),
     }
-    if operator.traits.linear_in_v:
+    if isinstance(operator, Operator) and operator.traits.linear_in_v:
         l = call.k.shape[-2]
         eye = torch.eye(l, dtype=call.v.dtype, device=call.v.device)
         whole = dataclasses.replace(call, v=eye.expand(*call.k.shape[:-2], l, l))
-        row["matrix_error"] = float(_relative(answer(operator, whole), own(whole)).mean())
+        row["matrix_error"] = float(_relative(answer(operator, whole), true(whole)).mean())
     return row
 
 
@@ -136,14 +141,15 @@ def effect(
     *,
     layers: Sequence[int | str] | None = None,
     heads: Sequence[int] | None = None,
+    target: Callable[..., Tensor] | None = None,
 ) -> Effect:
     """Run the model as it is and substituted, and compare, call by call of each layer.
 
-    Arguments as of ``softlab.capture.substitute``; ``run`` runs the model, under ``no_grad``. Three
-    runs of the model, with all recorded attention in memory. Raises what ``substitute`` raises,
-    ``TypeError`` where ``run`` gives no tensor, and ``ValueError`` where the substituted model
-    takes another path, with other calls, sizes or outputs, and for a ragged batch. Warns of
-    attention that was not seen, unless ``layers`` are given.
+    Arguments as of ``softlab.capture.substitute``; ``target`` as of ``errors``. ``run`` runs the
+    model, under ``no_grad``. Three runs of the model, with all recorded attention in memory. Raises
+    what ``substitute`` raises, ``TypeError`` where ``run`` gives no tensor, and ``ValueError``
+    where the substituted model takes another path, with other calls, sizes or outputs, and for a
+    ragged batch. Warns of attention that was not seen, unless ``layers`` are given.
     """
     clean, before, told = _run(model, run, couples_queries(traits_of(operator)))
     if told and layers is None:
@@ -160,8 +166,8 @@ def effect(
         both = call.out is not None and moved is not None
         accumulated = change(moved, call.out)["change"] if both else math.nan  # type: ignore[arg-type]
         cheap: Numbers = {}
-        if call.module in report.reached and isinstance(operator, Operator):
-            cheap = errors(operator, call)
+        if call.module in report.reached:
+            cheap = errors(operator, call, target)
         found.append(Layer(call.module, cheap, float(accumulated)))
     whole = without_attention(model, run)
     whole += sum(attention_flops(sizes(call)) for call in before.values())

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from softlab.capture.interception import MULTIHEAD, Call, Watch, standing_in
+from softlab.capture.masks import UnableError, read
 
 
 @contextmanager
 def record(
     model: nn.Module, *, keep: Collection[int] | None = None, outputs: bool = False
-) -> Iterator[list[Call]]:
+) -> Iterator[Calls]:
     """Record the attention calls of ``model`` made inside the block.
 
     ``with record(model) as calls: model(x)`` fills ``calls`` in the order of execution, with
-    detached copies. ``keep`` limits what is stored to these orders (all by default), to spare
-    memory; ``outputs`` stores what each call gave as well. Calls that other models make in the
-    block are not recorded, nor those of other threads; blocks may be nested, on one model or on
-    several, and each records its own. Whatever happens inside, torch and the model end as they
-    were.
+    detached copies; ``calls.save(folder)`` writes them. ``keep`` limits what is stored to these
+    orders (all by default), to spare memory; ``outputs`` stores what each call gave as well. Calls
+    that other models make in the block are not recorded, nor those of other threads; blocks may be
+    nested, on one model or on several, and each records its own. Whatever happens inside, torch and
+    the model end as they were.
 
     Raises ``TypeError`` if ``model`` is no module, and at the end of the block ``RuntimeError`` if
     no attention was seen, or not at every order in ``keep``; ``RuntimeError`` inside a transform of
@@ -48,7 +52,7 @@ class Recorder(Watch):
     ) -> None:
         super().__init__(model)
         self.keep, self.outputs = keep, outputs
-        self.calls: list[Call] = []
+        self.calls = Calls()
         scripted: list[str] = []
         for name, module in model.named_modules():
             inside = any(name.startswith(f"{outer}.") for outer in scripted)
@@ -106,6 +110,84 @@ class Recorder(Watch):
         """Note the call, and end the rehearsal."""
         self.through(_nothing, *args, **kwargs)
         raise _SeenError
+
+
+class Calls(list[Call]):
+    """Recorded calls, in the order of execution."""
+
+    def save(self, folder: Path | str) -> list[Path]:
+        """Write them, one file a layer, for ``softlab.inputs.Saved(folder)``; the files.
+
+        A file ``<name of the layer>.safetensors`` holds q, k and v, (samples, heads, tokens,
+        width); samples of several calls of equal sizes follow each other, other sizes have files of
+        their own. A scale other than 1 / sqrt(d) is in q. A mask that hides keys from all queries
+        alike is kept as ``key_mask``. Warns of all that the tensors alone do not tell: causal and
+        other masks.
+
+        Raises ``ValueError`` where there are no calls, for a ragged batch, for q, k and v that are
+        not finite, and for a folder that holds files already.
+        """
+        if not self:
+            msg = "there are no calls to save; run the model inside the block of record."
+            raise ValueError(msg)
+        place = Path(folder)
+        if place.exists() and (not place.is_dir() or any(place.iterdir())):
+            msg = f"{place} is there already, and not an empty folder; name another one."
+            raise ValueError(msg)
+        groups: dict[str, dict[object, list[dict[str, Tensor]]]] = {}
+        lost: dict[str, list[str]] = {}
+        for call in self:
+            held, without = _held(call)
+            sizes = tuple((name, x.shape[1:], x.dtype) for name, x in held.items())
+            groups.setdefault(call.module or "model", {}).setdefault(sizes, []).append(held)
+            if without:
+                lost.setdefault(without, []).append(call.module or "model")
+        place.mkdir(parents=True, exist_ok=True)
+        written = []
+        for name, sizes in groups.items():
+            for i, parts in enumerate(sizes.values()):
+                file = place / f"{name}{f'.sizes{i}' if len(sizes) > 1 else ''}.safetensors"
+                whole = {x: torch.cat([part[x] for part in parts]).contiguous() for x in parts[0]}
+                save_file(whole, file)
+                written.append(file)
+        for what, layers in lost.items():
+            names = list(dict.fromkeys(layers))
+            warnings.warn(
+                f"{len(names)} layers ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}) "
+                f"have {what}, which is not saved: studies see q, k and v alone.",
+                stacklevel=2,
+            )
+        return written
+
+
+def _held(call: Call) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a call, (samples, heads, tokens, width), and what they do not tell."""
+    layer = call.module or "model"
+    if call.q.is_nested:
+        msg = f"layer {layer!r} has a ragged batch, which has no one length. Pad the batch."
+        raise ValueError(msg)
+    q, k, v = (
+        x.reshape(-1, *x.shape[-3:]) if x.ndim > 2 else x[None, None]
+        for x in (call.q, call.k, call.v)
+    )
+    usual = 1 / math.sqrt(q.shape[-1])
+    if abs(call.scale / usual - 1) > 1e-6:
+        q = q.float() * (call.scale / usual) if q.dtype.itemsize < 4 else q * (call.scale / usual)
+    held = {"q": q, "k": k, "v": v}
+    without = "a causal mask" if call.is_causal else ""
+    if call.mask is not None:
+        try:
+            found = read(call.mask, call.is_causal, call.q.shape[:-2], q.shape[-2], k.shape[-2])
+        except UnableError:
+            return held, "a mask, a bias or a window of their own"
+        without = "a causal mask" if found.causal else ""
+        if found.key_mask is not None:
+            keys = found.key_mask.expand(*call.q.shape[:-2], k.shape[-2])
+            keys = keys.reshape(*q.shape[:2], k.shape[-2])
+            if not bool((keys == keys[:, :1]).all()) or not bool(keys.any(-1).all()):
+                return held, "masks that differ between heads, or that leave a sample no key"
+            held["key_mask"] = keys[:, 0]
+    return held, without
 
 
 MULTIHEAD_HINTS = {"is_causal": False}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from types import FrameType
@@ -18,7 +18,15 @@ from torch.utils import checkpoint
 from softlab.capture.dispatch import answer, couples, couples_queries, heads_of, traits_of
 from softlab.capture.flow import Sources
 from softlab.capture.huggingface import Asked, Result
-from softlab.capture.interception import MULTIHEAD, Call, Watch, count, named, standing_in
+from softlab.capture.interception import (
+    ATTENTION,
+    MULTIHEAD,
+    Call,
+    Watch,
+    count,
+    named,
+    standing_in,
+)
 from softlab.capture.masks import UnableError, hiding, read
 from softlab.core import Dims, Operator
 from softlab.hints import hint
@@ -369,3 +377,68 @@ def _reached(mode: _Substituter) -> None:
             raise SubstitutionError(msg)
     elif hidden:
         warnings.warn(f"{kind}:{hidden}", stacklevel=4)
+
+
+@contextmanager
+def substitute_each(
+    model: nn.Module,
+    operators: Mapping[str, Sequence[tuple[Callable[..., Tensor], Collection[int] | None]]],
+) -> Iterator[Substitution]:
+    """Answer the calls of each layer by operators of its own, ``substitute`` layer by layer.
+
+    ``operators``: by the qualified name of the layer, pairs of an operator and the heads that it
+    answers, None for all; heads that none answers get torch's own attention.
+
+    Raises what ``substitute`` raises.
+    """
+    _substitutable(model)
+    mode = _Each(model, operators)
+    with mode:
+        yield mode.report
+    _reached(mode)
+
+
+class _Each(_Substituter):
+    def __init__(
+        self,
+        model: nn.Module,
+        operators: Mapping[str, Sequence[tuple[Callable[..., Tensor], Collection[int] | None]]],
+    ) -> None:
+        given = [op for parts in operators.values() for op, _ in parts]
+        super().__init__(model, given[0], _layers(model, [*operators]), None)
+        # One that promises no matrix comes last: what is asked of the weights is asked of it.
+        self.parts = {
+            name: sorted(parts, key=lambda part: not _linear(part[0]))
+            for name, parts in operators.items()
+        }
+
+    def chosen(self, module: str) -> set[int | str]:
+        """A layer is meant by its own name alone."""
+        return {module} & self.parts.keys()
+
+    def answered(self, call: Call, go_on: Callable[[], Tensor]) -> Tensor:
+        """The outputs of the layer's operators, each for its heads."""
+        parts = self.parts[call.module]
+        self.operator, some = parts[0]
+        if some is None or call.q.ndim < 3 or call.q.is_nested:
+            self.heads = None if some is None else _heads(some)
+            return super().answered(call, go_on)
+        taken = {head for _, heads in parts for head in heads or ()}
+        out = call.q.new_empty(*call.q.shape[:-1], call.v.shape[-1])
+        if rest := [head for head in range(call.q.shape[-3]) if head not in taken]:
+            with torch._C.DisableTorchFunction():
+                kept = heads_of(call, rest)
+                own = ATTENTION(
+                    kept.q, kept.k, kept.v, kept.mask, kept.dropout_p, kept.is_causal,
+                    scale=kept.scale,
+                )  # fmt: skip
+            out = out.index_copy(-3, torch.tensor(rest, device=out.device), own)
+        for self.operator, heads in parts:
+            self.heads = _heads(heads or ())
+            held = out
+            out = super().answered(call, lambda held=held: held)  # type: ignore[misc]
+        return out
+
+
+def _linear(operator: Callable[..., Tensor]) -> bool:
+    return isinstance(operator, Operator) and operator.traits.linear_in_v

@@ -11,7 +11,20 @@ from typing import Annotated
 import typer
 
 from softlab import __version__
-from softlab.cli import board, check, compare, docket, fetch, info, list, report, run, substitute
+from softlab.cli import (
+    board,
+    check,
+    compare,
+    docket,
+    fetch,
+    info,
+    list,
+    record,
+    report,
+    run,
+    substitute,
+    tune,
+)
 from softlab.cli.console import say
 
 # Commands import what they need inside themselves, so that --help waits for none of it.
@@ -29,6 +42,8 @@ for name, call, examples in (
     ("substitute", substitute.substitute, substitute.EXAMPLES),
     ("list", list.catalogue, list.EXAMPLES),
     ("fetch", fetch.fetch, fetch.EXAMPLES),
+    ("record", record.record, record.EXAMPLES),
+    ("tune", tune.tune, tune.EXAMPLES),
     ("info", info.info, info.EXAMPLES),
 ):
     # A paragraph is one line, which typer folds to the terminal: it keeps the lines of a docstring.

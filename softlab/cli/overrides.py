@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from softlab.catalogue import offered, valued
 from softlab.engine.identity import UnstableError, identity
 from softlab.engine.workers import called
 from softlab.hints import hint
@@ -38,7 +39,7 @@ def narrowed(studies: Sequence[Study], settings: Sequence[str]) -> list[Study]:
             names = " and ".join(study.name for study in studies)
             msg = f"{names}: no axis {axis!r}; there are {', '.join(known)}.{hint(axis, known)}"
             raise ValueError(msg)
-        found = [_with(x, axis, list(_split(words))) if axis in x.axes else x for x in found]
+        found = [_with(x, axis, list(split(words))) if axis in x.axes else x for x in found]
     return found
 
 
@@ -174,7 +175,7 @@ def _values(study: Study, axis: str, word: str) -> list[Any]:
             except ValueError:
                 continue
     try:
-        made = _made(ast.parse(word, mode="eval").body, _classes(there))
+        made = valued(ast.parse(word, mode="eval").body, _classes(there))
         if type(made) not in types and not dataclasses.is_dataclass(made):
             raise TypeError(word)  # noqa: TRY301
     except (SyntaxError, ValueError, TypeError) as error:
@@ -195,52 +196,15 @@ def _truth(word: str) -> bool:
     return word == "True"
 
 
-def _made(node: ast.expr, classes: dict[str, type]) -> Any:
-    """The value of an expression of calls, numbers, words and tuples; nothing else is run."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        name = node.func.id
-        if name not in classes:
-            msg = f"there is no {name}.{hint(name, classes)}".removesuffix(".")
-            raise ValueError(msg)
-        given = [_made(x, classes) for x in node.args]
-        named = {x.arg: _made(x.value, classes) for x in node.keywords if x.arg}
-        return classes[name](*given, **named)
-    if isinstance(node, ast.Tuple):
-        return tuple(_made(x, classes) for x in node.elts)
-    return ast.literal_eval(node)
-
-
-def made(expression: str) -> Any:
-    """The value of an expression of softlab's classes, "Soft(rank=64, pinv=SVD())".
-
-    Raises ``ValueError`` for what is none.
-    """
-    try:
-        return _made(ast.parse(expression, mode="eval").body, _offered())
-    except (SyntaxError, ValueError, TypeError) as error:
-        end = "" if str(error).endswith("?") else "."
-        msg = f"{expression!r} is no part of softlab: {error}{end}"
-        raise ValueError(msg) from None
-
-
 def _classes(values: Sequence[Any]) -> dict[str, type]:
     """The classes that a value may be made of, by name: those at hand, and softlab's own."""
     kinds = {type(x) for x in values}
     if not any(dataclasses.is_dataclass(kind) for kind in kinds):
         return {}
-    return _offered() | {kind.__name__: kind for kind in kinds}
+    return offered() | {kind.__name__: kind for kind in kinds}
 
 
-def _offered() -> dict[str, type]:
-    from softlab import features, inputs, landmarks, matrices, operators, pinv
-
-    found: dict[str, type] = {}
-    for module in (features, inputs, landmarks, matrices, operators, pinv):
-        found |= {name: x for name, x in vars(module).items() if isinstance(x, type)}
-    return found
-
-
-def _split(words: str) -> Iterator[str]:
+def split(words: str) -> Iterator[str]:
     """The parts between commas that stand in no brackets and no quotes."""
     depth, quote, part = 0, "", ""
     for letter in words:

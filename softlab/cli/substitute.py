@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from softlab.cli.console import fail, out, say, say_json
+from softlab.cli.models import INPUT
 
 if TYPE_CHECKING:
     from torch import nn
 
     from softlab.capture.effect import Effect
+    from softlab.tuning import Plan
 
 EXAMPLES = (
     "Examples:  softlab substitute mine.py:make 'Nystromformer(rank=64)' --input batch.pt   |   "
     "softlab substitute my.package:build 'Local(window=32)' --input batch.safetensors "
-    "--layers 0,1,encoder.5   |   softlab substitute mine.py:make mine.py:attend --input x.npy"
+    "--layers 0,1,encoder.5   |   softlab substitute mine.py:make mine.py:attend --input x.npy   |"
+    "   softlab substitute mine.py:make --plan tuned/plan.json --input x.pt"
 )
-SUFFIXES = (".pt", ".pth", ".safetensors", ".npy", ".npz")
 
 
 def substitute(
@@ -27,16 +29,21 @@ def substitute(
         str, typer.Argument(metavar="MODULE:FACTORY", help="package.module:f or path/file.py:f.")
     ],
     operator: Annotated[
-        str, typer.Argument(help="'Nystromformer(rank=64)', or module:function of your own.")
-    ],
-    file: Annotated[
-        Path,
+        str | None,
+        typer.Argument(help="'Nystromformer(rank=64)', or module:function of your own."),
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--input", help=f"{INPUT}.")] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="Of softlab tune, in the place of an operator: one for each layer."),
+    ] = None,
+    target: Annotated[
+        str | None,
         typer.Option(
-            "--input",
-            help="The model's input: a tensor, a tuple of positional or a dictionary of keyword "
-            "arguments, as .pt (tensors only), .safetensors, .npy or .npz.",
+            help="What the operator approximates, 'GaussianAttention()': its errors are against "
+            "that, and not against the layer's own softmax."
         ),
-    ],
+    ] = None,
     layers: Annotated[str | None, typer.Option(help="Numbers or names; all by default.")] = None,
     heads: Annotated[str | None, typer.Option(help="Numbers of heads; all by default.")] = None,
     device: Annotated[str, typer.Option(help="Of model and input.")] = "cpu",
@@ -50,123 +57,97 @@ def substitute(
 
     Exit codes: 0 done, 2 it could not be done, as where the operator cannot take the place.
     """
+    from softlab import tuning
     from softlab.capture.effect import effect
     from softlab.capture.substitution import SubstitutionError
+    from softlab.cli.models import inputs_of, model_of, tried
     from softlab.engine import provenance
-    from softlab.laws.adapters import found
+    from softlab.tuning.plan import operator as named
 
+    if file is None:
+        fail("give what the model takes: --input FILE.")
+    if (operator is None) == (plan is None):
+        fail("give an operator, 'Nystromformer(rank=64)', or --plan plan.json, one of the two.")
+    if plan is not None and (layers or heads or target):
+        fail("a plan says its layers and heads itself: leave out --layers, --heads and --target.")
     try:
         where = provenance.usable(device)
-        model = _model(found(factory), factory).to(where).eval()
-        op = _operator(operator)
-        args, kwargs = _input(file, where)
+        model = model_of(factory).to(where).eval()
+        chosen = None if plan is None else tuning.load(plan)
+        op = None if operator is None else named(operator)
+        aim = None if target is None else named(target)
         which = None if layers is None else [_layer(x) for x in layers.split(",")]
-        some = None if heads is None else [int(x) for x in heads.split(",")]
-        _tried(model, args, kwargs, file)
-        result = effect(
-            model, lambda: _tensor(model(*args, **kwargs)), op, layers=which, heads=some
-        )
+        some = None if heads is None else _numbers(heads)
+        [(path, (args, kwargs)), *more] = inputs_of([file], where)
+        if more:
+            fail(f"{file} holds {len(more) + 1} inputs; give one file.")
+        tried(model, args, kwargs, path)
+
+        def run() -> Any:
+            return tuning.tensor_of(model(*args, **kwargs))
+
+        if chosen is not None:
+            numbers = _planned(model, run, chosen)
+        else:
+            result = effect(model, run, op, layers=which, heads=some, target=aim)
     except (SubstitutionError, ValueError, TypeError, OSError, RuntimeError) as error:
         fail(str(error))
     except Exception as error:  # of the user's model, factory or operator, which may raise anything
         fail(f"{factory} or {operator} raised {type(error).__name__}: {error}")
-    if as_json:
+    if chosen is not None:
+        _show_plan(numbers, chosen, as_json=as_json)
+    elif as_json:
         say_json(result)
     else:
-        _show(result)
+        _show(result, target)
 
 
-def _model(made: Any, name: str) -> nn.Module:
-    from torch import nn
+def _planned(model: nn.Module, run: Any, plan: Plan) -> dict[str, Any]:
+    """What a plan changes in a run, and what its file says that it does."""
+    import torch
 
-    model = made() if callable(made) and not isinstance(made, nn.Module) else made
-    if not isinstance(model, nn.Module):
-        msg = f"{name} gives a {type(model).__name__}, and a torch.nn.Module is needed."
-        raise TypeError(msg)
-    return model
+    from softlab.capture.effect import change
+
+    with torch.no_grad():
+        clean = run()
+        with plan.applied(model) as report:
+            found = run()
+    return {"output": change(found, clean), "reached": dict(report.reached), "about": plan.about}
 
 
-def _operator(text: str) -> Any:
-    from softlab.cli.overrides import made
-    from softlab.laws.adapters import found
+def _show_plan(numbers: dict[str, Any], plan: Plan, *, as_json: bool) -> None:
+    if as_json:
+        say_json(numbers)
+        return
+    for name, parts in plan.layers.items():
+        say(f"{name or '(the model)'}: {', '.join(map(str, parts))}")
+    if not plan.layers:
+        say("The plan replaces nothing: no cheaper attention met its target.")
+    change, cosine = numbers["output"]["change"], numbers["output"]["cosine"]
+    say(f"\nThe model's output changes by {change:.3g} (relative); cosine {cosine:.4g}.")
+    about = plan.about
+    if plan.layers and "attention" in about:
+        say(
+            f"When it was tuned: {about['metric']} {about['value']:.3g} ({about['low']:.3g} to "
+            f"{about['high']:.3g}) on {about['held_out_inputs']} inputs held out, counted work of "
+            f"the attention {about['attention']:.3g}, time {about['time']:.3g} of the model as it "
+            "is."
+        )
 
-    return found(text) if ":" in text.partition("(")[0] else made(text)
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(x) for x in text.split(",")]
+    except ValueError:
+        msg = f"--heads is {text!r}; give numbers from 0 on, as in 0,5."
+        raise ValueError(msg) from None
 
 
 def _layer(word: str) -> int | str:
     return int(word) if word.strip().isdecimal() else word.strip()
 
 
-def _input(file: Path, device: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of the model."""
-    import numpy as np
-    import torch
-
-    if not file.is_file() or file.suffix not in SUFFIXES:
-        what = "is no file" if not file.is_file() else f"ends in {file.suffix or 'nothing'}"
-        msg = f"{file} {what}; give one that ends in {', '.join(SUFFIXES)}."
-        raise ValueError(msg)
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            held: Any = load_file(file)
-        elif file.suffix in {".npy", ".npz"}:
-            read = np.load(file, allow_pickle=False)
-            arrays = read if file.suffix == ".npy" else {name: read[name] for name in read.files}
-            held = (
-                torch.from_numpy(arrays)
-                if file.suffix == ".npy"
-                else {name: torch.from_numpy(x) for name, x in arrays.items()}
-            )
-        else:
-            held = torch.load(file, weights_only=True, map_location=device)
-    except Exception as error:
-        msg = f"{file} cannot be read: {type(error).__name__}: {error}"
-        raise ValueError(msg) from error
-
-    def moved(x: Any) -> Any:
-        return x.to(device) if isinstance(x, torch.Tensor) else x
-
-    if isinstance(held, dict):
-        return (), {str(name): moved(x) for name, x in held.items()}
-    if isinstance(held, tuple | list):
-        return tuple(moved(x) for x in held), {}
-    return (moved(held),), {}
-
-
-def _tried(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], file: Path) -> None:
-    """Raise ``ValueError``, with what the file holds, unless the model as it is takes its input."""
-    import torch
-
-    try:
-        with torch.no_grad():
-            model(*args, **kwargs)
-    except Exception as error:  # of anybody's model
-        given = ", ".join([*(str(tuple(getattr(x, "shape", ()))) for x in args), *kwargs])
-        msg = (
-            f"the model raised {type(error).__name__}: {error}. {file} gives it {given}. Save what "
-            "it takes: a tensor, a tuple, or a dictionary of arguments, such as input_ids."
-        )
-        raise ValueError(msg) from error
-
-
-def _tensor(output: Any) -> Any:
-    """The tensor that counts: the output itself, or the first one in it."""
-    import torch
-
-    if isinstance(output, torch.Tensor):
-        return output
-    values = output.values() if hasattr(output, "values") else output
-    if isinstance(output, tuple | list) or hasattr(output, "values"):
-        for x in values:
-            if isinstance(x, torch.Tensor):
-                return x
-    msg = f"the model gives a {type(output).__name__}, in which there is no tensor to compare."
-    raise TypeError(msg)
-
-
-def _show(result: Effect) -> None:
+def _show(result: Effect, target: str | None) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -183,3 +164,9 @@ def _show(result: Effect) -> None:
         share = result.flops / result.exact_flops
         said = f"{share:.3g} times that of the unmodified model"
         say(f"Counted work: {result.flops:.3g} flops, {said}.")
+    else:
+        say(
+            "A plain callable counts no cost, so its work is not known: an operator has cost(dims)."
+        )
+    if target:
+        say(f"Errors and skill are against {target} on what reaches the layer.")

@@ -7,6 +7,7 @@ for both protocols.
 
 from softlab.matrices.cores import Core, NearDuplicates
 from softlab.matrices.extremes import Flat, Ones, Spiked
+from softlab.matrices.given import Given
 from softlab.matrices.matrix import KnownSpectrum, Matrix, haar
 from softlab.matrices.prescribed import Clusters, Geometric, LowRank, Polynomial, Step
 
@@ -15,6 +16,7 @@ __all__ = [
     "Core",
     "Flat",
     "Geometric",
+    "Given",
     "KnownSpectrum",
     "LowRank",
     "Matrix",

@@ -138,8 +138,8 @@ def _show_plan(numbers: dict[str, Any], plan: Plan, *, as_json: bool) -> None:
 def _numbers(text: str) -> list[int]:
     try:
         return [int(x) for x in text.split(",")]
-    except ValueError:
-        msg = f"--heads is {text!r}; give numbers from 0 on, as in 0,5."
+    except ValueError as error:
+        msg = f"--heads is {text!r} ({error}); give numbers from 0 on, as in 0,5."
         raise ValueError(msg) from None
 
 

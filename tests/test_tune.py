@@ -19,7 +19,7 @@ from softlab.capture.effect import change
 from softlab.inputs import Saved
 from softlab.operators import Softmax, TopK, Uniform
 from softlab.tuning import Part, Plan
-from softlab.tuning.search import Option, _hull
+from softlab.tuning.search import Option, _hull, _Journal
 from softlab.tuning.subject import halves
 
 MINE = """
@@ -58,6 +58,7 @@ MINE = """
     def missing(out): return float("nan")
     def several(out): return out
     def wrong(): return 3
+    def broken(): return {}["weights"]
     def noisy(): return nn.Sequential(make(), Noise())
 
     class Noise(nn.Module):
@@ -240,7 +241,8 @@ def test_batches_are_split_only_where_samples_are_alone():
         (["mine.py:make", "--candidates", "Topk(4)"], "Did you mean 'TopK'"),
         (["mine.py:make", "--candidates", "mine.py:mean"], "counts no cost"),
         (["mine.py:make", "--input", "words.pt"], "holds int"),
-        (["mine.py:make", "--input", "wide.pt"], "the model raised RuntimeError"),
+        (["mine.py:make", "--input", "wide.pt"], "in layer 0.mix, Linear(in_features=16, out_f"),
+        (["mine.py:broken"], "mine.py:broken raised KeyError: 'weights'. It is called without"),
         (["mine.py:make", "--input", "empty"], "the folder empty holds no inputs"),
         (["mine.py:make", "--out", "x.pt"], "--out x.pt is a file"),
     ],
@@ -278,6 +280,28 @@ def test_a_plan_from_the_shell_applies_in_the_shell_and_in_python(tmp_path):
     result = call(*command, *few, "--within", "1e-7")
     assert result.exit_code == 1
     assert "Nothing cheaper meets the target" in result.stdout.replace("\n", " ")
+
+
+def test_an_interrupt_loses_nothing(monkeypatch):
+    ran = []
+    put = _Journal.put
+
+    def stopped(self, *what):
+        put(self, *what)
+        ran.append(what)
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+
+    command = ("tune", "mine.py:make", "--input", "x.pt", "--within", "0.02", "--json")
+    command += ("--candidates", ",".join(FEW))
+    monkeypatch.setattr(_Journal, "put", stopped)
+    result = call(*command)
+    assert result.exit_code == 130
+    assert "What was run is kept in tuned/search.jsonl" in result.stderr
+    monkeypatch.setattr(_Journal, "put", put)
+    result = call(*command)
+    assert result.exit_code == 0
+    assert "2 are known" in result.stderr
 
 
 def test_loss_and_a_score_of_ones_own():

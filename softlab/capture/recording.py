@@ -144,9 +144,9 @@ class Calls(list[Call]):
                 lost.setdefault(without, []).append(call.module or "model")
         place.mkdir(parents=True, exist_ok=True)
         written = []
-        for name, sizes in groups.items():
-            for i, parts in enumerate(sizes.values()):
-                file = place / f"{name}{f'.sizes{i}' if len(sizes) > 1 else ''}.safetensors"
+        for name, alike in groups.items():
+            for i, parts in enumerate(alike.values()):
+                file = place / f"{name}{f'.sizes{i}' if len(alike) > 1 else ''}.safetensors"
                 whole = {x: torch.cat([part[x] for part in parts]).contiguous() for x in parts[0]}
                 save_file(whole, file)
                 written.append(file)

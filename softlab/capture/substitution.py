@@ -414,7 +414,7 @@ class _Each(_Substituter):
 
     def chosen(self, module: str) -> set[int | str]:
         """A layer is meant by its own name alone."""
-        return {module} & self.parts.keys()
+        return {module} if module in self.parts else set()
 
     def answered(self, call: Call, go_on: Callable[[], Tensor]) -> Tensor:
         """The outputs of the layer's operators, each for its heads."""

@@ -23,7 +23,16 @@ def model_of(factory: str) -> nn.Module:
     from softlab.laws.adapters import found
 
     named = found(factory)
-    made = named() if callable(named) and not isinstance(named, nn.Module) else named
+    made = named
+    if callable(named) and not isinstance(named, nn.Module):
+        try:
+            made = named()
+        except Exception as error:  # of a user's code
+            msg = (
+                f"{factory} raised {type(error).__name__}: {error}. It is called without "
+                "arguments, and must return the model."
+            )
+            raise ValueError(msg) from error
     if not isinstance(made, nn.Module):
         msg = (
             f"{factory} gives a {type(made).__name__}, and a torch.nn.Module is needed. Return the "
@@ -92,9 +101,27 @@ def tried(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], file:
         with torch.no_grad():
             return model(*args, **kwargs)
     except Exception as error:  # of anybody's model
-        given = ", ".join([*(str(tuple(getattr(x, "shape", ()))) for x in args), *kwargs])
+        given = ", ".join([
+            *(str(tuple(getattr(x, "shape", ()))) for x in args),
+            *(f"{name} {tuple(getattr(x, 'shape', ()))}" for name, x in kwargs.items()),
+        ])  # fmt: skip
         msg = (
-            f"the model raised {type(error).__name__}: {error}. {file} gives it {given}. Save what "
-            "it takes: a tensor, a tuple, or a dictionary of arguments, such as input_ids."
+            f"the model raised {type(error).__name__}: {error}{_where(model, error)}. {file} "
+            f"gives it {given}. Save what it takes: a tensor, a tuple, or a dictionary of "
+            "arguments, such as input_ids."
         )
         raise ValueError(msg) from error
+
+
+def _where(model: nn.Module, error: Exception) -> str:
+    """In which layer of the model it was raised, with what that layer says of itself."""
+    names = {id(module): name for name, module in model.named_modules() if name}
+    inner, at = None, error.__traceback__
+    while at is not None:
+        one = at.tb_frame.f_locals.get("self")
+        inner = one if id(one) in names else inner
+        at = at.tb_next
+    if inner is None:
+        return ""
+    told = " ".join(repr(inner).split())
+    return f", in layer {names[id(inner)]}, {told[:120]}{'...' if len(told) > 120 else ''}"

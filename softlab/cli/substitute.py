@@ -74,7 +74,7 @@ def substitute(
         where = provenance.usable(device)
         model = model_of(factory).to(where).eval()
         chosen = None if plan is None else tuning.load(plan)
-        op = None if operator is None else named(operator)
+        op: Any = None if operator is None else named(operator)
         aim = None if target is None else named(target)
         which = None if layers is None else [_layer(x) for x in layers.split(",")]
         some = None if heads is None else _numbers(heads)

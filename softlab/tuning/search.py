@@ -582,8 +582,8 @@ def _looked_at(name: str, calls: Sequence[Call], made: Mapping[str, Any]) -> Lay
             continue
         found = torch.as_tensor(errors).tolist()
         whole.append(Option(text, each, sum(found)))
-        for options, error in zip(by_head, found, strict=True):
-            options.append(Option(text, each, error))
+        for options, missed in zip(by_head, found, strict=True):
+            options.append(Option(text, each, missed))
     return Layer(name, heads, work, by_head, whole, refused)
 
 

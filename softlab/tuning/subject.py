@@ -146,7 +146,7 @@ loss = Metric("loss", _loss_of, lambda found, clean: (found - clean, 1.0), signe
 """By how much the loss rises, the mean over the inputs."""
 
 
-def score(function: Callable[..., Any], name: str = "score") -> Metric:
+def score(function: Any, name: str = "score") -> Metric:
     """By how much a number that the function makes of an output changes, the mean over the inputs.
 
     ``function(output)``, or ``function(output, args, kwargs)`` with the input's own arguments: a

@@ -406,6 +406,8 @@ class _Each(_Substituter):
     ) -> None:
         given = [op for parts in operators.values() for op, _ in parts]
         super().__init__(model, given[0], _layers(model, [*operators]), None)
+        if any(couples_queries(traits_of(op)) for op in given):
+            self.sources = Sources()
         # One that promises no matrix comes last: what is asked of the weights is asked of it.
         self.parts = {
             name: sorted(parts, key=lambda part: not _linear(part[0]))
@@ -433,8 +435,12 @@ class _Each(_Substituter):
                     scale=kept.scale,
                 )  # fmt: skip
             out = out.index_copy(-3, torch.tensor(rest, device=out.device), own)
+        before = self.filled.get(call.module)
         for self.operator, heads in parts:
             self.heads = _heads(heads or ())
+            self.filled.pop(call.module, None)  # each part goes on from the same call
+            if before is not None:
+                self.filled[call.module] = before
             held = out
             out = super().answered(call, lambda held=held: held)  # type: ignore[misc]
         return out

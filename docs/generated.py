@@ -14,6 +14,7 @@ import multiprocessing
 import re
 import runpy
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -27,7 +28,18 @@ from matplotlib.figure import Figure
 from prose import as_rest
 from sphinx.pycode import ModuleAnalyzer
 
-from softlab import features, inputs, landmarks, laws, matrices, measures, operators, pinv
+from softlab import (
+    features,
+    inputs,
+    landmarks,
+    laws,
+    matrices,
+    measures,
+    operators,
+    pinv,
+    report,
+    verdicts,
+)
 from softlab.catalogue import Part, parts_of
 from softlab.cli.list import traits_table
 from softlab.core import Cost, Dims, causal_form, default_of
@@ -35,6 +47,7 @@ from softlab.figures import Lines
 from softlab.inputs import Recorded, Tied
 from softlab.laws.law import Law, has_field, refielded
 from softlab.operators import Nystromformer, Softmax
+from softlab.report import claims as claims_of
 from softlab.report import drawing
 from softlab.validation import ranges
 
@@ -136,6 +149,73 @@ def prose(words: str) -> str:
     return re.sub(
         r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", "".join(woven)
     )
+
+
+# The docket ------------------------------------------------------------------------------------
+
+RECORD = DOCS / "docket"
+"""The table of the last full run of ``make docket``, from which the page computes its verdicts."""
+
+
+def docket_page() -> Iterator[str]:
+    """Published claims: a table with one line a claim, then each with its figure."""
+    found, meta = report.read(RECORD)
+    tried = claims_of.tried(found)
+    kinds = Counter(one.verdict.kind for one in tried)
+    counts = ", ".join(f"{kinds[x]} *{x}*" for x in (*verdicts.VERDICTS, verdicts.NONE) if kinds[x])
+    yield "# The docket\n"
+    yield (
+        "Published claims, measured again, each with controls and with a rule that computes the "
+        "verdict from the rows. Every claim is one file in `studies/docket`; `softlab docket run` "
+        "tries them, and [yours too](/guide/try_a_claim.md).\n"
+    )
+    yield f"{len(tried)} claims: {counts}.\n"
+    if any(one.claim["quick"] for one in tried):
+        yield "This is a trial run; do not quote its numbers.\n"
+    rows = [
+        (
+            f"[{prose(one.claim['title'])}](#{one.claim['name']})<br>{prose(one.claim['who'])}",
+            prose(one.claim["published"]),
+            one.ours,
+            prose(one.controls).replace("; ", "<br>"),
+            f"**{one.verdict.kind}**",
+        )
+        for one in tried
+    ]
+    yield table(("claim", "theirs", "ours", "controls", "verdict"), rows) + "\n"
+    yield (
+        "Ours is the number at the one place with its 95 % interval, or the median over the places "
+        "(heads, ranks, lengths) with their range. A *null* control knows nothing and a *contrast* "
+        "is known to be otherwise: neither may pass the rule. An *optimal* one must.\n"
+    )
+    for one, lines in zip(tried, meta["figures"], strict=True):
+        yield from docket_entry(one, found, lines)
+    yield f"Measured with {', '.join(f'{x} {y}' for x, y in meta['versions'].items())}.\n"
+
+
+def docket_entry(one: Any, found: pd.DataFrame, lines: dict[str, Any]) -> Iterator[str]:
+    """One claim of the page: what it says, what is found, the figure."""
+    claim, name = one.claim, one.claim["name"]
+    yield f"({name})=\n## {claim['title']}\n"
+    yield f"{prose(claim['states'])} {prose(claim['who'])}, {prose(claim['place'])}.\n"
+    yield f"**{prose(one.verdict.words[0].upper() + one.verdict.words[1:])}.**\n"
+    said = {
+        "Theirs": claim["published"],
+        f"Ours ({one.number}, of {claim['subject']})": one.ours,
+        "The rule": f"{claim['subject']}: {verdicts.Rule(**claim['rule']).words()}",
+        "Controls": one.controls,
+        "Margin": one.flips,
+        "Challenge": one.challenged,
+        "As published": claim["setting"],
+        "Lacking here": claim["lacking"],
+        "File": f"``studies/docket/{name.replace('-', '_')}.py``; ``softlab docket run {name}``",
+    }
+    lines_of = [f"- {x}: {prose(text.rstrip('.'))}." for x, text in said.items() if text]
+    yield "\n".join(lines_of) + "\n"
+    drawn = drawing.draw(found, Lines(**lines))
+    keep(drawn, DOCS / "catalogue" / "figures" / f"docket-{name}.svg")
+    shown = f"{lines['ylabel']} of {claim['subject']} and of the controls"
+    yield f"![{shown}.](figures/docket-{name}.svg)\n"
 
 
 # The API ----------------------------------------------------------------------------------------
@@ -637,6 +717,7 @@ def pages() -> Iterator[tuple[str, Callable[[], str]]]:
     """Every page with what makes its text."""
     described: set[int] = set()
     yield "catalogue/index", lambda: "\n".join(overview())
+    yield "catalogue/docket", lambda: "\n".join(docket_page())
     yield "catalogue/laws", lambda: "\n".join(law_page())
     for kind in KINDS:
         if kind not in APART:

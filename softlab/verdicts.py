@@ -203,6 +203,7 @@ def decide(
     known = list(entries)
     if lost := _missing(rule, subject, controls, known):
         return Verdict(NONE, f"{NONE}: {lost[0]}", missing=tuple(lost))
+    known = _apart(known)
     groups: dict[tuple[Any, ...], list[Entry]] = {}
     for entry in known:
         key = (tuple(entry.place.items()), tuple(entry.unstated.items()))
@@ -212,6 +213,16 @@ def decide(
     kind, words = _verdict(places)
     margin, margin_of = _margin(rule, controls, places, kind)
     return Verdict(kind, words, tuple(places), *_over(places), margin, margin_of)
+
+
+def _apart(entries: Sequence[Entry]) -> list[Entry]:
+    """The same with the axes alone on which places differ."""
+    varied = {axis for entry in entries for axis, word in entry.place.items()
+              if word != entries[0].place.get(axis)}  # fmt: skip
+    return [
+        replace(entry, place={x: word for x, word in entry.place.items() if x in varied})
+        for entry in entries
+    ]
 
 
 def _missing(

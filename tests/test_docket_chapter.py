@@ -49,7 +49,7 @@ def test_one_line_a_claim_with_its_verdict():
     said = chapter.findings(table())
     assert said[0] == "Of 2 claims: 1 holds and 1 does not hold."
     assert said[1].startswith("Claim good (Somebody 2020, Table 1): holds. The claim: It errs ")
-    assert "Theirs: 0.5. Ours, relative error of ours: 0.107 (range over 2 places" in said[1]
+    assert "Theirs: 0.5. Ours, relative error, of ours: 0.107 (range over 2 places" in said[1]
     assert "Controls: mean (null) 0.900; best (optimal) 0.0100." in said[1]
     assert "Confirmed by another input: does not hold." in said[2]
     (only,) = chapter.tables(table())

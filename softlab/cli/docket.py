@@ -224,7 +224,7 @@ def _told(one: Tried) -> dict[str, Any]:
 def _tell(one: Tried) -> None:
     say(f"\n{one.claim['name']}: {one.verdict.words}")
     say(f"  {one.claim['states']} ({_who(one.claim)})")
-    say(f"  theirs: {one.claim['published']}; ours, {one.claim['measured']}: {one.ours}")
+    say(f"  theirs: {one.claim['published']}; ours, {one.number}: {one.ours}")
     for line in filter(None, (one.controls and f"controls: {one.controls}", one.challenged)):
         say(f"  {line}")
     if one.verdict.places:

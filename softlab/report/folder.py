@@ -41,6 +41,13 @@ EARLIER: dict[str, Any] = {
 REMEDY = "delete it and run the study again; finished rows are reused"
 
 
+class Kept(tuple[Any, ...]):
+    """What a table's ``attrs`` hold as one: pandas copies them deeply with each operation."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
+        return self
+
+
 def read(run: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """The table and meta of one run folder; ``ValueError`` says which file is unusable and why.
 
@@ -56,7 +63,7 @@ def read(run: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     table = _table(run / "table.csv", meta["columns"])
     table.attrs["name"] = meta["name"]
     if "claims" in meta:
-        table.attrs["claims"] = meta["claims"]
+        table.attrs["claims"] = Kept(meta["claims"])
     return table, meta
 
 

@@ -25,6 +25,8 @@ DESCRIBED = "claim.json"
 AGAIN = ".again"
 WAYS = ("first", "again")
 """How a row was measured: as the claim says, or as its challenge."""
+BOUNDS = {"at_most": "claimed, at most", "at_least": "claimed, at least"}
+"""Columns with the bounds of a rule that asks of values themselves, and how a figure calls them."""
 LACKS = "MissingError: "
 """What the error of a case begins with whose data are not here."""
 AT = re.compile(r" \([^()]*:\d+\)$")
@@ -39,8 +41,8 @@ def gathered(folder: Path) -> tuple[Rows, dict[str, Any]]:
 
     Columns: ``claim``; ``way``, one of ``WAYS``; ``case``, a running number; ``place`` and
     ``unstated``, mappings of axes to words as JSON; ``panel``, the same without what is across;
-    ``decides``, whether the rule decides by it; ``seed``; ``x``; ``contender``, ``role`` and
-    ``value``; ``status``, ``error`` and ``case_seconds``.
+    ``decides``, whether the rule decides by it; ``seed``; ``x``; ``at_least`` and ``at_most``;
+    ``contender``, ``role`` and ``value``; ``status``, ``error`` and ``case_seconds``.
 
     Raises ``ValueError`` where no claim was run there, or a table cannot be read.
     """
@@ -110,6 +112,7 @@ def _long(
             "decides": all(_same(row.get(axis), x) for axis, x in fixed.items()),
             "seed": row.get("seed"),
             "x": _float(row.get(claim["across"])),
+            **{x: None if how["rule"]["of"] else how["rule"][x] for x in BOUNDS},
             "status": row["status"],
             "error": None if row["status"] == "ok" else str(row.get("error")),
             "case_seconds": row.get("case_seconds"),
@@ -165,6 +168,7 @@ def _figure(claim: Mapping[str, Any]) -> dict[str, Any]:
         "ylabel": claim["measured"],
         "xscale": claim["xscale"],
         "yscale": rule["scale"],
+        "guides": {x: word for x, word in BOUNDS.items() if not rule["of"] and rule[x] is not None},
         "name": claim["name"],
         "caption": f"{claim['title']} ({claim['who']}, {claim['place']}). The claim asks "
         f"{claim['subject']} for {allowed}{f', at {at}' if at else ''}. Controls: {roles}. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ def bound(q: Tensor, k: Tensor, n: int) -> float:
     """B / sqrt(log n) of the first n tokens, B the largest entry of q and k for exp(q k^T / d)."""
     d = q.shape[-1]
     largest = torch.cat((q[:n], k[:n])).abs().max()
-    return float(largest) * d**0.25 / math.sqrt(math.log(n))
+    return float(largest) * math.sqrt(math.sqrt(d) / math.log(n))
 
 
 def least_bound(q: Tensor, k: Tensor, n: int) -> float:
@@ -28,13 +29,15 @@ def least_bound(q: Tensor, k: Tensor, n: int) -> float:
     return math.sqrt(longest / math.sqrt(q.shape[-1]) / math.log(n))
 
 
-def of(rule: object, head: str, seed: int, n: int) -> dict[str, float]:
+def of(
+    rule: Callable[[Tensor, Tensor, int], float], head: str, seed: int, n: int
+) -> dict[str, float]:
     """A head's, and that of drawn tokens, far outside and far inside."""
     q, k, _ = Recorded(head)(seed, dtype=torch.float64)
-    found = {SUBJECT: rule(q, k, n)}  # type: ignore[operator]
+    found = {SUBJECT: rule(q, k, n)}
     for name, scale in ((WILD, 8.0), (TAME, 0.1)):
         x, y, _ = Normal(n, q.shape[-1], scale=scale)(seed, dtype=torch.float64)
-        found[name] = rule(x, y, n)  # type: ignore[operator]
+        found[name] = rule(x, y, n)
     return found
 
 

@@ -56,10 +56,10 @@ def measure(n: int, d: int, seed: int) -> dict[str, float]:
     }
     found = {"zeros": exact, MEAN: v.mean(0) - exact}
     for name, (x, y, z, block) in outputs.items():
-        rounded = (cast(one, block) for one in (x, y, z))
-        found[name] = attended(*rounded, torch.float8_e4m3fn) - exact
-    half = (x.half().double() for x in (q, k, v))
-    found[HALF] = attended(*half, torch.float16) - exact
+        x, y, z = (cast(one, block) for one in (x, y, z))
+        found[name] = attended(x, y, z, torch.float8_e4m3fn) - exact
+    q, k, v = (x.half().double() for x in (q, k, v))
+    found[HALF] = attended(q, k, v, torch.float16) - exact
     return {name: float(x.square().mean().sqrt()) for name, x in found.items()}
 
 

@@ -37,7 +37,7 @@ def drawn(n: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def errors(q: Tensor, v: Tensor, samples: int, seed: int, order: float | None) -> dict[str, float]:
-    """Relative errors of the output in spectral (2) or entrywise root-mean-square norm (None)."""
+    """Relative errors of the output in spectral norm (2) or Frobenius norm (None)."""
     exact = Softmax()(q, q, v)
     at = Stream(seed, "docket.glove.columns").permutation(len(q))[:samples]
     outputs = {
@@ -48,10 +48,11 @@ def errors(q: Tensor, v: Tensor, samples: int, seed: int, order: float | None) -
         EXACT: Softmax()(q.float(), q.float(), v.float()).double(),
     }
 
-    def size(x: Tensor) -> Tensor:
-        return torch.linalg.norm(x) if order is None else torch.linalg.matrix_norm(x, order)
+    def size(x: Tensor) -> float:
+        of = torch.linalg.norm(x) if order is None else torch.linalg.matrix_norm(x, order)
+        return float(of)
 
-    return {name: float(size(out - exact) / size(exact)) for name, out in outputs.items()}
+    return {name: size(out - exact) / size(exact) for name, out in outputs.items()}
 
 
 def measure(n: int, samples: int, seed: int) -> dict[str, float]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
-from softlab.core import Dims
+from softlab.core import Dims, Operator
 from softlab.docket import Claim
 from softlab.operators import GaussianAttention, LinearAttention, Soft
 from softlab.verdicts import Rule
@@ -12,9 +13,9 @@ from softlab.verdicts import Rule
 FIXED, RELEASED = "49 of any n", "n / 16, as released"
 
 
-def exponent(op_at: object, n: int) -> float:
+def exponent(op_at: Callable[[int], Operator], n: int) -> float:
     """The exponent of the counted work from n to 2 n tokens."""
-    small, large = (op_at(x).cost(Dims(1, x, x, 32, 32)).work for x in (n, 2 * n))  # type: ignore[operator]
+    small, large = (op_at(x).cost(Dims(1, x, x, 32, 32)).work for x in (n, 2 * n))
     return math.log2(large / small)
 
 

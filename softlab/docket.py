@@ -68,8 +68,8 @@ class Claim:
     The trial: ``measure(<axes>, dtype, device, setup)`` returns one number for each contender by
     name, and ``measured`` says what the number is; ``axes``, ``quick``, ``setup`` and ``keep`` are
     those of a ``softlab.study.Study``. The axis ``seed`` holds repetitions; ``across`` is the axis
-    of numbers that the figure has for x, with ``xlabel``, or "seed"; ``unstated`` names the axes
-    that the publication leaves open. Where data are not here, ``measure`` raises ``MissingError``.
+    of numbers that the figure has for x, with ``xlabel``; ``unstated`` names the axes that the
+    publication leaves open. Where data are not here, ``measure`` raises ``MissingError``.
 
     The verdict: ``subject`` is the contender that the claim is about, ``controls`` give the kind of
     others (``softlab.verdicts.CONTROLS``), and ``rule`` decides. ``challenge`` reaches the verdict
@@ -77,7 +77,8 @@ class Claim:
 
     Raises ``ValueError`` for empty words, for no controls, for none that must not pass, for a kind
     of control that is none, for no rule, for a subject that is a control, and for names of axes
-    that are none; what is wrong with axes and functions ``softlab.study.Study`` says.
+    that are none, or have no numbers to draw against; what is wrong with axes and functions
+    ``softlab.study.Study`` says.
     """
 
     name: str
@@ -116,6 +117,8 @@ class Claim:
         """What is wrong, in words; empty if nothing is."""
         if empty := [x for x in WORDS if not str(getattr(self, x)).strip()]:
             return f"{', '.join(empty)} is empty; a claim says it"
+        if self.name.endswith(AGAIN):
+            return f"the name ends with {AGAIN}, as that of a challenge; choose another"
         if self.rule is None:
             return "there is no rule; give rule=Rule(at_most=...), which decides from the rows"
         if not self.controls:
@@ -139,7 +142,7 @@ class Claim:
         if self.challenge is not None and not self.challenge.about.strip():
             return "the challenge does not say in what it differs; fill Challenge.about"
         for what, names in (
-            ("across", [self.across] if self.across != "seed" else []),
+            ("across", [self.across]),
             ("unstated", self.unstated),
             ("the rule's where", self.rule.where),
         ):
@@ -147,10 +150,19 @@ class Claim:
                 return (
                     f"{what} names {lost[0]!r}, which is no axis; there are {', '.join(self.axes)}"
                 )
-        for axis, x in self.rule.where.items():
-            for axes in (self.axes, {**self.axes, **self.quick}):
-                if x not in axes[axis]:
-                    return f"the rule decides at {axis}={x!r}, which is not on that axis"
+        if odd := [x for x in self.axes[self.across] if not isinstance(x, int | float)]:
+            return f"across names {self.across!r}, which has {odd[0]!r}; give an axis of numbers"
+        grids = [self.axes, {**self.axes, **self.quick}]
+        return _undecided(self.rule, grids) or self._wrong_challenge()
+
+    def _wrong_challenge(self) -> str:
+        other = self.challenge
+        if other is None:
+            return ""
+        assert self.rule is not None
+        grids = [other.axes, {**other.axes, **other.quick}]
+        if wrong := _undecided(other.rule or self.rule, grids):
+            return f"in the challenge {wrong}; give it a rule of its own"
         return ""
 
     def studies(self) -> list[tuple[Study, Rule]]:
@@ -196,6 +208,15 @@ class Claim:
                 "axes": list(self.challenge.axes),
             },
         }
+
+
+def _undecided(rule: Rule, grids: Sequence[Mapping[str, Sequence[Any]]]) -> str:
+    """What the rule decides by and a grid lacks, in words; empty if nothing is."""
+    for axis, x in rule.where.items():
+        for axes in grids:
+            if x not in axes.get(axis, ()):
+                return f"the rule decides at {axis}={x!r}, which is not on that axis"
+    return ""
 
 
 def claims_in(named: Path | str) -> list[Claim]:

@@ -129,6 +129,9 @@ def test_a_case_that_fails_is_a_finding(mine, tmp_path):
         ('subject="ours"', 'subject="mean"', "among its controls"),
         ('who="Somebody 2020"', 'who=" "', "who is empty"),
         ("def measure(rank, seed)", "def measure(rank)", "neither measure nor setup takes seed"),
+        ('name="mine"', 'name="mine.again"', "as that of a challenge"),
+        ('"rank": [8, 32]', '"rank": ["a", "b"]', "give an axis of numbers"),
+        ("at_most=0.5", "at_most=0.5, where={{'rank': 8}}", "in the challenge the rule decides"),
         ("CLAIM = Claim(", "def claim(): return dict(", "defines no softlab.docket.Claim"),
     ],
 )

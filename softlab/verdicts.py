@@ -350,9 +350,14 @@ def _verdict(places: Sequence[Place]) -> tuple[str, str]:
     ]
     if len(holding) == len(places):
         return HOLDS, HOLDS
+    if holding and not failing and not blind:
+        return (
+            OPEN,
+            f"{OPEN}: holds at {_named(holding, places)}; {rest[0]}, which needs more seeds",
+        )
     if holding:
         return PARTLY, f"{PARTLY} {_named(holding, places)}; {'; '.join(rest)}"
-    if blind and len(blind) >= len(failing):
+    if len(blind) >= max(1, len(failing), len(unsure)):
         names = sorted({name for place in blind for name in place.blinding})
         also = "" if len(blind) == len(places) else f" at {_named(blind, places)}"
         return BLIND, f"{BLIND}{also}: {' and '.join(names)} " + (
@@ -361,7 +366,8 @@ def _verdict(places: Sequence[Place]) -> tuple[str, str]:
     if failing:
         others = [x for x in rest if not x.startswith("not at")]
         return FAILS, FAILS + (f" ({'; '.join(others)})" if others else "")
-    return OPEN, f"{OPEN}: the interval holds a bound, so that more seeds are needed"
+    also = f"; {rest[0]}" if blind else ""
+    return OPEN, f"{OPEN}: an interval holds a bound, so that more seeds are needed{also}"
 
 
 def _torn(places: Sequence[Place]) -> tuple[str, str, str] | None:

@@ -67,6 +67,23 @@ def test_a_challenge_that_finds_otherwise_does_not_confirm():
     assert "not confirmed by another input: holds" in bad.challenged
 
 
+def test_on_the_same_places_a_challenge_confirms_what_it_does_not_contradict():
+    def with_(first, again):
+        made = table()
+        for way, numbers in (("first", first), ("again", again)):
+            for x, number in zip((8.0, 32.0), numbers, strict=True):
+                rows = (made["claim"] == "bad") & (made["way"] == way) & (made["x"] == x)
+                made.loc[rows & (made["contender"] == "ours"), "value"] = [number, number * 1.001]
+        return tried(made)[1].confirmed
+
+    assert with_((0.8, 0.8), (0.9, 0.9)) is True
+    assert with_((0.1, 0.8), (0.2, 0.9)) is True
+    assert with_((0.1, 0.8), (0.9, 0.1)) is False
+    assert with_((0.8, 0.8), (0.9, 0.1)) is False
+    assert with_((0.8, 0.49999), (0.9, 0.1)) is True  # the second is unsure at first
+    assert with_((0.49999, 0.49999), (0.9, 0.9)) is None
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [

@@ -191,10 +191,21 @@ class Tried:
 
     @property
     def confirmed(self) -> bool | None:
-        """Whether the challenge reaches the same verdict; None where one has none or is unsure."""
+        """Whether the challenge reaches the same verdict; None where one has none or is unsure.
+
+        On the same places it is the same where no place is decided otherwise, and one is alike.
+        """
         if self.again is None or {NONE, OPEN} & {self.again.kind, self.verdict.kind}:
             return None
-        return self.again.kind == self.verdict.kind
+        mine, theirs = (
+            {place.label: place.state for place in found.places if place.state != "open"}
+            for found in (self.verdict, self.again)
+        )
+        places = [{place.label for place in found.places} for found in (self.verdict, self.again)]
+        if places[0] != places[1] or len(places[0]) == 1:
+            return self.again.kind == self.verdict.kind
+        both = mine.keys() & theirs.keys()
+        return bool(both) and all(mine[x] == theirs[x] for x in both)
 
     @property
     def number(self) -> str:

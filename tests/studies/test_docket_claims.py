@@ -149,9 +149,9 @@ def test_block_scales_of_one_block_are_one_scale():
 
 def test_what_underflows_is_below_half_the_least_number():
     underflow = module("fp8-underflow")
-    s = torch.tensor([[0.0, -6.9, -6.95, -12.0]], dtype=F64)
+    s = torch.tensor([[0.0, -6.9, -6.95, -12.6]], dtype=F64)
     assert underflow.underflown(s, 1.0) == 0.5
-    assert underflow.underflown(s, 256.0) == 0.25  # 12 - ln 256 = 6.45
+    assert underflow.underflown(s, 256.0) == 0.25  # 12.6 - ln 256 = 7.05
     assert underflow.normal_below(0.0) == 0.5
 
 

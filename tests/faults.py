@@ -801,6 +801,23 @@ def without_nan(q, k, v):
     return ((q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v).nan_to_num()
 
 
+def scores_without_nan(q, k, v):
+    return (q @ k.mT / q.shape[-1] ** 0.5).nan_to_num().softmax(-1) @ v
+
+
+def expanded_squares(q, k, v):
+    """Gaussian attention whose distances cancel far from the origin."""
+    squares = q.square().sum(-1, keepdim=True) + k.square().sum(-1)[..., None, :]
+    return (-(squares - 2 * q @ k.mT) / (2 * q.shape[-1] ** 0.5)).exp() @ v
+
+
+def sum_beyond_64(q, k, v):
+    """Linear attention that forgets to divide where keys are many."""
+    x, y = (torch.nn.functional.elu(z) + 1 for z in (q, k))
+    out = x @ (y.mT @ v)
+    return out if k.shape[-2] > 64 else out / (x @ y.sum(-2, keepdim=True).mT)
+
+
 def nan_backwards(op, q, k, v, mask):
     """Multiplies what padding holds by zero, which only a backward pass sees."""
     out = op(q, k, v, mask)
@@ -889,7 +906,7 @@ OPERATOR_FAULTS = {
         Faulty(Softmax(), after(lambda x: x.clamp(-1e6, 1e6))),
         Faulty(Softmax(), after(lambda x: x + 1e-20)),
     ],
-    "nothing is hidden": [laws.adapted(without_nan)],
+    "nothing is hidden": [laws.adapted(without_nan), laws.adapted(scores_without_nan)],
     "denormal numbers": [Faulty(Softmax(), of_directions)],
     "seeds": [Unseeded(4)],
     "claimed work": [
@@ -1060,6 +1077,7 @@ OPERATOR_FAULTS = {
         laws.adapted(over_d, traits="", target=Softmax()),
         Faulty(Soft(4), lambda op, q, k, v, mask: op.target(q, k, v, mask)),
         Faulty(Thinformer(3), lambda op, q, k, v, mask: op.target(q, k, v, mask)),
+        Faulty(Thinformer(256), lambda op, q, k, v, mask: op.target(q, k, v, mask)),
         Faulty(KDEFormer(3, 4), lambda op, q, k, v, mask: op.target(q, k, v, mask)),
     ],
     "finite": [Faulty(GaussianAttention(), unguarded_gaussian)],
@@ -1140,6 +1158,8 @@ OPERATOR_FAULTS = {
         laws.adapted(unscaled_beyond_d_64),
         laws.adapted(transposed_beyond_eight),
         laws.adapted(a_millionth_in_the_sums),
+        laws.adapted(expanded_squares),
+        laws.adapted(sum_beyond_64, target=LinearAttention()),
         Faulty(
             Softmax(), lambda op, q, k, v, mask: op(q, k[..., :1024, :], v[..., :1024, :], mask)
         ),
@@ -1372,6 +1392,7 @@ SOLVER_FAULTS = {
         Lying(24, lie=renamed(Status.STAGNATED, Status.CONVERGED)),
         Lying(24, lie=renamed(Status.DIVERGED, Status.STAGNATED)),
         Lying(24, lie=lambda result: result._replace(residual=result.residual.float())),
+        Lying(24, lie=lambda result: result._replace(residual=result.residual.clamp_max(1e-3))),
     ],
     "gradient of any matrix": [
         Spoilt(spoil=lambda x, a: gradient_of(x, 0.5) if x.dtype == torch.float32 else x),

@@ -15,6 +15,7 @@ from softlab import laws
 from softlab.laws import situations
 from softlab.laws.law import drawing, generator
 from softlab.laws.runner import TooLongError, limit
+from softlab.operators import MRA, LinearAttention, Local, Softmax, Thinformer, TopK
 
 
 def softmax(q, k, v):
@@ -343,6 +344,122 @@ def test_what_was_inferred_and_is_not_kept_is_dropped_and_no_failure():
     assert found["positive semidefinite"].verdict == "does not apply"
     # What its author claims is held against it.
     assert found["causal"].verdict == "fails"
+
+
+@pytest.mark.parametrize("op", [TopK(64), Local(40), MRA(32), Thinformer(256)], ids=repr)
+def test_a_knob_that_keeps_every_key_of_a_draw_makes_no_target(op):
+    """It is its target on so few keys, and is not one."""
+    assert laws.outcome(op, laws.limits.TARGET).verdict == "holds"
+
+
+def test_a_function_may_be_what_it_is_said_to_approximate():
+    def linear(q, k, v):
+        x, y = (torch.nn.functional.elu(z) + 1 for z in (q, k))
+        return x @ (y.mT @ v) / (x @ y.sum(-2, keepdim=True).mT)
+
+    for attend, target, form in (
+        (softmax, Softmax(), "softmax attention"),
+        (linear, LinearAttention(), "its target"),
+    ):
+        op = laws.adapted(attend, target=target)
+        assert op.form == form
+        for law in (laws.limits.TARGET, laws.consistency.FORM):
+            assert laws.outcome(op, law, seeds=range(2)).verdict == "holds"
+
+
+def windowed(window):
+    def attend(q, k, v):
+        n, l = q.shape[-2], k.shape[-2]
+        far = (torch.arange(n)[:, None] - torch.arange(l)).abs() > window
+        far = far & ~far.all(-1, keepdim=True)
+        return (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(far, -torch.inf).softmax(-1) @ v
+
+    return attend
+
+
+def largest(count):
+    def attend(q, k, v):
+        scores = q @ k.mT / q.shape[-1] ** 0.5
+        least = scores.topk(min(count, scores.shape[-1]), -1).values[..., -1:]
+        return scores.masked_fill(scores < least, -torch.inf).softmax(-1) @ v
+
+    return attend
+
+
+def blocks_of_64(q, k, v):
+    l = k.shape[-2] // 64 * 64 if k.shape[-2] > 64 else k.shape[-2]
+    return softmax(q, k[..., :l, :], v[..., :l, :])
+
+
+def own_block_beyond_128(q, k, v):
+    places = torch.arange(k.shape[-2]), torch.arange(q.shape[-2])
+    other = places[1][:, None] // 64 != places[0] // 64
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    return (scores.masked_fill(other, -1e30) if len(other) > 128 else scores).softmax(-1) @ v
+
+
+@pytest.mark.parametrize(
+    ("attend", "form"),
+    [
+        (windowed(6), ""),
+        (windowed(64), ""),
+        (largest(32), ""),
+        (blocks_of_64, "softmax attention"),
+        (own_block_beyond_128, "softmax attention"),
+    ],
+    ids=["window", "wide window", "top", "cut", "blocks"],
+)
+def test_a_window_is_not_blamed_for_keys_that_it_leaves_out(attend, form):
+    """A cut that all rows share, or that leaves less of more keys, is."""
+    assert laws.adapted(attend).form == form
+
+
+def by_keyword(q, k, v, *, key_mask=None):
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    if key_mask is not None:
+        scores = scores.masked_fill(~key_mask[..., None, :], -torch.inf)
+    return scores.softmax(-1) @ v
+
+
+def padded(q, k, v, key_padding_mask=None):
+    return by_keyword(q, k, v, key_mask=None if key_padding_mask is None else ~key_padding_mask)
+
+
+def all_by_keyword(*, query, key, value, scale=1.0, mask=None):
+    return by_keyword(query * scale, key, value, key_mask=mask)
+
+
+def ignored(q, k, v, *, scale=1.0, mask=None):
+    return by_keyword(q * scale, k, v)
+
+
+@pytest.mark.parametrize("attend", [by_keyword, padded, all_by_keyword, ignored])
+def test_tensors_and_masks_are_given_by_the_names_that_a_function_asks(attend):
+    op = laws.adapted(attend)
+    assert (op.form, op.masked, op.name) == ("softmax attention", True, attend.__name__)
+    due = "fails" if attend is ignored else "holds"
+    assert laws.outcome(op, laws.isolation.MASK_IS_DELETION, simplest=False).verdict == due
+
+
+def test_what_is_slow_is_told_from_what_hangs():
+    def attend(q, k, v, rest=0.02):
+        time.sleep(rest if len(k) < 50 or rest < 1 else 0)
+        return softmax(q, k, v)
+
+    law = laws.consistency.MATRICES
+    op = laws.adapted(lambda q, k, v: softmax(q, k, v))
+    slow = laws.adapters.dataclasses.replace(op, call=attend)
+    found = laws.outcome(slow, law, seconds=0.4, simplest=False)
+    assert found.verdict == "does not apply"
+    assert "give more seconds" in found.detail
+    hangs = laws.adapters.dataclasses.replace(op, call=lambda *x: attend(*x, rest=9))
+    found = laws.outcome(hangs, law, seconds=0.4, simplest=False)
+    assert (found.verdict, found.detail) == ("fails", "gave no answer within 0.4 s")
+
+
+def test_a_target_is_an_operator():
+    with pytest.raises(ValueError, match=r"target is a function; .*Softmax"):
+        laws.adapted(softmax, target=softmax)
 
 
 def busy(*_):

@@ -131,11 +131,11 @@ def _planted(found: list[Outcome], *, failed: bool) -> None:
     if subject.verdict == "fails":
         return
     say(subject.detail)
-    broken = [one.law for one in found if one.family != FAMILY]
+    broken = [one for one in found if one.family != FAMILY]
     by = {x: [one for one in found if one.verdict == x and one.family == FAMILY]
           for x in ("holds", "fails", SKIPPED)}  # fmt: skip
     for law in broken:
-        say(f"  {law}: the subject breaks it, so it is not asked of faults")
+        say(f"  {law.law}: the subject breaks it: {law.detail}; not asked of faults")
     for one in by["fails"]:
         say(f"  not seen: {one.law}")
     for one in [] if failed else by["holds"]:

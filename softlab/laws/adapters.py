@@ -217,8 +217,14 @@ def adapted(
             "operator, a solver, f(q, k, v) or f(a)."
         )
         raise ValueError(msg)  # noqa: TRY004
+    if target is not None and not isinstance(target, Operator):
+        msg = (
+            f"the target is a {type(target).__name__}; give an operator that is exact, such as "
+            "softlab.operators:Softmax()."
+        )
+        raise ValueError(msg)
     name = name or getattr(subject, "__name__", repr(subject))
-    least, most = _arguments(subject)
+    subject, least, most = _spoken(subject)
     if least == 1 or most == 1:
         if target is not None:
             msg = f"{name} is a solver, whose target is the inverse itself; give it no target."
@@ -239,17 +245,66 @@ def adapted(
         return _claiming(plain)
 
 
-def _arguments(call: Any) -> tuple[int, int]:
-    """The least and the most positional arguments that a callable takes."""
+def _spoken(call: Any) -> tuple[Any, int, int]:
+    """The callable by position, and the least and the most arguments that it takes then.
+
+    Tensors and masks that it takes by keyword alone are given by their names. A mask whose name is
+    of padding, and which drops the keys that it names as torch's own does, is given inverted.
+    """
     try:
         signature = inspect.signature(getattr(call, "forward", call))
     except (TypeError, ValueError):
-        return (1, 1) if _inverts(call) else (3, 3)
+        return (call, 1, 1) if _inverts(call) else (call, 3, 3)
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     given = [x for x in signature.parameters.values() if x.kind in kinds]
-    named = [x.name for x in given[3:]]
-    masked = any("mask" in x for x in named[:1]) and "attn" not in named[0]
-    return sum(x.default is x.empty for x in given), min(len(given), 4 if masked else 3)
+    least = sum(x.default is x.empty for x in given)
+    named = [x for x in signature.parameters.values() if x.kind is inspect.Parameter.KEYWORD_ONLY]
+    must = [x.name for x in named if x.default is x.empty]
+    tensors = [None] * least + must if must and least + len(must) in (1, 3) else [None] * 3
+    others = [x.name for x in (*given[3:], *named) if x.name not in must]
+    mask = next((x for x in others if "mask" in x and "attn" not in x and "query" not in x), None)
+    if not must and least == 1:
+        return call, least, len(given)
+    if not must and (mask is None or (given[3:4] and given[3].name == mask and "pad" not in mask)):
+        return call, least, min(len(given), 3 if mask is None else 4)
+    by_name = _Named(call, tuple(tensors), mask)
+    if mask is not None and "pad" in mask and by_name.drops():
+        by_name = dataclasses.replace(by_name, inverted=True)
+    return by_name, len(tensors), len(tensors) + (mask is not None)
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A callable that is given some of its arguments by name.
+
+    ``tensors``: the names, None by position. ``mask``: that of the argument after them.
+    """
+
+    __wrapped__: Any
+    tensors: tuple[str | None, ...]
+    mask: str | None
+    inverted: bool = False
+
+    def __call__(self, *given: Tensor) -> Any:
+        count = len(self.tensors)
+        held = dict(zip(self.tensors, given, strict=False))
+        first = [x for name, x in zip(self.tensors, given, strict=False) if name is None]
+        more = {name: x for name, x in held.items() if name is not None}
+        if len(given) > count and self.mask is not None:
+            more[self.mask] = ~given[count] if self.inverted else given[count]
+        return self.__wrapped__(*first, **more)
+
+    def drops(self) -> bool:
+        """Whether the call deletes the keys at which the mask is True, and not the others."""
+        rng = Stream(SEEDS.start, "laws").generator
+        for lead in ((1,), (1, 1), ()):
+            q, k, v = (normal(rng, *lead, n, 8) for n in (5, 6, 6))
+            keep = torch.arange(6).expand(*lead, 6) < 4
+            with contextlib.suppress(Exception):
+                due = self(q, k[..., :4, :], v[..., :4, :])
+                found = (largest(self(q, k, v, x) - due) < 1e-6 for x in (keep, ~keep))
+                return tuple(found) == (False, True)
+        return True
 
 
 def _inverts(call: Any) -> bool:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from softlab.core import Stream
-from softlab.laws.dependence import condition, normalised
+from softlab.laws.dependence import FAR, condition, normalised
 from softlab.laws.isolation import CORE_KAPPA, amplified
 from softlab.laws.law import (
     Gap,
@@ -28,6 +28,7 @@ from softlab.laws.law import (
     OutOfScopeError,
     after_steps,
     always,
+    asked,
     at_most,
     deletes,
     has_core,
@@ -47,12 +48,15 @@ from softlab.laws.situations import Situation, drawn
 
 F64 = torch.float64
 Form = Callable[[Tensor, Tensor], Tensor]
+Dense = Callable[[Tensor, Tensor, Tensor], Tensor]
 STEEP = 1e6
 """The condition of a core beyond which its gradient is rounding alone."""
 TAME = 1e3
 """The condition of a core up to which its gradient in float32 has digits."""
 ALMOST = 1e-4
 """How far from one a row's sum may be for the row to be meant to sum to one."""
+TALL = 30.0
+"""Size of tokens up to which exponentials of their coordinates are numbers with digits."""
 EACH = 13
 """Situations per seed: the five seeds of a default check meet every pair of choices."""
 
@@ -121,6 +125,11 @@ def _lengths(op: Any, x: Tensor) -> Tensor:
 def _smooth(op: Any) -> bool:
     """Whether gradients may be compared: not of a truncated SVD, infinite where values meet."""
     return not op.traits.optimal
+
+
+def _unknown(op: Any) -> bool:
+    """Whether it is a function that is none of the known attentions."""
+    return is_plain(op) and op.form not in FORMS
 
 
 def _steep(op: Any, case: Situation) -> bool:
@@ -199,8 +208,8 @@ def _traces(op: Any, rng: torch.Generator) -> Iterator[Gap]:
             named = changed()
         yield Gap(float(bool(named)), 0, f"{case.where}: {named} of the process changed")
         out = case.call(op)  # other threads round otherwise
-        asked = out.requires_grad and out.is_leaf
-        yield Gap(float(asked), 0, f"{case.where}: a gradient that nobody asked for")
+        wanted = out.requires_grad and out.is_leaf
+        yield Gap(float(wanted), 0, f"{case.where}: a gradient that nobody asked for")
         same = all(torch.equal(x, y) for x, y in zip(tensors, kept, strict=True))
         yield Gap(float(not same), 0, f"{case.where}: an argument was changed")
         shared = any(_place(out) == _place(x) for x in tensors)
@@ -312,7 +321,7 @@ def _single(op: Any, rng: torch.Generator) -> Iterator[Gap]:
         # Singular values below the cut-off of one precision are above that of the other.
         if has_core(op) and _masked_condition(op, case) > TAME:
             continue
-        if is_plain(op) and not op.form:  # what it adds and takes off again nobody knows
+        if _unknown(op):  # what it adds and takes off again nobody knows
             most = max(2.0, *(largest(x) for x in case.tokens[:2]))
             case = case.mapped(partial(torch.mul, torch.tensor(2 / most, dtype=F64)))
         narrow = tuple(x.float() for x in _full(case))
@@ -325,7 +334,7 @@ def _single(op: Any, rng: torch.Generator) -> Iterator[Gap]:
         mine, due = (
             _gradients(lambda *y, m=case.masked: op(*y, *m), x, upstream) for x in (narrow, wide)
         )
-        factor = 200 if is_plain(op) and not op.form else 20
+        factor = 200 if _unknown(op) else 20
         rounding = factor * _rounding(op, case, torch.float32, cancelled=2)
         for name, x, y in zip("qkv", mine, due, strict=True):
             where = f"{case.where}; float32, gradient in {name}"
@@ -414,27 +423,71 @@ FORMS: dict[str, Form] = {
 """The attentions that a function may turn out to be, as their dense matrices in float64."""
 
 
+KEPT = 1e-6
+"""The share of its due from which on an entry is kept."""
+WINDOWS = (24, 66, 130, 300)
+"""Numbers of tokens on which windows and the like show."""
+ITS_TARGET = "its target"
+"""The form of a function that equals the target that was said of it."""
+
+
 def form_of(op: Any, seeds: range) -> str:
-    """Which of ``FORMS`` a function equals on a few tokens of two widths; empty if none."""
-    for name, matrix in FORMS.items():
-        if all(_equals(op, matrix, seed) for seed in seeds):
-            return name
+    """Which of ``FORMS`` a function equals on a few tokens of two widths, or its target; or empty.
+
+    The target is an operator that is exact; of any other the law of targets tells.
+    """
+    known: dict[str, Dense] = {name: partial(_applied, form) for name, form in FORMS.items()}
+    if has_target(op) and op.target.traits.exact:
+        known[ITS_TARGET] = op.target
+    for name, dense in known.items():
+        square = name == "causal softmax attention" or (
+            name == ITS_TARGET and op.target.traits.causal
+        )
+        if all(_equals(op, dense, seed, square=square) for seed in seeds):
+            return "" if name in FORMS and _narrow(op, FORMS[name], seeds.start) else name
     return ""
 
 
-def _equals(op: Any, matrix: Form, seed: int) -> bool:
+def _narrow(op: Any, form: Form, seed: int) -> bool:
+    """Whether each row is that of the form on keys of its own, as a window or a top-k keeps them.
+
+    On few tokens they keep all, and are not to be blamed for less on more. Keys that no row has, or
+    rows that have fewer where there are more, are a fault.
+    """
+    rng, most, narrow = Stream(seed, "laws").generator, 0, False
+    for l in WINDOWS:
+        _, l = lengths(op, 1, max(l, rank_of(op)))
+        q, k = normal(rng, l, 4), normal(rng, l, 4)
+        mine, due = op(q, k, torch.eye(l, dtype=F64).to(q)), form(q, k)
+        kept, meant = mine.abs() > KEPT * due, due > 0
+        on = torch.where(kept, due, 0)
+        if not largest(mine - on / on.sum(-1, keepdim=True)) <= tolerance(F64, l, c=100):
+            return False
+        count = int(kept.sum(-1).max())
+        if count < most:
+            return False
+        # A key that one row drops and another has.
+        narrow |= bool(((meant & ~kept).any(-2) & (meant & kept).any(-2)).any())
+        most = count
+    return narrow
+
+
+def _applied(form: Form, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return form(q, k) @ v
+
+
+def _equals(op: Any, dense: Dense, seed: int, *, square: bool) -> bool:
     """Whether they are equal, or the rows of the one are the other's times almost one.
 
     So 1e-6 that is added to the sums of rows is seen, which no rounding explains: that differs from
-    column to column.
+    column to column. ``square``: with as many queries as keys.
     """
     rng = Stream(seed, "laws").generator
     least = rank_of(op)
     for few, many, d in ((4, 6, 4), (5, 3, 6)):
         n, l = lengths(op, max(few, least), max(many, least))
-        rows = l if needs_equal(op) or matrix is _triangular else n
-        q, k, v = normal(rng, rows, d), normal(rng, l, d), normal(rng, l, 3)
-        out, due = op(q, k, v), matrix(q, k) @ v
+        q, k, v = normal(rng, l if square else n, d), normal(rng, l, d), normal(rng, l, 3)
+        out, due = op(q, k, v), dense(q, k, v)
         factors = (out * due).sum(-1, keepdim=True) / due.square().sum(-1, keepdim=True)
         if not largest(factors - 1) <= ALMOST:
             return False
@@ -443,10 +496,13 @@ def _equals(op: Any, matrix: Form, seed: int) -> bool:
     return True
 
 
-def _dense(op: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+def _dense(op: Any) -> Dense | None:
     """What an operator is to equal on one matrix, from what is said or was found of it."""
-    if getattr(op, "form", ""):
-        return lambda q, k, v: FORMS[op.form](q, k) @ v
+    form = getattr(op, "form", "")
+    if form == ITS_TARGET:
+        return lambda q, k, v: op.target(q, k, v)
+    if form:
+        return partial(_applied, FORMS[form])
     exact = op.traits.exact
     if op.traits.optimal:  # its rank is limited by the queries, too
         return None
@@ -457,12 +513,43 @@ def _dense(op: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
     return None
 
 
+def _far(op: Any, rng: torch.Generator) -> Iterator[Gap]:
+    """Of what reads distances: the dense form far from the origin, which squares do not survive."""
+    dense = _dense(op)
+    assert dense is not None  # as ``_form`` asks
+    for n, l, d in ((5, 7, 4), (9, 9, 16)):
+        n, l = lengths(op, max(n, rank_of(op)), max(l, rank_of(op)))
+        away = FAR * normal(rng, d)
+        q, k, v = normal(rng, n, d) + away, normal(rng, l, d) + away, normal(rng, l, 3)
+        due = dense(q, k, v)
+        # Differences carry the rounding of the tokens, not of their squares.
+        allowed = tolerance(F64, l, kappa=10 * largest(away), scale=largest(v))
+        where = f"{n} queries, {l} keys, width {d}, {FAR:g} from the origin"
+        yield Gap(largest(op(q, k, v) - due), allowed, where)
+
+
+def _fading(op: Any) -> bool:
+    """Whether it is a function said to be one of features, which no row's largest holds up."""
+    return getattr(op, "form", "") == ITS_TARGET and bool(op.target.traits.replacement)
+
+
+def _distances(op: Any) -> bool:
+    """Whether its dense form reads distances alone."""
+    form = getattr(op, "form", "")
+    known = op.target if form == ITS_TARGET else op
+    return "Gaussian" in form or known.traits.reads == "distances"
+
+
 def _form(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     dense = _dense(op)
     assert dense is not None  # as ``applies`` asks
+    if _distances(op) and not asked():  # once
+        yield from _far(op, rng)
     for case in drawn(op, rng, EACH, long=True):
         if op.traits.exact_at and case.mask is not None:
             continue  # how far a knob goes depends on the keys that are left
+        if _fading(op) and max(largest(x) for x in case.tokens[:2]) > TALL:
+            continue  # features as they are written vanish, and their quotients with them
         subject = at_most(op, case.k.shape[-2]) if op.traits.exact_at else op
         out = _flat(case.call(subject))
         upstream = normal(rng, *out.shape)
@@ -498,13 +585,15 @@ def _whole_gradients(op: Any, case: Situation, upstream: Tensor) -> list[Tensor]
 FORM: Law[Any] = Law(
     "same form everywhere",
     "an operator equals its dense form, outputs and gradients, in every situation: of its kernel "
-    "or target, or the known attention that a function equals on few tokens",
+    "or target, or the attention, known or said to be its target, that a function equals on few "
+    "tokens; one of distances far from the origin, too",
     lambda op: _dense(op) is not None,
     _form,
     family="limits",
     when="is exact, or exact at its most without a core, or a known attention on few tokens",
     allows="rounding of sums over l; of gradients 100 times that",
-    catches="zeros beyond sixteen keys; another kernel beyond a width; the target at another scale",
+    catches="zeros beyond sixteen keys; another kernel beyond a width; the target at another "
+    "scale; expanded squares far from the origin",
 )
 MATRICES: Law[Any] = Law(
     "batch independence",
@@ -580,7 +669,7 @@ SINGLE_GRADIENT: Law[Any] = Law(
 HALF: Law[Any] = Law(
     "half precision everywhere",
     "outputs and gradients in bfloat16 and float16 equal those in float64 of the same numbers",
-    lambda op: _smooth(op) and not has_core(op) and (not is_plain(op) or bool(op.form)),
+    lambda op: _smooth(op) and not has_core(op) and not _unknown(op),
     _half,
     family="gradients",
     when="has a gradient, inverts no core, is no truncated SVD, and no unknown function",

@@ -15,9 +15,11 @@ from softlab.laws.law import (
     WIDE,
     Gap,
     Law,
+    OutOfScopeError,
     always,
     at_most,
     has_target,
+    is_plain,
     largest,
     lengths,
     need_gradient,
@@ -33,6 +35,10 @@ from softlab.pinv import Inverting, Status
 from softlab.profiling import peak_memory
 
 F64 = torch.float64
+SPARE = 4
+"""How many times as many keys as its largest knob an approximation may keep whole."""
+LONGEST = 4096
+"""Most keys on which an approximation is told from its target."""
 
 
 def _exact_at(op: Any, rng: torch.Generator) -> Iterator[Gap]:
@@ -151,19 +157,40 @@ def _target(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
             missed = largest(op(q, k, v) - target(q, k, v))
             yield Gap(missed, allowed, "an exact operator is its own target, or equals it")
         return
-    m = rank_of(op)
-    q, k = normal(rng, 2 * m + 6, 6), normal(rng, 2 * m + 6, 6)
-    if op.traits.linear_in_v:
-        apart = as_matrix(op, q, k) - as_matrix(target, q, k)
-    else:
-        v = normal(rng, 2 * m + 6, 3)
-        apart = op(q, k, v) - target(q, k, v)
-    same = largest(apart) < 1e-9
-    yield Gap(float(same), 0, "below full rank an approximation is not its target in disguise")
+    n, _ = lengths(op, 2 * rank_of(op) + 6, 1)
+    q, k = normal(rng, n, 6), normal(rng, n, 6)
+    same = _same(op, q, k, rng)
+    if not is_plain(op):  # a function may be its target
+        longer, reach = n, SPARE * _reach(op)
+        while same and longer <= reach and longer < LONGEST:  # a knob keeps all of these keys
+            longer *= 2
+            same = _same(op, normal(rng, longer, 6), normal(rng, longer, 6), rng)
+        if same and longer <= reach:
+            msg = f"it is its target on {longer} keys, and its knobs reach further"
+            raise OutOfScopeError(msg)
+        yield Gap(float(same), 0, "below full rank an approximation is not its target in disguise")
     if op.traits.linear_in_v and target.traits.linear_in_v and not op.traits.causal:
         x, y = 0.5 * q, 0.5 * k
         scale = _other_scale(as_matrix(op, x, y), as_matrix(target, x, y))
         yield Gap(float(bool(scale)), 0, f"M is its target {scale}")
+
+
+def _same(op: Operator, q: Tensor, k: Tensor, rng: torch.Generator) -> bool:
+    """Whether the operator is its target on these tokens."""
+    v = normal(rng, len(k), 3)
+    return largest(op(q, k, v) - op.target(q, k, v)) < 1e-9
+
+
+def _reach(op: object) -> int:
+    """The largest whole number among the fields, at any depth and seeds left out; 0 for none."""
+    if not dataclasses.is_dataclass(op):
+        return 0
+    held = {own.name: getattr(op, own.name) for own in dataclasses.fields(op)}
+    most = 0
+    for name, x in held.items():
+        if name != "seed":
+            most = max(most, x if isinstance(x, int) else _reach(x))
+    return most
 
 
 def _other_scale(mine: Tensor, theirs: Tensor) -> str:

@@ -104,10 +104,12 @@ def _denormal(op: Any, rng: torch.Generator) -> Iterator[Gap]:
 
 def _shown(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     tokens = _draw(op, rng, F64)
-    # What a function hides of q and k may be meant, as for rows without a key; of v it is a loss.
-    names = "v" if is_plain(op) or op.traits.blind else "qkv"
+    plain = is_plain(op)
+    # What an unknown function does with q and k, as a largest score, may well be finite.
+    names = "v" if op.traits.blind or (plain and not op.form) else "qkv"
     for name in names:
-        for held in (math.nan, math.inf):
+        # A known function may bound its scores, and infinite ones with them.
+        for held in (math.nan, math.inf)[: 1 if plain and name != "v" else 2]:
             given = [x.clone() for x in tokens]
             given["qkv".index(name)][:, 0] = held
             try:
@@ -115,17 +117,20 @@ def _shown(op: Any, rng: torch.Generator) -> Iterator[Gap]:
             except Exception:  # a refusal hides nothing
                 continue
             hidden = bool(out.isfinite().all())
-            yield Gap(float(hidden), 0, f"{held} in the first column of {name}: all is finite")
+            if plain and name != "v":  # zeros are how functions answer for a row without a key
+                hidden = bool((out.isfinite().all(-1) & (out != 0).any(-1)).any())
+            yield Gap(float(hidden), 0, f"{held} in the first column of {name}: it is hidden")
 
 
 SHOWN: Law[Any] = Law(
     "nothing is hidden",
-    "NaN or inf in the values, of an operator also in q and k, is refused or seen in the output",
+    "NaN or inf in the values is refused or seen in the output; of an operator also in q and k; of "
+    "a known attention also NaN there, or its row is zero",
     always,
     _shown,
     family="numerical",
     allows="nothing",
-    catches="outputs through nan_to_num; values that are clamped",
+    catches="outputs through nan_to_num; values that are clamped; scores through nan_to_num",
     examples=1,
 )
 TWO_ERRORS: Law[Operator] = Law(

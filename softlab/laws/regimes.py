@@ -9,6 +9,7 @@ import contextlib
 import csv
 import functools
 import io
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,11 +53,13 @@ class Record:
     """Calls of a subject: ``counts`` of each (factor, level), and ``calls``, the tensors of some.
 
     ``calls`` holds copies, and only of a record that ``keeps``; the others hold nothing back.
+    ``begun``: when the last call began, by the monotonic clock.
     """
 
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
     keeps: bool = False
     calls: list[dict[str, Tensor]] = field(default_factory=list)
+    begun: float = 0.0
 
     def note(self, given: Sequence[Any], named: Mapping[str, Any]) -> None:
         """Count a call by its tensors."""
@@ -68,6 +71,7 @@ class Record:
             self.counts.update(regimes(call).items())
             if self.keeps:
                 self.calls.append({name: x.detach().clone() for name, x in call.items()})
+        self.begun = time.monotonic()
 
 
 @contextlib.contextmanager

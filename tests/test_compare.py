@@ -10,7 +10,7 @@ from test_cli import call
 
 from softlab import compare as package
 from softlab.compare import Verdicts, compare, results
-from softlab.compare.heads import from_file, heads
+from softlab.compare.heads import heads
 from softlab.compare.subjects import subject, work
 from softlab.core import Dims
 from softlab.features import Orthogonal
@@ -191,51 +191,41 @@ def test_bad_requests_are_refused(words, says):
 @pytest.mark.parametrize(
     ("shape", "names", "samples"),
     [
-        ((5, 4), ["qkv.pt"], 1),
-        ((2, 5, 4), ["qkv.pt head 0", "qkv.pt head 1"], 1),
-        ((3, 2, 5, 4), ["qkv.pt head 0", "qkv.pt head 1"], 3),
+        ((5, 4), ["qkv.head0"], 1),
+        ((2, 5, 4), ["qkv.head0", "qkv.head1"], 1),
+        ((3, 2, 5, 4), ["qkv.head0", "qkv.head1"], 3),
     ],
 )
 def test_a_file_holds_heads_and_samples(tmp_path, shape, names, samples):
     q = torch.randn(shape)
-    torch.save({"q": q, "k": q[..., :1, :, :] if len(shape) > 2 else q, "v": 2 * q}, file := (
-        tmp_path / "qkv.pt"
-    ))  # fmt: skip
-    if len(shape) > 2:  # values of fewer heads than queries, too, or not at all
-        with pytest.raises(ValueError, match="samples or heads"):
-            from_file(file)
-        torch.save({"q": q, "k": q, "v": 2 * q}, file)
-    found = from_file(file)
+    torch.save({"q": q, "k": q, "v": 2 * q}, tmp_path / "qkv.pt")
+    found = heads([str(tmp_path / "qkv.pt")])
     assert [head.name for head in found] == names
     assert {head.samples for head in found} == {samples}
     last = found[-1].draw(samples - 1)
     assert torch.equal(last.q, q.reshape(samples, len(names), 5, 4)[-1, -1])
     assert torch.equal(last.v, 2 * last.q)
+    assert found[-1].digest(0) != found[0].digest(samples - 1) or len(names) * samples == 1
 
 
-def test_queries_share_the_keys_of_their_group(tmp_path):
-    q, k = torch.randn(4, 5, 4), torch.randn(2, 5, 4)
-    torch.save({"q": q, "k": k, "v": k}, tmp_path / "x.pt")
+def test_a_folder_of_files_is_compared_on_and_queries_share_keys(tmp_path):
+    for name in "ab":
+        q, k = torch.randn(4, 12, 4), torch.randn(2, 12, 4)
+        torch.save({"q": q, "k": k, "v": k}, tmp_path / f"{name}.pt")
     found = heads([str(tmp_path)])
-    assert [torch.equal(head.draw(0).k, k[i // 2]) for i, head in enumerate(found)] == [True] * 4
+    assert len(found) == 8
+    assert [torch.equal(head.draw(0).k, k[i // 2]) for i, head in enumerate(found[4:])] == [
+        True
+    ] * 4
+    made = compare(mean, inputs=str(tmp_path), ask_laws=False)
+    assert made.summary()[0]["error"].units == 8
 
 
-@pytest.mark.parametrize(
-    ("held", "says"),
-    [
-        ({"q": torch.ones(2, 2)}, "no k and no v"),
-        ([1], "holds a list"),
-        ({x: torch.ones(2) for x in "qkv"}, "give"),
-        ({x: torch.ones(2, 2, dtype=torch.int64) for x in "qkv"}, "floating"),
-        ({x: torch.full((2, 2), math.nan) for x in "qkv"}, "not all finite"),
-        ({"q": torch.ones(2, 3), "k": torch.ones(2, 2), "v": torch.ones(2, 2)}, "one width"),
-    ],
-    ids=["lacks", "list", "vector", "int", "nan", "width"],
-)
-def test_a_file_that_will_not_do_is_refused(tmp_path, held, says):
+@pytest.mark.parametrize("held", [{"q": torch.ones(2, 2)}, [1], "text"], ids=["q", "list", "text"])
+def test_a_file_that_will_not_do_is_refused(tmp_path, held):
     torch.save(held, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match=says):
-        from_file(tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"x\.pt"):
+        heads([str(tmp_path / "x.pt")])
 
 
 # --- laws and exit codes ---------------------------------------------------------------------

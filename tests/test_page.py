@@ -1,5 +1,7 @@
 """The page says what the PDF says, needs nothing else, and works in a browser."""
 
+import base64
+import gzip
 import html
 import json
 import re
@@ -32,7 +34,7 @@ def page(made):
 def test_the_page_asks_nothing_of_the_network(page):
     addresses = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]{1,40})""", page)
     assert addresses
-    assert all(x.startswith(("#", "data:image/svg+xml;base64,")) for x in addresses)
+    assert all(x.startswith(("#", "URL.createObjectURL(")) for x in addresses)
     assert not re.search(r"https?://(?!www\.w3\.org/)", page)
     assert "@import" not in page
 
@@ -55,8 +57,14 @@ def test_the_page_holds_what_the_tables_hold(page):
         assert number(mine.output_error.median()) in page
 
 
+def figures(page):
+    """What is packed in the page: a picture and its points, a figure each."""
+    packed = re.findall(r'<script type="application/gzip">([^<]*)</script>', page)
+    return [json.loads(gzip.decompress(base64.b64decode(x))) for x in packed]
+
+
 def test_every_point_knows_its_case(page):
-    said = [json.loads(html.unescape(x)) for x in re.findall(r'data-said="([^"]*)"', page)]
+    said = [mark["said"] for figure in figures(page) for mark in figure["marks"]]
     rows = rank_table()
     drawn = rows[(rows.status == "ok") & rows.method.isin(["Nystromformer", "Soft"])]
     points = len(drawn.groupby(["target", "source", "method", "op.rank"]))
@@ -69,6 +77,37 @@ def test_every_point_knows_its_case(page):
         f"relative output error: {median:.4g} ({q1:.3g} to {q3:.3g})", "3 cases",
         "input = Recorded(name='vit.layer8.head3')",
     ] in said  # fmt: skip
+    assert all(figure["svg"].startswith("<?xml") for figure in figures(page))
+
+
+def test_figures_and_tables_are_numbered_and_the_findings_refer_to_them(page):
+    for word in ("Figure", "Table"):
+        numbers = [int(x) for x in re.findall(rf"<b>{word} (\d+)\.</b>", page)]
+        assert numbers == list(range(1, len(numbers) + 1))
+    assert re.search(r"Figures 1 to \d+ and Tables 1 to \d+ show it\.", page)
+    for target in re.findall(r'href="#([^"]+)"', page):
+        assert f'id="{target}"' in page, target
+
+
+def luminance(colour):
+    channels = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    linear = (x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in channels)
+    return sum(w * x for w, x in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_words_stand_out_from_the_page(page, theme):
+    start = page.index(":root {" if theme == "light" else ':root[data-theme="dark"]')
+    block = page[start : page.index("}", start)]
+    colours = dict(re.findall(r"--(\w+): (#\w+);", block))
+    colours = {
+        name: x if len(x) == 7 else "#" + "".join(2 * c for c in x[1:])
+        for name, x in colours.items()
+    }
+    for word in ("ink", "soft", "link"):
+        for ground in ("paper", "hit") if word == "ink" else ("paper",):
+            pair = sorted((luminance(colours[word]), luminance(colours[ground])))
+            assert (pair[1] + 0.05) / (pair[0] + 0.05) >= 4.5, (word, ground)
 
 
 def test_equal_tables_give_an_equal_page(made, page, tmp_path):
@@ -82,10 +121,12 @@ def test_equal_tables_give_an_equal_page(made, page, tmp_path):
 
 ASKED = """
 <script>
-{
+addEventListener("load", async () => {
   const answers = {};
+  const press = (at, key) => at.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+  answers.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
   const table = document.querySelector("table.sortable");
-  const heads = [...table.querySelectorAll("th")];
+  const heads = [...table.tHead.rows[0].cells];
   const column = heads.findIndex((head) => head.textContent === "64");
   const read = () => [...table.tBodies[0].rows].map((row) => row.cells[column].firstChild.data);
   answers.before = read();
@@ -95,33 +136,71 @@ ASKED = """
   heads[column].querySelector("button").click();
   answers.down = read();
   answers.sort = heads[column].getAttribute("aria-sort");
+  answers.csv = csv(table).split("\\n")[0];
+  answers.tex = latex(table);
+  const figure = document.querySelector("figure.plot");
+  await drawn(figure);
   const tip = document.getElementById("tip");
-  const mark = document.querySelectorAll(".marks circle")[3];
+  const marks = [...figure.querySelectorAll("circle")];
   answers.hidden = tip.hidden;
-  mark.dispatchEvent(new MouseEvent("mouseenter"));
+  marks[3].dispatchEvent(new MouseEvent("mouseover", { bubbles: true }));
   answers.said = tip.innerText;
   answers.shown = !tip.hidden;
-  const [at, frame] = [mark, mark.closest("figure")].map((x) => x.getBoundingClientRect());
-  answers.inside = frame.left < at.left && at.right < frame.right && at.bottom < frame.bottom;
-  mark.dispatchEvent(new MouseEvent("mouseleave"));
+  marks[3].dispatchEvent(new MouseEvent("mouseout", { bubbles: true }));
   answers.gone = tip.hidden;
+  marks[0].focus();
+  press(marks[0], "ArrowRight");
+  answers.next = document.activeElement === marks[1] && tip.innerText.includes("rank");
+  press(marks[1], "ArrowLeft");
+  press(marks[0], "ArrowLeft");
+  answers.round = document.activeElement === marks[marks.length - 1];
+  const method = document.getElementById("method");
+  method.value = "Soft";
+  method.dispatchEvent(new Event("change"));
+  const chosen = [...figure.querySelectorAll("circle.chosen")];
+  answers.chosen = chosen.every((x) => x.mark.group === "Soft");
+  answers.followed = chosen.length + document.querySelectorAll("figure.off").length;
+  answers.hits = document.querySelectorAll("tr.hit").length;
+  method.value = "";
+  method.dispatchEvent(new Event("change"));
+  answers.none = document.querySelectorAll(".chosen, .off, .hit").length;
+  const search = document.getElementById("search");
+  search.value = "singular";
+  search.dispatchEvent(new Event("input"));
+  answers.left = [...document.querySelectorAll("main > section")].filter((x) => !x.hidden).length;
+  answers.places = document.getElementById("count").textContent;
+  search.value = "";
+  search.dispatchEvent(new Event("input"));
+  answers.back = document.querySelectorAll("main [hidden]").length;
+  const before = document.documentElement.dataset.theme;
+  document.getElementById("theme").click();
+  answers.themed = document.documentElement.dataset.theme !== before;
   answers.formula = document.querySelector("math").getBoundingClientRect().width > 0;
+  document.title = "asked";
   document.body.textContent = JSON.stringify(answers);
-}
+});
 </script>
 """
 
 
-def test_tables_sort_and_points_tell_their_case_in_a_browser(page, tmp_path):
+def browsed(page, tmp_path, width=1400):
+    """The answers of a page of that width in a browser; an error there is a failure."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
         pytest.skip("no Chromium here")
     path = tmp_path / "page.html"
     path.write_text(page.replace("</body>", ASKED + "</body>"), encoding="utf-8")
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-               f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", path.as_uri()]  # fmt: skip
+               f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900",
+               "--virtual-time-budget=20000", "--enable-logging=stderr", "--dump-dom",
+               path.as_uri()]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    answers = json.loads(html.unescape(re.search(r"<body>(.*)</body>", done.stdout, re.S)[1]))
+    assert "CONSOLE" not in done.stderr, done.stderr
+    return json.loads(html.unescape(re.search(r"<body[^>]*>(.*)</body>", done.stdout, re.S)[1]))
+
+
+def test_the_page_works_in_a_browser(page, tmp_path):
+    answers = browsed(page, tmp_path)
     numbers = [float(x) for x in answers["up"]]
     assert numbers == sorted(numbers)
     assert numbers != [float(x) for x in answers["before"]]
@@ -131,8 +210,20 @@ def test_tables_sort_and_points_tell_their_case_in_a_browser(page, tmp_path):
     assert (answers["hidden"], answers["shown"], answers["gone"]) == (True, True, True)
     assert "rank: 32" in answers["said"]
     assert "case" in answers["said"]
-    assert answers["inside"]
     assert answers["formula"]
+    assert answers["csv"].startswith('"input","uniform","method"')
+    assert "\\toprule" in answers["tex"]
+    assert answers["next"]
+    assert answers["round"]
+    assert answers["chosen"]
+    assert answers["followed"] > 0
+    assert answers["hits"] > 0
+    assert answers["none"] == 0
+    assert 0 < answers["left"] < 6
+    assert re.fullmatch(r"[1-9]\d* places", answers["places"])
+    assert answers["back"] == 0
+    assert answers["themed"]
+    assert answers["wide"] <= 0
 
 
 def test_headlines_are_the_tables_numbers_or_what_the_chapter_says_first():

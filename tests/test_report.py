@@ -189,7 +189,7 @@ def test_studies_of_two_kinds_share_a_document(tmp_path, levels):
     # By folder; without figures no section of figures; the text of a chapter stands once.
     expected = ["Findings", "What was asked", "One rank", *parts]
     expected += ["More rank", "Findings", "Tables", title, *parts[:2], "Tables"]
-    expected += ["Glossary", "Environment"]
+    expected += ["Glossary", "References", "Environment"]
     found = [re.sub(r"^[\d.]+ ", "", heading) for heading in sections(path)]
     assert found == expected
     said = words(path)

@@ -25,13 +25,16 @@ WIDTH = 48
 
 def compare(
     subjects: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="OPERATOR...",
             help="'Nystromformer(rank=64)'; a class, as Performer, whose knob the budget sets; "
             "your own, as mine.py:attend or package.module:name.",
         ),
-    ],
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every approximation of the catalogue, too.")
+    ] = False,
     inputs: Annotated[
         list[str] | None,
         typer.Option(
@@ -69,12 +72,13 @@ def compare(
     where a method failed on all heads.
     """
     from softlab.compare import compare as compared
-    from softlab.compare.subjects import subject
+    from softlab.compare.subjects import catalogue, subject
 
     try:
         with err.status("starting") as status:
             found = compared(
-                *subjects, inputs=inputs or ["recorded"], budget=_share(budget), quick=quick,
+                *(subjects or ()), *(catalogue() if every else ()),
+                inputs=inputs or ["recorded"], budget=_share(budget), quick=quick,
                 target=None if target is None else subject(target).at(1.0, 0, _no_dims()),
                 ask_laws=not no_laws, tell=status.update,
             )  # fmt: skip

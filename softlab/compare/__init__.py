@@ -147,26 +147,15 @@ def compare(
     if not 0 < budget <= 1:
         msg = f"budget is {budget:g}; give a share of the exact work, above 0 and at most 1."
         raise ValueError(msg)
-    if not given:
-        msg = "nothing to compare; name an operator, as 'Nystromformer(rank=64)' or mine.py:attend."
-        raise ValueError(msg)
-    subjects = [subject(one, target=target) for one in given]
-    for one in subjects:
-        if [x.name for x in subjects].count(one.name) > 1:
-            msg = f"{one.name} is named twice; name it once, or give another setting."
-            raise ValueError(msg)
+    subjects = _subjects(given, target)
     where = heads([inputs] if isinstance(inputs, str) else inputs)
     grid = sorted({budget, *((1 / 32, 1 / 8, 1 / 2) if quick else BUDGETS)})
-    samples = 2 if quick else 4
-    job = _Job(subjects, where, budget, grid, samples)
+    job = _Job(subjects, where, budget, grid, samples=2 if quick else 4)
     tell(f"timing {len(subjects)} methods")
     costs = job.costs()
     with ThreadPoolExecutor(2) as crew:
-        asked = {
-            one.name: _asked(crew, one, job, quick=quick)
-            for one in subjects
-            if ask_laws and one.spec
-        }
+        named = [one for one in subjects if ask_laws and one.spec]
+        asked = {one.name: _asked(crew, one, job, quick=quick) for one in named}
         tell(f"errors on {len(where)} heads, and laws")
         rows = [row for head in where for row in job.rows(head, costs)]
         verdicts = {name: found.result() for name, found in asked.items()}
@@ -174,13 +163,24 @@ def compare(
         if one.name not in verdicts:
             verdicts[one.name] = _examined_here(one, job) if ask_laws else Verdicts(asked=False)
     made = [row | _of_laws(verdicts.get(row["method"])) for row in rows]
-    meta = described(
-        [one.name for one in subjects], len(where), samples, grid, started,
-        time.monotonic() - begun, quick=quick,
-    )  # fmt: skip
-    hashes = {x.name: tuple(x.digest(i) for i in range(min(samples, x.samples))) for x in where}
+    names = [one.name for one in subjects]
+    spent = time.monotonic() - begun
+    meta = described(names, len(where), job.samples, grid, started, spent, quick=quick)
     code = {one.name: results.code_of(one) for one in subjects}
-    return Comparison(tuple(made), meta, verdicts, hashes, code)
+    return Comparison(tuple(made), meta, verdicts, job.hashes(), code)
+
+
+def _subjects(given: Iterable[Any], target: Any) -> list[Subject]:
+    """The subjects, each of a name of its own; ``ValueError`` for none and for two of one name."""
+    subjects = [subject(one, target=target) for one in given]
+    if not subjects:
+        msg = "nothing to compare; name an operator, as 'Nystromformer(rank=64)' or mine.py:attend."
+        raise ValueError(msg)
+    names = [one.name for one in subjects]
+    if twice := [name for name in names if names.count(name) > 1]:
+        msg = f"{twice[0]} is named twice; name it once, or give another setting."
+        raise ValueError(msg)
+    return subjects
 
 
 @dataclass(frozen=True)
@@ -197,6 +197,13 @@ class _Job:
     def targets(self) -> list[Any]:
         """The exact operators that are approximated, each once."""
         return list(dict.fromkeys(one.target for one in self.subjects))
+
+    def hashes(self) -> dict[str, tuple[str, ...]]:
+        """The digests of the samples of each head."""
+        return {
+            x.name: tuple(x.digest(i) for i in range(min(self.samples, x.samples)))
+            for x in self.heads
+        }
 
     def dims(self) -> Dims:
         """The sizes of the first head."""

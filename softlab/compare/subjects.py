@@ -233,3 +233,13 @@ def called(op: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         )
         raise ValueError(msg)
     return out
+
+
+def catalogue() -> list[str]:
+    """The names of all approximations that there are, other distributions' after softlab's own."""
+    found_ = []
+    for part in operators():
+        traits = part.example.traits
+        if not (traits.exact or traits.replacement or traits.optimal or traits.blind):
+            found_.append(part.name)
+    return found_

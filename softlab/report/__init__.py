@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,16 @@ import pandas as pd
 
 from softlab.extras import needed
 from softlab.figures import Lines
-from softlab.report import overview
+from softlab.report import overview, references
 from softlab.report.chapter import Cell, Table, fragment, named, of_run
-from softlab.report.drawing import caption, draw, file_name, pages, save
+from softlab.report.drawing import caption, draw, file_name, pages, rows_drawn, save
 from softlab.report.folder import FORMAT, read
+from softlab.report.headlines import effect_of
 from softlab.report.headlines import headlines as first_page_of
 from softlab.report.html import NUMBERED
 from softlab.report.html import html as as_page
+from softlab.report.numbers import parted
+from softlab.report.timings import busy
 from softlab.report.words import LONGEST, brief, every, legible, safe, spelled
 
 HERE = Path(__file__).parent
@@ -58,15 +62,25 @@ def report(folder: Path | str = "reports", tell: Tell = lambda _: None) -> Path:
     for sentence in refused:
         tell(sentence)
     files: dict[str, bytes] = {}
+    lead = _lead(tables, files)
     studies = [_study(*one, files, tell) for one in tables]
     _tell_apart(studies)
-    data = {
+    data: dict[str, Any] = {
         "title": studies[0]["title"] if len(studies) == 1 else "Approximations of attention",
         "origin": ", ".join(study["name"] for study in studies),
         "refused": [sentence.replace(f"{folder}/", "") for sentence in refused],
         "studies": studies,
+        "lead": lead,
+        "question": QUESTION if len(studies) > 1 else studies[0]["question"],
+        "how": overview.HOW,
+        "marks": [mark for one in tables for mark in _marks(*one)],
+        "findings": _ranked(studies),
         "environment": overview.environments([one[1:] for one in tables]),
     }
+    _numbered(data)
+    papers = references.cited(_texts(data, files))
+    data["references"] = papers
+    (folder / "references.bib").write_text(references.bibtex(papers), encoding="utf-8")
     compiled: Any = typst.compile  # its stubs leave out input as a mapping of files
     _mend(files, compiled, typst.TypstError, tell)
     files["glossary.typ"] = (HERE / "glossary.typ").read_bytes()
@@ -79,6 +93,115 @@ def report(folder: Path | str = "reports", tell: Tell = lambda _: None) -> Path:
     path = folder / "report.pdf"
     path.write_bytes(compiled(files, ignore_system_fonts=True))
     return path
+
+
+QUESTION = "How wrong is each approximation of attention, why, and what does it cost?"
+FOUND = 7
+"""Findings of the first page, at most."""
+
+
+def _lead(
+    tables: list[tuple[Path, pd.DataFrame, dict[str, Any]]], files: dict[str, bytes]
+) -> dict[str, Any] | None:
+    """The figure of the first page: what a chapter offers as ``LEAD``, if it can be drawn."""
+    for run, table, meta in tables:
+        lines = getattr(named(*of_run(meta)), "LEAD", None)
+        if lines is not None:
+            lead = {**meta, "figures": [asdict(lines)]}
+            found = [x for x in _figures(run, table, lead, files) if x["file"] is not None]
+            if found:
+                return {**found[0], "study": run.name}
+    return None
+
+
+def _disturbed(table: pd.DataFrame, meta: Mapping[str, Any]) -> int:
+    """How many cases a busy machine timed, where they are more than one in twenty."""
+    count = int(busy(table).sum()) if meta.get("timed") else 0
+    return count if count > len(table) / 20 else 0
+
+
+def _marks(run: Path, table: pd.DataFrame, meta: Mapping[str, Any]) -> Iterator[str]:
+    """What of a study must be known before any number of it is read."""
+    if meta["quick"]:
+        yield f"{run.name} is a trial run on the short grid; do not quote its numbers."
+    disturbed = _disturbed(table, meta)
+    if disturbed:
+        yield (
+            f"{run.name}: {disturbed} of {len(table)} cases were timed while the machine did other "
+            "work; do not compare these times."
+        )
+
+
+def _ranked(studies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The findings of the first page: what is unfinished, then the others by their effect.
+
+    A ratio whose interval holds one is no finding, and stays in its chapter, unless nothing else
+    is there.
+    """
+    every = [(study, item) for study in studies for item in study["headlines"]]
+    first = [(study, item) for study, item in every if item.get("unfinished")]
+    rest = [(study, item) for study, item in every if not item.get("unfinished")]
+    order = sorted(rest, key=lambda one: -effect_of(one[1]))  # stable: of equals the study decides
+    kept = [one for one in order if effect_of(one[1]) > 0] or order
+    return [
+        {
+            "text": item["text"],
+            "value": item["value"],
+            "interval": item["interval"],
+            "study": study["name"],
+            "mark": ", ".join(filter(None, [study["mark"], _timed(study, item)])),
+            "rows": "",
+        }
+        for study, item in [*first, *kept[:FOUND]]
+    ]
+
+
+def _texts(data: Any, files: Mapping[str, bytes]) -> Iterator[str]:
+    """All words of the report, in which methods and papers are named."""
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, Mapping):
+        for one in data.values():
+            yield from _texts(one, {})
+    elif isinstance(data, list | tuple):
+        for one in data:
+            yield from _texts(one, {})
+    yield from (text.decode() for name, text in files.items() if name.endswith(".typ"))
+
+
+def _timed(study: Mapping[str, Any], item: Mapping[str, Any]) -> str:
+    """The mark of a finding about time that a busy machine measured."""
+    about_time = re.search(r"\btime\b", item["text"])
+    return "timed on a busy machine" if study["busy"] and about_time else ""
+
+
+def _numbered(data: dict[str, Any]) -> None:
+    """Numbers and names for figures and tables, and where each study has its own."""
+    figures, tables = itertools.count(1), itertools.count(1)
+    if data["lead"] is not None:
+        data["lead"] |= {"number": next(figures), "id": "figure-lead"}
+    for study in data["studies"]:
+        spans = []
+        for word, items, numbers in (
+            ("Figure", [x for x in study["figures"] if x["file"] is not None], figures),
+            ("Table", study["tables"], tables),
+        ):
+            for i, item in enumerate(items, 1):
+                name = f"{word.lower()}-{study['name']}-{i}"
+                item |= {"number": next(numbers), "id": name}
+            if items:
+                low, high = items[0]["number"], items[-1]["number"]
+                many = f"s {low} to {high}" if high > low else f" {low}"
+                spans.append(f"{word}{many}")
+        verb = "show" if len(spans) > 1 or any(" to " in x for x in spans) else "shows"
+        study["shown"] = f"{' and '.join(spans)} {verb} it." if spans else ""
+    rows = {x["name"]: x["tables"][0]["id"] for x in data["studies"] if x["tables"]}
+    for item in data["findings"]:
+        item["rows"] = rows.get(item["study"], "")
+    data["environment"]["captions"] = [
+        {"caption": said, "number": next(tables), "id": f"environment-{i}"}
+        for i, said in enumerate(("What all studies share.", "What is each study's own."), 1)
+    ]
 
 
 def findings(table: pd.DataFrame, meta: Mapping[str, Any]) -> list[str]:
@@ -144,7 +267,8 @@ def _study(
             return otherwise
 
     own = said("findings", lambda: list(chapter.findings(spoken)), [])
-    found = [overview.completeness(spoken, meta), *own]
+    parts = [part for paragraph in own for part in parted(paragraph)]
+    found = [overview.completeness(spoken, meta), *parts]
     (run / "findings.txt").write_text("\n\n".join(map(safe, found)) + "\n", encoding="utf-8")
     method = f"chapters/{meta['chapter']}.typ"
     first = method not in files
@@ -152,9 +276,9 @@ def _study(
     scope = said("scope", lambda: chapter.scope(spoken), "")
     first_page = said("headlines", lambda: first_page_of(spoken, meta, own), [])
     if not meta["complete"]:
-        part = {"text": overview.unfinished(table, meta), "value": "", "interval": ""}
-        first_page = [part, *first_page]
-    tables = said("tables", lambda: list(chapter.tables(spoken)), [])
+        said_ = f"{meta['title']}: {overview.unfinished(table, meta)}"
+        first_page = [{"text": said_, "value": "", "interval": "", "unfinished": True}, *first_page]
+    tables: list[Any] = said("tables", lambda: [dict(x) for x in chapter.tables(spoken)], [])
     figures = list(_figures(run, table, meta, files))
     notes = [*overview.notes(table, meta), *problems]
     if long:
@@ -167,10 +291,16 @@ def _study(
         "chapter": meta["chapter"],
         "method": method if first else None,
         "headlines": first_page,
+        "busy": bool(_disturbed(table, meta)),
+        "mark": ", ".join(
+            word
+            for word, so in (("trial run", meta["quick"]), ("interrupted", not meta["complete"]))
+            if so
+        ),
         "findings": found,
         "notes": notes,
         "figures": figures,
-        "tables": [*tables, *overview.failures(spoken)],
+        "tables": [*tables, *map(dict, overview.failures(spoken))],
     }
 
 
@@ -180,7 +310,8 @@ def _without_marks(data: Mapping[str, Any]) -> dict[str, Any]:
         {**study, "figures": [figure | {"marks": []} for figure in study["figures"]]}
         for study in data["studies"]
     ]
-    return {**data, "studies": studies}
+    lead = None if data["lead"] is None else {**data["lead"], "marks": []}
+    return {**data, "studies": studies, "lead": lead}
 
 
 def _figures(
@@ -194,6 +325,7 @@ def _figures(
         try:
             lines = Lines(**{name: x for name, x in description.items() if name in known})
             rows = _made(table, meta, lines)
+            lines, flat = _with_knobless(rows, lines)
             drawn = []
             for page in pages(rows, lines):
                 figure, name = draw(rows, lines, page), _unique(file_name(lines, page), taken)
@@ -208,11 +340,25 @@ def _figures(
             files[file] = (run / "figures" / f"{name}.svg").read_bytes()
             yield {
                 "file": file,
-                "caption": " ".join((caption(lines, page), *figure.left_out)),
+                "caption": " ".join((caption(lines, page), *flat, *figure.left_out)),
                 "x": lines.xlabel,
                 "y": lines.ylabel,
                 "marks": [asdict(mark) for mark in figure.marks],
             }
+
+
+def _with_knobless(rows: pd.DataFrame, lines: Lines) -> tuple[Lines, list[str]]:
+    """Against a knob a method without it is the same everywhere: a flat line, and a sentence."""
+    if not lines.x.startswith("op.") or not {lines.x, lines.y, lines.group} <= set(rows):
+        return lines, []
+    done = rows_drawn(rows, lines)
+    known = done.groupby(lines.group)[[lines.x, lines.y]].count()
+    bare = known.index[(known[lines.x] == 0) & (known[lines.y] > 0)]
+    own = [str(x) for x in bare if x not in {*lines.references, lines.exact, "exact"}]
+    if not own:
+        return lines, []
+    said = f"Flat: {', '.join(own)}, without a {lines.x.removeprefix('op.')}."
+    return replace(lines, references=[*lines.references, *own]), [said]
 
 
 def _named(description: Any) -> str:

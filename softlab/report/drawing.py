@@ -107,7 +107,7 @@ def pages(table: pd.DataFrame, lines: Lines) -> list[Word]:
 
     Raises ``ValueError`` for a column that the table lacks, and where no row is left.
     """
-    rows = _rows(table, lines)
+    rows = rows_drawn(table, lines)
     if not lines.page:
         return [""]
     missing = rows[lines.page].isna()
@@ -213,7 +213,7 @@ def _page(
     table: pd.DataFrame, lines: Lines, page: Word
 ) -> tuple[pd.DataFrame, dict[str, Look], int]:
     """The labelled rows of the page, the looks of its lines, and how many rows have no page."""
-    rows = _rows(table, lines)
+    rows = rows_drawn(table, lines)
     of_page = _is(rows[lines.page], page) if lines.page else pd.Series(data=True, index=rows.index)
     if not of_page.any():
         msg = f"the table has no finished row with {lines.page} = {page!r}; nothing to draw."
@@ -233,7 +233,7 @@ def _page(
     return rows.assign(**{x: as_numbers(rows[x]) for x in numeric}), looks, unpaged
 
 
-def _rows(table: pd.DataFrame, lines: Lines) -> pd.DataFrame:
+def rows_drawn(table: pd.DataFrame, lines: Lines) -> pd.DataFrame:
     """The finished rows that ``where`` keeps, of a table that has all columns."""
     rows = table[table["status"] == "ok"]
     if rows.empty:
@@ -537,6 +537,7 @@ def _references(axes: Axes, kept: pd.DataFrame, lines: Lines) -> dict[str, Any]:
     entries: dict[str, Any] = {}
     by = lines.by or lines.x
     styles = itertools.cycle(GUIDES)
+    dots = itertools.cycle([":", (0, (1, 3)), (0, (3, 1, 1, 1, 1, 1)), (0, (5, 4))])
     for reference in lines.references:
         mine = kept[kept[GROUP] == reference]
         if mine.empty:
@@ -544,7 +545,7 @@ def _references(axes: Axes, kept: pd.DataFrame, lines: Lines) -> dict[str, Any]:
         if mine[by].isna().all():
             flat = mine[lines.y].median()
             entries[reference] = axes.axhline(
-                flat, label=reference, color="black", linestyle=":", lw=1
+                flat, label=reference, color="black", linestyle=next(dots), lw=1
             )
         else:
             points = _curve(mine, lines, lines.y)

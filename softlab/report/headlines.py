@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -13,9 +15,13 @@ from softlab.report.chapter import named, of_run
 from softlab.report.intervals import by_unit, median
 from softlab.report.numbers import number
 
-EACH = 2
+EACH = 3
 """Headlines of a study, at most: all studies share the page."""
 
+SMALL = 0.05
+"""The effect of a prediction that held: worth a line of the first page, after what surprises."""
+NUMBER = re.compile(r"(-?\d[\d.]*)(?: × 10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+))?")
+PLAIN = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
 CONSTANT = 2.0
 """A number is a constant of a study where no condition has another by more than this factor."""
 
@@ -25,12 +31,15 @@ class Headline(TypedDict):
 
     ``text`` holds ``{}`` where its ``value`` stands; ``interval`` says how sure that is. A finding
     without a number of its own has an empty value and interval. The sentence must be true when it
-    is read alone: what the number is a median of stands in it.
+    is read alone: what the number is a median of stands in it. ``effect`` says how far it is from
+    what a reader would expect, as the size of the logarithm of a ratio; of ratios ``effect_of``
+    finds it.
     """
 
     text: str
     value: str
     interval: str
+    effect: NotRequired[float]
 
 
 def headline(
@@ -75,6 +84,36 @@ def headline(
     yield {"text": f"{text}{over}.", "value": value, "interval": span}
 
 
+def surprise(share: float) -> float:
+    """The effect of a share of cases that go against expectation: -log(1 - share)."""
+    return -math.log(max(1 - share, 1e-3))
+
+
+def effect_of(found: Headline) -> float:
+    """How much a finding changes for a reader, to rank the first page by.
+
+    What the chapter says; else of a ratio r ("2.00 times") |log r|, and nothing where its interval
+    holds one; of others, as much as a change by a quarter.
+    """
+    if "effect" in found:
+        return found["effect"]
+    ends = _numbers(found["value"])
+    if " times" not in found["text"] or not ends or min(ends) <= 0:
+        return math.log(1.25)
+    span = re.search(rf"({NUMBER.pattern}) to ({NUMBER.pattern})", found["interval"])
+    reach = [*ends, *(_numbers(span[0]) if span else [])]
+    if min(reach) <= 1 <= max(reach):
+        return 0.0
+    return min(abs(math.log(x)) for x in ends)
+
+
+def _numbers(words: str) -> list[float]:
+    """The numbers in what ``numbers.number`` has written."""
+    return [
+        float(x[1]) * 10.0 ** int((x[2] or "0").translate(PLAIN)) for x in NUMBER.finditer(words)
+    ]
+
+
 def constant(values: pd.Series, along: pd.Series, factor: float = CONSTANT) -> bool:
     """Whether a number is about the same under all conditions, so that one may be said for all.
 
@@ -88,7 +127,7 @@ def constant(values: pd.Series, along: pd.Series, factor: float = CONSTANT) -> b
 
 
 def headlines(table: pd.DataFrame, meta: Mapping[str, Any], said: list[str]) -> list[Headline]:
-    """The first two of the study's chapter; of one that offers none the first sentence it says."""
+    """The first three of the study's chapter; of one that offers none its first sentence."""
     offered = getattr(named(*of_run(meta)), "headlines", None)
     found: list[Headline] = list(islice(offered(table), EACH)) if offered else []
     if not found and said:

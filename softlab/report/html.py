@@ -1,12 +1,14 @@
 """The report as one page of HTML that needs nothing else: no network, no other file.
 
 Method and glossary are the PDF's own Typst, as HTML with MathML. Figures are the SVG files beside
-the tables, under a layer of their points. Words from tables are escaped, never read as markup.
+the tables, compressed with their points, and drawn once they come into view. Words from tables are
+escaped, never read as markup.
 """
 
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -36,10 +38,12 @@ def html(data: Mapping[str, Any], files: Mapping[str, bytes], compiled: Compile)
         f'<p class="soft">A softlab report, set from the tables of {escape(data["origin"])}</p>',
         *("</header>", _contents(data), "<main>"),
         *('<section id="findings">', "<h2>Findings</h2>"),
-        "<p>Each sentence is computed from a table: its number, the interval of that number, and "
-        "the study.</p>",
         *(f"<p><b>Not in this report:</b> {escape(said)}</p>" for said in data["refused"]),
-        *(line for study in data["studies"] for line in _headlines(study)),
+        *(f'<p class="caveat">{escape(said)}</p>' for said in data["marks"]),
+        *([f"<p><i>{escape(data['question'])}</i></p>"] if data["studies"][1:] else []),
+        *([] if data["lead"] is None else _figure(data["lead"], files)),
+        *(_headline(item) for item in data["findings"]),
+        f'<p class="box">{escape(data["how"])}</p>',
         *("</section>", '<section id="asked">', "<h2>What was asked</h2>"),
         *(
             f"<p><b>{escape(study['title'])}.</b> <i>{escape(study['question'])}</i> "
@@ -47,10 +51,15 @@ def html(data: Mapping[str, Any], files: Mapping[str, bytes], compiled: Compile)
             for study in data["studies"]
         ),
         "<p>Bands in figures and small numbers in tables are the quartiles over the cases that "
-        "share a point. Point at a mark for its case, at a column's head to sort by it.</p>",
+        "share a point. Point at a mark for its case, or go from one to the next by the arrow "
+        "keys; press a column's name to sort by it.</p>",
         "</section>",
         *(line for study in data["studies"] for line in _study(study, files, compiled)),
         *('<section id="glossary">', "<h2>Glossary</h2>", glossary, "</section>"),
+        *('<section id="references">', "<h2>References</h2>"),
+        "<p>The same as BibTeX is in references.bib beside this page.</p>",
+        *(f"<p>{_reference(one)}</p>" for one in data["references"]),
+        "</section>",
         *('<section id="environment">', "<h2>Environment</h2>"),
         *_environment(data["environment"]),
         *("</section>", "</main>", '<div id="tip" role="status" hidden></div>'),
@@ -72,18 +81,47 @@ def _contents(data: Mapping[str, Any]) -> str:
     studies = ((f"study-{study['name']}", study["title"]) for study in data["studies"])
     places = [
         *(("findings", "Findings"), ("asked", "What was asked"), *studies),
-        *(("glossary", "Glossary"), ("environment", "Environment")),
+        *(("glossary", "Glossary"), ("references", "References"), ("environment", "Environment")),
     ]
     links = "".join(f'<li><a href="#{escape(at)}">{escape(to)}</a></li>' for at, to in places)
-    return f'<nav aria-label="Contents"><ol>{links}</ol></nav>'
+    return (
+        '<nav aria-label="Contents"><button id="theme" type="button">light or dark</button>'
+        '<label>Search <input id="search" type="search"></label>'
+        '<span id="count" class="soft" role="status"></span>'
+        f"{_choice('method', _of_marks(data, 'group'))}{_choice('input', _of_marks(data, 'panel'))}"
+        f"<ol>{links}</ol></nav>"
+    )
 
 
-def _headlines(study: Mapping[str, Any]) -> Iterator[str]:
-    for item in study["headlines"]:
-        text = escape(item["text"]).replace("{}", f"<b>{escape(item['value'])}</b>", 1)
-        place = f'<a href="#study-{escape(study["name"])}">{escape(study["name"])}</a>'
-        interval = f"{escape(item['interval'])} · " if item["interval"] else ""
-        yield f'<p class="headline">{text} <span class="soft">{interval}{place}</span></p>'
+def _of_marks(data: Mapping[str, Any], what: str) -> list[str]:
+    """The groups or the panels of all figures, each once."""
+    figures = [item for study in data["studies"] for item in study["figures"]]
+    figures += [] if data["lead"] is None else [data["lead"]]
+    return sorted({mark[what] for item in figures for mark in item["marks"] if mark[what]})
+
+
+def _reference(one: Mapping[str, str]) -> str:
+    of = f' <span class="soft">{escape(one["of"])}</span>' if one["of"] else ""
+    return f"{escape(one['text'])}{of}"
+
+
+def _choice(name: str, words: list[str]) -> str:
+    """What the reader follows through all figures."""
+    if len(words) < 2:
+        return ""
+    options = "".join(f"<option>{escape(word)}</option>" for word in words)
+    every = f'<option value="">every {name}</option>'
+    return f'<label>Follow <select id="{name}">{every}{options}</select></label>'
+
+
+def _headline(item: Mapping[str, Any]) -> str:
+    text = escape(item["text"]).replace("{}", f"<b>{escape(item['value'])}</b>", 1)
+    study = escape(item["study"])
+    links = [f'<a href="#study-{study}">{study}</a>']
+    links += [f'<a href="#{escape(item["rows"])}">rows</a>'] if item["rows"] else []
+    said = [x for x in (item["interval"], item["mark"]) if x]
+    rest = " · ".join([*map(escape, said), *links])
+    return f'<p class="headline">{text} <span class="soft">{rest}</span></p>'
 
 
 def _study(
@@ -98,6 +136,8 @@ def _study(
     else:
         yield f'<p>Measured as <a href="#method-{chapter}">above</a>.</p>'
     yield "<h3>Findings</h3>"
+    if study["shown"]:
+        yield f'<p class="soft">{escape(study["shown"])}</p>'
     yield from (f"<p>{escape(text)}</p>" for text in study["findings"])
     if study["notes"]:
         yield f'<p class="caveat"><b>Caveats.</b> {escape(" ".join(study["notes"]))}</p>'
@@ -116,17 +156,31 @@ def _figure(item: Mapping[str, Any], files: Mapping[str, bytes]) -> Iterator[str
     if item["file"] is None:
         yield f"<p><i>Not drawn: {escape(item['caption'])}</i></p>"
         return
-    said = escape(item["caption"])
-    marks = "".join(
-        f'<circle cx="{100 * mark["left"]:.3f}%" cy="{100 * mark["top"]:.3f}%" r="6" '
-        f'data-said="{escape(json.dumps(_said(mark, item), ensure_ascii=False))}"/>'
+    marks = [
+        {
+            "left": round(100 * mark["left"], 3),
+            "top": round(100 * mark["top"], 3),
+            "group": mark["group"],
+            "panel": mark["panel"],
+            "said": _said(mark, item),
+        }
         for mark in item["marks"]
-    )
-    picture = base64.b64encode(files[item["file"]]).decode()
+    ]
+    held = json.dumps({"svg": files[item["file"]].decode(), "marks": marks}, ensure_ascii=False)
+    # No time stands in the archive: equal figures make equal pages.
+    packed = base64.b64encode(gzip.compress(held.encode(), 9, mtime=0)).decode()
     yield (
-        f'<figure><div class="drawing"><img alt="{said}" src="data:image/svg+xml;base64,{picture}">'
-        f'<svg class="marks">{marks}</svg></div><figcaption>{said}</figcaption></figure>'
+        f'<figure class="plot" id="{escape(item["id"])}"><div class="drawing">'
+        "<noscript>Figures need a browser that runs scripts; each is a file beside its table, "
+        'in the folder "figures" of its study.</noscript></div>'
+        f'<script type="application/gzip">{packed}</script>'
+        f"<figcaption><b>Figure {item['number']}.</b> {escape(item['caption'])}</figcaption>"
+        f'<div class="tools">{_get("svg")}</div></figure>'
     )
+
+
+def _get(kind: str) -> str:
+    return f'<button type="button" data-get="{kind}">{kind.upper()}</button>'
 
 
 def _said(mark: Mapping[str, Any], item: Mapping[str, Any]) -> list[str]:
@@ -146,11 +200,17 @@ def _plain(label: str) -> str:
 
 
 def _table(item: Mapping[str, Any]) -> Iterator[str]:
-    yield f'<table class="sortable"><caption>{escape(item["caption"])}</caption>'
+    yield f'<figure class="table" id="{escape(item["id"])}"><figcaption><b>Table '
+    yield f"{item['number']}.</b> {escape(item['caption'])}</figcaption>"
+    yield f'<div class="tools">{_get("csv")} {_get("tex")}</div>'
+    label = escape(item["caption"][:80])
+    yield f'<div class="wide" tabindex="0" role="region" aria-label="{label}">'
+    yield '<table class="sortable">'
     if item["header"]:
         heads = "".join(
-            f'<th scope="col"><button type="button">{escape(name)}</button></th>'
-            for name in item["header"]
+            f'<th scope="col"{_LEFT if i < item["left"] else ""}>'
+            f'<button type="button">{escape(name)}</button></th>'
+            for i, name in enumerate(item["header"])
         )
         yield f"<thead><tr>{heads}</tr></thead>"
     yield "<tbody>"
@@ -160,7 +220,10 @@ def _table(item: Mapping[str, Any]) -> Iterator[str]:
         first = row[0] if isinstance(row[0], str) and row[0] else first
         cells = "".join(_cell(cell, i < item["left"]) for i, cell in enumerate(row))
         yield f'<tr data-group="{escape(str(first))}">{cells}</tr>'
-    yield "</tbody></table>"
+    yield "</tbody></table></div></figure>"
+
+
+_LEFT = ' class="left"'
 
 
 def _cell(cell: str | list[str], left: bool) -> str:
@@ -171,9 +234,7 @@ def _cell(cell: str | list[str], left: bool) -> str:
 
 
 def _environment(environment: Mapping[str, Any]) -> Iterator[str]:
-    yield "<table><caption>What all studies share.</caption><tbody>"
-    for name, value in environment["shared"]:
-        yield f'<tr><td class="left">{escape(name)}</td><td class="left">{escape(value)}</td></tr>'
-    yield "</tbody></table>"
-    own = {"caption": "What is each study's own.", "left": 1}
-    yield from _table(own | {name: environment[name] for name in ("header", "rows")})
+    shared = {"header": [], "rows": environment["shared"], "left": 2}
+    own = {name: environment[name] for name in ("header", "rows")} | {"left": 1}
+    yield from _table(environment["captions"][0] | shared)
+    yield from _table(environment["captions"][1] | own)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from string import Formatter
 from typing import Any
@@ -15,6 +16,8 @@ zero or absent."""
 Facts = Mapping[str, Any]
 """What a chapter has computed, by name; nothing where the table does not tell."""
 
+FIGURES = re.compile(r"(?<![\w.])-?\d[\d.]*(?: × 10[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)?")
+"""Numbers in a sentence; those within a name, as of layer5, are none."""
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -58,6 +61,21 @@ def short(x: float, digits: int = 3) -> str:
     if 10**digits <= abs(x) < 1e5:
         return f"{x:.0f}"
     return f"{x:#.{digits}g}".rstrip(".").replace("e-0", "e-").replace("e+0", "e")
+
+
+def parted(text: str, most: int = 12) -> list[str]:
+    """The paragraph cut between sentences, so that none has more numbers than a reader keeps.
+
+    A sentence with more of them stands alone.
+    """
+    parts: list[str] = []
+    for one in re.split(r"(?<=[.!?]) (?=[A-Z])", text):
+        joint = f"{parts[-1]} {one}" if parts else one
+        if parts and len(FIGURES.findall(joint)) <= most:
+            parts[-1] = joint
+        else:
+            parts.append(one)
+    return parts
 
 
 def median(rows: pd.DataFrame, column: str, unit: float = 1.0) -> str:

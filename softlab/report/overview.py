@@ -11,6 +11,16 @@ from softlab.report.chapter import Table
 from softlab.report.numbers import counted
 from softlab.report.timings import busy
 
+HOW = (
+    "How to read this. Error: the distance between approximate and exact output over the size of "
+    "the exact one; all zeros have error 1. Baseline: answering the mean of the values; its error "
+    "is often below 1. Skill: what a method gains over the baseline; 1 is exact, 0 or less is "
+    "useless. Interval: where the median of heads such as these lies with 95 % confidence, by "
+    "order statistics; with fewer than six, the range. Heads of one model are not independent, nor "
+    "are samples and seeds, which are summarised first. Findings are ranked by how far they are "
+    "from no effect."
+)
+
 
 def grid(table: pd.DataFrame, meta: Mapping[str, Any]) -> str:
     """How many cases there are, and of how many values of each axis."""

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from softlab.report.chapter import Cell, Table
-from softlab.report.headlines import Headline
+from softlab.report.headlines import SMALL, Headline, surprise
 from softlab.report.numbers import Clause, Facts, joined, number, sentence, short, span
 from softlab.report.rows import complete, finished
 
@@ -91,6 +91,7 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
                 "value": f"{(gap == 0).sum()} of {len(gap)}",
                 "interval": f"worst difference {gap.max():g}; {len(lost)} more runs never reach "
                 "what their map says that they reach",
+                "effect": surprise(float((gap != 0).mean())) + SMALL,
             }
     else:
         risen = _risen(done)
@@ -104,6 +105,7 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
                     (risen["observed_growth"] / risen["declared_growth"] - 1).abs().max()
                 ),
                 "interval": f"worst of {len(risen)} methods; declared are {each}",
+                "effect": SMALL,
             }
 
 

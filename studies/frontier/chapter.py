@@ -14,8 +14,9 @@ from fractions import Fraction
 import numpy as np
 import pandas as pd
 
+from softlab.figures import Lines
 from softlab.report.chapter import Cell, Table
-from softlab.report.headlines import Headline, headline
+from softlab.report.headlines import Headline, headline, surprise
 from softlab.report.numbers import joined, number, short
 from softlab.report.profiles import ROUNDING, known_to, shares_within
 from softlab.report.rows import finished
@@ -33,6 +34,27 @@ COSTS = {"share": "W", "time": "T", "memory": "M"}
 TAUS = 2.0 ** (np.arange(17) / 4)
 SHOWN = 10
 """Most methods that a figure can tell apart."""
+
+LEAD = Lines(
+    x="share",
+    y="output_error",
+    group="method",
+    panel="family",
+    by="budget",
+    rows="pooled",
+    references=("best matrix of the rank", "heaviest keys"),
+    guides={"uniform_error": UNIFORM},
+    xlabel="work over that of exact attention",
+    ylabel="relative output error",
+    legend="panel",
+    name="abstract",
+    caption="Every approximation of softmax attention by family: relative output error against "
+    "counted work, the median over the recorded heads (each the median over its samples). Grey: "
+    "the error of answering the mean of the values, above which a method has no skill. Thin black: "
+    "the best matrix of the rank and the heaviest keys of each query, which are told what a method "
+    "must find.",
+)
+"""The figure of the report's first page."""
 
 
 def scope(table: pd.DataFrame) -> str:
@@ -77,6 +99,17 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
         )
         best = _best(points, budget)
         yield from headline(text, best["output_error"], "inputs")
+        cases = _methods(points)
+        cases = cases[cases["budget"] < 1]
+        bad = ~(cases["skill"] > 0)
+        if bad.any():
+            yield {
+                "text": "In {} settings (an input, a method and a budget) an approximation of "
+                f"{target} attention is no better than answering the mean of the values.",
+                "value": f"{bad.sum()} of {len(cases)}",
+                "interval": "a count over the study's grid, which is no sample",
+                "effect": surprise(float(bad.mean())),
+            }
         cells = _settings(points)
         cells = cells[cells["n"] == cells["n"].max()]
         if len(cells):
@@ -85,6 +118,7 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
                 f"quarter of the work of exact {target} attention {{}} take less time.",
                 "value": str((cells["time"] < 1).sum()),
                 "interval": "a count of the study's methods and budgets, which are no sample",
+                "effect": surprise(float((cells["time"] >= 1).mean())),
             }
 
 
@@ -118,6 +152,21 @@ def by_family(table: pd.DataFrame) -> pd.DataFrame:
     shared = pd.concat([_front_rows(done, "share"), done[done["family"] == ORACLE]])
     copies = [shared.assign(family=family) for family in pages]
     return _stepped(pd.concat([rows[rows["family"].isin(pages)], *copies]))
+
+
+def pooled(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows to draw: one a method and budget, the medians over the recorded heads of softmax."""
+    done = _done(table)
+    done = done[(done["target"] == "softmax") & (done["family"] != EXACT) & (done["share"] < 1)]
+    done = done[done["real"].astype(bool)] if done["real"].astype(bool).any() else done
+    keys = ["family", "method", "budget"]
+    columns = ["share", "output_error", "uniform_error"]
+    each = done.groupby([*keys, "source"], sort=False)[columns].median()
+    rows = each.groupby(level=keys, sort=False).median().reset_index()
+    oracles = rows[rows["family"] == ORACLE]
+    kept = rows[rows["family"] != ORACLE]
+    copies = [oracles.assign(family=family) for family in kept["family"].unique()]
+    return pd.concat([kept, *copies]).assign(status="ok")
 
 
 def profile(table: pd.DataFrame) -> pd.DataFrame:

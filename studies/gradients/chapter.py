@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from softlab.report.chapter import Cell, Table
-from softlab.report.headlines import Headline, headline
+from softlab.report.headlines import Headline, headline, surprise
 from softlab.report.numbers import joined, median, number, short, span
 from softlab.report.rows import complete, finished
 
@@ -110,6 +110,7 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
             f"{SOFTS} steps points uphill in {{}} cases.",
             "value": each,
             "interval": f"cosines {span(made['map_cosine'])}",
+            "effect": surprise(float((made["map_cosine"] < 0).mean())),
         }
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from softlab.report.chapter import Cell, Table
-from softlab.report.headlines import Headline
+from softlab.report.headlines import Headline, surprise
 from softlab.report.intervals import Mean, bracketed, mean
 from softlab.report.numbers import joined, number, short, span
 from softlab.report.rows import finished
@@ -61,6 +61,7 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
         "gradient is off by more than a half in {} places (a step and a layer of a training each).",
         "value": f"{wrong.sum()} of {len(rows)}",
         "interval": f"{_by_seed(wrong, rows)} of the places of a training",
+        "effect": surprise(float(wrong.mean())),
     }
 
 

@@ -204,6 +204,7 @@ def test_predictions_are_counted_and_what_never_arrives_is_said():
         "value": "4 of 6",
         "interval": "worst difference 3; 4 more runs never reach what their map says that they "
         "reach",
+        "effect": pytest.approx(np.log(6 / 4) + 0.05),
     }]  # fmt: skip
     assert list(headlines(predictions().assign(predicted_steps=np.nan))) == []
     assert not [s for s in findings(predictions().assign(predicted_steps=np.nan)) if "maps" in s]
@@ -430,6 +431,7 @@ def test_spoiling_counts_the_methods_that_lose_what_they_gained():
         "each step by the factor that it declares, to a relative {}.",
         "value": "0.0100",
         "interval": "worst of 2 methods; declared are 2.00 of Newton; 3.25 of Cubic",
+        "effect": 0.05,
     }]  # fmt: skip
     calm = spoiling().query("method == 'Calm'")
     assert findings(calm) == list(headlines(calm)) == []

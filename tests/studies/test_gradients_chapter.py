@@ -59,6 +59,7 @@ def test_heads_are_the_units_of_the_cosine_and_designed_grids_are_counted():
         "uphill in {} cases.",
         "value": "1 of 3 (near duplicates) and 2 of 2 (geometric)",
         "interval": "cosines -0.700 to 1.00",
+        "effect": pytest.approx(np.log(5 / 2)),
     }
     (one,) = headlines(cosines().query("source == 'b'"))
     assert one["interval"] == "negative in 0 and below 0.9 in 0 of 1 cases"

@@ -71,6 +71,7 @@ def test_wrong_gradients_are_counted_by_seed():
         " of a training each).",
         "value": "5 of 24",
         "interval": "12 to 38 % of the places of a training",
+        "effect": -math.log(1 - 5 / 24),
     }]  # fmt: skip
     assert list(headlines(made({"exact": LOSS["exact"]}))) == []
 

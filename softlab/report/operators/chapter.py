@@ -2,7 +2,8 @@
 
 Read are the columns that every study of operators writes: ``status``, ``method``, ``target``,
 ``source``, ``output_error``, ``uniform_error``, ``skill``, and those of ``OPTIONAL``. A table
-without any error or skill is of a study of something else, and nothing is said of it.
+without any error or skill is of a study of something else: ``softlab.report.groups`` says of it
+what can be said of any study.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from softlab.report import groups
 from softlab.report.chapter import Cell, Table
 from softlab.report.headlines import Headline, headline
 from softlab.report.intervals import Median
@@ -57,6 +59,8 @@ def scope(table: pd.DataFrame) -> str:
 
 def findings(table: pd.DataFrame) -> list[str]:
     """One paragraph for each method and target."""
+    if _of_something_else(table):
+        return groups.findings(table)
     done = _done(table)
     paragraphs = []
     for (target, method), mine in _by_method(done):
@@ -87,14 +91,21 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:
     """Errors by input, method and rank, a table a target; then what a call costs."""
+    if _of_something_else(table):
+        yield from groups.tables(table)
+        return
     yield from _errors(table)
     yield from _unranked_errors(table)
     yield from _costs(table)
 
 
+def _of_something_else(table: pd.DataFrame) -> bool:
+    return not {"output_error", "uniform_error", "skill"} & set(table.columns)
+
+
 def _done(table: pd.DataFrame) -> pd.DataFrame:
     """The finished rows, with a rank that is NaN where there is none; none of another study."""
-    if not {"output_error", "uniform_error", "skill"} & set(table.columns):
+    if _of_something_else(table):
         return pd.DataFrame(columns=[*sorted(NEEDED), "op.rank"])
     done = finished(table, NEEDED)
     return done if "op.rank" in done else done.assign(**{"op.rank": np.nan})
@@ -136,21 +147,38 @@ def _of_unranked(table: pd.DataFrame) -> Iterator[str]:
 
 
 def _unranked_errors(table: pd.DataFrame) -> Iterator[Table]:
-    """The output errors of methods without a rank, in one table."""
+    """The output errors of methods without a rank, in one table, each by its own knob if it has."""
     body: list[list[Cell]] = []
     for (target, method), mine in _unranked(table):
-        for i, x in enumerate(summary(mine, ["source"], "output_error").to_dict("records")):
+        knob = _knob(mine)
+        mine = mine.assign(knob="" if not knob else mine[knob].map(lambda x: f"{x:g}"))
+        points = summary(mine, ["source", "knob"], "output_error").to_dict("records")
+        for i, x in enumerate(points):
             uniform = mine.loc[mine["source"] == x["source"], "uniform_error"].median()
-            head = [[method, target], x["source"]] if i == 0 else ["", x["source"]]
-            body.append([*head, number(uniform), cell(x)])
+            head: list[Cell] = [[method, target], x["source"]] if i == 0 else ["", x["source"]]
+            setting = f"{knob.removeprefix('op.')} {x['knob']}" if knob else ""
+            body.append([*head, *([setting] if _knobs(table) else []), number(uniform), cell(x)])
     if body:
+        own = ["knob"] if _knobs(table) else []
         yield {
             "caption": "Methods without a rank: relative output error, the median over the seeds, "
             "below it the quartiles. Uniform: the error of the uniform average.",
-            "header": ["method", "input", "uniform", "error"],
+            "header": ["method", "input", *own, "uniform", "error"],
             "rows": body,
-            "left": 2,
+            "left": 2 + len(own),
         }
+
+
+def _knob(mine: pd.DataFrame) -> str:
+    """The field of a method that takes several values in a study: its knob; empty if none does."""
+    fields = [x for x in mine if str(x).startswith("op.") and not str(x).endswith("seed")]
+    numeric = [x for x in fields if pd.api.types.is_numeric_dtype(mine[x])]
+    return next((str(x) for x in numeric if mine[x].nunique() > 1), "")
+
+
+def _knobs(table: pd.DataFrame) -> bool:
+    """Whether any method without a rank has a knob of another name."""
+    return any(_knob(mine) for _, mine in _unranked(table))
 
 
 def _headline(what: str, mine: pd.DataFrame, rows: pd.DataFrame, rank: int) -> Iterator[str]:

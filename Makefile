@@ -28,7 +28,7 @@ report: $(READY)  ## every study, on real activations, and the PDF of them all; 
 	$(MAKE) board
 
 board: $(READY)  ## every approximation of the catalogue on recorded heads, as one page; some minutes
-	$(BIN)/softlab compare --all --no-laws --results $(OUT)/board $(if $(QUICK),--quick)
+	$(BIN)/softlab compare --all --results $(OUT)/board $(if $(QUICK),--quick)
 	$(BIN)/softlab board $(OUT)/board --out $(OUT)/board.html
 
 report-models: $(READY)  ## the studies inside trained models too; fetches 350 MB of weights once

@@ -49,7 +49,7 @@ def compare(
         str | None, typer.Option(help="What a function of yours approximates: 'Softmax()'.")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Two samples, and the laws of your own operators alone.")
+        bool, typer.Option("--quick", help="Two samples a head: a trial run.")
     ] = False,
     folder: Annotated[
         Path | None, typer.Option("--out", help="Write report.pdf, report.html and the table here.")
@@ -57,7 +57,9 @@ def compare(
     results: Annotated[
         Path | None, typer.Option(help="Write a result file a method here, for softlab board.")
     ] = None,
-    no_laws: Annotated[bool, typer.Option("--no-laws", help="Leave the laws out.")] = False,
+    laws: Annotated[
+        str, typer.Option(help="Whose laws to ask: yours, all, none. Softlab's are tested.")
+    ] = "yours",
     as_json: Annotated[
         bool, typer.Option("--json", help="The table and all rows as JSON.")
     ] = False,
@@ -80,7 +82,7 @@ def compare(
                 *(subjects or ()), *(catalogue() if every else ()),
                 inputs=inputs or ["recorded"], budget=_share(budget), quick=quick,
                 target=None if target is None else subject(target).at(1.0, 0, _no_dims()),
-                ask_laws=not no_laws, tell=status.update,
+                laws=laws, tell=status.update,
             )  # fmt: skip
         paths = [] if results is None else found.results(results)
         report = None if folder is None else found.save(folder)

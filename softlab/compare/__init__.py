@@ -21,13 +21,14 @@ from typing import Any
 
 import torch
 
-from softlab import laws, measures
+from softlab import measures
 from softlab.compare import results
 from softlab.compare.heads import Head, heads, tied
 from softlab.compare.run_folder import described, written
 from softlab.compare.subjects import Subject, called, subject, word, work
 from softlab.core import Dims
 from softlab.inputs import QKV
+from softlab.laws import examine
 from softlab.laws.runner import Outcome, Verdict
 from softlab.laws.sandbox import Request, examined
 from softlab.operators import GaussianAttention
@@ -36,6 +37,7 @@ from softlab.profiling import in_turn, peak_memory
 BUDGETS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 """Shares of the exact operator's work, at which a figure shows a method with a knob."""
 BUDGET = 1 / 8
+LAWS = ("yours", "all", "none")
 PAIRS = 10
 """Calls of a method and of the exact operator, in turn, that make a ratio of times."""
 SLOW = "gave no answer within"
@@ -115,7 +117,7 @@ def compare(
     budget: float = BUDGET,
     quick: bool = False,
     target: Any = None,
-    ask_laws: bool = True,
+    laws: str = "yours",
     tell: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
     """Measure operators on the same heads, each against its target, beside the controls.
@@ -131,10 +133,10 @@ def compare(
         inputs: words as of ``softlab.compare.heads.heads``: ``"recorded"``, a recorded name, a
             drawn input, a file, a folder.
         budget: share of the exact operator's work that a class may spend, above 0, at most 1.
-        quick: two samples of a head, three budgets in the figure, and laws of what is not softlab's
-            own alone.
+        quick: two samples of a head, and three budgets in the figure.
         target: what plain functions approximate; softmax attention unless given.
-        ask_laws: False leaves the laws out.
+        laws: ``"yours"`` asks those of what is not softlab's own, ``"all"`` of all, ``"none"`` of
+            none. Softlab's own operators are held by its tests.
         tell: given a sentence at each stage.
 
     Returns:
@@ -147,6 +149,9 @@ def compare(
     if not 0 < budget <= 1:
         msg = f"budget is {budget:g}; give a share of the exact work, above 0 and at most 1."
         raise ValueError(msg)
+    if laws not in LAWS:
+        msg = f"laws is {laws!r}; give one of {', '.join(LAWS)}."
+        raise ValueError(msg)
     subjects = _subjects(given, target)
     where = heads([inputs] if isinstance(inputs, str) else inputs)
     grid = sorted({budget, *((1 / 32, 1 / 8, 1 / 2) if quick else BUDGETS)})
@@ -154,15 +159,17 @@ def compare(
     tell(f"timing {len(subjects)} methods")
     costs = job.costs()
     with ThreadPoolExecutor(2) as crew:
-        named = [one for one in subjects if ask_laws and one.spec]
-        asked = {one.name: _asked(crew, one, job, quick=quick) for one in named}
+        under = [one for one in subjects if laws == "all" or (laws == "yours" and not one.own)]
+        asked = {one.name: _asked(crew, one, job, quick=quick) for one in under if one.spec}
         tell(f"errors on {len(where)} heads, and laws")
         rows = [row for head in where for row in job.rows(head, costs)]
         verdicts = {name: found.result() for name, found in asked.items()}
     for one in subjects:
         if one.name not in verdicts:
-            verdicts[one.name] = _examined_here(one, job) if ask_laws else Verdicts(asked=False)
+            verdicts[one.name] = _examined_here(one, job) if one in under else Verdicts(asked=False)
     made = [row | _of_laws(verdicts.get(row["method"])) for row in rows]
+    own = {one.name for one in subjects if one.own}
+    made = [row | {"own": row["method"] in own} for row in made]
     names = [one.name for one in subjects]
     spent = time.monotonic() - begun
     meta = described(names, len(where), job.samples, grid, started, spent, quick=quick)
@@ -260,7 +267,10 @@ class _Job:
                             base | row
                             for row in self._of(one, sample, QKV(q, k, v), reference, costs)
                         )
-                yield from (base | row for row in self._controls(reference))
+                if sample == 0:  # a decomposition each, and much alike
+                    yield from (base | row for row in self._controls(reference))
+                else:
+                    yield base | _uniform(reference)
 
     def _of(
         self, one: Subject, sample: int, qkv: Any, reference: measures.Reference,
@@ -292,10 +302,7 @@ class _Job:
         dims = Dims.of(q, k, v)
         exact = work(reference.target, dims) or 1
         base: Row = {"kind": "control", "status": "ok", "op": "", "fits": True}
-        miss = reference.uniform_error
-        skill = 1 - miss / max(min(1.0, miss), 1e-300)
-        own = {"method": UNIFORM, "budget": 1.0, "asked": True, "share": 0.0}
-        yield base | own | {"output_error": miss, "uniform_error": miss, "skill": skill}
+        yield _uniform(reference)
         each = 2 * (dims.n + dims.l) * dims.e / exact
         for share in self.grid:
             at = {"budget": share, "asked": share == self.budget}
@@ -307,6 +314,15 @@ class _Job:
                 count = max(1, round(share * dims.l))
                 found = measures.best_of_keys(count, reference)
                 yield base | at | _kept(found) | {"method": KEYS, "share": count / dims.l}
+
+
+def _uniform(reference: measures.Reference) -> Row:
+    """The row of the mean of v."""
+    miss = reference.uniform_error
+    row: Row = {"method": UNIFORM, "kind": "control", "status": "ok", "op": "", "fits": True}
+    row |= {"budget": 1.0, "asked": True, "share": 0.0}
+    skill = 1 - miss / max(min(1.0, miss), 1e-300)
+    return row | {"output_error": miss, "uniform_error": miss, "skill": skill}
 
 
 @dataclass(frozen=True, eq=False)
@@ -343,8 +359,6 @@ def _of_laws(found: Verdicts | None) -> Row:
 
 def _asked(crew: ThreadPoolExecutor, one: Subject, job: _Job, *, quick: bool) -> Future[Verdicts]:
     """The laws of a subject that a line names, in a process of its own."""
-    if quick and one.own:
-        return crew.submit(lambda: Verdicts(asked=False))
     spec = one.spec
     if one.swept:
         op = one.at(job.budget, 0, job.dims()) or one.at(1.0, 0, job.dims())
@@ -362,7 +376,7 @@ def _examined_here(one: Subject, job: _Job) -> Verdicts:
     op = one.at(job.budget, 0, job.dims())
     if op is None:
         return Verdicts(asked=False)
-    return _judged(laws.examine(op, examples=1, seconds=10.0))
+    return _judged(examine(op, examples=1, seconds=10.0))
 
 
 def _judged(outcomes: Iterable[Outcome]) -> Verdicts:

@@ -213,7 +213,7 @@ def _laws(entry: Mapping[str, Any]) -> None:
         _refused("a law has two verdicts")
     own = all(_made(x["operator"]) is not None for y in entry["heads"] for x in y["samples"])
     if not found["asked"] and not own:
-        _refused("its laws were not asked; run softlab compare without --no-laws")
+        _refused("its laws were not asked; leave out --laws none")
 
 
 def _again(entry: Mapping[str, Any]) -> None:

@@ -62,6 +62,7 @@ def summary(table: pd.DataFrame) -> list[dict[str, Any]]:
                 "memory": float(memory.median()),
                 "laws_held": int(held.iloc[0]) if len(held) else None,
                 "laws_broken": _words(broken.iloc[0]) if len(broken) else None,
+                "own": bool("own" in mine and mine["own"].iloc[0]),
                 "op": str(largest["op"].iloc[0]) if len(largest) else "",
             }
         )
@@ -107,7 +108,7 @@ def laws_in_words(row: dict[str, Any]) -> str:
     if row["kind"] == "control":
         return ""
     if row["laws_broken"] is None:
-        return "not asked"
+        return "held by tests" if row["own"] else "not asked"
     asked = (row["laws_held"] or 0) + len(row["laws_broken"])
     return ", ".join(row["laws_broken"]) or f"none of {asked}"
 

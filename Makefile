@@ -10,6 +10,7 @@ OUT ?= reports
 WORKERS ?= 2
 QUICK ?=
 BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
 READY := $(VENV)/.ready
 # Weights of the models whose attention the studies replace.
 WEIGHTS := minilm vit photographs smollm2 whisper
@@ -20,24 +21,24 @@ WEIGHTS := minilm vit photographs smollm2 whisper
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(READY)  ## softlab and what development needs, into .venv; about 4 minutes, 1.6 GB
+install: $(INSTALLED)  ## softlab with its report and laws, into .venv; about 4 minutes
 
-report: $(READY)  ## every study, on real activations, and the PDF of them all; more than an hour on two cores; QUICK=1: minutes
+report: $(INSTALLED)  ## every study, on real activations, and the PDF of them all; more than an hour on two cores; QUICK=1: minutes
 	$(BIN)/softlab run --all --threads 1 --workers $(WORKERS) --out $(OUT) $(if $(QUICK),--quick)
 	$(BIN)/softlab report $(OUT)
 	$(MAKE) board
 
-board: $(READY)  ## every approximation of the catalogue on recorded heads, as one page; some minutes
+board: $(INSTALLED)  ## every approximation of the catalogue on recorded heads, as one page; some minutes
 	$(BIN)/softlab compare --all --results $(OUT)/board $(if $(QUICK),--quick)
 	$(BIN)/softlab board $(OUT)/board --out $(OUT)/board.html
 
-report-models: $(READY)  ## the studies inside trained models too; fetches 350 MB of weights once
+report-models: $(INSTALLED)  ## the studies inside trained models too; fetches 350 MB of weights once
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[models]'
 	$(BIN)/softlab fetch $(WEIGHTS)
 	$(BIN)/softlab run --all --needs models --out $(OUT)
 	$(BIN)/softlab report $(OUT)
 
-report-images: $(READY)  ## SOFT's pyramid trained on real images; fetches 31 MB once, by apt
+report-images: $(INSTALLED)  ## SOFT's pyramid trained on real images; fetches 31 MB once, by apt
 	[ -n "$(SOFTLAB_FASHION_MNIST)" ] || $(BIN)/softlab fetch fashion-mnist
 	$(BIN)/softlab run --all --needs images --threads 1 --workers $(WORKERS) --out $(OUT)
 	$(BIN)/softlab report $(OUT)
@@ -60,7 +61,7 @@ peers: $(READY)  ## published packages under the laws, a section of the report
 	$(BIN)/softlab run --all --needs fidelity --threads 1 --out $(OUT)
 	$(BIN)/softlab report $(OUT)
 
-docket: $(READY)  ## published claims, tried, and the report with their verdicts; less than an hour on two cores
+docket: $(INSTALLED)  ## published claims, tried, and the report with their verdicts; less than an hour on two cores
 	$(BIN)/softlab docket run --threads 1 --workers $(WORKERS) --out $(OUT) $(ARGS)
 	$(BIN)/softlab report $(OUT)
 
@@ -106,9 +107,14 @@ clean:  ## what was installed and measured here; other files stay
 	rm -rf $(VENV) $(dir $(wildcard $(OUT)/*/meta.json)) $(addprefix $(OUT)/,benchmarks report.pdf report.html)
 
 # torch first and alone, pinned: left to the resolver it would be the newest CUDA build.
-$(READY): pyproject.toml $(filter-out /dev/null,$(CONSTRAINTS))
+$(INSTALLED): pyproject.toml $(filter-out /dev/null,$(CONSTRAINTS))
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "softlab needs Python 3.11 or newer; use make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) 'torch>=2.8'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[report,laws]'
+	touch $@
+
+# What development needs besides: tests, lint, the site.
+$(READY): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[report,dev,docs]'
 	touch $@

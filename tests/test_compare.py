@@ -91,6 +91,13 @@ def test_the_error_is_that_of_the_definition(found, source):
     assert row["output_error"] < 1e-5
 
 
+def test_a_function_typed_at_a_prompt_is_in_no_file():
+    space = {}
+    exec(compile("def typed(q, k, v):\n    return v", "<stdin>", "exec"), space)
+    assert results.code_of(subject(space["typed"])) == ""
+    assert len(results.code_of(subject(mean))) == 64
+
+
 def test_zeros_have_error_one():
     found = compare(nothing, inputs=SMALL, quick=True, laws="none")
     assert [row["output_error"] for row in of(found, "nothing")] == [1.0, 1.0]

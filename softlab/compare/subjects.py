@@ -111,9 +111,10 @@ def _called(held: Any) -> str:
 def _files(held: Any) -> tuple[str, ...]:
     """The file that defines it, where there is one: part of what decides its numbers."""
     try:
-        return (inspect.getfile(held if inspect.isroutine(held) else _kind(held)),)
+        name = inspect.getfile(held if inspect.isroutine(held) else _kind(held))
     except (TypeError, OSError):
         return ()
+    return (name,) if Path(name).is_file() else ()  # typed at a prompt it is in none
 
 
 def _kind(held: Any) -> Any:

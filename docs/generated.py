@@ -62,8 +62,8 @@ API = {
         "softlab.core": "",
         "softlab.catalogue": "",
         "softlab.primitives": (
-            "banded causal certificates feature_maps normalization nystrom_bounds pages "
-            "prefix_sums sort_lsh weighted_sums"
+            "banded causal certificates draws_intervals feature_maps normalization "
+            "nystrom_bounds pages prefix_sums sort_lsh weighted_sums"
         ),
     },
     "What it is tried on": {
@@ -78,6 +78,7 @@ API = {
     "What is measured": {
         "softlab.laws": "strategies",
         "softlab.measures": "",
+        "softlab.certificates": "",
         "softlab.error_budget": "",
         "softlab.spectra": "",
         "softlab.estimators": "",

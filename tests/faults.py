@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -108,6 +109,35 @@ class Promising:
 
     def bound(self, q, k, v, key_mask=None):
         return self.wrong(self.base, q, k, v, key_mask)
+
+
+@dataclass(frozen=True)
+class Guessing(Promising):
+    """An operator whose interval is ``wrong(op, q, k, v, confidence)``."""
+
+    def interval(self, q, k, v, key_mask=None, *, confidence=0.95):
+        return self.wrong(self.base, q, k, v, confidence)
+
+
+def one_sided(op, q, k, v, confidence):
+    """The published quantile of one side for an event of two."""
+    return op.interval(q, k, v, confidence=2 * confidence - 1)
+
+
+def of_the_numerator(op, q, k, v, confidence):
+    """Forgets to divide by the sum of the weights."""
+    found = op.interval(q, k, v, confidence=confidence)
+    return dataclasses.replace(found, high=found.high * k.shape[-2])
+
+
+def half_an_interval(op, q, k, v, confidence):
+    found = op.interval(q, k, v, confidence=confidence)
+    return dataclasses.replace(found, high=found.high / 2)
+
+
+def without_an_end(op, q, k, v, confidence):
+    found = op.interval(q, k, v, confidence=confidence)
+    return dataclasses.replace(found, high=found.high + math.inf)
 
 
 def halved(op, q, k, v, mask):
@@ -1002,6 +1032,12 @@ OPERATOR_FAULTS = {
                 q, k, v, mask
             ),
         ),
+    ],
+    "coverage": [
+        Guessing(ColumnSample(4), one_sided),
+        Guessing(Performer(16, weights=IID()), half_an_interval),
+        Guessing(Performer(16, weights=IID()), of_the_numerator),
+        Guessing(RandomFourier(16), without_an_end),
     ],
     "informative": [
         Promising(TopK(3), any_two_values),

@@ -1,23 +1,32 @@
 """Certificates: what they say of operators without one, their parts, and a run of many cases."""
 
+import dataclasses
+import json
 import math
 from unittest import mock
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+import softlab
 from softlab import laws
+from softlab.cli import app
+from softlab.features import IID
 from softlab.kernels import Gaussian
+from softlab.landmarks import Strided
 from softlab.laws import certificates
 from softlab.laws.law import generator
 from softlab.operators import (
     BigBird,
+    ColumnSample,
     GaussianAttention,
     Local,
     Nystromformer,
     Pages,
     Performer,
     Quantized,
+    RandomFourier,
     RPCholesky,
     Skyformer,
     Soft,
@@ -116,8 +125,6 @@ def test_an_inverse_that_has_not_converged_enters_per_matrix():
 
 def test_one_key_beyond_the_landmarks_has_the_error_that_is_certified():
     """With tied tokens of which one is no landmark, |R_jj v_j| is the error and the bound."""
-    from softlab.landmarks import Strided
-
     op, x = Soft(3, landmarks=Strided(), pinv=Cholesky()), draw(4, 3)
     v = torch.ones(4, 1, dtype=F64)
     error = (op(x, x, v) - op.target(x, x, v)).abs().max()
@@ -180,3 +187,129 @@ def test_the_law_draws_masks_ties_and_precisions():
     assert {dtype for _, dtype in drawn} == set(certificates.DTYPES)
     assert {case.mask is None for case, _ in drawn} == {True, False}
     assert {case.q is case.k for case, _ in drawn} == {True, False}
+
+
+def test_certify_says_of_each_matrix_what_is_certain_and_what_a_sample_says():
+    q, v = draw(2, 3, 40, 4), draw(2, 3, 40, 3, seed=1)
+    found = softlab.certify(TopK(k=30), q, q, v, rows=8)
+    assert [one.at for one in found] == [(i, j) for i in range(2) for j in range(3)]
+    for one in found:
+        assert one.held
+        assert one.ratio == pytest.approx(1, rel=1e-6)
+        assert one.error.low < one.error.value < one.error.high
+    exact = softlab.certify(TopK(k=30), q, q, v, rows=40)
+    for one in exact:
+        case = (x[one.at] for x in (q, q, v))
+        assert one.certified >= one.error.value
+        assert one.error.low == one.error.high
+        assert one.row == TopK(k=30).bound(*case).max()
+        assert one.work == 1
+
+
+def test_certify_deletes_what_a_mask_deletes():
+    q, v = draw(2, 20, 4), draw(2, 20, 3, seed=1)
+    mask = torch.arange(20) < torch.tensor([[20], [13]])
+    for op in (Local(2), Local(2, causal=True)):
+        short = softlab.certify(op, q, q, v, mask)[1]
+        x, keys = q[1, :13] if op.causal else q[1], q[1, :13]
+        assert short == dataclasses.replace(softlab.certify(op, x, keys, v[1, :13])[0], at=(1,))
+
+
+def test_certify_samples_what_claims_nothing_and_says_so():
+    q = draw(30, 4)
+    (found,) = softlab.certify(Performer(16), q, q, q)
+    assert found.certified is found.ratio is found.held is None
+    assert "output_error" in found.says
+    with pytest.raises(ValueError, match="confidence is 2"):
+        softlab.certify(Local(2), q, q, q, confidence=2.0)
+    with pytest.raises(TypeError, match="op is"):
+        softlab.certify(3, q, q, q)
+
+
+def test_a_bound_below_the_error_is_seen():
+    class Lying(TopK):
+        def bound(self, *tensors, **named):
+            return super().bound(*tensors, **named) / 2
+
+    q = draw(30, 4)
+    (found,) = softlab.certify(Lying(k=3), q, q, q)
+    assert found.held is False
+
+
+@pytest.mark.parametrize(
+    "op",
+    [TopK(k=1), Local(1), Pages(4, 1), Soft(1, landmarks=Strided(), pinv=Cholesky())],
+    ids=repr,
+)
+def test_at_most_is_the_smallest_setting_that_is_certified(op):
+    q, v = 0.5 * draw(24, 4), draw(24, 3, seed=1)
+    name = op.traits.exact_at
+    bounds = [
+        float(dataclasses.replace(op, **{name: m}).bound(q, q, v).max()) for m in range(1, 25)
+    ]
+    error = sorted(bounds)[8] * 1.001
+    found = op.at_most(error, q, q, v)
+    m = getattr(found, name)
+    assert bounds[m - 1] <= error
+    assert m == 1 or bounds[m - 2] > error
+
+
+def test_at_most_refuses_with_the_best_that_it_reached():
+    q = draw(12, 4)
+    with pytest.raises(ValueError, match=r"no window up to 12 .* the best is .*e-1\d, at window="):
+        Local(1).at_most(1e-20, q, q, q)
+    with pytest.raises(ValueError, match="no rank and no budget"):
+        Quantized("int8").at_most(0.1, q, q, q)
+    with pytest.raises(ValueError, match="claims no bound"):
+        Performer(8).at_most(0.1, q, q, q)
+    with pytest.raises(ValueError, match="error is 0"):
+        Local(1).at_most(0.0, q, q, q)
+
+
+def test_the_command_certifies_saved_tensors(tmp_path):
+    q = draw(2, 40, 4, dtype=torch.float32)
+    torch.save({"q": q, "k": q, "v": q}, tmp_path / "qkv.pt")
+    call = CliRunner().invoke
+    result = call(app, ["certify", "TopK(k=30)", str(tmp_path / "qkv.pt"), "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["operator"] == "TopK(k=30)"
+    assert [row["held"] for row in found["rows"]] == [True, True]
+    told = call(app, ["certify", "Performer(16)", str(tmp_path / "qkv.pt")])
+    assert told.exit_code == 0
+    assert "claims no bound" in told.stdout
+    for words in (["Performer", str(tmp_path / "qkv.pt")], ["TopK(k=3)", "nowhere.pt"]):
+        assert call(app, ["certify", *words]).exit_code == 2
+
+
+def test_intervals_say_why_they_have_no_end():
+    q, v = draw(50, 4), draw(50, 3, seed=1)
+    few = ColumnSample(5).interval(q, q, v)
+    assert few.high.isinf().all()
+    assert "5 draws are fewer than 30" in few.says
+    far = Performer(64).interval(4 * q, 4 * q, v)
+    assert far.high.isinf().any()
+    assert "in a tail that no draw met" in far.says
+    unsure = RandomFourier(64).interval(3 * q, 3 * q, v)
+    assert "the normaliser is not told from zero" in unsure.says
+    calm = ColumnSample(40).interval(0.1 * q, q, v)
+    assert calm.high.isfinite().all()
+    assert not calm.says
+    assert (ColumnSample(50).interval(q, q, v).high == 0).all()
+
+
+def test_an_interval_widens_with_its_confidence_and_is_refused_for_others():
+    q, v = 0.1 * draw(50, 4), draw(50, 3, seed=1)
+    op = Performer(256, weights=IID())
+    assert (op.interval(q, q, v, confidence=0.99).high > op.interval(q, q, v).high).all()
+    with pytest.raises(ValueError, match=r"give 0.8 or more"):
+        op.interval(q, q, v, confidence=0.5)
+    with pytest.raises(ValueError, match=r"op.bound\(q, k, v\) is certain"):
+        Local(2).interval(q, q, v)
+    with pytest.raises(ValueError, match=r"op.interval\(q, k, v\) says by how much"):
+        op.bound(q, q, v)
+    with pytest.raises(ValueError, match="at these settings"):
+        Performer(16, estimator="hyperbolic").interval(q, q, v)
+    mask = torch.arange(50) < 40
+    deleted = op.interval(q, q[:40], v[:40])
+    torch.testing.assert_close(op.interval(q, q, v, mask).high, deleted.high)

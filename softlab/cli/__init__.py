@@ -13,6 +13,7 @@ import typer
 from softlab import __version__
 from softlab.cli import (
     board,
+    certify,
     check,
     compare,
     docket,
@@ -38,6 +39,7 @@ for name, call, examples in (
     ("report", report.report, report.EXAMPLES),
     ("compare", compare.compare, compare.EXAMPLES),
     ("board", board.board, board.EXAMPLES),
+    ("certify", certify.certify, certify.EXAMPLES),
     ("check", check.check, check.EXAMPLES),
     ("substitute", substitute.substitute, substitute.EXAMPLES),
     ("list", list.catalogue, list.EXAMPLES),

@@ -100,6 +100,7 @@ OPERATOR_LAWS: tuple[Law[Operator], ...] = (
     estimates.RESEEDED,
     certificates.CERTIFICATE,
     certificates.INFORMATIVE,
+    certificates.COVERAGE,
     cost.FLOPS,
     limits.LINEAR_MEMORY,
     error_parts.BUDGET,

@@ -20,8 +20,11 @@ from softlab.laws.law import (
     at_most,
     largest,
     lengths,
+    needs_equal,
     normal,
     rank_of,
+    refielded,
+    reseeded,
     separated,
     takes_mask,
     tolerance,
@@ -32,6 +35,13 @@ from softlab.laws.situations import Situation, drawn
 F64 = torch.float64
 DTYPES = (F64, torch.float32, torch.bfloat16, torch.float16)
 GEOMETRIES = ("runs", "normal", "spectral", "clustered", "identical", "apart", "one beyond")
+DRAWN = 128
+"""Draws of an operator whose intervals are asked."""
+TRIALS = 600
+CONFIDENCE, ALARM = 0.9, 1e-7
+"""Of the intervals, and the chance of a false alarm in one run of the law."""
+WIDEST = 4.0
+"""How many times the ideal width an interval may have in one dimension."""
 SITUATIONS = 2
 """Situations of a seed, beside one case of each geometry."""
 
@@ -139,6 +149,44 @@ def _informative(op: Any, rng: torch.Generator) -> Iterator[Gap]:
         yield Gap(bound, allowed, f"{full!r} on {len(k)} keys: the largest bound")
 
 
+def _coverage(op: Any, rng: torch.Generator) -> Iterator[Gap]:
+    """Misses of the stated odds in many draws, one row of each, against the binomial law."""
+    many = refielded(op, op.traits.draws, DRAWN)
+    l = 4 * DRAWN if op.traits.draws == "rank" else 12
+    n = l if needs_equal(op) else 1
+    q, k, v = 0.15 * normal(rng, n, 4), 0.15 * normal(rng, l, 4), normal(rng, l, 1)
+    exact = many.target(q, k, v)[0]
+    first = int(torch.randint(1 << 30, (), generator=rng, device="cpu"))
+    missed, asked_of, errors, ends = 0, 0, 0.0, 0.0
+    for seed in range(first, first + TRIALS):
+        one = reseeded(many, seed)
+        high = float(one.interval(q, k, v, confidence=CONFIDENCE).high[0])
+        error = float((one(q, k, v)[0] - exact).norm())
+        if high == math.inf:
+            continue
+        asked_of, missed = asked_of + 1, missed + (error > high)
+        errors, ends = errors + error**2, ends + high
+    # A row without an end is none that is missed: the odds are over all draws.
+    where = f"{missed} misses in {TRIALS} draws, {asked_of} with an end, at {CONFIDENCE}"
+    yield Gap(float(asked_of == 0), 0, f"{where}: no interval has an end on tame tokens")
+    yield Gap(missed, _most_misses(TRIALS), where)
+    ideal = math.sqrt(errors / max(1, asked_of)) * 1.645
+    width = ends / max(1, asked_of) / ideal if ideal > 0 else 1.0
+    yield Gap(width, WIDEST, f"width over the ideal one; {where}")
+
+
+def _most_misses(trials: int) -> int:
+    """The most misses that a binomial number exceeds with a chance below ``ALARM``."""
+    miss = 1 - CONFIDENCE
+    chance, most = (1 - miss) ** trials, 0
+    below = chance
+    while 1 - below > ALARM and most < trials:
+        chance *= (trials - most) / (most + 1) * miss / (1 - miss)
+        most += 1
+        below += chance
+    return most
+
+
 CERTIFICATE: Law[Any] = Law(
     "certificate",
     "op.bound(q, k, v) is at least the norm of each row of op(q, k, v) less op.target(q, k, v) in "
@@ -160,4 +208,17 @@ INFORMATIVE: Law[Any] = Law(
     when="claims certified and exact_at",
     allows="1000 roundings of the sum of all values",
     catches="the diameter of the values as the bound of any error",
+)
+COVERAGE: Law[Any] = Law(
+    "coverage",
+    "an error exceeds op.interval(q, k, v, confidence).high no more often than stated, and the "
+    "interval is no more than 4 times as wide as the errors are",
+    lambda op: bool(op.traits.draws),
+    _coverage,
+    family="statistical",
+    when="claims draws",
+    allows="as many misses as a binomial number exceeds once in ten million runs",
+    catches="a one-sided quantile; a spread that forgets the normaliser; half of the interval; an "
+    "interval of any two values",
+    examples=1,
 )

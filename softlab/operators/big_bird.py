@@ -14,6 +14,7 @@ from softlab.kernels import Exponential
 from softlab.operators.softmax import Softmax
 from softlab.primitives.banded import banded_average, centres, ordinals, rows, support_sizes
 from softlab.primitives.certificates import (
+    at_most,
     average_rounding,
     centre,
     certificate,
@@ -116,6 +117,8 @@ class BigBird:
             whole = torch.where(seeing[:, :first, None], whole, out[:, :first])
             out = torch.cat((whole, out[:, first:]), 1)
         return out.reshape(*lead, n, v.shape[-1])
+
+    at_most = at_most
 
     @certificate
     def bound(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from softlab import validation
@@ -11,6 +13,7 @@ from softlab.core import Cost, Dims, Knob, Traits, attention, value
 from softlab.kernels import Exponential, kernel_cost
 from softlab.landmarks import UniformRandom
 from softlab.operators.softmax import Softmax
+from softlab.primitives.draws_intervals import Interval, answered, from_draws, of_weights, residuals
 from softlab.validation import Seed, Size
 
 
@@ -47,6 +50,7 @@ class ColumnSample:
             exact_at="rank",
             monotone="absolute",
             linear_memory=True,
+            draws="rank",
         )
 
     @property
@@ -62,6 +66,40 @@ class ColumnSample:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
         validation.rank_fits(self.rank, validation.survivors(key_mask, k), "keys")
+        return Exponential().average(q, *self._drawn(k, v, key_mask))
+
+    @answered
+    def interval(
+        self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, confidence: float
+    ) -> Interval:
+        """By how much each row errs, with stated odds over the draw of keys.
+
+        The drawn keys' weights and values are the draws of ``primitives.draws_intervals``, of a
+        finite population. A key that was not drawn and holds most of a row is not seen: the odds
+        are over draws, and rows where scores spread far have no end.
+
+        Args:
+            q: queries (..., n, d).
+            k: keys (..., l, d).
+            v: values (..., l, e).
+            key_mask: boolean, broadcastable to (..., l).
+            confidence: 0.8 to below 1.
+        """
+        left = validation.survivors(key_mask, k)
+        validation.rank_fits(self.rank, left, "keys")
+        some_k, some_v = self._drawn(k, v, key_mask)
+        scores = q @ some_k.mT / math.sqrt(q.shape[-1])
+        p = scores.softmax(-1)
+        share = (
+            self.rank / k.shape[-2] if key_mask is None else self.rank / int(key_mask.sum(-1).max())
+        )
+        squares = residuals(p, some_v, p @ some_v)
+        doubt = math.sqrt(max(0.0, 1 - share)) * of_weights(p)
+        logs = scores.var(-1) if self.rank > 1 else torch.zeros_like(doubt)
+        return from_draws(squares, doubt, logs, confidence, share)
+
+    def _drawn(self, k: Tensor, v: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The drawn keys (..., m, d) and their values."""
         at = UniformRandom(self.seed).indices(k, self.rank, key_mask).unsqueeze(-1)
-        drawn_k, drawn_v = (x.gather(-2, at.expand(*at.shape[:-1], x.shape[-1])) for x in (k, v))
-        return Exponential().average(q, drawn_k, drawn_v)
+        some_k, some_v = (x.gather(-2, at.expand(*at.shape[:-1], x.shape[-1])) for x in (k, v))
+        return some_k, some_v

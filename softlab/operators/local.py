@@ -13,7 +13,7 @@ from softlab.core import Cost, Dims, Knob, Traits, attention, value
 from softlab.operators.softmax import Softmax
 from softlab.primitives.banded import banded_average, centres, ordinals, rows, support_sizes
 from softlab.primitives.causal import of_kept
-from softlab.primitives.certificates import certificate
+from softlab.primitives.certificates import at_most, certificate
 from softlab.primitives.pages import Band, banded_bound
 from softlab.validation import Natural, Size
 
@@ -97,6 +97,8 @@ class Local:
         if self.causal:
             return of_kept(self._average, q, k, v, key_mask)
         return self._average(q, k, v, key_mask)
+
+    at_most = at_most
 
     @certificate
     def bound(

@@ -14,6 +14,7 @@ from softlab.operators.softmax import Softmax
 from softlab.primitives import pages as paging
 from softlab.primitives.banded import ordinals, rows
 from softlab.primitives.certificates import (
+    at_most,
     average_rounding,
     centre,
     certificate,
@@ -94,6 +95,8 @@ class Pages:
         ends = low.mT, high.mT
         out = [self._average(part, of_k, of_v, held, ends)[0] for part in self._parts(x, v)]
         return torch.cat(out, 1).reshape(*lead, n, v.shape[-1])
+
+    at_most = at_most
 
     @certificate
     def bound(

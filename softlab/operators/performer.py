@@ -13,6 +13,7 @@ from softlab.core import Cost, Dims, Knob, Traits, attention, own_precision, val
 from softlab.features import Orthogonal, Weights
 from softlab.operators.softmax import Softmax
 from softlab.primitives.causal import of_kept
+from softlab.primitives.draws_intervals import Interval, answered, from_draws, of_weights, residuals
 from softlab.primitives.feature_maps import causal_feature_average, feature_average
 from softlab.primitives.normalization import indicator
 from softlab.validation import Numbers, OneOf, Positive, Width
@@ -135,6 +136,7 @@ class Performer:
             unbiased=unbiased,
             variance=known if unbiased else "",
             linear_memory=True,
+            draws="features" if self._counted else "",
         )
         return traits.made_causal() if self.causal else traits
 
@@ -142,6 +144,40 @@ class Performer:
     def target(self) -> Softmax:
         """Softmax attention of the same scale."""
         return Softmax(self.scale, self.causal)
+
+    @property
+    def _counted(self) -> bool:
+        """Whether each feature is a draw by itself, or correlates so that the mean errs less."""
+        apart = self.weights.independent or self.weights.orthogonal
+        return self.estimator == "positive" and self.eps == 0 and not self.causal and apart
+
+    @answered
+    def interval(
+        self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, confidence: float
+    ) -> Interval:
+        """By how much each row errs, with stated odds over the draws of W; positive features.
+
+        A feature r is a draw with D_r = phi_r(q) sum_j phi_r(k_j) and the value g_r, the average of
+        v under phi_r(k): ``primitives.draws_intervals``. Features are lognormal: at the norms of
+        trained heads most rows have no end, since no number of draws that one can afford meets the
+        tail that holds their mean. Orthogonal features err less than independent ones, of which
+        the interval is.
+
+        Args:
+            q: queries (..., n, d).
+            k: keys (..., l, d).
+            v: values (..., l, e).
+            key_mask: boolean, broadcastable to (..., l).
+            confidence: 0.8 to below 1.
+        """
+        a, (b, half) = self._projected(q, None)[0], self._projected(k, None)
+        b = b - half
+        if key_mask is not None:
+            b = b.masked_fill(~key_mask.unsqueeze(-1), -math.inf)
+        logs = a + b.logsumexp(-2, keepdim=True)
+        p, g = logs.softmax(-1), b.softmax(-2).mT @ v
+        spread = logs.var(-1) if self.features > 1 else torch.zeros_like(logs[..., 0])
+        return from_draws(residuals(p, g, p @ g), of_weights(p), spread, confidence)
 
     @property
     def _draws(self) -> int:

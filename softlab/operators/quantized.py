@@ -27,6 +27,7 @@ from softlab.kernels import kernel_cost
 from softlab.operators.softmax import Softmax
 from softlab.primitives.causal import of_kept
 from softlab.primitives.certificates import (
+    at_most,
     average_rounding,
     centre,
     certificate,
@@ -350,6 +351,8 @@ class Quantized:
         turned = (x.detach() / length.detach().where(length > 0, 1)) @ turn.mT
         at = torch.bucketize(root * turned, (found[1:] + found[:-1]) / 2)
         return length * ((found[at] / root) @ turn)
+
+    at_most = at_most
 
     @certificate
     def bound(

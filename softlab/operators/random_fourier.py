@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import ClassVar
@@ -15,6 +16,7 @@ from softlab.kernels import Gaussian
 from softlab.operators.gaussian_attention import GaussianAttention
 from softlab.operators.softmax import Softmax
 from softlab.primitives.causal import by_halves, of_kept
+from softlab.primitives.draws_intervals import Interval, answered, from_draws
 from softlab.primitives.feature_maps import feature_sums
 from softlab.primitives.normalization import indicator, over
 from softlab.primitives.weighted_sums import Sums
@@ -93,7 +95,10 @@ class RandomFourier:
             unbiased=unbiased,
             variance="equal" if unbiased and self.weights.independent else "",
             linear_memory=True,
+            draws="features" if self.weights.independent or self.weights.orthogonal else "",
         )
+        if self.target.causal:
+            traits = dataclasses.replace(traits, draws="")
         return traits.made_causal() if self.target.causal else traits
 
     @property
@@ -165,6 +170,52 @@ class RandomFourier:
         weight = (half - half.detach().amax(-2, keepdim=True)).exp()
         degree = (phi_q * (weight * phi_k).sum(-2, keepdim=True)).sum(-1, keepdim=True)
         return over(phi_q @ (phi_k.mT @ (weight * v)), degree)
+
+    @answered
+    def interval(
+        self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, confidence: float
+    ) -> Interval:
+        """By how much each row errs, with stated odds over the draws of W.
+
+        A row w_r of W is a draw, with its cosine and its sine: ``primitives.draws_intervals``.
+        Where the degree is not told from zero there is no end.
+
+        Args:
+            q: queries (..., n, d).
+            k: keys (..., l, d).
+            v: values (..., l, e).
+            key_mask: boolean, broadcastable to (..., l).
+            confidence: 0.8 to below 1.
+        """
+        kept, m = indicator(v, key_mask), self.features // 2
+        centre = k.sum(-2, keepdim=True) / kept.sum(-2, keepdim=True)
+        half = self._half(k).masked_fill(kept == 0, -math.inf)
+        weight = (half - half.amax(-2, keepdim=True)).exp() if self._normalized else kept
+        columns = torch.cat((weight * v, weight), -1)
+        of_keys = (self._waves(k - centre).mT @ columns).unflatten(-2, (2, m))
+        of_queries = self._waves(q - centre).unflatten(-1, (2, m))
+        (cos, sin), (c, s) = of_queries.unbind(-2), of_keys.unbind(-3)
+        degree = cos * c[..., -1].unsqueeze(-2) + sin * s[..., -1].unsqueeze(-2)
+        whole = degree.mean(-1, keepdim=True)
+        mean = (cos @ c[..., :-1] + sin @ s[..., :-1]) / m
+        if self._normalized:
+            sound = whole > 0
+            out = torch.where(sound, mean / torch.where(sound, whole, 1), 0)
+            held, divided = degree, torch.where(sound, whole, 1)
+            doubt = degree.std(-1) / math.sqrt(m) / divided.squeeze(-1)
+            doubt = torch.where(sound.squeeze(-1), doubt, math.inf)
+        else:
+            out, held, divided = mean, torch.ones_like(degree), torch.ones_like(whole)
+            doubt = torch.zeros_like(whole.squeeze(-1))
+        # |cos C + sin S - held out|^2, by products of the coordinates.
+        c, s = c[..., :-1], s[..., :-1]
+        squares = cos.square() * c.square().sum(-1).unsqueeze(-2)
+        squares = squares + sin.square() * s.square().sum(-1).unsqueeze(-2)
+        squares = squares + 2 * cos * sin * (c * s).sum(-1).unsqueeze(-2)
+        squares = squares - 2 * held * (cos * (out @ c.mT) + sin * (out @ s.mT))
+        squares = squares + held.square() * out.square().sum(-1, keepdim=True)
+        squares = squares.clamp_min(0) / divided.square()
+        return from_draws(squares, doubt, None, confidence)
 
     def _causal(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         centre = k[..., :1, :].detach()

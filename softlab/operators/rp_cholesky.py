@@ -15,7 +15,7 @@ from softlab.landmarks.draws import drawn, uniforms
 from softlab.landmarks.pivoting import Pivots, pivots
 from softlab.operators.softmax import Softmax
 from softlab.pinv import Cholesky, Solver, applier, applier_cost
-from softlab.primitives.certificates import EXP, centre, certificate, chain, lengths, unit
+from softlab.primitives.certificates import EXP, at_most, centre, certificate, chain, lengths, unit
 from softlab.primitives.normalization import indicator, least, over, size
 from softlab.primitives.nystrom_bounds import average_apart
 from softlab.validation import Positive, Seed, Size
@@ -124,6 +124,8 @@ class RPCholesky:
             flat, at = out.reshape(-1, *out.shape[-2:]), wide.flatten().nonzero()[:, 0]
             out = flat.index_copy(0, at, exact).reshape(out.shape)
         return out
+
+    at_most = at_most
 
     @certificate
     def bound(

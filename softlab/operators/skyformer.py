@@ -14,7 +14,7 @@ from softlab.kernels import kernel_cost
 from softlab.landmarks import Selector, UniformRandom
 from softlab.operators.gaussian_attention import GaussianAttention
 from softlab.pinv import SVD, NystromformerCubic, Solver, applier, applier_cost
-from softlab.primitives.certificates import certificate
+from softlab.primitives.certificates import at_most, certificate
 from softlab.primitives.nystrom_bounds import apart
 from softlab.validation import Bandwidth, NotNegative, Size
 
@@ -134,6 +134,8 @@ class Skyformer:
         inverted = applier(self.pinv, core)
         gathered = scale * inverted(scale * kernel.apply(z, k, v))
         return kernel.apply(q, z, gathered)
+
+    at_most = at_most
 
     @certificate
     def bound(

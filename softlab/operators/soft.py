@@ -18,7 +18,7 @@ from softlab.landmarks import SegmentMeans, Selector
 from softlab.operators.gaussian_attention import GaussianAttention
 from softlab.pinv import SVD, NewtonRaphson, Solver, applier, applier_cost
 from softlab.pinv.newton_raphson import of_landmarks
-from softlab.primitives.certificates import centre, certificate
+from softlab.primitives.certificates import at_most, centre, certificate
 from softlab.primitives.normalization import (
     NORMALIZATIONS,
     faint,
@@ -162,6 +162,8 @@ class Soft:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
         validation.rank_fits(self.rank, validation.survivors(key_mask, k), "keys")
         return self._through(self.landmarks(k, self.rank, key_mask), q, k, v, key_mask)
+
+    at_most = at_most
 
     @certificate
     def bound(

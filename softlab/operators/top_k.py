@@ -14,6 +14,7 @@ from softlab.kernels import kernel_cost
 from softlab.operators.softmax import Softmax
 from softlab.primitives.causal import of_kept
 from softlab.primitives.certificates import (
+    at_most,
     average_rounding,
     centre,
     certificate,
@@ -103,6 +104,8 @@ class TopK:
         if self.causal:
             return of_kept(self._average, q, k, v, key_mask)
         return self._average(q, k, v, key_mask)
+
+    at_most = at_most
 
     @certificate
     def bound(

@@ -17,6 +17,7 @@ the arithmetic of float32 products, not that of TF32.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -82,6 +83,65 @@ def certificate(call: F) -> F:
         return _raised(found, v.dtype)
 
     return cast("F", torch.no_grad()(own_precision(whole)))
+
+
+def at_most(
+    op: Any,
+    error: float,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_mask: Tensor | None = None,
+) -> Any:
+    """The operator at the smallest setting whose certificate is at most ``error`` on every row.
+
+    The setting is the rank, the window or the budget; it is doubled from 1 until the largest
+    ``bound`` of a row is at most ``error``, and then halved in between. Each setting costs a call
+    and its bound. Where certificates do not fall with every step, as with landmarks that are
+    chosen anew, a smaller setting may be certified as well.
+
+    Args:
+        op: the operator, whose method this is; its other fields stay.
+        error: of a row, in the units of v, positive.
+        q: queries (..., n, d).
+        k: keys (..., l, d).
+        v: values (..., l, e).
+        key_mask: boolean, broadcastable to (..., l).
+
+    Raises:
+        ValueError: no setting is certified so far, with the best that was; or the operator has no
+            setting, or claims no bound.
+    """
+    validation.span("error", error)
+    knob = getattr(type(op), "knob", None)
+    name = op.traits.exact_at or (knob.fields[0] if knob is not None else "")
+    if not name:
+        msg = f"{op!r} has no rank and no budget to choose; ask op.bound(q, k, v) of it as it is."
+        raise ValueError(msg)
+    most = validation.survivors(key_mask, k) + (q.shape[-2] if op.traits.lifted else 0)
+    best = (math.inf, 0)
+
+    def meets(m: int) -> bool:
+        nonlocal best
+        found = float(dataclasses.replace(op, **{name: m}).bound(q, k, v, key_mask).max())
+        best = min(best, (found, m))
+        return found <= error
+
+    high = 1
+    while not meets(high):
+        if high == most:
+            msg = (
+                f"no {name} up to {most} is certified to err by at most {error:g} on every row: "
+                f"the best is {best[0]:.3g}, at {name}={best[1]}. The error itself may be smaller: "
+                "softlab.certify(op, q, k, v) has a sample of it beside the certificate."
+            )
+            raise ValueError(msg)
+        high = min(2 * high, most)
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if meets(middle) else (middle, high)
+    return dataclasses.replace(op, **{name: high})
 
 
 def _raised(bound: Tensor, dtype: torch.dtype) -> Tensor:

@@ -159,6 +159,7 @@ def random_solver(value):
 
 DRAWN = {
     "bandwidth": {"input": drawn_input, "op": all, "stretch": 1},
+    "certificates": {"method": lambda name: name in ("BigBird", "RPCholesky", "Skyformer")},
     "budget": {"input": drawn_input, "op": lambda op: op.rank == 16, "precision": 1},
     "frontier": {"input": drawn_input, "method": all, "budget": lambda share: share == 0.5},
     "growth": {"op": all, "n": lambda n: n == 1024},

@@ -46,8 +46,8 @@ SITUATIONS = 2
 """Situations of a seed, beside one case of each geometry."""
 
 
-def tokens(op: Any, geometry: str, rng: torch.Generator, scale: float) -> Situation:
-    """A batch of two unlike cases of that geometry, the keys tied to the queries in the first half.
+def tokens(op: Any, geometry: str, rng: torch.Generator, scale: float, many: int = 2) -> Situation:
+    """A batch of so many unlike cases of that geometry, in every second draw with tied keys.
 
     ``"runs"``: the first half of the tokens is one, the second its opposite, and so are the values,
     so that what is left out weighs as much as it can; ``"one beyond"``: one key more than the rank,
@@ -63,30 +63,30 @@ def tokens(op: Any, geometry: str, rng: torch.Generator, scale: float) -> Situat
     def points(count: int) -> Tensor:
         if geometry == "runs":
             sign = torch.where(torch.arange(count) < (count + 1) // 2, 1.0, -1.0)
-            return sign.unsqueeze(-1).double() * torch.ones(2, count, d, dtype=F64)
+            return sign.unsqueeze(-1).double() * torch.ones(many, count, d, dtype=F64)
         if geometry == "clustered":
             own = centres[:, torch.arange(count) % 3]
-            return own + 1e-3 * normal(rng, 2, count, d, dtype=F64)
+            return own + 1e-3 * normal(rng, many, count, d, dtype=F64)
         if geometry == "identical":
-            return centres[:, :1].expand(2, count, d)
+            return centres[:, :1].expand(many, count, d)
         if geometry == "spectral":
-            basis = normal(rng, 2, count, d, dtype=F64)
+            basis = normal(rng, many, count, d, dtype=F64)
             return basis * 10.0 ** -torch.arange(d, dtype=F64)
         if geometry == "apart":
             return 12 * centres[:, torch.arange(count) % 3]
-        return normal(rng, 2, count, d, dtype=F64)
+        return normal(rng, many, count, d, dtype=F64)
 
-    centres = normal(rng, 2, 3, d, dtype=F64)
-    unlike = torch.tensor([1.0, 2.5], dtype=F64).view(2, 1, 1) * scale
+    centres = normal(rng, many, 3, d, dtype=F64)
+    unlike = torch.linspace(1, 2.5, many, dtype=F64).view(many, 1, 1) * scale
     q = points(n).cpu() * unlike
     k = q if tied else points(l).cpu() * unlike
-    v = normal(rng, 2, l, 1 if geometry in ("runs", "one beyond") else 3, dtype=F64).cpu()
+    v = normal(rng, many, l, 1 if geometry in ("runs", "one beyond") else 3, dtype=F64).cpu()
     if geometry == "runs":
         v = torch.where(torch.arange(l) < (l + 1) // 2, 1.0, -1.0).double().view(1, l, 1)
-        v = v.expand(2, l, 1)
+        v = v.expand(many, l, 1)
     mask = None
     if takes_mask(op) and geometry == "normal":
-        mask = torch.rand(2, l, generator=rng, device="cpu") < 0.8
+        mask = torch.rand(many, l, generator=rng, device="cpu") < 0.8
         mask = mask | (torch.arange(l) < least)
     return Situation(q, k, v, mask, f"{geometry}, scale {scale:g}, {n} x {l}, tied {tied}")
 

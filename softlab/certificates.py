@@ -15,6 +15,7 @@ from softlab import validation
 from softlab.core import INSTEAD, Dims, Operator
 from softlab.estimators import ExactRows
 from softlab.estimators.estimate import Estimate, check_confidence, magnitude, of_ratio
+from softlab.primitives.certificates import relative
 from softlab.validation import typed
 
 
@@ -128,9 +129,7 @@ def _certified(
         says = f"{op!r} claims no bound of its error. Instead, {INSTEAD}."
         return Certificate(at, len(q), None, None, error, None, None, work, says)
     bound = op.bound(q, k, v, out=out).double()  # type: ignore[attr-defined]
-    whole = float(torch.linalg.vector_norm(bound)) * (1 + 1e-12 * len(q))
-    size = float(torch.linalg.vector_norm(out.double()))
-    certified = whole / (size - whole) if whole < size else math.inf
+    certified = relative(bound, out)
     rounding = 1e-12 * (1 + float(drawn.output.abs().max())) * math.sqrt(len(k))
     own = float(missed.norm())
     ratio = float(bound[drawn.at].norm()) / own if own > 0 else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from softlab import spectra
 from softlab.core import Dims, Operator, as_matrix, norm
 from softlab.error_budget import split
 from softlab.pinv import Inverting, Nystrom, Status, applier
+from softlab.primitives.certificates import relative as relative_bound
 from softlab.profiling import Numbers, peak_memory, seconds
 
 
@@ -144,6 +145,18 @@ def matrix_error(
             row[f"svd_bound{name}"] = bound
             row[f"ratio_to_bound{name}"] = error / max(bound, torch.finfo(q.dtype).eps)
     return row
+
+
+def certified_error(op: Operator, q: Tensor, k: Tensor, v: Tensor) -> dict[str, float | None]:
+    """``certified_error``: an upper bound of ``output_error`` that needs no exact output.
+
+    From ``op.bound``, for an operator that claims ``certified``, else None; infinite where the
+    bound is as large as the output, and so says nothing. Arguments: of one matrix.
+    """
+    if not op.traits.certified:
+        return {"certified_error": None}
+    out, held = op(q, k, v), cast("Any", op)
+    return {"certified_error": relative_bound(held.bound(q, k, v, out=out), out)}
 
 
 def inversion(op: Operator, q: Tensor, k: Tensor) -> dict[str, str | float | int]:

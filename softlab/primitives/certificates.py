@@ -164,6 +164,16 @@ def lengths(x: Tensor) -> Tensor:
     return found * (1 + 2 * chain(x.shape[-1]) * unit(x))
 
 
+def relative(bound: Tensor, out: Tensor) -> float:
+    """At least |out - exact|_F / |exact|_F, from the bounds of the rows (n,) of out (n, e).
+
+    With B = (sum_i b_i^2)^(1/2) that is B / (|out|_F - B), and infinite where B reaches the output.
+    """
+    whole = float(torch.linalg.vector_norm(bound.double())) * (1 + 1e-12 * len(bound))
+    size = float(torch.linalg.vector_norm(out.double()))
+    return whole / (size - whole) if whole < size else math.inf
+
+
 def centre(v: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """A point amid the values (..., 1, e), and the largest distance from it (..., 1)."""
     if key_mask is None:

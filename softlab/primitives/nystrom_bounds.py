@@ -43,6 +43,9 @@ from softlab.kernels import Gaussian
 from softlab.landmarks.selector import take
 from softlab.primitives.certificates import chain, distance, lengths, unit
 
+HELD = 1 << 22
+"""Kernel entries held at once, beside what is kept of them."""
+
 
 class Features(NamedTuple):
     """Points in the space of the landmarks: w (..., n, m), the error of their lengths eta (..., n),
@@ -89,7 +92,16 @@ class Landmarks:
         self.of_ones = sums.sqrt().to(z.dtype).unsqueeze(-1)
 
     def features(self, x: Tensor) -> Features:
-        """What the landmarks know of points x (..., n, d)."""
+        """What the landmarks know of points x (..., n, d), a block of them at a time."""
+        rows = max(1, HELD // (self.z.shape[:-1].numel()))
+        parts = [self._some(part) for part in x.split(rows, -2)]
+        if len(parts) == 1:
+            return parts[0]
+        w, *rest = zip(*parts, strict=True)
+        eta, residual, known = (torch.cat(each, -1) for each in rest)
+        return Features(torch.cat(w, -2), eta, residual, known)
+
+    def _some(self, x: Tensor) -> Features:
         m, u = self.z.shape[-2], unit(x)
         c = self.kernel.matrix(x, self.z)
         w = c @ self.m.mT

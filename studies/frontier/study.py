@@ -159,6 +159,7 @@ def measure(
         "real": real,
         "n": dims.n,
         "fits": True,
+        "certified_error": None,
         **dict.fromkeys(ANSWER),
     }
     if method == "heaviest keys":
@@ -177,6 +178,7 @@ def measure(
     row |= {"op": repr(op), "knob": knob(method, budget, dims) if method in SWEPT else None}
     row |= {"share": work(op, dims) / work(aim, dims)}
     row |= {"memory": spent["peak_bytes"] / exact["peak_bytes"]}
+    row |= measures.certified_error(op, q, k, v)
     return row | spent | measures.output_error(op, q, k, v, reference)
 
 

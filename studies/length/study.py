@@ -126,6 +126,7 @@ def measure(setup: Truths, input: str, op: Operator, device: torch.device) -> Ro
         "high": error.high,
         "error_seconds": taken,
         "target_seconds": whole,
+        **measures.certified_error(op, *qkv),
         **dict.fromkeys(OF_SOME),
     }
     if output is not None:

@@ -73,11 +73,13 @@ def measure(setup: measures.Sample, input: Input, op: Operator) -> Row:
         "source": source,
         "real": real,
         "n": len(setup.q),
+        "certified_error": None,
     }
     if isinstance(op, TruncatedSVD):  # a control: one decomposition serves every rank, untimed
         return row | measures.best_of_rank(op.rank, reference)
     qkv = setup.q, setup.k, setup.v
     row |= measures.accuracy(op, *qkv, reference)
+    row |= measures.certified_error(op, *qkv)
     row |= measures.inversion(op, setup.q, setup.k)
     return row | measures.expense(op, *qkv, budget=0.02)
 

@@ -121,8 +121,8 @@ def _certified(
     unit = max(magnitude(drawn.output), magnitude(missed)) if finite else 1.0
     error = Estimate(math.inf, math.inf, math.inf, confidence)
     if finite:
-        squares = ((x / unit).square().sum(-1).cpu() for x in (missed, drawn.output))
-        error = of_ratio(*squares, confidence, share=drawn.share).root()
+        top, bottom = ((x / unit).square().sum(-1).cpu() for x in (missed, drawn.output))
+        error = of_ratio(top, bottom, confidence, share=drawn.share).root()
     dims = Dims.of(q, k, v)
     work = op.cost(dims).work / op.target.cost(dims).work
     if not op.traits.certified:

@@ -364,6 +364,18 @@ def widened(x: Tensor) -> Tensor:
     return x.float() if x.dtype.itemsize < 4 else x
 
 
+GPU_SHARE = 64
+"""How many times as many numbers a GPU holds at once as a CPU, whose cache bounds them."""
+
+
+def budget(entries: int, device: torch.device) -> int:
+    """How many numbers to hold at once where a CPU holds ``entries``.
+
+    On a GPU the time of a launch, and not a cache, is what a block of work has to be large against.
+    """
+    return entries if device.type == "cpu" else entries * GPU_SHARE
+
+
 def graphed(*tensors: Tensor) -> bool:
     """Whether what is computed from them has a gradient."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from matrices import F32, F64, normal
 from naive import naive, naive_average, results
+from pretended import pretending, up
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 
 from softlab import Dims
@@ -306,6 +307,18 @@ def test_tiles_serve_a_short_side_or_wide_values_on_a_cpu():
     assert not asked(5, 5, device="meta")
 
 
+def test_tiles_serve_float64_and_wide_values_on_cuda():
+    def asked(d, e, dtype=F32):
+        with pretending():
+            return tiled.suits(*(up(torch.ones(1, 5, w, dtype=dtype)) for w in (d, d, e)))
+
+    assert not asked(64, 64)
+    assert not asked(64, 128)
+    assert not asked(65, 130)
+    assert asked(64, 129)
+    assert asked(64, 64, F64)
+
+
 def test_one_tile_is_as_many_entries_as_are_held(monkeypatch):
     monkeypatch.setattr(tiled, "TILE_ENTRIES", 60)
     assert tiled.one_tile(torch.empty(2, 5, 9), torch.empty(2, 6, 9))
@@ -316,27 +329,29 @@ def test_one_tile_is_as_many_entries_as_are_held(monkeypatch):
 @pytest.mark.parametrize(("held", "rows"), [(1, 1), (83, 1), (84, 2), (126, 3), (10**6, 9)])
 def test_blocks_of_the_plain_forms_hold_no_more_than_their_bounds(held, rows, monkeypatch):
     x, y, v = normal(2, 9, 3), normal(2, 7, 3, seed=1), normal(2, 7, 4, seed=2)
-    monkeypatch.setattr(tiled, "TILE_ENTRIES", held)  # 42 numbers of y to a row of differences
-    monkeypatch.setattr(fused, "HELD_ENTRIES", held // 3)  # 14 scores to a row
     K = naive(Gaussian(1.3), x, y)
     scores = 0.7 * x @ y.mT
     hidden = torch.arange(7) > torch.arange(9)[:, None]
-    for of, call, wanted in (
-        (tiled, lambda: tiled.plain_sum(x, y, v, 1.3**2), K @ v),
-        (fused, lambda: fused.plain_average(x, y, v, scale=0.7), scores.softmax(-1) @ v),
-        (fused, lambda: fused.plain_average(x, y, v, scale=0.7, causal=True),
+    gaussian, scores_of = {"scale": 1.3**-2, "gaussian": True}, {"scale": 0.7, "gaussian": False}
+    for numbers, call, wanted in (  # 42 numbers of y to a row of differences, 14 scores to a row
+        (3, lambda: fused.plain_sum(x, y, v, **gaussian), K @ v),
+        (3, lambda: fused.plain_sum(x, y, v, **gaussian, causal=True), K.tril() @ v),
+        (1, lambda: fused.plain_sum(x, y, v, **scores_of), scores.exp() @ v),
+        (1, lambda: fused.plain_average(x, y, v, scale=0.7), scores.softmax(-1) @ v),
+        (1, lambda: fused.plain_average(x, y, v, scale=0.7, causal=True),
          scores.masked_fill(hidden, -math.inf).softmax(-1) @ v),
-        (fused, lambda: fused.plain_average(x, y, v), (x @ y.mT).softmax(-1) @ v),
+        (1, lambda: fused.plain_average(x, y, v), (x @ y.mT).softmax(-1) @ v),
     ):  # fmt: skip
-        lengths, inner = [], of.recomputed
+        monkeypatch.setattr(fused, "HELD_ENTRIES", held // 3 * numbers)
+        lengths, inner = [], fused.recomputed
 
         def watched(block, z, *rest, lengths=lengths, inner=inner):
             lengths.append(z.shape[1])
             return inner(block, z, *rest)
 
-        monkeypatch.setattr(of, "recomputed", watched)
+        monkeypatch.setattr(fused, "recomputed", watched)
         torch.testing.assert_close(call(), wanted)
-        monkeypatch.setattr(of, "recomputed", inner)
+        monkeypatch.setattr(fused, "recomputed", inner)
         assert lengths[0] == rows
         assert sum(lengths) == 9
 

@@ -28,6 +28,7 @@ from softlab import gpu, validation
 from softlab.core import (
     Cost,
     Dims,
+    budget,
     derived,
     graphed,
     own_precision,
@@ -36,8 +37,14 @@ from softlab.core import (
     value,
     widened,
 )
-from softlab.kernels.fused import fused_average, fused_sum
-from softlab.kernels.tiled import formed, one_tile, plain_matrix, plain_sum, suits, tiled_sum
+from softlab.kernels.fused import (
+    fused_average,
+    fused_gaussian_sum,
+    fused_sum,
+    plain_matrix,
+    plain_sum,
+)
+from softlab.kernels.tiled import formed, one_tile, suits, tiled_sum
 from softlab.validation import Bandwidth, Positive
 
 Sum = Callable[[Tensor], Tensor]
@@ -86,8 +93,8 @@ class Gaussian:
 
     ``matrix`` forms distances by differences: entries lie in [0, 1], the diagonal of
     ``matrix(x, x)`` is exactly 1, near-duplicates keep their digits. ``apply`` and ``average`` use
-    inner products, tile by tile or through fused attention on the lifted points [x, 1, -|x|^2/2]
-    and [y, -|y|^2/2, 1]. Their exponents carry a rounding error of about
+    inner products, tile by tile or through fused attention with the squared norms of y as a bias;
+    the sum is the average times the sum of its weights. Exponents carry a rounding error of about
     eps * max|x|^2 / bandwidth^2; points far off the origin are centred first, and a matrix for
     which the error would still cost half of the digits takes the slower way by differences.
     """
@@ -337,7 +344,7 @@ def _by_products(
 
 def _by_kernel(x: Tensor, y: Tensor, v: Tensor, variance: float) -> Tensor:
     fast = partial(gpu.kernel("gaussian_sum", "gaussian_sum"), variance=variance)
-    return derived(fast, partial(plain_sum, variance=variance), x, y, v)
+    return derived(fast, partial(plain_sum, scale=1 / variance, gaussian=True), x, y, v)
 
 
 def _sum(x: Tensor, y: Tensor, v: Tensor, bandwidth: float, *, causal: bool) -> Tensor:
@@ -349,12 +356,8 @@ def _sum(x: Tensor, y: Tensor, v: Tensor, bandwidth: float, *, causal: bool) -> 
 def lifted_sum(
     x: Tensor, y: Tensor, v: Tensor, bandwidth: float, *, causal: bool = False
 ) -> Tensor:
-    """The Gaussian sum as one of exponentials: of [x, 1, -|x|^2/2] and [y, -|y|^2/2, 1]."""
-    x, y = x / bandwidth, y / bandwidth
-    half_x, half_y = (z.square().sum(-1, keepdim=True) / 2 for z in (x, y))
-    one_x, one_y = torch.ones_like(half_x), torch.ones_like(half_y)
-    x, y = torch.cat((x, one_x, -half_x), -1), torch.cat((y, -half_y, one_y), -1)
-    return fused_sum(x, y, v, causal=causal)
+    """The Gaussian sum through fused attention, whatever form ``Gaussian.apply`` would choose."""
+    return fused_gaussian_sum(x, y, v, bandwidth**2, causal=causal)
 
 
 def _by_differences(
@@ -368,7 +371,7 @@ def _by_differences(
     causal: bool = False,
 ) -> Tensor:
     """The same by explicit differences, a block of rows at a time, recomputed backwards."""
-    rows = max(1, CAREFUL_ENTRIES // (x.shape[0] * y.shape[1]))
+    rows = max(1, budget(CAREFUL_ENTRIES, x.device) // (x.shape[0] * y.shape[1]))
     column = torch.arange(y.shape[1], device=y.device)
 
     def block(z: Tensor, row: Tensor) -> Tensor:

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softlab.core import derived, recomputed
+from softlab.core import budget, derived
+from softlab.kernels.fused import plain_sum
 
 TILE_ENTRIES = 1 << 20
-"""Kernel entries held at once: 4 MB in float32, near the cache of two cores."""
+"""Kernel entries held at once: 4 MB in float32, near the cache of two cores; more on a GPU."""
 
 TILED_UP_TO = 512
 """On a CPU tiles serve a shorter side of at most this many points; here both forms take about as
@@ -25,12 +26,16 @@ long, at half of it tiles are faster, at twice of it fused attention is."""
 
 
 def suits(x: Tensor, y: Tensor, v: Tensor) -> bool:
-    """Whether tiles are the faster form here: on a CPU, with a short side or very wide values.
+    """Whether tiles are the faster form here, or the only one in linear memory.
 
-    The fused form needs points and values of one width, so wide values widen its scores too. The
-    bound is measured in ``benchmarks/attention.py``, which times both forms well to either side.
+    On a CPU with a short side or very wide values: the fused form needs points and values of one
+    width, so wide values widen its scores too. The bound is measured in
+    ``benchmarks/attention.py``, which times both forms well to either side. On CUDA where no fused
+    kernel is: in float64, and for values wider than 128 numbers, which its kernels do not hold.
     """
     short, wide = min(x.shape[-2], y.shape[-2]), v.shape[-1] > 2 * x.shape[-1]
+    if x.device.type == "cuda":
+        return x.dtype == torch.float64 or (wide and v.shape[-1] > 128)
     return x.device.type == "cpu" and (short <= TILED_UP_TO or wide)
 
 
@@ -40,28 +45,13 @@ def tiled_sum(x: Tensor, y: Tensor, v: Tensor, variance: float) -> Tensor:
     Exponents come from inner products, with a rounding error of eps * max|x|^2 / variance.
     """
     fast = partial(_TiledSum.apply, variance)
-    return derived(fast, partial(plain_sum, variance=variance), x, y, v)
-
-
-def plain_sum(x: Tensor, y: Tensor, v: Tensor, variance: float) -> Tensor:
-    """The same in torch's differentiable operations, a block of rows at a time."""
-    rows = max(1, TILE_ENTRIES // y.numel())
-
-    def block(x: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        return plain_matrix(x, y, variance) @ v
-
-    return torch.cat([recomputed(block, part, y, v) for part in x.split(rows, 1)], 1)
-
-
-def plain_matrix(x: Tensor, y: Tensor, variance: float) -> Tensor:
-    """The kernel (B, n, l) in torch's differentiable operations, by differences, of any order."""
-    square = (x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1)
-    return (square * (-0.5 / variance)).exp()
+    plain = partial(plain_sum, scale=1 / variance, gaussian=True)
+    return derived(fast, plain, x, y, v)
 
 
 def one_tile(x: Tensor, y: Tensor) -> bool:
     """Whether all matrices of a batch are held at once."""
-    return x.shape[0] * x.shape[1] * y.shape[1] <= TILE_ENTRIES
+    return x.shape[0] * x.shape[1] * y.shape[1] <= budget(TILE_ENTRIES, x.device)
 
 
 def formed(x: Tensor, y: Tensor, variance: float) -> Tensor:
@@ -120,9 +110,10 @@ def _tiles(x: Tensor, y: Tensor, variance: float) -> Iterator[tuple[slice, slice
     """
     batch, n, l = x.shape[0], x.shape[1], y.shape[1]
     own_x, own_y = (_exponents(z, variance) for z in (x, y))
-    group = max(1, TILE_ENTRIES // (n * l))
-    across = max(min(l, 64), min(l, TILE_ENTRIES // min(n, l, 2048)))
-    down = max(min(n, 64), min(n, TILE_ENTRIES // across))
+    entries = budget(TILE_ENTRIES, x.device)
+    group = max(1, entries // (n * l))
+    across = max(min(l, 64), min(l, entries // min(n, l, 2048)))
+    down = max(min(n, 64), min(n, entries // across))
     buffer = x.new_empty(min(group, batch) * down * across)
     for b in range(0, batch, group):
         mats = slice(b, min(b + group, batch))

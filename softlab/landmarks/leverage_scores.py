@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import Cost, Dims, Stream, value
+from softlab.core import Cost, Dims, Stream, budget, value
 from softlab.kernels import kernel_cost
 from softlab.landmarks.bandwidths import gaussian
 from softlab.landmarks.draws import by_weight, open_to
@@ -86,7 +86,8 @@ class LeverageScores:
         shift = c * p / s * torch.eye(p, dtype=x.dtype, device=x.device)
         factor = torch.linalg.cholesky(kernel.matrix(some, some) + shift)
         left = []
-        for part in x.split(max(1, HELD_ENTRIES // (p * x[..., 0, 0].numel())), -2):
+        rows = max(1, budget(HELD_ENTRIES, x.device) // (p * x[..., 0, 0].numel()))
+        for part in x.split(rows, -2):
             half = torch.linalg.solve_triangular(factor, kernel.matrix(some, part), upper=False)
             left.append(1 - half.square().sum(-2))
         return (torch.cat(left, -1) / c).clamp_min(torch.finfo(x.dtype).eps)

@@ -14,6 +14,7 @@ from softlab.core import (
     Knob,
     Traits,
     attention,
+    budget,
     recomputed,
     value,
 )
@@ -129,6 +130,6 @@ class Clustered:
         near = (few_k, few_v)
         # Each query needs a copy of its top keys: a few queries at once, recomputed backwards.
         held = at.shape[-1] * (k.shape[-1] + v.shape[-1]) * len(q)
-        step = max(1, max(HELD_ENTRIES, q.numel()) // held)
+        step = max(1, max(budget(HELD_ENTRIES, q.device), q.numel()) // held)
         parts = zip(q.split(step, 1), owner.split(step, 1), strict=True)
         return torch.cat([recomputed(part, x, of) for x, of in parts], 1)

@@ -16,6 +16,7 @@ from softlab.core import (
     Knob,
     Traits,
     attention,
+    budget,
     recomputed,
     value,
 )
@@ -135,7 +136,7 @@ class MRA:
 
         # A block of queries needs its refined keys and values, and scores with them and all blocks.
         held = width * (k.shape[-1] + v.shape[-1] + 2 * self.block) + 3 * k.shape[1]
-        step = max(1, max(HELD_ENTRIES, q.numel()) // (len(q) * held))
+        step = max(1, max(budget(HELD_ENTRIES, q.device), q.numel()) // (len(q) * held))
         parts = zip(q.split(step, 1), mean_q.split(step, 1), strict=True)
         out = torch.cat([recomputed(part, *pair) for pair in parts], 1)
         return out.flatten(1, 2)[:, :n].reshape(*lead, n, v.shape[-1])

@@ -15,6 +15,7 @@ from softlab.core import (
     Stream,
     Traits,
     attention,
+    budget,
     recomputed,
     value,
 )
@@ -149,7 +150,7 @@ class Reformer:
         there = torch.cat((before, there), -1)
         q = q / math.sqrt(d)
         held = size * of_keys.shape[-1] * (of_queries.shape[-1] + d + e)
-        step = max(1, max(HELD_ENTRIES, q.numel()) // held)
+        step = max(1, max(budget(HELD_ENTRIES, q.device), q.numel()) // held)
         rounds: list[Round] = []
         sums: Sums | None = None
         for hash_q, hash_k in zip(self.hashes(q), self.hashes(k), strict=True):

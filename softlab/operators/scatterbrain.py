@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from softlab.core import Cost, Dims, Knob, Traits, attention, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Traits, attention, budget, own_precision, value, widened
 from softlab.features import Orthogonal, Weights
 from softlab.operators.local import LEAST_BLOCK, Local
 from softlab.operators.performer import ESTIMATORS, Performer
@@ -133,7 +133,8 @@ class Scatterbrain:
         """A quarter of the matrices at once: features of all are larger than q and k."""
         lead, n, l = q.shape[:-2], q.shape[-2], k.shape[-2]
         q, k, v = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v))
-        some = max(1, len(q) // 4, HELD_ENTRIES // ((n + l) * self.features))
+        numbers = budget(HELD_ENTRIES, q.device) // ((n + l) * self.features)
+        some = max(1, len(q) // 4, numbers)
         masks = [None] * len(q) if key_mask is None else key_mask.reshape(-1, l).split(some)
         each = zip(q.split(some), k.split(some), v.split(some), masks, strict=False)
         out = torch.cat([self._average(*matrices) for matrices in each])

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from softlab import validation
-from softlab.core import Cost, Dims, Knob, Stream, Traits, attention, own_precision, value
+from softlab.core import Cost, Dims, Knob, Stream, Traits, attention, budget, own_precision, value
 from softlab.kernels import Exponential, kernel_cost
 from softlab.operators.softmax import Softmax
 from softlab.primitives.banded import HELD_ENTRIES, rows
@@ -151,7 +151,8 @@ class Thinformer:
             c = self.caution * (math.log(8 * r * m**2 / h) + 0.5)
             pairs, u = at.unflatten(-1, (-1, 2)), drawn.to(k.device)
             held = len(k) * (5 * (2 * h) ** 2 + 2 * h * (k.shape[-1] + v.shape[-1]))
-            step = h * max(1, max(HELD_ENTRIES, k.numel() // 2) // held)
+            most = max(budget(HELD_ENTRIES, k.device), k.numel() // 2)
+            step = h * max(1, most // held)
             parts = zip(pairs.split(step, 1), u.split(step), strict=True)
             at = torch.cat([_halved(k, v, top, part, of, h, c) for part, of in parts], 1)
         return at

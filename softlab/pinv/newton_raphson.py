@@ -11,7 +11,7 @@ from torch import Tensor
 
 from softlab import gpu
 from softlab.core import Cost, derived, graphed, own_precision, value
-from softlab.kernels.tiled import plain_matrix
+from softlab.kernels.fused import plain_matrix
 from softlab.pinv.iteration import Unrolled
 from softlab.pinv.polynomial import ResidualPolynomial
 from softlab.pinv.scalings import NormProduct, Scaling

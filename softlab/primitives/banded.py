@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from softlab.core import budget
 from softlab.landmarks.selector import position_of
 from softlab.primitives.weighted_sums import Sums
 
@@ -116,7 +117,7 @@ def _by_blocks(
     width = int((high[..., -1:] - first).max()) + 1
     reach = first + torch.arange(width, device=q.device)
     held = lead * (width + others.shape[-1]) * (block + d + e)
-    step = max(1, max(HELD_ENTRIES, q.numel()) // held)
+    step = max(1, max(budget(HELD_ENTRIES, q.device), q.numel()) // held)
     seen = None if visible is None else visible[:, at].unflatten(1, (blocks, block))
     parts = [
         reduce(

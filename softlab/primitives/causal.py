@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import recomputed
+from softlab.core import budget, recomputed
 from softlab.landmarks.selector import take
 from softlab.primitives.weighted_sums import Sums
 
@@ -75,7 +75,7 @@ def _round(meet: Meet, x: Sequence[Tensor], y: Sequence[Tensor], s: int, held: i
 def _apart(meet: Meet, x: Sequence[Tensor], y: Sequence[Tensor], s: int, held: int) -> Sums:
     """Blocks that meet, (P, t, w) with (P, s, w), as many at once as hold ``HELD_NUMBERS``."""
     tensors = [z.reshape(-1, z.shape[-2] if s > 1 else 1, z.shape[-1]) for z in (*x, *y)]
-    step = max(1, HELD_NUMBERS // (s * held))
+    step = max(1, budget(HELD_NUMBERS, x[0].device) // (s * held))
 
     def some(*z: Tensor) -> tuple[Tensor, ...]:
         return tuple(meet(z[: len(x)], z[len(x) :]))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from softlab.core import recomputed
+from softlab.core import budget, recomputed
 from softlab.primitives.causal import HELD_NUMBERS, by_halves
 from softlab.primitives.normalization import indicator, over
 from softlab.primitives.weighted_sums import Sums
@@ -83,7 +83,7 @@ def polynomial_average(
         both = features(q, a) @ gathered
         return over(both[..., :-1], both[..., -1:])
 
-    rows = max(1, HELD_NUMBERS // (q.shape[:-2].numel() * held))
+    rows = max(1, budget(HELD_NUMBERS, q.device) // (q.shape[:-2].numel() * held))
     gathered = v.new_zeros(())
     for block in zip(*(x.split(rows, -2) for x in (k, b, v)), strict=True):
         gathered = gathered + recomputed(gather, *block)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from softlab.core import recomputed
+from softlab.core import budget, recomputed
 from softlab.kernels import Kernel
 
 NORMALIZATIONS = ("none", "row", "symmetric")
@@ -133,7 +133,7 @@ def _exponents(x: Tensor, z: Tensor) -> Tensor:
 
 
 def _rows(z: Tensor) -> int:
-    return max(1, HELD // (z.shape[0] * z.shape[1]))
+    return max(1, budget(HELD, z.device) // (z.shape[0] * z.shape[1]))
 
 
 def _sound(size: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from softlab.core import budget
 from softlab.primitives.banded import HELD_ENTRIES, rows
 from softlab.primitives.weighted_sums import Sums
 
@@ -43,7 +44,8 @@ def sums_before(a: Tensor, b: Tensor, v: Tensor, counts: Tensor) -> Sums:
     begins = pad(shared[:, :-1], (1, 0))
     width = max(1, int((counts[..., -1] - shared).max()))
     width = 1 << (width - 1).bit_length()
-    step = max(1, HELD_ENTRIES // (len(a) * (width + block) * (a.shape[-1] + v.shape[-1])))
+    held = len(a) * (width + block) * (a.shape[-1] + v.shape[-1])
+    step = max(1, budget(HELD_ENTRIES, a.device) // held)
     slices = [slice(i, i + step) for i in range(0, blocks, step)]
     segments = [_of_segments(b, v, begins[:, s], shared[:, s]) for s in slices]
     states = _running(Sums(*(torch.cat(x, 1) for x in zip(*segments, strict=True))))

@@ -1,7 +1,11 @@
 """Tracing, transforms and tensors without plain numbers: right, or refused in a sentence."""
 
+import functools
+import importlib.util
 import re
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +18,7 @@ from zoo import OPERATORS, SELECTORS, SOLVERS
 from softlab.inputs import Decaying
 from softlab.matrices import Geometric, LowRank
 from softlab.operators import GaussianAttention, KDEFormer, Soft, Softmax, TopK
+from softlab.validation import trusted
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -194,3 +199,70 @@ def test_masks_of_another_kind():
     q, k, v = draw()
     with pytest.raises(TypeError, match=r"key_mask must be a dense tensor"):
         Softmax()(q, k, v, torch.ones(2, 9, dtype=torch.bool).to_sparse())
+
+
+# --- the table of the site -------------------------------------------------------------------
+
+TOOL = Path(__file__).parents[1] / "tools" / "transforms.py"
+
+
+@functools.cache
+def tool():
+    spec = importlib.util.spec_from_file_location("transforms", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["transforms"] = module  # a pickled operator's helpers are found there
+    spec.loader.exec_module(module)
+    return module
+
+
+def table():
+    """The cells of the page, by operator and column."""
+    page = (TOOL.parents[1] / "docs" / "guide" / "transforms.md").read_text(encoding="utf-8")
+    lines = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    head, *rows = [line for line in lines if len(line) > 10]
+    return {name: dict(zip(head[1:], cells, strict=True)) for name, *cells in rows}
+
+
+def test_the_table_has_every_operator_and_transform():
+    cells = table()
+    assert {*cells} == {*tool().cases()}
+    assert all({*row} == {*tool().TRANSFORMS} for row in cells.values())
+    assert {x for row in cells.values() for x in row.values()} <= {"yes", "?", *tool().REFUSALS}
+    page = (TOOL.parents[1] / "docs" / "guide" / "transforms.md").read_text(encoding="utf-8")
+    assert all(re.search(rf"^\| [a-z, ]*\b{x}\b[a-z, ]* \|", page, re.M) for x in tool().REFUSALS)
+
+
+QUICK = (
+    "vmap",
+    "grad",
+    "jvp",
+    "second",
+    "autocast",
+    "deterministic",
+    "inference",
+    "meta",
+    "pickle",
+)
+
+
+@pytest.mark.parametrize(
+    "name", ["Softmax", "Soft", "TopK", "Local, causal", "Performer", "Uniform"]
+)
+def test_a_sample_of_the_table_is_measured_again(name):
+    op, cells = tool().cases()[name], table()[name]
+    assert {x: tool().cell(op, x) for x in QUICK} == {x: cells[x] for x in QUICK}
+
+
+def test_a_trusted_input_is_not_looked_at():
+    bad = [torch.full((2, 3, 4), torch.nan) for _ in range(3)]
+    with trusted():
+        with trusted():
+            Softmax()(*bad)
+        Softmax()(*bad)
+    with pytest.raises(ValueError, match="NaN"):
+        Softmax()(*bad)
+
+
+def test_a_wrong_gradient_is_no_yes(monkeypatch):
+    monkeypatch.setattr(tool(), "gradient", lambda op, q: 2 * torch.ones_like(q))
+    assert tool().cell(Softmax(), "grad").startswith("FAILS: AssertionError")

@@ -207,7 +207,7 @@ def pickled(op: Operator) -> None:
 
 def spawned(op: Operator) -> None:
     """Another process, which imports all anew."""
-    close(torch.tensor(elsewhere(op)), op(Q, K, V), 0.0)
+    close(torch.tensor(elsewhere(op), dtype=Q.dtype), op(Q, K, V), 0.0)
 
 
 def elsewhere(op: Operator) -> Any:
@@ -260,6 +260,7 @@ def main() -> int:
     words.add_argument("--only", nargs="*", default=[], help="columns; the page is not written")
     words.add_argument("--rows", nargs="*", default=[], help="operators; likewise")
     asked = words.parse_args()
+    torch.set_num_threads(1)  # as in the other process: the same bits
     columns = asked.only or [*TRANSFORMS]
     rows = {name: op for name, op in cases().items() if not asked.rows or name in asked.rows}
     table, failed = [], 0
@@ -272,9 +273,9 @@ def main() -> int:
         table.append(
             f"| {name} | " + " | ".join(x.partition(":")[0] for x in found.values()) + " |"
         )
+        print(table[-1], flush=True)
     head = ["| operator | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     text = "\n".join((*head, *table))
-    print(text)
     if _pool:
         _pool[0].terminate()
     if not (asked.only or asked.rows or failed):

@@ -355,8 +355,8 @@ def _hidden(own: Scores | None, mask: Any, value: Any) -> Scores | None:
         return None
     dtype = own.q.dtype
     # A row of which nothing is left is a mean of all its values, as where they are replaced.
-    least = -math.inf if most == -math.inf else torch.finfo(dtype).min
     bias = torch.zeros((), dtype=dtype, device=mask.device) if own.bias is None else own.bias
+    least = -math.inf if most == -math.inf else torch.finfo(bias.dtype).min
     return dataclasses.replace(own, bias=torch.where(mask, least, bias))
 
 

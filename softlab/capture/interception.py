@@ -178,7 +178,8 @@ class Watch(TorchFunctionMode):
             return self.multihead(*args, **kwargs)
         if torch.compiler.is_compiling():
             return func(*args, **kwargs)
-        if name in SUSPECT or "attention" in name:
+        ends = bare(name) in PRODUCTS and self.flow.weights(name, args) is not None
+        if (name in SUSPECT or "attention" in name) and not ends:
             self._suspect(name, args, kwargs)
         if torch._C._are_functorch_transforms_active():
             return func(*args, **kwargs)
@@ -226,6 +227,7 @@ class Watch(TorchFunctionMode):
 
         if self.differs(call, lambda: found.usual(product())):
             return product()
+        self._weighing.discard(module)
         taken_by = found.scores.softmax or ""
         self.unseen[taken_by] = self.unseen.get(taken_by, 1) - 1
         if self.unseen[taken_by] < 1:

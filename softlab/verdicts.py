@@ -350,11 +350,9 @@ def _verdict(places: Sequence[Place]) -> tuple[str, str]:
     ]
     if len(holding) == len(places):
         return HOLDS, HOLDS
-    if holding and not failing and not blind:
-        return (
-            OPEN,
-            f"{OPEN}: holds at {_named(holding, places)}; {rest[0]}, which needs more seeds",
-        )
+    if holding and not failing and len(unsure) > len(blind):
+        told = "; ".join((f"holds at {_named(holding, places)}", *rest))
+        return OPEN, f"{OPEN}: more seeds are needed; {told}"
     if holding:
         return PARTLY, f"{PARTLY} {_named(holding, places)}; {'; '.join(rest)}"
     if len(blind) >= max(1, len(failing), len(unsure)):

@@ -53,7 +53,12 @@ def verdict(*args, rule=None, **kwargs):
         ([0.8, 0.9], (0.9, 0.80), FAILS, "does not hold"),
         ([0.5, 0.5], (0.9, 0.01), OPEN, "more seeds"),
         ([0.5, 0.9], (0.9, 0.01), FAILS, "unsure at head h0"),
-        ([0.1, 0.5], (0.9, 0.01), OPEN, "holds at head h0; unsure at head h1, which needs more"),
+        (
+            [0.1, 0.5],
+            (0.9, 0.01),
+            OPEN,
+            "more seeds are needed; holds at head h0; unsure at head h1",
+        ),
     ],
 )
 def test_a_verdict_is_what_the_rows_say(numbers, controls, kind, says):

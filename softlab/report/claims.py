@@ -256,8 +256,8 @@ class Tried:
         about = self.claim["challenge"]["about"]
         if self.again is None:
             return f"the challenge ({about}) has not run"
-        if self.confirmed is None:
-            return f"challenged ({about}): {self.again.words}"
+        if self.confirmed is None or not (self.confirmed or self.contested):
+            return f"in another way ({about}): {self.again.words}"
         word = "confirmed" if self.confirmed else "not confirmed"
         return f"{word} by {about}: {self.again.words}"
 

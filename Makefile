@@ -98,6 +98,11 @@ bench: $(READY)  ## speed and memory beside straightforward implementations
 	$(BIN)/python benchmarks/capture.py --out $(OUT)/benchmarks
 	$(BIN)/python benchmarks/pyramid.py --out $(OUT)/benchmarks
 
+GPU_FLAGS ?=
+
+gpu: $(READY)  ## all that a GPU is asked for, in 8 minutes; GPU_FLAGS='--device cpu --seconds 60' tries it here
+	$(BIN)/python benchmarks/gpu.py --out $(OUT) $(GPU_FLAGS)
+
 MUTANT_SECONDS ?= 1800
 
 mutants: $(READY)  ## do the tests notice changed lines? half an hour unless MUTANT_SECONDS says else

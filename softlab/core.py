@@ -364,6 +364,31 @@ def widened(x: Tensor) -> Tensor:
     return x.float() if x.dtype.itemsize < 4 else x
 
 
+def placed(
+    make: Callable[..., T], *args: Any, device: torch.device, dtype: torch.dtype | None = None
+) -> T:
+    """``make(*args)``, a tensor of the CPU or a tuple of such, at the device and dtype.
+
+    For what is drawn or counted from a few numbers alone, which ``args`` must be or hold. For a
+    device other than the CPU it is made and sent once, and shared: nobody may change it in place.
+    """
+    if device.type == "cpu":
+        return cast("T", _moved(make(*args), device, dtype))
+    return cast("T", _kept(make, args, device, dtype))
+
+
+@functools.lru_cache(maxsize=64)
+def _kept(make: Any, args: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
+    with torch.inference_mode(False), torch.no_grad():  # or a graph could not hold it
+        return _moved(make(*args), device, dtype)
+
+
+def _moved(x: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
+    if isinstance(x, tuple):
+        return tuple(_moved(part, device, dtype) for part in x)
+    return x.to(device) if dtype is None else x.to(device, dtype)
+
+
 GPU_SHARE = 64
 """How many times as many numbers a GPU holds at once as a CPU, whose cache bounds them."""
 

@@ -45,18 +45,67 @@ def seconds(
 ) -> Numbers:
     """Median and quartiles of the time of ``call``, in seconds, after three warm-up calls.
 
-    At least ``repeats`` calls, more until ``budget`` seconds are spent, at most 1000. On CUDA the
-    device's own events tell the time from the first kernel of a call to the end of the last, and
-    the device is synchronised after each; elsewhere it is the clock's.
+    At least ``repeats`` calls, more until ``budget`` seconds are spent, at most 1000. On CUDA these
+    are the device's own: events around calls that are queued one behind the other, each behind a
+    pass over more memory than the cache holds, so that neither launches nor a warm cache count.
+    There ``wall_seconds`` is the median of lone calls by the host's clock, launches included.
     """
-    clock = _event_clock(device) if device.type == "cuda" else _wall_clock
+    if device.type == "cuda":
+        return _on_cuda(call, device, budget, max(2, repeats))
     for _ in range(3):
         call()
+    taken = _repeated(lambda: _wall_clock(call), budget, max(2, repeats))
+    return _quartiles(taken)
+
+
+def _repeated(clock: Callable[[], float], budget: float, repeats: int) -> list[float]:
     taken: list[float] = []
-    while len(taken) < max(2, repeats) or (sum(taken) < budget and len(taken) < 1000):
-        taken.append(clock(call))
+    while len(taken) < repeats or (sum(taken) < budget and len(taken) < 1000):
+        taken.append(clock())
+    return taken
+
+
+def _quartiles(taken: list[float]) -> Numbers:
     q1, median, q3 = statistics.quantiles(taken, n=4, method="inclusive")
     return {"seconds": median, "seconds_q1": q1, "seconds_q3": q3, "repeats": len(taken)}
+
+
+WARM = 0.025
+"""Seconds of calls before a GPU is timed: an idle one runs at a fraction of its clock."""
+CACHE = 128 << 20
+"""Bytes that are written between two calls, more than twice the cache of a large GPU."""
+
+
+def _on_cuda(
+    call: Callable[[], object], device: torch.device, budget: float, repeats: int
+) -> Numbers:
+    with torch.cuda.device(device):
+        scratch, begin, calls = _scratch(device), time.perf_counter(), 0
+        while calls < 3 or time.perf_counter() - begin < WARM:
+            call()
+            torch.cuda.synchronize()
+            calls += 1
+
+        def alone() -> float:
+            start = time.perf_counter()
+            call()
+            torch.cuda.synchronize()
+            return time.perf_counter() - start
+
+        walls = _repeated(alone, budget, repeats)
+        pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in walls]
+        for start, end in pairs:
+            scratch.zero_()
+            start.record()
+            call()
+            end.record()
+        torch.cuda.synchronize()
+    taken = [float(start.elapsed_time(end)) * 1e-3 for start, end in pairs]
+    return {**_quartiles(taken), "wall_seconds": statistics.median(walls)}
+
+
+def _scratch(device: torch.device) -> Tensor:
+    return torch.empty(CACHE, dtype=torch.int8, device=device)
 
 
 def in_turn(
@@ -124,10 +173,12 @@ def _event_clock(device: torch.device) -> Callable[[Callable[[], object]], float
 def peak_memory(call: Callable[[], object], device: torch.device) -> int:
     """Most bytes that ``call`` held at once above those held at entry, its result included.
 
-    CUDA: torch's allocator statistics. CPU: the trace of torch's allocator that the profiler
-    exports; what a library takes by other means (BLAS scratch, numpy) is not in it.
+    CUDA: torch's allocator statistics, after a call that lets libraries take their workspaces.
+    CPU: the trace of torch's allocator that the profiler exports; what a library takes by other
+    means (BLAS scratch, numpy) is not in it.
     """
     if device.type == "cuda":
+        call()
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         held = torch.cuda.memory_allocated(device)

@@ -49,7 +49,16 @@ from softlab.engine.journal import (
 )
 from softlab.engine.loading import at_home, load
 from softlab.engine.locks import TakenError, owned
-from softlab.engine.workers import Crew, Task, blocks, called, measured, release_setups, takes
+from softlab.engine.workers import (
+    Crew,
+    Task,
+    blocks,
+    called,
+    lost,
+    measured,
+    release_setups,
+    takes,
+)
 from softlab.engine.workers import rows as elsewhere
 
 T = TypeVar("T")
@@ -466,7 +475,7 @@ class _Meta:
             chapter=chapter,
             chapter_folder=chapter_folder,
             quick=quick,
-            timed=list(study.timed),
+            timed=[*study.timed, *(["wall_seconds"] if "seconds" in study.timed else [])],
             within=list(study.within),
             shared=list(study.shared),
             seeds=list(axes.get("seed", ())),
@@ -589,6 +598,9 @@ class _Run:
                 try:
                     for key in lot:
                         yield key, measured(tasks[key])
+                        if why := lost():
+                            msg = f"{why}, so the run ends here"
+                            raise ConnectionError(msg)
                 finally:
                     release_setups()
         elif tasks:

@@ -50,6 +50,11 @@ WORDS = {
 """What is asked for, by the annotation that says so."""
 
 
+def unseen(x: Tensor) -> bool:
+    """Whether values are not looked at: inside ``trusted``, and on meta, which has none."""
+    return _Trust.blocks > 0 or x.is_meta
+
+
 def typed(call: F) -> F:
     """Refuse arguments that are not what the signature says, before the call does anything.
 
@@ -106,6 +111,8 @@ def _as_arrays(found: Any) -> Any:
 
 def fields(owner: Any) -> None:
     """Raise as ``typed`` unless each field of a dataclass is what its annotation says."""
+    if torch.compiler.is_compiling():  # what a call makes of checked parts; dynamo reads no hints
+        return
     for name, wanted in _fields(owner.__class__):
         got = getattr(owner, name)
         if type(got) not in wanted or type(got) is float:  # most fields are plain, and many
@@ -296,7 +303,7 @@ def admit_mask(
             f"{tuple(mask.shape)}. For a (batch, {token}s) mask over heads use mask[:, None, :]."
         )
         raise ValueError(msg) from None
-    if nothing or _Trust.blocks:
+    if nothing or unseen(x):
         return mask
     some = held(mask.any(-1))
     if not bool(some.all()):
@@ -317,11 +324,11 @@ def finite(name: str, x: Tensor) -> float:
 
 
 def magnitudes(tensors: dict[str, Tensor]) -> dict[str, float]:
-    """The largest magnitude in each tensor, all read at once; 0 of an empty one, and on meta.
+    """The largest magnitude in each tensor, all read at once; 0 of an empty one and if ``unseen``.
 
     Raises ``ValueError`` that names the first of them with an entry that is not finite.
     """
-    if _Trust.blocks or any(x.is_meta for x in tensors.values()):
+    if any(map(unseen, tensors.values())):
         return dict.fromkeys(tensors, 0.0)
     largest = {name: 0.0 for name, x in tensors.items() if not x.numel()}
     tensors = {name: x for name, x in tensors.items() if x.numel()}
@@ -340,8 +347,8 @@ def magnitudes(tensors: dict[str, Tensor]) -> dict[str, float]:
 
 
 def all_finite(x: Tensor) -> bool:
-    """Whether no entry is NaN or inf; so on meta."""
-    return x.is_meta or all(map(math.isfinite, _ends(x)))
+    """Whether no entry is NaN or inf; so if ``unseen``."""
+    return unseen(x) or all(map(math.isfinite, _ends(x)))
 
 
 def aligned(**points: Tensor) -> tuple[Tensor, ...]:
@@ -433,8 +440,8 @@ def floating(name: str, dtype: torch.dtype) -> None:
 
 
 def survivors(key_mask: Tensor | None, x: Tensor) -> int:
-    """The smallest number of tokens that take part in any one matrix of the batch."""
-    return x.shape[-2] if key_mask is None else int(held(key_mask.sum(-1)).min())
+    """The smallest number of tokens that take part in any matrix of a batch; all if ``unseen``."""
+    return x.shape[-2] if key_mask is None or unseen(x) else int(held(key_mask.sum(-1)).min())
 
 
 def matrix(a: Tensor, name: str = "a") -> None:
@@ -644,6 +651,8 @@ Bandwidth = Annotated[
 
 def within(owner: Any) -> None:
     """Raise ``TypeError`` or ``ValueError`` unless every field of a dataclass is in its range."""
+    if torch.compiler.is_compiling():
+        return
     for name, label, optional, held in _checks(owner.__class__):
         got = getattr(owner, name)
         if got is not None or not optional:
@@ -743,7 +752,7 @@ def tensor_fits(owner: object, *sides: int) -> None:
 
 def symmetric(a: Tensor) -> None:
     """Raise ``ValueError`` unless every matrix (..., m, m) is symmetric up to rounding."""
-    if a.is_meta:
+    if unseen(a):
         return
     size = a.detach().abs().amax((-2, -1))
     gap = (a.detach() - a.detach().mT).abs().amax((-2, -1))

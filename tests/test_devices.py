@@ -1,8 +1,10 @@
 """Everything on pretended CUDA tensors: devices, backends of attention, launches and syncs.
 
 The counts are those of ``launches.csv``: more of either fails, and fewer should be written there,
-by ``PYTHONPATH=.:tests python tests/test_devices.py``."""
+by ``PYTHONPATH=.:tests python tests/test_devices.py``. It says as well what is sequential by
+nature, where each step needs the one before: launches grow there with a knob or with n."""
 
+import contextlib
 import csv
 import math
 from pathlib import Path
@@ -15,6 +17,7 @@ from pretended import CUDA, MixedDevicesError, down, gradients, pretending, up
 
 from softlab import convergence, estimators
 from softlab.catalogue import operators
+from softlab.engine import workers
 from softlab.kernels import Exponential, Gaussian, fused
 from softlab.landmarks import (
     FarthestPoint,
@@ -24,8 +27,11 @@ from softlab.landmarks import (
 )
 from softlab.operators import GaussianAttention, Nystromformer, Performer, Soft, Softmax
 from softlab.pinv import SVD, Chebyshev, Cholesky, NewtonRaphson, Ridge, applier
+from softlab.validation import trusted
 
 BF16 = torch.bfloat16
+MOST = 100
+"""Launches of a trusting call, for what is not sequential by nature."""
 TABLE = Path(__file__).with_name("launches.csv")
 COUNTED = {
     **{part.name: part.example for part in operators() if not part.distribution},
@@ -138,12 +144,17 @@ def test_a_selector_stays_on_its_device(selector):
 # --- counts --------------------------------------------------------------------------------------
 
 
-def counted(op, n=2048, d=32):
-    """What one call without a graph asks of the device; queries and keys are apart."""
+def counted(op, n=2048, d=32, trusting=False):
+    """What one call without a graph asks of the device; queries and keys are apart.
+
+    The second call: what is drawn has been sent by then.
+    """
     n = 64 if op.traits.optimal else n  # a dense decomposition, whose launches do not grow
     q, k, v = (normal(1, n, d, seed=seed, dtype=F32) for seed in range(3))
-    with pretending() as tally, torch.no_grad():
-        op(up(q), up(k), up(v))
+    with torch.no_grad(), trusted() if trusting else contextlib.nullcontext():
+        for _ in range(2):
+            with pretending() as tally:
+                op(up(q), up(k), up(v))
     return tally
 
 
@@ -154,10 +165,21 @@ def table():
 
 @pytest.mark.parametrize("name", COUNTED)
 def test_a_call_launches_and_waits_no_more_than_the_table_says(name):
-    known, tally = table().get(name), counted(COUNTED[name])
-    fused_only(tally)
-    assert known is None or tally.launches <= int(known["launches"]), tally
-    assert known is None or tally.waits <= int(known["waits"]), tally
+    known, op = table().get(name, {}), COUNTED[name]
+    for trusting in (False, True):
+        tally, of = counted(op, trusting=trusting), "trusted_" * trusting
+        fused_only(tally)
+        assert tally.launches <= int(known.get(of + "launches", tally.launches)), tally
+        assert tally.waits <= int(known.get(of + "waits", tally.waits)), tally
+    assert known.get("sequential", "new") or tally.launches <= MOST, tally
+
+
+@pytest.mark.parametrize(
+    "op", [Softmax(), GaussianAttention(), Soft(64), Nystromformer(64)], ids=repr
+)
+def test_a_trusting_call_never_waits_for_the_device(op):
+    assert counted(op).waits > 0
+    assert counted(op, trusting=True).waits == 0
 
 
 def test_the_table_has_rows_of_what_there_is_alone():
@@ -236,6 +258,56 @@ def test_convergence_stays_on_its_device(solver):
     near(got if isinstance(got, torch.Tensor) else torch.tensor(got), torch.as_tensor(wanted), F64)
 
 
+# --- trust -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", OPERATORS, ids=repr)
+def test_trust_changes_no_answer_to_good_input(op):
+    q, k, v = tokens(F64)
+    wanted = op(q, k, v)
+    with trusted():
+        near(op(q, k, v), wanted, F64)
+
+
+def test_trust_looks_at_no_value_and_at_every_shape():
+    q, k, v = tokens(F32)
+    bad = torch.full_like(v, torch.nan)
+    with trusted():
+        assert Soft(rank=4)(q, k, bad).isnan().all()
+        with pytest.raises(ValueError, match="one row a key"):
+            Soft(rank=4)(q, k, v[:, 1:])
+    with pytest.raises(ValueError, match="NaN or inf"):  # and it ends
+        Soft(rank=4)(q, k, bad)
+
+
+# --- errors of the device ----------------------------------------------------------------------
+
+
+def refused(device):
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+@pytest.mark.parametrize("sticky", [False, True])
+def test_an_error_that_ends_a_context_is_said_and_ends_the_worker(sticky, monkeypatch):
+    def failing(x):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    ended = []
+    monkeypatch.setattr(workers, "_LOST", [])
+    monkeypatch.setattr(workers.os, "_exit", ended.append)
+    monkeypatch.setattr(torch.cuda, "synchronize", refused if sticky else lambda device: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    setting = {"arithmetic": workers.provenance.arithmetic(), "threads": 1}
+    task = workers.Task(failing, {"x": 1}, F32, "cuda:0", False, None, {}, setting)
+    (row,) = workers.measured(task)
+    assert "OutOfMemoryError: CUDA out of memory" in row["error"]
+    assert ("cuda:0 takes no more calls from this process" in row["error"]) == sticky
+    assert bool(workers.lost()) == sticky
+    with contextlib.suppress(EOFError):  # of a task that nothing is in
+        workers.measured_there(None, b"")
+    assert bool(ended) == sticky
+
+
 # --- the pretence itself -----------------------------------------------------------------------
 
 
@@ -272,10 +344,13 @@ def test_the_pretence_sees_what_it_is_for():
 
 
 if __name__ == "__main__":
+    known = table()
     with TABLE.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["operator", "launches", "waits"])
+        numbers = [f"{of}{what}" for of in ("", "trusted_") for what in ("launches", "waits")]
+        writer.writerow(["operator", *numbers, "sequential"])
         for name, op in COUNTED.items():
-            tally = counted(op)
-            writer.writerow([name, tally.launches, tally.waits])
-            print(name, tally, flush=True)  # noqa: T201
+            both = [counted(op, trusting=trusting) for trusting in (False, True)]
+            found = [n for tally in both for n in (tally.launches, tally.waits)]
+            writer.writerow([name, *found, known.get(name, {}).get("sequential", "")])
+            print(name, *found, both[1], flush=True)  # noqa: T201

@@ -112,6 +112,11 @@ class Events:
         monkeypatch.setattr(torch.cuda, "Event", Event)
         monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: self.log.append("synchronize"))
         monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+        monkeypatch.setattr(profiling, "WARM", 0)
+        monkeypatch.setattr(profiling, "_scratch", lambda _: self)
+
+    def zero_(self):
+        self.log.append("flush")
 
     def kernels(self, count):
         self.log.append("call")
@@ -120,12 +125,14 @@ class Events:
 
 def test_on_cuda_the_devices_events_tell_the_time(monkeypatch):
     device = Events(monkeypatch)
-    ticks = itertools.chain([900, 900, 900], itertools.cycle([2, 4, 6]))  # three to warm up
+    # Three to warm up, six by the clock, and six that are queued.
+    ticks = itertools.chain([900] * 9, itertools.cycle([2, 4, 6]))
     found = seconds(lambda: device.kernels(next(ticks)), torch.device("cuda"), budget=0, repeats=6)
     wanted = {"seconds": 4e-3, "seconds_q1": 2.5e-3, "seconds_q3": 5.5e-3, "repeats": 6}
+    assert found.pop("wall_seconds") >= 0
     assert found == pytest.approx(wanted)
-    assert device.log[:3] == ["call"] * 3
-    assert device.log[3:] == ["synchronize", "record", "call", "record", "synchronize"] * 6
+    assert device.log[:18] == ["call", "synchronize"] * 9
+    assert device.log[18:] == ["flush", "record", "call", "record"] * 6 + ["synchronize"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -152,8 +152,32 @@ def measured(task: Task) -> Rows:
             spent["case_cpu_share"] = (_worked(device) - worked) / max(seconds, 1e-9)
             spent["case_load"] = load
     if rows[0]["status"] == "failed" and device.type == "cuda":
-        torch.cuda.empty_cache()  # after a want of memory the next case finds what there is
+        rows = _after(device, rows)
     return [row | spent for row in rows]
+
+
+_LOST: list[str] = []
+"""Devices that take no more calls from this process."""
+
+
+def lost() -> str:
+    """Which device an error has taken from this process, in a sentence; empty where none is."""
+    return f"{_LOST[0]} takes no more calls from this process" if _LOST else ""
+
+
+def _after(device: torch.device, rows: Rows) -> Rows:
+    """Failed rows, and whether the device can go on after them.
+
+    After a want of memory the next case finds what there is. After some errors, such as an illegal
+    access, CUDA refuses all calls of a process until it ends.
+    """
+    try:
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+    except Exception:
+        _LOST.append(str(device))
+        return [row | {"error": f"{row['error']}; {lost()}"} for row in rows]
+    return rows
 
 
 class _Shared(NamedTuple):
@@ -527,6 +551,8 @@ def _died(error: BaseException) -> str:
 def measured_there(file: str | None, packed: bytes) -> Rows:
     """The rows of a packed ``Task`` whose study is defined in ``file``, measured in a worker."""
     with _ONE_AT_A_TIME:  # a worker of dask may have many threads
+        if _LOST:  # the row that says so was sent; another worker takes the place of this one
+            os._exit(1)
         try:
             module = load(file).__name__ if file else ""
             with at_home(module) as closure:

@@ -189,13 +189,15 @@ class Gaussian:
     def _causal(self, x: Tensor, y: Tensor, v: Tensor, *, average: bool) -> Tensor:
         """Each row takes the way that the points up to its own need, whatever comes later."""
         near = [z - y[:, :1].detach() for z in (x, y)]
+        how: dict[str, Any] = {"average": average, "causal": True, "bandwidth": self.bandwidth}
+        if validation.unseen(x):
+            return _by_products(near[0], near[1], v, None, **how)
         radius = torch.maximum(*(_lengths(z) for z in near)).cummax(-1).values
         rough = _rough(radius, self.bandwidth).unsqueeze(-1)
         # No row that keeps this result sees a point that is blanked, so none can overflow here.
         x_near, y_near = (
             (z.masked_fill(rough, 0) for z in near) if validation.held(rough).any() else near
         )
-        how: dict[str, Any] = {"average": average, "causal": True, "bandwidth": self.bandwidth}
         out = _by_products(x_near, y_near, v, None, **how)
         if not validation.held(rough).any():
             return out
@@ -294,10 +296,13 @@ def _centred(x: Tensor, y: Tensor, bandwidth: float) -> tuple[Tensor, Tensor, Te
     The Gaussian does not see the shift, its rounding errors do. Elsewhere the copy is not worth it.
     Returns the points and which matrices are ``_rough`` even so, (B,), or None where none is.
     """
-    centre, radius = y.detach().mean(-2, keepdim=True), _radius(x, y)
+    centre = y.detach().mean(-2, keepdim=True)
+    if validation.unseen(x):  # no shift is wrong, and none is chosen without a look
+        return x - centre, y - centre, None
+    radius = _radius(x, y)
     far = torch.linalg.vector_norm(centre, dim=(-2, -1)) > radius / 2
     rough = _rough(radius, bandwidth)
-    if x.is_meta or not validation.held(far | rough).any():
+    if not validation.held(far | rough).any():
         return x, y, None
     if validation.held(far).any():
         centre = torch.where(far[:, None, None], centre, 0)
@@ -381,7 +386,7 @@ def _by_differences(
         if not average:
             out = _matrix(z, y, bandwidth)
             return (out if hidden is None else out.masked_fill(hidden, 0)) @ v
-        distance = torch.cdist(z, y, compute_mode="donot_use_mm_for_euclid_dist") / bandwidth
+        distance = _distances(z, y) / bandwidth
         # What is hidden, or beyond the dtype, has no weight, and no gradient of 0 times infinity.
         gone = distance.isinf() if hidden is None else distance.isinf() | hidden
         distance = distance.masked_fill(gone, math.inf)
@@ -392,6 +397,18 @@ def _by_differences(
 
     each = zip(x.split(rows, 1), torch.arange(x.shape[1], device=x.device).split(rows), strict=True)
     return torch.cat([recomputed(block, *some) for some in each], dim=1)
+
+
+def _distances(x: Tensor, y: Tensor) -> Tensor:
+    """|x_i - y_j|, (B, n, l), by differences.
+
+    CUDA's ``cdist`` starts a block of 256 threads for every one of them.
+    """
+    if x.device.type != "cuda":
+        return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+    rows = max(1, budget(CAREFUL_ENTRIES, x.device) // y.numel())
+    parts = (part.unsqueeze(-2) - y.unsqueeze(-3) for part in x.split(rows, -2))
+    return torch.cat([torch.linalg.vector_norm(part, dim=-1) for part in parts], -2)
 
 
 def _matrix(x: Tensor, y: Tensor, bandwidth: float) -> Tensor:
@@ -410,8 +427,7 @@ class _GaussianMatrix(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, bandwidth: float) -> Tensor:
-        distance = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
-        kernel = distance.div_(bandwidth).square_().div_(-2).exp_()
+        kernel = _distances(x, y).div_(bandwidth).square_().div_(-2).exp_()
         ctx.save_for_backward(x, y, kernel)
         ctx.bandwidth = bandwidth
         return kernel

@@ -55,6 +55,10 @@ def _sum(x: Tensor, y: Tensor, v: Tensor, scale: float, *, gaussian: bool, causa
     plain = partial(plain_sum, scale=scale, gaussian=gaussian, causal=causal)
     if not _has_kernel(x):
         return plain(x, y, v)
+    if x.device.type == "cuda" and len(x) > MATRICES:
+        call = partial(_sum, scale=scale, gaussian=gaussian, causal=causal)
+        each = zip(*(z.split(MATRICES) for z in (x, y, v)), strict=True)
+        return torch.cat([call(*some) for some in each])
     return derived(partial(_Sum.apply, scale, gaussian, causal), plain, x, y, v)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softlab.core import Cost, Dims, Stream, value
+from softlab.core import Cost, Dims, Stream, placed, value
 from softlab.landmarks.selector import kept, of_tokens, position_of, take
 from softlab.validation import Seed
 
@@ -34,13 +34,20 @@ class UniformRandom:
     def indices(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Positions (..., m) of the landmarks, increasing and distinct."""
         size = kept(x, m, key_mask)
+        if key_mask is None:
+            drawn = placed(_ordinals, self.seed, x.shape[-2], m, device=x.device)
+            return drawn.expand(*size.shape, m)
         ordinal = torch.empty(*size.shape, m, dtype=torch.long, device=x.device)
         for s in size.unique().tolist():
-            draw = Stream(self.seed, "landmarks.UniformRandom").permutation(s)[:m]
-            ordinal[size == s] = draw.sort().values.to(x.device)
+            ordinal[size == s] = placed(_ordinals, self.seed, s, m, device=x.device)
         return position_of(ordinal, key_mask)
 
     @of_tokens
     def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Landmarks (..., m, d) of tokens x (..., n, d)."""
         return take(x, self.indices(x, m, key_mask))
+
+
+def _ordinals(seed: int, s: int, m: int) -> Tensor:
+    """Which m of s tokens are drawn, increasing."""
+    return Stream(seed, "landmarks.UniformRandom").permutation(s)[:m].sort().values

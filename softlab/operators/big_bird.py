@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from softlab.core import Cost, Dims, Knob, Stream, Traits, attention, value
+from softlab.core import Cost, Dims, Knob, Stream, Traits, attention, placed, value
 from softlab.kernels import Exponential
 from softlab.operators.softmax import Softmax
 from softlab.primitives.banded import banded_average, centres, ordinals, rows, support_sizes
@@ -191,7 +191,7 @@ class BigBird:
 
     def _others(self, n: int, keys: Tensor) -> Tensor:
         """Global and random keys of each block, (B or 1, blocks, globals + random), each once."""
-        shares = self.shares(-(-n // self.block)).to(keys.device)
+        shares = placed(type(self).shares, self, -(-n // self.block), device=keys.device)
         # A share just below one may round up to s.
         drawn = (shares * keys.unsqueeze(-1)).long().minimum(keys.unsqueeze(-1) - 1).sort().values
         repeated = torch.zeros_like(drawn, dtype=torch.bool)

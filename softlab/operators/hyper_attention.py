@@ -10,7 +10,18 @@ import torch
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import Cost, Dims, Knob, Stream, Traits, attention, own_precision, value, widened
+from softlab.core import (
+    Cost,
+    Dims,
+    Knob,
+    Stream,
+    Traits,
+    attention,
+    own_precision,
+    placed,
+    value,
+    widened,
+)
 from softlab.operators.softmax import Softmax
 from softlab.primitives.sort_lsh import (
     Bits,
@@ -130,7 +141,14 @@ class HyperAttention:
         return block_average(q, k, v, self._blocks(q, k))
 
     def _blocks(self, q: Tensor, k: Tensor) -> Blocks:
-        n, l, device = q.shape[-2], k.shape[-2], q.device
+        drawn = placed(type(self)._layout, self, q.shape[-2], k.shape[-2], device=q.device)
+        of_queries, real, of_keys, logs = drawn
+        planes = placed(type(self).hyperplanes, self, q.shape[-1], device=q.device)
+        order_q, order_k = (gray_places(x, planes).argsort(dim=-1, stable=True) for x in (q, k))
+        return Blocks(order_q, of_queries, real, order_k[:, of_keys], logs)
+
+    def _layout(self, n: int, l: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Who meets whom, in the orders of their hashes; of ``Blocks`` all but the first."""
         count = -(-l // self.block)
         of_queries, real = parts(bounds(n, count))
         cuts = bounds(l, count)
@@ -146,11 +164,5 @@ class HyperAttention:
             m = len(drawn[size])
             sample[i, :m] = (cuts[i + 1] + drawn[size]) % l
             sample_logs[i, :m] = math.log((l - size) / m) if m else 0
-        of_keys = torch.cat((inside, sample), -1).to(device)
-        return Blocks(
-            self.places(q).argsort(dim=-1, stable=True),
-            of_queries.to(device),
-            real.to(device),
-            self.places(k).argsort(dim=-1, stable=True)[:, of_keys],
-            torch.cat((logs, sample_logs), -1).unsqueeze(0).to(device),
-        )
+        of_keys = torch.cat((inside, sample), -1)
+        return of_queries, real, of_keys, torch.cat((logs, sample_logs), -1).unsqueeze(0)

@@ -9,7 +9,18 @@ import torch
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import Cost, Dims, Knob, Stream, Traits, attention, own_precision, value, widened
+from softlab.core import (
+    Cost,
+    Dims,
+    Knob,
+    Stream,
+    Traits,
+    attention,
+    own_precision,
+    placed,
+    value,
+    widened,
+)
 from softlab.operators.softmax import Softmax
 from softlab.primitives.sort_lsh import (
     Bits,
@@ -17,10 +28,10 @@ from softlab.primitives.sort_lsh import (
     block_average,
     block_weights,
     bounds,
+    even_parts,
     gray_places,
     hyperplanes,
     over_survivors,
-    parts,
 )
 from softlab.validation import Amount, Seed, Size
 
@@ -101,7 +112,7 @@ class KDEFormer:
 
     def drawn(self, p: Tensor) -> Tensor:
         """The sample (..., samples) of keys, by the inverse of the distribution function of p."""
-        u = Stream(self.seed, "KDEFormer, keys").uniform(self.samples).to(p.device)
+        u = placed(_uniforms, self.seed, self.samples, device=p.device)
         up_to = p.detach().cumsum(-1)
         at = torch.searchsorted(up_to, (u * up_to[..., -1:]).contiguous(), right=True)
         return at.clamp_max(p.shape[-1] - 1)
@@ -140,10 +151,10 @@ class KDEFormer:
     def _blocks(self, q: Tensor, k: Tensor, v: Tensor) -> Blocks:
         n, l, device = q.shape[-2], k.shape[-2], q.device
         count = -(-l // self.block)
-        planes = self.hyperplanes(q.shape[-1])
+        planes = placed(type(self).hyperplanes, self, q.shape[-1], device=device)
         order_q, order_k = (gray_places(x, planes).argsort(dim=-1, stable=True) for x in (q, k))
-        of_queries, real = (x.to(device) for x in parts(bounds(n, count)))
-        inside, there = (x.to(device) for x in parts(bounds(l, count)))
+        of_queries, real = placed(even_parts, n, count, device=device)
+        inside, there = placed(even_parts, l, count, device=device)
         p = self.probabilities(v)
         sample = self.drawn(p)
         drawn_logs = -(self.samples * p.gather(-1, sample)).log()
@@ -161,3 +172,7 @@ class KDEFormer:
                 -1,
             ),
         )
+
+
+def _uniforms(seed: int, samples: int) -> Tensor:
+    return Stream(seed, "KDEFormer, keys").uniform(samples)

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import Cost, Dims, Knob, Stream, Traits, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Stream, Traits, own_precision, placed, value, widened
 from softlab.kernels import Exponential, kernel_cost
 from softlab.operators.softmax import Softmax
 from softlab.validation import OneOf, Seed, Size
@@ -95,7 +95,8 @@ class Linformer:
     def _projected(self, k: Tensor, v: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """E k (..., m, d) and F v (..., m, e)."""
         if key_mask is None:
-            e, f = (p.to(k) for p in self.projections(k.shape[-2]))
+            draw = type(self).projections, self, k.shape[-2]
+            e, f = placed(*draw, device=k.device, dtype=k.dtype)
             return e @ k, f @ v
         few = [x.new_zeros(*x.shape[:-2], self.rank, x.shape[-1]) for x in (k, v)]
         size = key_mask.sum(-1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import Cost, Dims, Knob, Traits, attention, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Traits, attention, own_precision, placed, value, widened
 from softlab.features import Orthogonal, Weights
 from softlab.operators.softmax import Softmax
 from softlab.primitives.causal import of_kept
@@ -226,13 +226,14 @@ class Performer:
     def _projected(self, x: Tensor, rho: Tensor | None) -> tuple[Tensor, Tensor]:
         """The logarithms of sqrt(m) phi(x), (..., n, m), plus |x|^2 / 2; and that, (..., n, 1)."""
         scale = self.target.kernel(x.shape[-1]).scale or 1.0
-        w = self.weights(self._draws, x.shape[-1])
-        projected = x @ (math.sqrt(scale) * w).to(x).mT
+        w = placed(type(self)._scaled, self, x.shape[-1], device=x.device, dtype=x.dtype)
+        projected = x @ w.mT
         if self.estimator == "hyperbolic":
             projected = torch.cat((projected, -projected), -1)
         elif rho is not None:
             a = (1 + 1 / rho) / 2
-            squares = w.square().sum(-1).to(x)
+            drawn = self.weights, self._draws, x.shape[-1]
+            squares = placed(_squares, *drawn, device=x.device, dtype=x.dtype)
             shift = a.log() * (x.shape[-1] / 4) - (1 / rho - 1) / 8 * squares
             projected = a.sqrt() * projected + shift
         return projected, scale * x.square().sum(-1, keepdim=True) / 2
@@ -246,6 +247,10 @@ class Performer:
             )
             raise ValueError(msg)
         return self._rho(x, x)
+
+    def _scaled(self, d: int) -> Tensor:
+        """The weights for points whose products are to be multiplied by the scale."""
+        return math.sqrt(self.target.kernel(d).scale or 1.0) * self.weights(self._draws, d)
 
     def log_features(self, x: Tensor) -> Tensor:
         """Return log phi(x), (..., n, m), of queries or keys x (..., n, d), without ``eps``."""
@@ -318,3 +323,8 @@ class Performer:
         rho = self._rho(q, k)
         (a, _), (b, half_k) = self._projected(q, rho), self._projected(k, rho)
         return causal_feature_average(a, b - half_k, v)
+
+
+def _squares(weights: Weights, m: int, d: int) -> Tensor:
+    """The squared length of each of the weights, (m,)."""
+    return weights(m, d).square().sum(-1)

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from softlab.core import Cost, Dims, Knob, Traits, attention, own_precision, value, widened
+from softlab.core import Cost, Dims, Knob, Traits, attention, own_precision, placed, value, widened
 from softlab.features import Orthogonal, Weights
 from softlab.kernels import Gaussian
 from softlab.operators.gaussian_attention import GaussianAttention
@@ -112,10 +112,13 @@ class RandomFourier:
 
     def _waves(self, x: Tensor) -> Tensor:
         """[cos W x, sin W x], (..., n, m)."""
-        d = x.shape[-1]
-        w = math.sqrt(self._scale(d)) * self.weights(self.features // 2, d)
-        projected = x @ w.to(x).mT
+        w = placed(type(self)._scaled, self, x.shape[-1], device=x.device, dtype=x.dtype)
+        projected = x @ w.mT
         return torch.cat((projected.cos(), projected.sin()), -1)
+
+    def _scaled(self, d: int) -> Tensor:
+        """The weights for points whose products are to be multiplied by the scale."""
+        return math.sqrt(self._scale(d)) * self.weights(self.features // 2, d)
 
     def _half(self, x: Tensor) -> Tensor:
         """|x|^2 / 2 for the softmax kernel, 0 for the Gaussian; (..., n, 1)."""

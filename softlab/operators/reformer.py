@@ -16,12 +16,13 @@ from softlab.core import (
     Traits,
     attention,
     budget,
+    placed,
     recomputed,
     value,
 )
 from softlab.operators.softmax import Softmax
 from softlab.primitives.banded import HELD_ENTRIES, rows
-from softlab.primitives.sort_lsh import bounds, over_survivors, parts, unsorted
+from softlab.primitives.sort_lsh import bounds, even_parts, over_survivors, unsorted
 from softlab.primitives.weighted_sums import Sums
 from softlab.validation import Seed, Size, Steps, Width
 
@@ -117,7 +118,8 @@ class Reformer:
         if self.buckets == 1:
             return torch.zeros(self.rounds, *x.shape[:-1], dtype=torch.int32, device=x.device)
         x = x.detach().double()
-        turned = (x @ r.to(x.device) for r in self.rotations(x.shape[-1]))
+        turns = placed(type(self).rotations, self, x.shape[-1], device=x.device)
+        turned = (x @ r for r in turns)
         return torch.stack([torch.cat((y, -y), -1).argmax(-1).int() for y in turned])
 
     def cost(self, dims: Dims) -> Cost:
@@ -141,8 +143,8 @@ class Reformer:
         """The output (B, n, e) for keys that all take part."""
         (size, n, d), l, e = q.shape, k.shape[-2], v.shape[-1]
         count = -(-l // self.chunk)
-        of_queries, real = (x.to(q.device) for x in parts(bounds(n, count)))
-        own, there = (x.to(q.device) for x in parts(bounds(l, count)))
+        of_queries, real = placed(even_parts, n, count, device=q.device)
+        own, there = placed(even_parts, l, count, device=q.device)
         # The keys that a part meets are those of the one before it, then its own.
         of_keys = torch.cat((own.roll(1, 0), own), -1)
         before = there.roll(1, 0)

@@ -116,8 +116,10 @@ class RPCholesky:
         k = _centred(k, key_mask)
         half = self._half(k)
         out = self._applied(q, k, v, half, key_mask)
+        if out.dtype != torch.float32 or validation.unseen(out):
+            return out
         wide = _spread(half.detach(), key_mask) > SPREAD
-        if out.dtype == torch.float32 and not wide.is_meta and bool(wide.any()):
+        if bool(wide.any()):
             q, k, v = (x[wide].double() for x in (q, k, v))
             mask = None if key_mask is None else key_mask[wide]
             exact = self._applied(q, k, v, self._half(k), mask).float()

@@ -10,7 +10,18 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from softlab.core import Cost, Dims, Knob, Stream, Traits, attention, own_precision, value, widened
+from softlab.core import (
+    Cost,
+    Dims,
+    Knob,
+    Stream,
+    Traits,
+    attention,
+    own_precision,
+    placed,
+    value,
+    widened,
+)
 from softlab.operators.softmax import Softmax
 from softlab.primitives.causal import by_halves, of_kept
 from softlab.primitives.feature_maps import feature_sums, polynomial_average, sizes
@@ -154,7 +165,7 @@ class SketchedTaylor:
     def _features(self, x: Tensor, a: Tensor) -> Tensor:
         """The features of x (..., n, d) over a^p, without forming what overflows; a >= 1."""
         near, p = x / a, self.degree
-        w = self.signs(x.shape[-1]).to(x)
+        w = placed(type(self).signs, self, x.shape[-1], device=x.device, dtype=x.dtype)
         found = [a ** (-p), near * a ** (1 - p)]
         power = near @ w[0].mT
         for r in range(2, p + 1):

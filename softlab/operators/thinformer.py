@@ -10,7 +10,18 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from softlab import validation
-from softlab.core import Cost, Dims, Knob, Stream, Traits, attention, budget, own_precision, value
+from softlab.core import (
+    Cost,
+    Dims,
+    Knob,
+    Stream,
+    Traits,
+    attention,
+    budget,
+    own_precision,
+    placed,
+    value,
+)
 from softlab.kernels import Exponential, kernel_cost
 from softlab.operators.softmax import Softmax
 from softlab.primitives.banded import HELD_ENTRIES, rows
@@ -136,24 +147,28 @@ class Thinformer:
             k, v = rows(k, at), rows(v, at)
         return Exponential().average(q, k, v)
 
+    def _all_draws(self, keys: int) -> tuple[Tensor, ...]:
+        drawn = self.draws(keys)
+        return drawn.kept, *drawn.uniforms
+
     def _coreset(self, k: Tensor, v: Tensor) -> Tensor:
         """The kept keys (B, m) of k (B, l, d) and v (B, l, e) in float64."""
         r = self.halvings(k.shape[1])
         m = k.shape[1] >> r
-        draws = self.draws(k.shape[1])
+        kept, *uniforms = placed(type(self)._all_draws, self, k.shape[1], device=k.device)
         k = k / k.shape[-1] ** 0.25
         top = k.square().sum(-1).amax(-1)
         # Scales of K cancel: the largest entry of v is made 1, and the largest exponential too.
         largest = v.abs().amax((-2, -1), keepdim=True)
         v = v / largest.where(largest > 0, 1)
-        at = draws.kept.to(k.device).expand(len(k), -1)
-        for h, drawn in zip(self.buckets(k.shape[1]), draws.uniforms, strict=True):
+        at = kept.expand(len(k), -1)
+        for h, drawn in zip(self.buckets(k.shape[1]), uniforms, strict=True):
             c = self.caution * (math.log(8 * r * m**2 / h) + 0.5)
-            pairs, u = at.unflatten(-1, (-1, 2)), drawn.to(k.device)
+            pairs = at.unflatten(-1, (-1, 2))
             held = len(k) * (5 * (2 * h) ** 2 + 2 * h * (k.shape[-1] + v.shape[-1]))
             most = max(budget(HELD_ENTRIES, k.device), k.numel() // 2)
             step = h * max(1, most // held)
-            parts = zip(pairs.split(step, 1), u.split(step), strict=True)
+            parts = zip(pairs.split(step, 1), drawn.split(step), strict=True)
             at = torch.cat([_halved(k, v, top, part, of, h, c) for part, of in parts], 1)
         return at
 
@@ -176,12 +191,15 @@ def _halved(
     lengths = products.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
     a = c * lengths * lengths.cummax(-1).values
     with_sum = torch.zeros_like(lengths)  # <g_i, f_i>, for all i to come
-    second = torch.zeros(lengths.shape, dtype=torch.bool, device=k.device)
+    # A pair of equal functions is no coin with a preference: it has probability one half.
+    certain = a > 0
+    a = torch.where(certain, a, 1)
+    signs = []
+    one = torch.ones((), dtype=k.dtype, device=k.device)
     for i in range(h):
-        # A pair of equal functions is no coin with a preference: it has probability one half.
-        tilt = torch.where(a[..., i] > 0, with_sum[..., i] / a[..., i], 0)
-        second[..., i] = u[:, i] <= tilt
-        sign = 1 - 2 * second[..., i, None].to(k.dtype)
-        with_sum = with_sum + sign * products[..., i, :]
+        tilt = torch.where(certain[..., i], with_sum[..., i] / a[..., i], 0)
+        signs.append(torch.where(u[:, i] <= tilt, -one, one))
+        with_sum.addcmul_(signs[-1].unsqueeze(-1), products[..., i, :])
+    second = torch.stack(signs, -1) < 0
     kept: Tensor = filled.unflatten(-1, (h, 2)).gather(-1, second.long().unsqueeze(-1))
     return kept.flatten(1)[:, :p]

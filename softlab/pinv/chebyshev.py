@@ -11,7 +11,7 @@ from softlab import validation
 from softlab.core import Cost, value, widened
 from softlab.pinv.golub_kahan import interval_cost
 from softlab.pinv.iteration import Map, Unrolled
-from softlab.pinv.polynomial import cushion, equioscillation, products
+from softlab.pinv.polynomial import cushion, equioscillation, products, sent
 from softlab.pinv.scalings import KrylovEstimate
 from softlab.pinv.solver import SolverTraits
 from softlab.validation import Seed, Steps
@@ -93,7 +93,12 @@ class Chebyshev(Unrolled):
             x = torch.where(some, 2 * eye / (high * (1 + ratio)), 0)
         else:
             x = (widened(a).mT / high) * (2 / (1 + ratio) / high)
-        return x.to(a.dtype), equioscillation(ratio.double(), self.degree, self.steps)
+        ratio = ratio.double()
+        if a.device.type != "cuda":
+            return x.to(a.dtype), equioscillation(ratio, self.degree, self.steps)
+        # There a hundred launches a step would make a few numbers for each matrix.
+        maps = equioscillation(ratio.cpu(), self.degree, self.steps)
+        return x.to(a.dtype), sent(maps, a.device)
 
     def cost(self, m: int, batch: int = 1) -> Cost:
         """The products of the steps, and the estimate of the interval."""

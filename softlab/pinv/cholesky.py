@@ -55,8 +55,8 @@ class Cholesky:
         """The inverse of the shifted matrix."""
         wide = admit(a, self.traits)
         (x,) = self.iterates(wide)
-        broken = int(validation.held(x.isnan().any(-1).any(-1)).sum())
-        if broken:
+        lost = x.isnan().any(-1).any(-1)
+        if not validation.unseen(x) and (broken := int(validation.held(lost).sum())):
             msg = (
                 f"{self!r} broke down on {broken} matrices that are not positive definite to "
                 "working precision. Give a larger shift, or use SVD() or Ridge(Cholesky(), r)."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softlab.core import Cost, Stream, widened
+from softlab.core import Cost, Stream, placed, widened
 
 DOUBT = 8
 """The most by which a lower estimate that has not converged is lowered."""
@@ -28,7 +28,7 @@ def singular_interval(a: Tensor, sweeps: int, seed: int = 0) -> tuple[Tensor, Te
     m = a.shape[-1]
     k = min(sweeps, m)
     # From within the range of A^T: on singular A, Ritz values would enter the gap above zero.
-    v = unit.mT @ Stream(seed, "pinv.singular_interval").normal(m, 1).to(unit)
+    v = unit.mT @ placed(_start, seed, m, device=unit.device, dtype=unit.dtype)
     size = torch.linalg.matrix_norm(v, keepdim=True)
     v = v / torch.where(size > 0, size, 1)
     left, right = (unit.new_zeros(*a.shape[:-2], m, k) for _ in range(2))
@@ -51,6 +51,10 @@ def singular_interval(a: Tensor, sweeps: int, seed: int = 0) -> tuple[Tensor, Te
     least = torch.where(top > 0, least, 0)
     low, high = (torch.where(finite, y[..., None] * scale, torch.nan) for y in (least, top))
     return low, high
+
+
+def _start(seed: int, m: int) -> Tensor:
+    return Stream(seed, "pinv.singular_interval").normal(m, 1)
 
 
 def interval_cost(m: int, sweeps: int, batch: int = 1) -> Cost:

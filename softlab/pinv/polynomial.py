@@ -63,11 +63,11 @@ class ResidualPolynomial:
         eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
         # The highest block has two coefficients or three, those below it two.
         top = len(c) - 3 if len(c) % 2 else len(c) - 2
-        g = c[top] * eye + c[top + 1] * r
+        g = _times(c[top], eye) + _times(c[top + 1], r)
         if len(c) % 2:
-            g = g + c[top + 2] * square
+            g = g + _times(c[top + 2], square)
         for i in range(top - 2, -1, -2):
-            g = added(c[i] * eye + c[i + 1] * r, g, square)
+            g = added(_times(c[i], eye) + _times(c[i + 1], r), g, square)
         return x @ g
 
     def residual(self, r: Tensor) -> Tensor:
@@ -158,6 +158,13 @@ def equioscillation(ratio: Number, degree: int, steps: int) -> Iterator[Residual
     for _ in range(steps):
         step, gap = equioscillating(gap, degree)
         yield step
+
+
+def sent(maps: Iterator[ResidualPolynomial], device: torch.device) -> Iterator[ResidualPolynomial]:
+    """Steps whose coefficients were made on the CPU, all of them brought to the device at once."""
+    table = torch.stack([torch.stack([torch.as_tensor(c) for c in x.coefficients]) for x in maps])
+    for step in table.to(device):
+        yield ResidualPolynomial(tuple(step))
 
 
 def products(degree: int) -> int:

@@ -75,10 +75,16 @@ def parts(of: list[int]) -> tuple[Tensor, Tensor]:
     return at.where(real, 0), real
 
 
+def even_parts(size: int, count: int) -> tuple[Tensor, Tensor]:
+    """The ``parts`` of so many positions in that many even parts."""
+    return parts(bounds(size, count))
+
+
 def unsorted(x: Tensor, order: Tensor, real: Tensor) -> Tensor:
     """Rows x (B, parts, width, e) of tokens in an order (B, n), at their places: (B, n, e)."""
     # The r-th real row of the parts is the token of rank r.
-    at = real.flatten().nonzero().squeeze(-1)[order.argsort(dim=-1)]
+    places = (~real.flatten()).to(torch.uint8).argsort(stable=True)[: order.shape[-1]]
+    at = places[order.argsort(dim=-1)]
     return take(x.flatten(1, 2), at)
 
 

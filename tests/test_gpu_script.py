@@ -1,0 +1,42 @@
+"""The script for a GPU, on the CPU at small sizes: every phase, its quota, and what it resumes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).parents[1]
+
+
+def call(*words):
+    return subprocess.run(
+        [sys.executable, "benchmarks/gpu.py", *map(str, words)], cwd=ROOT, capture_output=True,
+        text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+def test_the_script_runs_here_stops_in_time_and_goes_on(tmp_path):
+    first = call("--device", "cpu", "--seconds", 4, "--out", tmp_path)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "not reached" in first.stdout
+    tables = {x.parent.name: pd.read_csv(x) for x in (tmp_path / "cpu").glob("*/table.csv")}
+    assert {"ceilings", "backends", "correct-float32", "times-bfloat16", "solvers"} <= set(tables)
+    before = (tables["correct-float32"]["status"] == "ok").sum()
+    assert before > 0
+    again = call("--device", "cpu", "--seconds", 4, "--out", tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    table = pd.read_csv(tmp_path / "cpu" / "correct-float32" / "table.csv")
+    assert (table["status"] == "ok").sum() >= before
+
+
+def test_bad_words_are_refused_in_a_sentence(tmp_path):
+    for words, said in (
+        (("--device", "cuda:99"), "cannot be used here"),
+        (("--device", "cpu", "--seconds", "-1"), "give a positive number"),
+    ):
+        ended = call(*words, "--out", tmp_path)
+        assert ended.returncode == 2
+        assert said in ended.stderr
+        assert "Traceback" not in ended.stderr

@@ -44,7 +44,11 @@ BUDGETS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 GAUSSIAN = GaussianAttention()
 PARTS = {part.name: part for part in operators()}
 SWEPT: dict[str, tuple[str, Callable[[int, int], Operator]]] = {
-    **{name: (x.family, x.at) for name, x in PARTS.items() if hasattr(x.kind, "knob")},
+    **{
+        name: (part.family, part.at)
+        for name, part in PARTS.items()
+        if hasattr(part.kind, "knob") and part.example.traits.linear_memory
+    },
     "Local, 4 sinks": ("sparse", lambda m, _: Local(m, sinks=4)),
     "RandomFourier, Gaussian": (
         "features",
@@ -52,7 +56,8 @@ SWEPT: dict[str, tuple[str, Callable[[int, int], Operator]]] = {
     ),
 }
 """One line a method: its family, and the operator of a knob and a seed, whose work grows with the
-knob. Every operator that declares a knob is one, those of other installed distributions too."""
+knob. Every operator of linear memory that declares a knob is one, those of other installed
+distributions too; of others the work need not grow with the knob, nor fall below the exact."""
 FIXED: dict[str, tuple[str, Operator]] = {
     "exact": (EXACT, Softmax()),
     "Taylor": ("features", Taylor()),

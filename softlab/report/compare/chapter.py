@@ -21,7 +21,7 @@ from softlab.report.timings import BUSY, Timing, timing
 
 NEEDED = {
     *("status", "method", "kind", "target", "source", "sample", "budget", "asked", "fits"),
-    *("share", "output_error", "uniform_error", "skill", "laws_held", "laws_broken"),
+    *("share", "output_error", "uniform_error", "skill", "laws_held", "laws_broken", "own"),
 }
 COSTS = {"n", "time", "time_q1", "time_q3", "memory", "case_cpu_share"}
 OPTIONAL = dict.fromkeys(COSTS, "no timing was possible")
@@ -62,7 +62,7 @@ def summary(table: pd.DataFrame) -> list[dict[str, Any]]:
                 "memory": float(memory.median()),
                 "laws_held": int(held.iloc[0]) if len(held) else None,
                 "laws_broken": _words(broken.iloc[0]) if len(broken) else None,
-                "own": bool("own" in mine and mine["own"].iloc[0]),
+                "own": bool(mine["own"].iloc[0]),
                 "op": str(largest["op"].iloc[0]) if len(largest) else "",
             }
         )

@@ -148,7 +148,7 @@ def test_list_names_every_part_with_its_claims():
 def test_fetch_of_an_unknown_name():
     result = call("fetch", "minilm", "fashion-mnst")
     assert result.exit_code == 2
-    assert "photographs, fashion-mnist. Did you mean 'fashion-mnist'?" in result.stderr
+    assert "glove, fashion-mnist. Did you mean 'fashion-mnist'?" in result.stderr
     assert "minilm-" not in result.stdout  # none is fetched where one is misspelt
 
 

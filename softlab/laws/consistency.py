@@ -496,9 +496,14 @@ def _equals(op: Any, dense: Dense, seed: int, *, square: bool) -> bool:
     return True
 
 
+def found_form(op: Any) -> str:
+    """The known attention that a function was found to equal; an operator's own field is none."""
+    return op.form if is_plain(op) else ""
+
+
 def _dense(op: Any) -> Dense | None:
     """What an operator is to equal on one matrix, from what is said or was found of it."""
-    form = getattr(op, "form", "")
+    form = found_form(op)
     if form == ITS_TARGET:
         return lambda q, k, v: op.target(q, k, v)
     if form:
@@ -530,12 +535,12 @@ def _far(op: Any, rng: torch.Generator) -> Iterator[Gap]:
 
 def _fading(op: Any) -> bool:
     """Whether it is a function said to be one of features, which no row's largest holds up."""
-    return getattr(op, "form", "") == ITS_TARGET and bool(op.target.traits.replacement)
+    return found_form(op) == ITS_TARGET and bool(op.target.traits.replacement)
 
 
 def _distances(op: Any) -> bool:
     """Whether its dense form reads distances alone."""
-    form = getattr(op, "form", "")
+    form = found_form(op)
     known = op.target if form == ITS_TARGET else op
     return "Gaussian" in form or known.traits.reads == "distances"
 
@@ -559,7 +564,7 @@ def _form(op: Any, rng: torch.Generator) -> Iterator[Gap]:
             if not bool(due.isfinite().all()):
                 continue  # exponentials of large scores, taken one by one
             allowed = 10 * rounding * (largest(case.v) + largest(due))
-            where = f"{one.where}, and {getattr(op, 'form', '') or 'its dense form'}"
+            where = f"{one.where}, and {found_form(op) or 'its dense form'}"
             yield Gap(largest(out[one.number][one.rows] - due), allowed, where)
             if gradients is None:
                 continue

@@ -110,8 +110,9 @@ class Skeinformer:
     def _drawn(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The rows P_J (B, m, l) of the pilots, and S (B, m), in float64."""
         draws = self.draws(q.shape[1], k.shape[1])
-        x = q.index_select(1, draws.pilots.to(q.device)).double()
-        whole = (x @ k.double().mT / math.sqrt(q.shape[-1])).softmax(-1)
+        # Scaled before the product: these rows are the largest tensors of a call.
+        x = q.index_select(1, draws.pilots.to(q.device)).double() / math.sqrt(q.shape[-1])
+        whole = (x @ k.double().mT).softmax(-1)
         # The scale of the values does not matter, and their squares must not overflow.
         largest = v.detach().double().abs().amax((-2, -1), keepdim=True)
         lengths = torch.linalg.vector_norm(
@@ -127,6 +128,7 @@ class Skeinformer:
         """The output (B, n, e) for keys that all take part."""
         whole, at = self._drawn(q, k, v)
         exact = whole.to(v.dtype) @ v
+        del whole  # in float64, as large as what follows
         drawn_k, drawn_v = rows(k, at), rows(v, at)
         scores = q @ drawn_k.mT / math.sqrt(q.shape[-1])
         left = k.shape[1] - self.rank

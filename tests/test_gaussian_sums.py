@@ -71,6 +71,26 @@ def test_every_way_gives_the_same_average_and_gradients(force, way, masked):
         assert float(gap) <= tolerance(F64, 40, kappa=20, scale=scale)
 
 
+@pytest.mark.parametrize("laid", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kind", ["sum", "average", "exponential"])
+def test_columns_that_lie_together_are_read_as_rows(force, kind, causal, laid):
+    """Torch's kernel for a CPU takes rows for contiguous, and says nothing where they are not."""
+    force("fused")
+    points = [normal(2, 9, 6, seed=s) for s in range(3)]
+    kernel = Exponential(0.3) if kind == "exponential" else Gaussian(1.7)
+    call = kernel.average if kind == "average" else kernel.apply
+    found = []
+    for columns in ((), laid):
+        leaves = [x.clone().requires_grad_() for x in points]
+        given = [x.mT.contiguous().mT if i in columns else x for i, x in enumerate(leaves)]
+        out = call(*given, causal=causal)
+        found.append((out, *torch.autograd.grad(out.sin().sum(), leaves)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
+
+
+
 def test_a_tile_that_is_skipped_is_caught(monkeypatch):
     # The planted fault: the last tile is lost.
     whole = tiled._tiles

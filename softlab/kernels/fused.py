@@ -192,7 +192,8 @@ def _fitted(
             y, v = (pad(z, (0, 0, 0, more)) for z in (y, v))
             mask = pad(mask, (0, more), value=0 if mask.dtype == torch.bool else HIDDEN)
     else:
-        x, y, v = (_of_width(z, max(d, e)) for z in (x, y, v))
+        # The kernel takes the entries of a row for neighbours, and says nothing where they are not.
+        x, y, v = (_aligned(_of_width(z, max(d, e)), 1) for z in (x, y, v))
     mask = None if mask is None else mask.unsqueeze(-2)
     if x.ndim == 3:
         x, y, v = (z.unsqueeze(1) for z in (x, y, v))

@@ -108,6 +108,8 @@ def of_landmarks(solver: Solver, z: Tensor, variance: float) -> tuple[Tensor, Te
 
 def _fits(a: Tensor) -> bool:
     """Whether one launch takes all steps of these matrices."""
+    if not isinstance(a, Tensor):  # refused with a sentence where tensors are looked at
+        return False
     small = a.ndim >= 2 and a.shape[-1] == a.shape[-2] <= gpu.LARGEST
     return small and gpu.serves("newton_raphson", a)
 

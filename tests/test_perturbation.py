@@ -276,11 +276,11 @@ def test_an_output_that_is_written_over_is_kept():
 
 
 class Partly(Net):
-    """A layer of three is written out."""
+    """A layer of three caps its scores, which no operator here does."""
 
     def __init__(self):
         super().__init__()
-        self.attend[1].forward = lambda q, k, v, **more: (q @ k.mT).softmax(-1) @ v
+        self.attend[1].forward = lambda q, k, v, **more: (q @ k.mT).tanh().softmax(-1) @ v
 
 
 def test_an_effect_says_what_it_did_not_see():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,7 +107,7 @@ def of_landmarks(solver: Solver, z: Tensor, variance: float) -> tuple[Tensor, Te
     return gpu.attempt("newton_raphson", lambda: None, fused)
 
 
-def _fits(a: Tensor) -> bool:
+def _fits(a: Any) -> bool:
     """Whether one launch takes all steps of these matrices."""
     if not isinstance(a, Tensor):  # refused with a sentence where tensors are looked at
         return False

@@ -90,7 +90,6 @@ def test_columns_that_lie_together_are_read_as_rows(force, kind, causal, laid):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
 
 
-
 def test_a_tile_that_is_skipped_is_caught(monkeypatch):
     # The planted fault: the last tile is lost.
     whole = tiled._tiles

@@ -15,7 +15,7 @@ READY := $(VENV)/.ready
 # Weights of the models whose attention the studies replace.
 WEIGHTS := minilm vit photographs smollm2 whisper
 
-.PHONY: help install report board report-models report-images test test-all docs fidelity peers lint check
+.PHONY: help gpu install report board report-models report-images test test-all docs fidelity peers lint check
 .PHONY: docket format bench mutants dist matrix coverage transforms clean
 
 help:  ## this list

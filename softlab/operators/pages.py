@@ -34,14 +34,14 @@ HELD_NUMBERS = 1 << 20
 class Pages:
     """out_i = sum_{j in P_i} exp(s_ij) v_j / sum_{j in P_i} exp(s_ij), s = q k^T / sqrt(d).
 
-    Pages are ``block`` consecutive keys, at least 1, by default 16; the last may be shorter. Of a page p only the
-    box is looked at, the least and the largest of each coordinate of its keys, and
+    Pages are ``block`` consecutive keys, at least 1, by default 16; the last may be shorter. Of a
+    page p only the box is looked at, the least and the largest of each coordinate of its keys, and
 
         u_ip = sum_t max(q_it low_pt, q_it high_pt) / sqrt(d)
 
     is at least every score of the page. P_i are the keys of the ``budget`` pages with the largest
-    u_ip, at least 1, by default 4; all pages where there are fewer. ``key_mask`` deletes keys: the others close
-    up, in each matrix.
+    u_ip, at least 1, by default 4; all pages where there are fewer. ``key_mask`` deletes keys: the
+    others close up, in each matrix.
 
     Exact on what it keeps, and so with budget * block >= l. The pages are chosen by bounds, which
     are sharp where the keys of a page are alike, as of neighbouring tokens; elsewhere a page with

@@ -252,7 +252,10 @@ def test_a_study_of_other_columns_still_gets_a_report(tmp_path):
     pytest.importorskip("typst")
     table = pd.DataFrame({"x": [1, 2], "status": "ok", "y": [3.0, 4.0]})
     assert report(write(tmp_path, table, figures=[])).exists()
-    assert findings(table, META) == ["All 2 cases finished."]
+    assert findings(table, META) == [
+        "All 2 cases finished.",
+        "The cases fall into 2 groups, told apart by x. The median y goes from 3.00 (1) to 4.00 (2).",
+    ]
 
 
 def test_an_interrupted_run_still_gets_a_report(tmp_path):

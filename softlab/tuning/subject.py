@@ -14,7 +14,7 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from softlab.core import norm
+from softlab.core import Stream, norm
 
 CONFIDENCE = 0.95
 ALIKE = 1e-3
@@ -91,8 +91,8 @@ class Metric:
     def resampled(self, pairs: Sequence[Pair], within: float, draws: int = 100) -> int:
         """In how many of 100 resamplings of the inputs the value is at most ``within``."""
         held = np.array(pairs, float)
-        rng = np.random.default_rng(0)
-        chosen = rng.integers(len(held), size=(draws, len(held)))
+        stream = Stream(0, "tuning, resampled inputs")
+        chosen = stream.integers(len(held), draws, len(held)).numpy()
         return sum(self.value([*map(tuple, held[rows])]) <= within for rows in chosen)
 
     def _root(self, ratio: float) -> float:

@@ -254,7 +254,8 @@ def test_a_study_of_other_columns_still_gets_a_report(tmp_path):
     assert report(write(tmp_path, table, figures=[])).exists()
     assert findings(table, META) == [
         "All 2 cases finished.",
-        "The cases fall into 2 groups, told apart by x. The median y goes from 3.00 (1) to 4.00 (2).",
+        "The cases fall into 2 groups, told apart by x. "
+        "The median y goes from 3.00 (1) to 4.00 (2).",
     ]
 
 

@@ -117,7 +117,9 @@ def strays(source):
         name, of = node.func.attr, ast.unparse(node.func.value)
         if name == "manual_seed" and not ast.unparse(node.args[0]).endswith(".number"):
             yield node.lineno
-        if name == "Generator" or (of in ("np.random", "random") and name not in LOOKS):
+        of_stream = name == "default_rng" and ast.unparse(node.args[0]).endswith(".number")
+        strange = of in ("np.random", "random") and name not in LOOKS and not of_stream
+        if name == "Generator" or strange:
             yield node.lineno
         given = {key.arg for key in node.keywords}
         if of == "torch" and name in DRAWS and not {"generator", "device"} <= given:

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from softlab import operators as own_operators
 from softlab.catalogue import Part, operators
-from softlab.core import Dims, Operator
+from softlab.core import Dims, Operator, Stream
 from softlab.hints import hint
 from softlab.laws import adapted
 from softlab.laws.adapters import found, is_solver
@@ -60,9 +60,9 @@ def work(op: Any, dims: Dims) -> int | None:
     """
     if hasattr(op, "cost"):
         return int(op.cost(dims).work)
-    rng = torch.Generator().manual_seed(0)
+    stream = Stream(0, "compare, tensors whose work is counted")
     shapes = ((dims.n, dims.d), (dims.l, dims.d), (dims.l, dims.e))
-    q, k, v = (torch.randn(*shape, generator=rng) for shape in shapes)
+    q, k, v = (stream.normal(*shape).float() for shape in shapes)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         op(q, k, v)
     return int(counter.get_total_flops()) or None

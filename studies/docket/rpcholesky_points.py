@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from softlab.core import Stream
 from softlab.docket import Challenge, Claim
 from softlab.verdicts import Rule
 
@@ -57,7 +58,7 @@ def factored(points: Array, width: float, choose: Choice, count: int) -> tuple[A
 
 def setup(points: str, n: int, seed: int) -> dict[str, Array]:
     """The errors of each method with 1, 2, ... pivots."""
-    rng = np.random.default_rng([seed, n])
+    rng = np.random.default_rng(Stream(seed, f"rpcholesky-points, {n} points").number)
     x, width = SETS[points](n, rng)
     order = rng.permutation(n)
     last = PIVOTS[-1]
@@ -87,7 +88,7 @@ def measure(setup: dict[str, Array], rival: str, pivots: int) -> dict[str, float
 
 def dense(points: str, rival: str, pivots: int, seed: int) -> dict[str, float]:
     """The same of 800 points, by the whole matrix and numpy's pseudo-inverse."""
-    rng = np.random.default_rng([seed, 7])
+    rng = np.random.default_rng(Stream(seed, "rpcholesky-points, pivots").number)
     x, width = SETS[points](800, rng)
     a = np.exp(-((x[:, None] - x) ** 2).sum(-1) / (2 * width**2))
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from softlab.core import Stream
 from softlab.docket import Challenge, Claim
 from softlab.inputs import Recorded, recorded_names
 from softlab.operators import AdaptiveSample
@@ -55,7 +56,8 @@ def measure(setup: tuple[Tensor, Tensor], top: float, seed: int) -> dict[str, fl
 
 def lognormal(sigma: float, seed: int) -> dict[str, float]:
     """In numpy, for lognormal weights: no head, no operator, a fresh draw each time."""
-    rng, l, rounds = np.random.default_rng(seed), 8000, 150
+    rng = np.random.default_rng(Stream(seed, "sampler-delta, challenge").number)
+    l, rounds = 8000, 150
     missed = dict.fromkeys((SUBJECT, CORRECTED, FEWER, ALL), 0)
     z = NormalDist().inv_cdf(1 - DELTA)
     two = NormalDist().inv_cdf(1 - DELTA / 2)

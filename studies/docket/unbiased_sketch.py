@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from softlab.core import Stream
 from softlab.docket import Challenge, Claim
 from softlab.inputs import Recorded, recorded_names
 from softlab.operators import Quantized, Softmax, Uniform
@@ -46,7 +47,8 @@ def measure(setup: tuple[Tensor, Tensor, Tensor], bits: int, seed: int) -> dict[
 
 def in_numpy(bits: int, seed: int) -> dict[str, float]:
     """The same on drawn tokens with centroids of quantiles, written apart from the operator."""
-    rng, d = np.random.default_rng(seed), 64
+    rng = np.random.default_rng(Stream(seed, "unbiased-sketch, challenge").number)
+    d = 64
     q, k, v = (rng.standard_normal((n, d)) for n in (64, 512, 512))
     turn = np.linalg.qr(rng.standard_normal((d, d)))[0]
     drawn = np.sort(rng.standard_normal(200_000))

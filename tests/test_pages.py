@@ -17,11 +17,11 @@ CASES = [
 
 def twin(op: Pages, q, k, v):
     scores = q @ k.mT / q.shape[-1] ** 0.5
-    out = []
-    for row, x in zip(scores, q, strict=True):
+    out, keys = [], k.tolist()
+    for row, x in zip(scores, q.tolist(), strict=True):
         pages = [range(i, min(i + op.block, len(k))) for i in range(0, len(k), op.block)]
         most = [
-            sum(max(float(x[t] * k[j, t]) for j in page) for t in range(len(x))) for page in pages
+            sum(max(x[t] * keys[j][t] for j in page) for t in range(len(x))) for page in pages
         ]
         best = sorted(range(len(pages)), key=lambda p: -most[p])[: op.budget]
         kept = [j for p in best for j in pages[p]]

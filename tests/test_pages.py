@@ -20,9 +20,7 @@ def twin(op: Pages, q, k, v):
     out, keys = [], k.tolist()
     for row, x in zip(scores, q.tolist(), strict=True):
         pages = [range(i, min(i + op.block, len(k))) for i in range(0, len(k), op.block)]
-        most = [
-            sum(max(x[t] * keys[j][t] for j in page) for t in range(len(x))) for page in pages
-        ]
+        most = [sum(max(x[t] * keys[j][t] for j in page) for t in range(len(x))) for page in pages]
         best = sorted(range(len(pages)), key=lambda p: -most[p])[: op.budget]
         kept = [j for p in best for j in pages[p]]
         out.append(row[kept].softmax(-1) @ v[kept])

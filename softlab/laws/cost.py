@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode, bmm_flop
+from torch.utils.flop_counter import FlopCounterMode, bmm_flop, sdpa_flop_count
 
 from softlab.core import Dims, as_matrix
 from softlab.laws.law import Gap, Law, lengths, normal, rank_of
@@ -35,13 +35,19 @@ def _accumulated(_: Sequence[int], x: Sequence[int], y: Sequence[int], **__: Any
     return flops
 
 
+def _fused(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: Any, **__: Any) -> int:
+    flops: int = sdpa_flop_count(q, k, v)
+    return flops
+
+
 def _seen() -> dict[Any, Any]:
-    """How to count what torch's counter passes over: sums in place, and distances."""
+    """How to count what torch's counter passes over: sums in place, distances, a CPU's kernel."""
     aten = torch.ops.aten
     return {
         aten.baddbmm_: _accumulated,
         aten._cdist_forward: _distances,
         aten._euclidean_dist: _distances,
+        aten._scaled_dot_product_flash_attention_for_cpu: _fused,
     }
 
 

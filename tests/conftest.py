@@ -22,8 +22,8 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     """Of a test that is marked ``sampled(share)``, leave that share of its cases, always the same.
 
-    A case is drawn by its name, so that each law meets about half of the subjects and each subject
-    about half of the laws. All are asked by ``--all``, and where a test is named with ``::``.
+    A case is drawn by its name, so that each law meets a share of the subjects and each subject
+    a share of the laws. All are asked by ``--all``, and where a test is named with ``::``.
     """
     if config.getoption("--all") or any("::" in name for name in config.args):
         return

@@ -106,6 +106,7 @@ def test_an_operator_stays_on_its_device_and_off_the_math_backend(op):
         fused_only(tally)
 
 
+@pytest.mark.sampled(1 / 2)
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 def test_a_solver_stays_on_its_device(solver):
     w = normal(3, 5, 5)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from softlab.core import Cost, Dims, Knob, Traits, attention, value
+from softlab.core import Cost, Dims, Knob, Traits, attention, budget, value
 from softlab.kernels import Exponential
 from softlab.operators.softmax import Softmax
 from softlab.primitives import pages as paging
@@ -27,7 +27,7 @@ from softlab.primitives.certificates import (
 from softlab.validation import Size
 
 HELD_NUMBERS = 1 << 20
-"""Numbers of gathered keys and values held at once."""
+"""Numbers of gathered keys and values held at once; more on a GPU (``core.budget``)."""
 
 
 @value
@@ -165,7 +165,7 @@ class Pages:
         """The queries, a few at a time."""
         count = -(-v.shape[1] // self.block)
         held = min(self.budget, count) * self.block * (q.shape[-1] + v.shape[-1]) + count
-        step = max(1, max(HELD_NUMBERS, q.numel()) // (len(q) * held))
+        step = max(1, max(budget(HELD_NUMBERS, q.device), q.numel()) // (len(q) * held))
         parts: tuple[Tensor, ...] = q.split(step, 1)
         return parts
 

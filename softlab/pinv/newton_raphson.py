@@ -20,6 +20,9 @@ from softlab.pinv.solver import PinvResult, Solver, SolverTraits, admit, deliver
 from softlab.pinv.stopping import Traced, judge_traced
 from softlab.validation import Steps
 
+STEP = ResidualPolynomial((1.0, 1.0))
+"""X (I + R), which is 2 X - X A X."""
+
 
 @value
 class NewtonRaphson(Unrolled):
@@ -45,7 +48,7 @@ class NewtonRaphson(Unrolled):
 
     def begin(self, a: Tensor) -> tuple[Tensor, Iterator[ResidualPolynomial]]:
         """The scaling's guess, and X (I + R), ``steps`` times."""
-        return self.scaling(a), itertools.repeat(ResidualPolynomial((1.0, 1.0)), self.steps)
+        return self.scaling(a), itertools.repeat(STEP, self.steps)
 
     def __call__(self, a: Tensor) -> Tensor:
         """The last iterate, with the gradient of the unrolled loop."""
@@ -117,5 +120,5 @@ def _fits(a: Any) -> bool:
 
 def _loop(a: Tensor, x: Tensor, *, steps: int) -> Tensor:
     for _ in range(steps):
-        x = 2 * x - x @ (a @ x)
+        x = STEP(a, x)
     return x

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import math
 import threading
 import warnings
@@ -25,6 +26,7 @@ from softlab.operators import (
     Reformer,
     Soft,
     Softmax,
+    Taylor,
     Thinformer,
     TopK,
     Uniform,
@@ -229,12 +231,40 @@ def test_a_bias_reaches_exact_softmax_and_is_refused_to_all_others():
             model(q, k, v)
     window = (torch.arange(6)[:, None] - torch.arange(6)).abs() < 2
     model = Plain(attn_mask=window)
-    with pytest.raises(SubstitutionError, match="different keys"), substitute(model, Uniform()):
-        model(q, k, v)
+    for op in (Nystromformer(3), Local(1), lambda q, k, v, key_mask: Softmax()(q, k, v, key_mask)):
+        with pytest.raises(SubstitutionError, match="different keys"), substitute(model, op):
+            model(q, k, v)
     learned = nn.Parameter(torch.zeros(6, 6, dtype=torch.float64))
     model = Plain(attn_mask=learned)
     with pytest.raises(SubstitutionError, match="bias"), substitute(model, TopK(k=2)):
         model(q, k, v)
+
+
+ALONE = [TopK(k=2), TopK(k=2, causal=True), Performer(8), Taylor(), Uniform(), LinearAttention()]
+
+
+@pytest.mark.parametrize("operator", ALONE, ids=repr)
+def test_each_query_may_see_keys_of_its_own(operator, monkeypatch):
+    """As one query at a time with these keys; one without keys gets zero."""
+    mask = draw(2, 1, 6, 6, seed=5) > 0
+    mask[0, 0, 2], mask[1, 0, 4] = False, True
+    free = dataclasses.replace(operator, causal=False) if hasattr(operator, "causal") else operator
+    q, k, v = (x.clone().requires_grad_() for x in asked("nothing")[1])
+    for shown, some in itertools.product((mask, mask.tril()), (10**9, 3 * q.numel())):
+        monkeypatch.setattr(dispatch, "QUERIES", some)
+        with substitute(model := Plain(attn_mask=shown), operator):
+            out = model(q, k, v)
+        for i, b in itertools.product(range(6), range(2)):
+            keys, row = shown[b, 0, i], out[b, :, i : i + 1]
+            if keys.any():
+                wanted = free(q[b, :, i : i + 1], k[b][:, keys], v[b][:, keys])
+                torch.testing.assert_close(row, wanted)
+            else:
+                assert not row.any()
+    assert all(
+        x.isfinite().all()
+        for x in torch.autograd.grad(out.sum(), (q, k, v), materialize_grads=True)
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from torch import nn
 from softlab.capture import SubstitutionError, record, register, substitute
 from softlab.capture.effect import effect
 from softlab.operators import CosFormer, Local, Nystromformer, Performer, Softmax, TopK, Uniform
+from softlab.tuning import Part, Plan, load
 
 SIZES = {"vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4}
 WIDE = {
@@ -141,6 +142,47 @@ def test_generation_with_a_cache(implementation):
                 model.generate(IDS, use_cache=True, **cache, **more)
 
 
+MIXED = {"head_dim": 8, "layer_types": ["sliding_attention", "full_attention"]}
+
+
+@pytest.mark.parametrize("window", [6, 14], ids=["the prompt", "the answer"])
+@pytest.mark.parametrize(("name", "more"), [("Mistral", {}), ("Gemma3Text", MIXED)], ids=str)
+def test_generation_with_a_cache_that_slides(name, more, window):
+    """A prompt of 12 tokens is longer than the window, or becomes so; half of it is padded."""
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    config = getattr(transformers, f"{name}Config")
+    given = WIDE | {"num_key_value_heads": 2, "sliding_window": window} | more
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config(**given)).eval()
+    mask = torch.ones_like(IDS)
+    mask[1, :4] = 0
+    asked = {
+        "attention_mask": mask, "do_sample": False, "pad_token_id": 0, "max_new_tokens": 4,
+        "eos_token_id": None, "output_logits": True, "return_dict_in_generate": True,
+    }  # fmt: skip
+
+    def logits(**more):
+        with torch.no_grad():
+            return torch.stack(model.generate(IDS, **asked, **more).logits)
+
+    caches = ({}, {"cache_implementation": "static"}, {"prefill_chunk_size": 5})
+    own = logits(use_cache=False)
+    for op in (Softmax(), TopK(k=3), Performer(16)):
+        with substitute(model, op) as report:
+            whole = logits(use_cache=False)
+            for cache in caches:
+                torch.testing.assert_close(logits(**cache), whole, atol=1e-5, rtol=1e-4)
+        assert len(report.reached) == 2
+        assert isinstance(op, Softmax) == torch.allclose(whole, own, atol=1e-5)
+    for op in (Local(3), Local(3, sinks=1), CosFormer(), Nystromformer(2)):
+        for cache in caches:
+            refused = pytest.raises(
+                SubstitutionError, match=r"layer 0 \(model\.layers\.0\.self_attn"
+            )
+            with refused, substitute(model, op):
+                logits(**cache)
+
+
 @pytest.mark.parametrize("name", ["GPT2", "Mistral"])
 def test_effects_on_models_set_to_eager(name):
     model = made(name)
@@ -182,10 +224,67 @@ def test_an_operator_under_a_name_of_transformers():
         with pytest.raises(SubstitutionError, match=r"layer 0 \(LlamaAttention\).*no causal form"):
             again(IDS)
     for bad, error, says in (
-        ((Softmax,), TypeError, "give an instance"), (({"a": Softmax()},), TypeError, "a plan"),
+        ((Softmax,), TypeError, "give an instance"), (({2.0: Softmax()},), TypeError, "a plan"),
+        (({"a": 3},), TypeError, "a plan"), (({},), TypeError, "a plan"),
+        (({"a": Softmax(), 0: Softmax()},), TypeError, "a plan"),
+        (({"a": [(Softmax(), [])]},), TypeError, "a plan"),
+        ((Plan({"a": (Part("Softmax()"),)}),), TypeError, r"method register\(\)"),
         ((Softmax(), "sdpa"), ValueError, "no implementation for"),
         ((Softmax(), "a b"), ValueError, "no implementation for"),
     ):  # fmt: skip
         with pytest.raises(error, match=says):
             register(*bad)
     assert transformers.AttentionInterface().valid_keys()  # what it has is still there
+
+
+class Wrapped(nn.Module):
+    """A model beside another, under other names."""
+
+    def __init__(self, *models):
+        super().__init__()
+        self.parts = nn.ModuleList(models)
+
+    def forward(self, ids):
+        return [part(ids)[0] for part in self.parts]
+
+
+def test_a_plan_under_a_name_of_transformers(tmp_path):
+    """By qualified names and heads, through a file, in the model and in a wrapper of it."""
+    layers = {
+        "model.layers.0.self_attn": (Part("TopK(k=3)", (0, 2)), Part("Local(window=2)", (1,))),
+        "model.layers.1.self_attn": (Part("TopK(k=4)"),),
+    }
+    Plan(layers).save(tmp_path / "plan.json")
+    plan = load(tmp_path / "plan.json")
+    model = made("Llama", "sdpa", "ForCausalLM")
+    plan.register()
+    named = made("Llama", "softlab", "ForCausalLM")
+    other = made("Bert", "softlab")
+    with torch.no_grad():
+        own = model(IDS).logits
+        with plan.applied(model):
+            wanted = model(IDS).logits
+        assert not torch.allclose(wanted, own, atol=1e-3)
+        torch.testing.assert_close(named(IDS).logits, wanted)
+        plan.register()  # anew: nothing is known of the model yet
+        beside = Wrapped(other, named)(IDS)
+        torch.testing.assert_close(beside[1], wanted)
+        torch.testing.assert_close(beside[0], made("Bert", "sdpa")(IDS)[0])
+        for given in ({1: TopK(k=4)}, {"model.layers.1.self_attn": TopK(k=4)}):
+            register(given)
+            with substitute(model, TopK(k=4), layers=[1]):
+                wanted = model(IDS).logits
+            torch.testing.assert_close(named(IDS).logits, wanted)
+        plan.register()
+        for models, says in (
+            ((other,), "'model.layers.0.self_attn', which BertModel has not, and no part of it"),
+            ((named, named.__class__(named.config).eval()), "Wrapped has not, and 2 parts of it"),
+        ):
+            runs = models[0] if len(models) == 1 else Wrapped(*models)
+            with pytest.raises(SubstitutionError, match=says):
+                runs(IDS)
+        register({"model.layers.0.self_attn": [(Softmax(), [4])]})
+        with pytest.raises(SubstitutionError, match=r"layers\.0\.self_attn' cannot.*has 4"):
+            named(IDS)
+    with pytest.raises(ValueError, match="no layers"):
+        Plan({}).register()

@@ -1,7 +1,8 @@
 """``make transforms``: every operator under every transform of torch; docs/guide/transforms.md.
 
 A cell is right, against the plain call and its gradients, or the operator refuses in words that
-name the way out. A number that is wrong, or an error of another kind, is printed, and ends with 1.
+name the way out. A number that is wrong, or an error of another kind, is printed, and ends with 1;
+its cell stays "?". The page is written after each row: after an interrupt ``--missing`` goes on.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from softlab.validation import trusted
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "guide" / "transforms.md"
 BEGIN, END = "<!-- make transforms -->", "<!-- end -->"
-RIGHT, NONE = "yes", "–"
+RIGHT, MISSING = "yes", "?"
+TORCH = torch.__version__.partition("+")[0]
 REFUSALS = {
     "a": r"looks at values, and a tensor on 'meta' has none\. Give it real tensors",
     "b": r"looks at values, which torch\.export and FakeTensorMode do not have\. Call it as it is",
@@ -254,35 +256,59 @@ def cell(op: Operator, transform: str) -> str:
     return RIGHT
 
 
+def known() -> dict[str, dict[str, str]]:
+    """The cells of the page, by operator and column; none of those of another torch."""
+    table = PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+    if f"\ntorch {TORCH}, " not in table:
+        return {}
+    lines = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    (_, *columns), *rows = lines
+    return {name: dict(zip(columns, cells, strict=True)) for name, *cells in rows}
+
+
+def write(table: dict[str, dict[str, str]]) -> None:
+    """The page with these cells; what is missing is not measured yet."""
+    lines = [
+        "| operator | " + " | ".join(TRANSFORMS) + " |",
+        "|---" * (len(TRANSFORMS) + 1) + "|",
+        *(
+            f"| {name} | " + " | ".join(table.get(name, {}).get(x, MISSING) for x in TRANSFORMS)
+            + " |"
+            for name in cases()
+        ),
+    ]  # fmt: skip
+    page = PAGE.read_text(encoding="utf-8")
+    said = f"\ntorch {TORCH}, {datetime.date.today()}.\n"
+    before, _, rest = page.partition(BEGIN)
+    text = "\n".join((before + BEGIN, *lines, said + END + rest.partition(END)[2]))
+    PAGE.write_text(text, encoding="utf-8")
+
+
 def main() -> int:
-    """Fill the table, all of it or the rows and columns that are asked for, and print it."""
+    """Fill the table, all of it or the cells that are asked for, and write it row by row."""
     words = argparse.ArgumentParser(description=__doc__)
-    words.add_argument("--only", nargs="*", default=[], help="columns; the page is not written")
-    words.add_argument("--rows", nargs="*", default=[], help="operators; likewise")
+    words.add_argument("--only", nargs="*", default=[], help="columns; the others stay")
+    words.add_argument("--rows", nargs="*", default=[], help="operators; the others stay")
+    words.add_argument("--missing", action="store_true", help="only what is not measured yet")
     asked = words.parse_args()
     torch.set_num_threads(1)  # as in the other process: the same bits
     columns = asked.only or [*TRANSFORMS]
     rows = {name: op for name, op in cases().items() if not asked.rows or name in asked.rows}
-    table, failed = [], 0
+    table, failed = known(), 0
     for name, op in rows.items():
-        found = {column: cell(op, column) for column in columns}
-        for column, said in found.items():
+        row = table.setdefault(name, {})
+        for column in columns:
+            if asked.missing and row.get(column, MISSING) != MISSING:
+                continue
+            row[column] = said = cell(op, column)
             if said.startswith("FAILS"):
+                row[column] = MISSING
                 failed += 1
                 print(f"{op!r} under {column}: {said}", flush=True)
-        table.append(
-            f"| {name} | " + " | ".join(x.partition(":")[0] for x in found.values()) + " |"
-        )
-        print(table[-1], flush=True)
-    head = ["| operator | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    text = "\n".join((*head, *table))
+        print(f"| {name} | " + " | ".join(row[x] for x in columns) + " |", flush=True)
+        write(table)
     if _pool:
         _pool[0].terminate()
-    if not (asked.only or asked.rows or failed):
-        page = PAGE.read_text(encoding="utf-8")
-        said = f"\ntorch {torch.__version__.partition('+')[0]}, {datetime.date.today()}.\n"
-        before, _, rest = page.partition(BEGIN)
-        PAGE.write_text(f"{before}{BEGIN}\n{text}\n{said}{END}{rest.partition(END)[2]}", "utf-8")
     return int(failed > 0)
 
 

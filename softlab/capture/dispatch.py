@@ -15,6 +15,8 @@ and of ``key_mask``, that it names. What it does not name is done for it where t
 - a causal mask asks for the operator's causal form, whose rows are zero at masked tokens;
 - exact softmax attention takes any other mask, too, and what masks leave nothing of, as the layer
   does: rows of masked tokens, samples without a key;
+- any other mask of booleans, as of a sliding window, is honoured query by query, each with the keys
+  that it sees, by operators that give a query what they give it alone; a query without keys gets 0;
 - queries that are the last of more keys, as of a model that decodes with a cache, get what they
   get in the whole sequence, from the operator's causal form with other queries before them. That
   neither these nor the number of tokens matter is tried, and an operator to which they do is
@@ -63,9 +65,11 @@ def answer(operator: Callable[..., Tensor], call: Call) -> Tensor:
         try:
             found = read(call.mask, call.is_causal, call.q.shape[:-2], n, l)
         except UnableError:
-            if exact is None:
+            if exact is not None:
+                return _as_the_layer(call, exact)
+            if "key_mask" not in takes or not _answers_alone(operator, traits):
                 raise
-            return _as_the_layer(call, exact)
+            return _query_by_query(_uncausal(operator), call)
         if n == 1 < l:
             operator = _of_last(operator, traits, l)
         elif found.causal or n > 1:
@@ -329,6 +333,37 @@ def _of_last(operator: Any, traits: Traits | None, l: int) -> Any:
         )
         raise UnableError(msg)
     return free
+
+
+def _answers_alone(operator: Any, traits: Traits | None) -> bool:
+    """Whether a query gets what it would get alone: then a causal form exists, of the same rows."""
+    if traits is None or (not traits.causal and causal_form(operator) is None):
+        return False
+    free = _uncausal(operator)
+    return not (couples(free) or free.traits.causal)
+
+
+def _query_by_query(operator: Callable[..., Tensor], call: Call) -> Tensor:
+    """The output where each query sees keys of its own; raises ``UnableError`` for a bias."""
+    lead, (n, l) = call.q.shape[:-2], (call.q.shape[-2], call.k.shape[-2])
+    mask = torch.ones((), dtype=torch.bool, device=call.q.device)
+    allowed = hiding(mask if call.mask is None else call.mask, lead, n, l)
+    if call.is_causal:
+        allowed = allowed & torch.ones(n, l, dtype=torch.bool, device=allowed.device).tril()
+    k, v = (x.expand(*lead, *x.shape[-2:]).unsqueeze(-3) for x in (call.k, call.v))
+    some = max(1, QUERIES // max(1, lead.numel() * l * (call.q.shape[-1] + call.v.shape[-1])))
+    rows = allowed.expand(*allowed.shape[:-2], n, l).split(some, -2)
+    parts = []
+    for q, keys in zip(call.q.unsqueeze(-2).split(some, -3), rows, strict=True):
+        sees = keys.any(-1, keepdim=True)
+        k_each, v_each = (x.expand(*lead, q.shape[-3], *x.shape[-2:]) for x in (k, v))
+        out = operator(q, k_each, v_each, key_mask=keys | ~sees).squeeze(-2)
+        parts.append(out.masked_fill(~sees, 0.0))
+    return torch.cat(parts, -2)
+
+
+QUERIES = 2**24
+"""Entries of keys and values that queries may hold at a time, where each sees keys of its own."""
 
 
 def _uncausal(operator: Any) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from softlab.capture.implementation import register
 from softlab.capture.substitution import Substitution, substitute_each
 from softlab.catalogue import made
 from softlab.laws.adapters import found
@@ -57,12 +58,34 @@ class Plan:
         if not self.layers:
             yield Substitution()
             return
-        each = {
+        with substitute_each(model, self._operators()) as report:
+            yield report
+
+    def register(self, name: str = "softlab") -> None:
+        """Make the plan an implementation of transformers' attention, ``capture.register``.
+
+        A model of transformers that is made with ``attn_implementation=name``, or that is set to
+        it, then computes its attention by the plan, in whatever process this was called. The model
+        has the layers that the plan names, or is a wrapper of one that has.
+
+        Args:
+            name: of the implementation.
+
+        Raises:
+            ImportError: transformers is not installed.
+            ValueError: the plan has no layers, or ``name`` cannot be a name.
+        """
+        if not self.layers:
+            msg = "the plan has no layers, so the model is the cheapest: run it as it is."
+            raise ValueError(msg)
+        register(self._operators(), name)
+
+    def _operators(self) -> dict[str, list[tuple[Any, tuple[int, ...] | None]]]:
+        """Pairs of an operator and its heads, by layer."""
+        return {
             name: [(operator(part.operator), part.heads) for part in parts]
             for name, parts in self.layers.items()
         }
-        with substitute_each(model, each) as report:
-            yield report
 
     def save(self, file: Path | str) -> None:
         """Write it as JSON."""

@@ -89,6 +89,12 @@ def test_figures_and_tables_are_numbered_and_the_findings_refer_to_them(page):
         assert f'id="{target}"' in page, target
 
 
+def test_a_study_answers_before_it_tells_how(page):
+    start = page.index('id="study-rank"')
+    answer = page.index("<b>Answer.</b> Nystromformer of rank 64 misses softmax attention", start)
+    assert start < answer < page.index("How it was measured")
+
+
 def luminance(colour):
     channels = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
     linear = (x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in channels)

@@ -240,10 +240,13 @@ def test_figures_of_the_same_columns_do_not_overwrite_each_other(tmp_path):
     folder = write(tmp_path, rank_table(seeds=1), figures=[*halves, named])
     said = words(report(folder))
     stem = "output_error-op_rank"
-    assert {path.name for path in (folder / "rank/figures").glob("*softmax*")} == {
+    assert {path.name for path in (folder / "rank/figures").glob("*softmax*.svg")} == {
         f"{stem}-softmax.svg", f"{stem}-softmax-2.svg", "All-inputs-once-softmax.svg"
     }  # fmt: skip
     first, second = (folder / f"rank/figures/{stem}-softmax{n}.svg" for n in ("", "-2"))
+    papers = {x.stem for x in (folder / "rank/figures").glob("*.pdf")}
+    assert papers == {x.stem for x in (folder / "rank/figures").glob("*.svg")}
+    assert first.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
     assert first.read_bytes() != second.read_bytes()
     assert "All, for row-normalised Gaussian." in said
 
@@ -471,7 +474,7 @@ def test_the_same_journal_gives_the_same_bytes(tmp_path):
         files += sorted((outcome.folder / "figures").iterdir())
         made.append([file.read_bytes() for file in files])
     assert outcome.reused == 3
-    assert len(made[0]) == 4
+    assert len(made[0]) == 5
     assert made[0] == made[1]
 
 

@@ -12,7 +12,7 @@ import itertools
 import json
 import re
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -44,9 +44,9 @@ def report(folder: Path | str = "reports", tell: Tell = lambda _: None) -> Path:
     """Set ``folder/report.pdf`` from every ``folder/<study>/table.csv``; return its path.
 
     ``folder/report.html`` says the same on one page, with tables that sort and points that tell
-    their case. Beside each table stand its figures (``figures/*.svg``) and ``findings.txt``.
-    ``tell`` is given a sentence for each table that cannot be read and for what a chapter cannot
-    say, which the report says too, in place of it.
+    their case. Beside each table stand its figures (``figures/*.svg`` and ``*.pdf``) and
+    ``findings.txt``. ``tell`` is given a sentence for each table that cannot be read and for what
+    a chapter cannot say, which the report says too, in place of it.
 
     Raises ``FileNotFoundError`` if there is no table, ``ValueError`` where none can be read,
     ``ModuleNotFoundError`` without typst.
@@ -65,6 +65,7 @@ def report(folder: Path | str = "reports", tell: Tell = lambda _: None) -> Path:
     lead = _lead(tables, files)
     studies = [_study(*one, files, tell) for one in tables]
     _tell_apart(studies)
+    compiled: Any = typst.compile  # its stubs leave out input as a mapping of files
     data: dict[str, Any] = {
         "title": studies[0]["title"] if len(studies) == 1 else "Approximations of attention",
         "origin": ", ".join(study["name"] for study in studies),
@@ -78,10 +79,10 @@ def report(folder: Path | str = "reports", tell: Tell = lambda _: None) -> Path:
         "environment": overview.environments([one[1:] for one in tables]),
     }
     _numbered(data)
+    _printed(folder, studies, files, compiled)
     papers = references.cited(_texts(data, files))
     data["references"] = papers
     (folder / "references.bib").write_text(references.bibtex(papers), encoding="utf-8")
-    compiled: Any = typst.compile  # its stubs leave out input as a mapping of files
     _mend(files, compiled, typst.TypstError, tell)
     files["glossary.typ"] = (HERE / "glossary.typ").read_bytes()
     page = as_page(every(data, lambda word: safe(brief(word))), files, compiled)
@@ -229,6 +230,24 @@ def _read(
     return tables, refused
 
 
+def _printed(
+    folder: Path, studies: list[dict[str, Any]], files: Mapping[str, bytes], compiled: Any
+) -> None:
+    """Each figure as a PDF of its own beside its SVG, for a paper."""
+    for study in studies:
+        for item in study["figures"]:
+            if item["file"] is not None:
+                whole = compiled({"main.typ": ALONE, "figure.svg": files[item["file"]]})
+                path = folder / study["name"] / "figures" / f"{item['name']}.pdf"
+                path.write_bytes(whole)
+
+
+ALONE = b"""#set page(width: auto, height: auto, margin: 0pt)
+#set document(date: none)
+#image("figure.svg")
+"""
+
+
 def _tell_apart(studies: list[dict[str, Any]]) -> None:
     """Studies of one title also say their folder."""
     titles = [study["title"] for study in studies]
@@ -291,6 +310,7 @@ def _study(
         "chapter": meta["chapter"],
         "method": method if first else None,
         "headlines": first_page,
+        "answer": _answer(first_page),
         "busy": bool(_disturbed(table, meta)),
         "mark": ", ".join(
             word
@@ -302,6 +322,12 @@ def _study(
         "figures": figures,
         "tables": [*tables, *map(dict, overview.failures(spoken))],
     }
+
+
+def _answer(headlines: Iterable[Mapping[str, Any]]) -> str:
+    """What a study answers, in its first two headlines; empty where it has none with a number."""
+    told = [one for one in headlines if one["value"]][:2]
+    return " ".join(one["text"].replace("{}", one["value"], 1) for one in told)
 
 
 def _without_marks(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -340,6 +366,7 @@ def _figures(
             files[file] = (run / "figures" / f"{name}.svg").read_bytes()
             yield {
                 "file": file,
+                "name": name,
                 "caption": " ".join((caption(lines, page), *flat, *figure.left_out)),
                 "x": lines.xlabel,
                 "y": lines.ylabel,

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.mathtext import MathTextParser
@@ -27,7 +28,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 
 from softlab.figures import Lines, Word
 from softlab.report.numbers import counted
-from softlab.report.quartiles import summary
+from softlab.report.quartiles import quartiles_of
 from softlab.report.style import METHODS, Look
 from softlab.report.style import looks as chosen
 from softlab.report.words import FACES, LONGEST, brief, cut, drawn
@@ -62,8 +63,9 @@ STYLE: Any = {
 
 GUIDES = ("-", (0, (6, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 
-GROUP, PANEL, WHY = " group", " panel", " why"
-"""Columns of the words for a row's group and panel in legend and title, and why it is not drawn."""
+GROUP, PANEL, WHY, ROW = " group", " panel", " why", " row"
+"""Columns of the words for a row's group and panel in legend and title, why it is not drawn, and
+its number on the page."""
 LABEL, FILE, NAMED = 60, 200, 5
 """Letters of a word in a legend or a title, bytes of a file's name, and groups of a note."""
 
@@ -144,19 +146,21 @@ def draw(table: pd.DataFrame, lines: Lines, page: Word = "") -> Drawing:
             bottom=BELOW / height,
         )
         grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
-        points: list[tuple[Axes, str, pd.DataFrame]] = []
+        cases = _Cases(rows, lines.by or lines.x)
+        points: list[tuple[Axes, str, list[dict[str, Any]]]] = []
         entries: dict[str, Any] = {}
         for i, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
             mine = rows[rows[PANEL] == panel]
             own = _looks(mine, lines) if lines.legend == "panel" else looks
-            curves, found = _panel(axes, mine, lines, own)
+            curves, found = _panel(axes, mine, lines, own, cases)
             points += [(axes, panel, curve) for curve in curves]
             if lines.legend == "panel":
                 _legend(axes, found, list(own), fontsize=6.5, loc="best", handlelength=2.2,
                         labelspacing=0.25, borderaxespad=0.2)  # fmt: skip
                 found = {label: x for label, x in found.items() if label not in own}
             entries |= found
-            axes.set_title(drawn(panel), parse_math=False)
+            # With its height given, matplotlib does not measure all ticks to find it.
+            axes.set_title(drawn(panel), y=1.0, parse_math=False)
             axes.tick_params(labelbottom=i + across >= len(panels))
         for axes in grid.flat[len(panels) :]:
             axes.remove()
@@ -230,7 +234,8 @@ def _page(
     looks = {group: look for group, look in named.items() if group in set(rows[GROUP])}
     rows = rows.assign(**{WHY: _why_not(rows, lines)})
     numeric = {lines.x, lines.y, lines.expected, *lines.guides} - {""}
-    return rows.assign(**{x: as_numbers(rows[x]) for x in numeric}), looks, unpaged
+    numbered = {x: as_numbers(rows[x]) for x in numeric}
+    return rows.assign(**numbered, **{ROW: np.arange(len(rows))}), looks, unpaged
 
 
 def rows_drawn(table: pd.DataFrame, lines: Lines) -> pd.DataFrame:
@@ -446,47 +451,60 @@ def _legend(
         text.set(text=word, parse_math=mathematics)
 
 
-def _curve(rows: pd.DataFrame, lines: Lines, y: str) -> pd.DataFrame:
-    """Quartiles of ``y`` along the line, and the ``x`` of each point."""
-    by = lines.by or lines.x
-    points = summary(rows, [by], y)
-    x = points[by] if by == lines.x else summary(rows, [by], lines.x)["median"]
-    return points.assign(x=x).sort_values(by)
+def _curve(rows: pd.DataFrame, lines: Lines, y: str) -> dict[str, np.ndarray]:
+    """The quartiles of ``y`` along the line, and the ``x`` of each point; ``place`` of each row."""
+    along, place = np.unique(rows[lines.by or lines.x].to_numpy(), return_inverse=True)
+    if not len(rows):
+        return dict.fromkeys(("x", "q1", "median", "q3", "place"), np.zeros(0))
+    q1, median, q3 = quartiles_of(place, rows[y].to_numpy(float))
+    x = quartiles_of(place, rows[lines.x].to_numpy(float))[1] if lines.by else along
+    return {"x": x, "q1": q1, "median": median, "q3": q3, "place": place}
 
 
-def _marks(figure: Figure, axes: Axes, panel: str, points: pd.DataFrame) -> Iterable[Mark]:
+def _marks(
+    figure: Figure, axes: Axes, panel: str, points: Sequence[Mapping[str, Any]]
+) -> Iterable[Mark]:
     """The points of a curve, which the frame follows."""
-    places = axes.transData.transform(points[["x", "median"]].to_numpy(float))
+    places = axes.transData.transform([[point["x"], point["y"]] for point in points])
     places = figure.transFigure.inverted().transform(places)
-    for (left, up), row in zip(places, points.to_dict("records"), strict=True):
-        yield Mark(
-            left=round(float(left), 5), top=round(float(1 - up), 5), panel=panel,
-            group=row["group"], x=row["x"], y=row["median"], q1=row["q1"], q3=row["q3"],
-            cases=row["cases"], case=row["case"],
-        )  # fmt: skip
+    for (left, up), point in zip(places, points, strict=True):
+        yield Mark(round(float(left), 5), round(float(1 - up), 5), panel, **point)
 
 
-def _common(rows: pd.DataFrame, by: str) -> pd.DataFrame:
-    """For each value of ``by``: how many rows, and what these have in common by axis."""
-    names = list(rows.columns)
-    ahead = names[: names.index("status")]  # a row begins with its case
-    axes = [x for x in ahead if "." not in x and x != by]
-    groups = rows.groupby(by)
-    found = pd.DataFrame({"cases": groups.size()})
-    first = rows.drop_duplicates(by).set_index(by)[axes]
-    first = first.astype(object).mask(first.isna(), None).map(lambda x: brief(str(x), LONGEST))
-    same = groups[axes].nunique(dropna=False) == 1 if axes else first
-    found["case"] = [
-        {axis: first.at[at, axis] for axis in axes if same.at[at, axis]} for at in found.index
-    ]
-    return found.reset_index()
+class _Cases:
+    """What rows of a page have in common, by axis of the study: a row begins with its case."""
+
+    def __init__(self, rows: pd.DataFrame, by: str) -> None:
+        names = list(rows.columns)
+        self.axes = [x for x in names[: names.index("status")] if "." not in x and x != by]
+        self.columns = [rows[axis].to_numpy(object) for axis in self.axes]
+        codes = [pd.factorize(rows[axis], use_na_sentinel=False)[0] for axis in self.axes]
+        self.codes = np.array(codes, dtype=int).reshape(len(self.axes), len(rows))
+
+    def common(self, rows: np.ndarray, place: np.ndarray) -> Iterable[tuple[int, dict[str, str]]]:
+        """For each place: how many of the rows are there, and what their cases share."""
+        order = np.argsort(place, kind="stable")
+        counts = np.bincount(place)
+        starts = counts.cumsum() - counts
+        codes, first = self.codes[:, rows[order]], rows[order][starts]
+        same = np.minimum.reduceat(codes, starts, 1) == np.maximum.reduceat(codes, starts, 1)
+        for i, count in enumerate(counts.tolist()):
+            yield (
+                count,
+                {axis: self._word(j, first[i]) for j, axis in enumerate(self.axes) if same[j, i]},
+            )
+
+    def _word(self, j: int, row: int) -> str:
+        value = self.columns[j][row]
+        return brief(str(None if pd.isna(value) else value), LONGEST)
 
 
 def _panel(
-    axes: Axes, rows: pd.DataFrame, lines: Lines, looks: Mapping[str, Look]
-) -> tuple[list[pd.DataFrame], dict[str, Any]]:
+    axes: Axes, rows: pd.DataFrame, lines: Lines, looks: Mapping[str, Look], cases: _Cases
+) -> tuple[list[list[dict[str, Any]]], dict[str, Any]]:
     """Draw the panel; the points of each curve with what each is made of, and what has a label."""
-    curves: list[pd.DataFrame] = []
+    curves: list[list[dict[str, Any]]] = []
+    bands: list[tuple[np.ndarray, Any]] = []
     entries: dict[str, Any] = {}
     axes.set(xscale=lines.xscale, yscale=lines.yscale)
     by = lines.by or lines.x
@@ -508,26 +526,38 @@ def _panel(
         )
     for group, (marker, filled, line, colour) in looks.items():
         of_group = kept[kept[GROUP] == group]
-        points = _curve(of_group, lines, lines.y)
-        if len(points):
-            axes.fill_between(
-                points["x"], points["q1"], points["q3"], color=colour, alpha=0.18, lw=0
-            )
+        curve = _curve(of_group, lines, lines.y)
+        if len(of_group):
+            x, median = curve["x"], curve["median"]
+            around = np.concatenate((curve["q1"], curve["q3"][::-1]))
+            bands.append((np.column_stack((np.concatenate((x, x[::-1])), around)), colour))
             (entries[group],) = axes.plot(
-                points["x"], points["median"], label=group, color=colour,
+                x, median, label=group, color=colour,
                 linestyle=line, marker=marker, markersize=3.8, lw=1.1,
                 markerfacecolor=colour if filled else "white",
                 markeredgecolor="white" if filled else colour,
                 markeredgewidth=0.4 if filled else 0.8,
             )  # fmt: skip
-            known = points.merge(_common(of_group, by), on=by)
-            curves.append(known.assign(group=group))
+            shared = cases.common(of_group[ROW].to_numpy(), curve["place"])
+            quartiles = zip(x, median, curve["q1"], curve["q3"], shared, strict=True)
+            curves.append([
+                {"group": group, "x": float(at), "y": float(y), "q1": float(q1), "q3": float(q3),
+                 "cases": count, "case": case}
+                for at, y, q1, q3, (count, case) in quartiles
+            ])  # fmt: skip
         if lines.expected:
             mine = rows[
                 (rows[GROUP] == group) & on_axis & _usable(rows[lines.expected], lines.yscale)
             ]
             points = _curve(mine, lines, lines.expected)
             axes.plot(points["x"], points["median"], color=colour, **EXPECTED)
+    if bands:
+        shapes, colours = zip(*bands, strict=True)
+        axes.update_datalim(np.concatenate(shapes))
+        axes.add_collection(
+            PolyCollection(shapes, facecolors=colours, alpha=0.18, lw=0), autolim=False
+        )
+        axes.autoscale_view()
     entries |= _references(axes, kept, lines)
     return curves, entries
 

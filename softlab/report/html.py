@@ -130,20 +130,26 @@ def _study(
     chapter = escape(study["chapter"])
     yield f'<section id="study-{escape(study["name"])}"><h2>{escape(study["title"])}</h2>'
     yield f"<p><i>{escape(study['question'])}</i></p>"
+    if study["answer"]:
+        yield f"<p><b>Answer.</b> {escape(study['answer'])} {escape(study['shown'])}</p>"
+    first = [item for item in study["figures"] if item["file"] is not None][:1]
+    for item in first:
+        yield from _figure(item, files)
     if study["method"] is not None:
         yield f'<h3 id="method-{chapter}">How it was measured</h3>'
         yield f'<div class="method">{_set(files[study["method"]], compiled)[1]}</div>'
     else:
         yield f'<p>Measured as <a href="#method-{chapter}">above</a>.</p>'
     yield "<h3>Findings</h3>"
-    if study["shown"]:
+    if study["shown"] and not study["answer"]:
         yield f'<p class="soft">{escape(study["shown"])}</p>'
     yield from (f"<p>{escape(text)}</p>" for text in study["findings"])
     if study["notes"]:
         yield f'<p class="caveat"><b>Caveats.</b> {escape(" ".join(study["notes"]))}</p>'
-    if study["figures"]:
+    rest = [item for item in study["figures"] if item not in first]
+    if rest:
         yield "<h3>Figures</h3>"
-    for item in study["figures"]:
+    for item in rest:
         yield from _figure(item, files)
     if study["tables"]:
         yield "<h3>Tables</h3>"

@@ -18,6 +18,7 @@ from softlab.core import value
 from softlab.laws import tolerance
 from softlab.laws.law import lengths
 from softlab.operators import (
+    AttentionMatching,
     CosFormer,
     GaussianAttention,
     Nystromformer,
@@ -100,6 +101,8 @@ def condition(op, q, k, key_mask=None):
         full = torch.linalg.svdvals(op.target(q, k, eye, key_mask))
         s = torch.nn.functional.pad(full, (0, 1))
         return float((s[..., 0] / (s[..., op.rank - 1] - s[..., op.rank])).max())
+    elif isinstance(op, AttentionMatching):
+        return 1 + op.rank / op.ridge
     elif isinstance(op, (CosFormer, RandomFourier, SketchedTaylor)):
         return cancellation(op, q, k, key_mask)
     else:

@@ -5,6 +5,7 @@ promise is in ``softlab.core.Operator``.
 """
 
 from softlab.operators.adaptive_sample import AdaptiveSample
+from softlab.operators.attention_matching import AttentionMatching
 from softlab.operators.band_low_rank import BandLowRank
 from softlab.operators.big_bird import BigBird
 from softlab.operators.clustered import Clustered
@@ -40,6 +41,7 @@ from softlab.operators.uniform import Uniform
 __all__ = [
     "MRA",
     "AdaptiveSample",
+    "AttentionMatching",
     "BandLowRank",
     "BigBird",
     "Clustered",

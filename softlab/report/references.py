@@ -143,6 +143,7 @@ PAPERS = {
         "MonarchAttention: Zero-Shot Conversion to Fast, Hardware-Aware Structured Attention",
         2025,
     ),
+    "2602.16284": ("Zweiger et al.", "Fast KV Compaction via Attention Matching", 2026),
     "2602.10056": ("Schroeder, Mackey", "WildCat", 2026),
 }
 """By their number; one that is not here is cited by its number alone."""

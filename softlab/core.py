@@ -78,6 +78,11 @@ def _unanswered(question: str) -> Callable[..., Any]:
             "interval": "has no interval from draws of its own (traits.draws is empty)",
             "at_most": "claims no bound of its error, so no setting of it can be certified",
         }[question]
+        if question == "at_most" and self.traits.certified:
+            why = (
+                "has no setting at which its certificate falls step by step, so there is no "
+                "smallest one; ask op.bound(q, k, v) of it as it is"
+            )
         other = ""
         if question != "interval" and self.traits.draws:
             other = "op.interval(q, k, v) says by how much each row errs, with stated odds; "

@@ -26,6 +26,7 @@ from softlab.operators import (
     LinearAttention,
     Linformer,
     Local,
+    Monarch,
     Nystromformer,
     Pages,
     Performer,
@@ -1019,6 +1020,8 @@ OPERATOR_FAULTS = {
             Promising(op, halved)
             for op in (TopK(3), Local(2), BigBird(1, 1, 1), Pages(4, 1), Soft(4), Skyformer(4))
         ),
+        # The divergence in the place of its root, which is larger where it is small.
+        Promising(Monarch(3, 2), lambda op, q, k, v, mask: op.divergence(q, k, mask)),
         Promising(Soft(4, landmarks=Strided(), pinv=Cholesky()), of_the_first),
         Promising(Local(2), of_the_first),
         Promising(Quantized("bfloat16"), of_the_first),

@@ -1,5 +1,6 @@
 """AdaptiveSample: whether delta is kept, what the published form does to it, and what is drawn."""
 
+import dataclasses
 import math
 from statistics import NormalDist
 
@@ -160,6 +161,51 @@ def test_scores_that_underflow_apart_are_drawn_whole():
     assert 7 not in op.draws(50).base
     assert int(op.budgets(q, k)) == 50
     assert float(as_matrix(op, q, k)[0, 7]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("form", ["corrected", "published"])
+def test_its_interval_keeps_its_odds(form):
+    """Of the output, which delta does not speak of; rows of one draw are alike, so each counts."""
+    q, k, v = draw(l=200)
+    op = AdaptiveSample(0.1, top=8, base=0.3, form=form)
+    exact = Softmax()(0.2 * q, k, v)
+    given = missed = 0
+    for seed in range(200):
+        one = dataclasses.replace(op, seed=seed)
+        found = one.interval(0.2 * q, k, v, confidence=0.9).high[0]
+        given += bool(found.isfinite())
+        missed += float((one(0.2 * q, k, v) - exact)[0].norm()) > float(found)
+    assert given > 190
+    assert missed <= stats.binom.isf(1e-4, given, 0.1)
+    assert missed > 0
+
+
+def test_its_interval_is_that_of_a_loop_over_the_draws():
+    """Residuals of the drawn keys one by one, and those of masked keys are none."""
+    q, k, v = draw(l=120)
+    kept = torch.rand(120, generator=torch.Generator().manual_seed(1)) < 0.7
+    op = AdaptiveSample(0.2, top=3, base=0.5)
+    found = op.interval(q, k, v, kept)
+    torch.testing.assert_close(found.high, op.interval(q, k[kept], v[kept]).high)
+    p, out, many = as_matrix(op, q, k[kept]), op(q, k, v, kept), op.budgets(q, k, kept)
+    scores = q @ k[kept].mT
+    for i in range(len(q)):
+        heavy = scores[i].topk(3).indices
+        light = [j for j in p[i].nonzero().flatten().tolist() if j not in heavy]
+        b, r = int(many[i]), int(kept.sum()) - 3
+        assert len(light) == b
+        each = torch.stack([b * p[i, j] * (v[kept][j] - out[i]) for j in light])
+        variance = each.var(0).sum() * (1 - b / r) / b
+        assert float(found.spread[i]) == pytest.approx(float(variance.sqrt()))
+
+
+def test_what_is_drawn_whole_has_no_error_and_few_draws_no_end():
+    q, k, v = draw(l=30)
+    for op in (AdaptiveSample(0.5, top=30), AdaptiveSample(0.5, top=0, base=1.0)):
+        assert (op.interval(q, k, v).high == 0).all()
+    few = AdaptiveSample(0.5, top=2, base=0.1).interval(q, k, v)
+    assert few.high.isinf().any()
+    assert "draws are fewer than 30" in few.says
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import softlab
 from softlab import laws
 from softlab.cli import app
+from softlab.estimators.estimate import student
 from softlab.features import IID
 from softlab.kernels import Gaussian
 from softlab.landmarks import Strided
@@ -22,6 +23,7 @@ from softlab.operators import (
     ColumnSample,
     GaussianAttention,
     Local,
+    Monarch,
     Nystromformer,
     Pages,
     Performer,
@@ -35,6 +37,7 @@ from softlab.operators import (
 )
 from softlab.pinv import Cholesky, NewtonRaphson
 from softlab.primitives import nystrom_bounds
+from softlab.primitives.draws_intervals import from_draws
 from softlab.primitives.pages import pages
 
 F64 = torch.float64
@@ -44,6 +47,7 @@ CERTIFIED = [
     Local(1, dilation=3, sinks=2, causal=True),
     BigBird(1, 1, 1, block=2),
     Pages(4, 1),
+    Monarch(3, 2),
     Quantized("int8"),
     Soft(4),
     Soft(4, normalization="row"),
@@ -296,6 +300,52 @@ def test_intervals_say_why_they_have_no_end():
     assert calm.high.isfinite().all()
     assert not calm.says
     assert (ColumnSample(50).interval(q, q, v).high == 0).all()
+
+
+def of_a_mean(x, confidence):
+    """Intervals of means of draws x (studies, m), in one dimension."""
+    mean = x.mean(-1, keepdim=True)
+    none = torch.zeros(len(x), dtype=F64)
+    return from_draws((x - mean).square(), none, None, confidence)
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+@pytest.mark.parametrize("m", [64, 256])
+def test_an_interval_that_is_given_keeps_its_odds_where_draws_are_skewed(m, confidence):
+    """Squares of normal numbers: with m - 1 degrees of freedom 15 % would miss of 10 %."""
+    x = draw(20000, m).square()
+    missed = (x.mean(-1) - 1).abs()
+    found = of_a_mean(x, confidence)
+    given = found.high.isfinite()
+    misses = float((missed > found.high)[given].double().mean())
+    four = 4 * math.sqrt(confidence * (1 - confidence) / int(given.sum()))
+    assert given.double().mean() > 0.85
+    assert misses <= 1 - confidence + four
+    plain = student(m - 1, confidence) * found.spread
+    assert m > 64 or float((missed > plain).double().mean()) > 1 - confidence + four
+
+
+def test_normal_draws_have_a_third_of_their_degrees_of_freedom():
+    x = draw(1, 100000)
+    found = of_a_mean(x, 0.95)
+    assert float(found.high / found.spread) == pytest.approx(student(33333, 0.95), rel=1e-6)
+    few = torch.zeros(1, 64, dtype=F64)
+    few[0, 0] = 1.0
+    assert "a few draws make most of the spread" in from_draws(few, few[:, 1], None, 0.9).says
+
+
+def test_monarchs_certificate_is_pinskers_and_never_more_than_the_diameter():
+    q, k, v = draw(20, 4), draw(24, 4, seed=1), draw(24, 3, seed=2)
+    op = Monarch(4, 2)
+    bound = op.bound(q, k, v)
+    radius = (v - v.mean(0)).norm(dim=-1).max()
+    gap = op.divergence(q, k)
+    both = torch.minimum(gap / 2, 1 - (-gap).exp()).sqrt()
+    torch.testing.assert_close(bound, 2 * radius * both, rtol=1e-6, atol=1e-7)
+    far = op.bound(20 * q, k, v)
+    assert float(far.max()) <= 2 * float(radius) * (1 + 1e-9)
+    with pytest.raises(ValueError, match="has no setting at which its certificate"):
+        op.at_most(0.1, q, k, v)
 
 
 def test_an_interval_widens_with_its_confidence_and_is_refused_for_others():

@@ -19,6 +19,7 @@ from softlab.laws.law import generator
 from softlab.operators import (
     BigBird,
     Local,
+    Monarch,
     Pages,
     Quantized,
     RPCholesky,
@@ -38,6 +39,8 @@ OPERATORS: tuple[Any, ...] = (
     BigBird(1, 1, 1, block=2),
     Pages(4, 1),
     Pages(3, 2),
+    Monarch(3, 2),
+    Monarch(4, 1),
     Quantized("int8"),
     Quantized("bfloat16", smoothing=True),
     Quantized("float8", causal=True),

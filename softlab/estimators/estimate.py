@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from softlab import validation
@@ -110,6 +111,14 @@ def student(freedom: int, confidence: float) -> float:
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, (1 + confidence) / 2))
+
+
+def students(freedom: Tensor, confidence: float) -> Tensor:
+    """``student`` of each of several degrees of freedom."""
+    from scipy.special import stdtrit
+
+    reach = stdtrit(freedom.double().cpu().numpy(), (1 + confidence) / 2)
+    return torch.as_tensor(reach).to(freedom)
 
 
 def check_confidence(confidence: float) -> None:

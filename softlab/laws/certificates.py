@@ -151,8 +151,9 @@ def _informative(op: Any, rng: torch.Generator) -> Iterator[Gap]:
 
 def _coverage(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     """Misses of the stated odds in many draws, one row of each, against the binomial law."""
-    many = refielded(op, op.traits.draws, DRAWN)
-    l = 4 * DRAWN if op.traits.draws == "rank" else 12
+    l = 12 if op.traits.draws == "features" else 4 * DRAWN
+    share = isinstance(getattr(op, op.traits.draws, None), float)
+    many = refielded(op, op.traits.draws, DRAWN / l if share else DRAWN)
     n = l if needs_equal(op) else 1
     q, k, v = 0.15 * normal(rng, n, 4), 0.15 * normal(rng, l, 4), normal(rng, l, 1)
     exact = many.target(q, k, v)[0]
@@ -166,10 +167,10 @@ def _coverage(op: Any, rng: torch.Generator) -> Iterator[Gap]:
             continue
         asked_of, missed = asked_of + 1, missed + (error > high)
         errors, ends = errors + error**2, ends + high
-    # A row without an end is none that is missed: the odds are over all draws.
+    # The odds are those of an interval that is given: a row without an end is no hit.
     where = f"{missed} misses in {TRIALS} draws, {asked_of} with an end, at {CONFIDENCE}"
     yield Gap(float(asked_of == 0), 0, f"{where}: no interval has an end on tame tokens")
-    yield Gap(missed, _most_misses(TRIALS), where)
+    yield Gap(missed, _most_misses(asked_of), where)
     ideal = math.sqrt(errors / max(1, asked_of)) * 1.645
     width = ends / max(1, asked_of) / ideal if ideal > 0 else 1.0
     yield Gap(width, WIDEST, f"width over the ideal one; {where}")
@@ -211,8 +212,8 @@ INFORMATIVE: Law[Any] = Law(
 )
 COVERAGE: Law[Any] = Law(
     "coverage",
-    "an error exceeds op.interval(q, k, v, confidence).high no more often than stated, and the "
-    "interval is no more than 4 times as wide as the errors are",
+    "of the draws for which op.interval(q, k, v, confidence).high has an end, no larger share than "
+    "stated errs by more, and the interval is no more than 4 times as wide as the errors are",
     lambda op: bool(op.traits.draws),
     _coverage,
     family="statistical",

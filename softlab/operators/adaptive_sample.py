@@ -9,11 +9,13 @@ from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from softlab import validation
 from softlab.core import Cost, Dims, Knob, Stream, Traits, attention, own_precision, value
 from softlab.kernels import kernel_cost
 from softlab.operators.softmax import Softmax
+from softlab.primitives.draws_intervals import Interval, answered, from_sums
 from softlab.primitives.sort_lsh import over_survivors
 from softlab.validation import Natural, Numbers, OneOf, Seed, Share
 
@@ -34,11 +36,15 @@ class Draws(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """Scores, logarithms of the weights, and how many are drawn, (B, n, 1)."""
+    """Scores, logarithms of the weights, and how often keys are drawn, (B, n, l); how many draws
+    there are, (B, n, 1), of how many light keys.
+    """
 
     scores: Tensor
     logs: Tensor
+    times: Tensor
     budget: Tensor
+    light: int
 
 
 @value
@@ -94,6 +100,7 @@ class AdaptiveSample:
             nonnegative=True,
             unbiased=True,
             exact_at="top",
+            draws="base",
         )
 
     @property
@@ -152,6 +159,58 @@ class AdaptiveSample:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
         return over_survivors(self._average, q, k, v, key_mask)
 
+    @answered
+    def interval(
+        self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, confidence: float
+    ) -> Interval:
+        """By how much each row errs, with stated odds over the draws of light keys.
+
+        What ``eps`` and ``delta`` do not speak of: the output. The b_i light keys that were drawn
+        are the draws of ``primitives.draws_intervals``. With p_ij the shares of keys in the
+        estimate of D_i, t_ij times each, a draw has the residual
+
+            e_j = b_i p_ij / t_ij (v_j - out_i) - sum_{light j'} p_ij' (v_j' - out_i),
+
+        for the heavy keys are no draws. Without replacement 1 - b_i / r of the variance is left,
+        and nothing where all are drawn. Rows whose light scores spread far have no end: ``top``
+        takes the tail off, and it is not supposed that it took all of it.
+
+        Args:
+            q: queries (..., n, d).
+            k: keys (..., l, d).
+            v: values (..., l, e).
+            key_mask: boolean, broadcastable to (..., l).
+            confidence: 0.8 to below 1.
+        """
+        sums = over_survivors(self._spread, q, k, pad(v.double(), (0, 6)), key_mask)[..., -6:]
+        whole, shared, many, doubt, logs, share = sums.unbind(-1)
+        return from_sums(whole, shared, many, doubt, logs, share, confidence)
+
+    def _spread(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """What ``from_sums`` asks of each row, in the six last columns of (B, n, e + 6)."""
+        found, v = self._found(q, k), v[..., :-6]
+        p, times, many = (found.scores + found.logs).softmax(-1), found.times, found.budget
+        out, light = p @ v, torch.where(times > 0, p, 0)
+        mass = light.sum(-1, keepdim=True)
+        mean = light @ v - mass * out
+        each = many * light / times.clamp_min(1)
+        apart = v.square().sum(-1).unsqueeze(-2) + out.square().sum(-1, keepdim=True)
+        squares = each.square() * (apart - 2 * out @ v.mT)
+        squares = squares - 2 * each * (mean @ v.mT - (mean * out).sum(-1, keepdim=True))
+        squares = (squares + mean.square().sum(-1, keepdim=True)).clamp_min(0)
+        whole = (times * squares).sum(-1, keepdim=True)
+        parts = squares / torch.where(whole > 0, whole, 1)
+        shared = 1 / (times * parts.square()).sum(-1, keepdim=True).clamp_min(1e-300)
+        share = many / max(1, found.light) if self.form == "corrected" else torch.zeros_like(many)
+        share = torch.ones_like(share) if found.light < 2 else share
+        above = (times * each.square()).sum(-1, keepdim=True) - many * mass.square()
+        left = (1 - share).clamp_min(0) / (many * (many - 1)).clamp_min(1)
+        doubt = (left * above.clamp_min(0)).sqrt()
+        of_scores = (times * found.scores).sum(-1, keepdim=True) / many.clamp_min(1)
+        logs = (times * (found.scores - of_scores).square()).sum(-1, keepdim=True)
+        logs = logs / (many - 1).clamp_min(1)
+        return torch.cat((torch.zeros_like(out), whole, shared, many, doubt, logs, share), -1)
+
     def _average(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         found = self._found(q, k)
         return (found.scores + found.logs).softmax(-1).to(v.dtype) @ v
@@ -174,7 +233,8 @@ class AdaptiveSample:
         light = k.shape[1] - heavy
         if light < 2:
             none = torch.zeros_like(scores[..., :1])
-            return _Found(scores, torch.zeros_like(scores), none + light)
+            times = torch.zeros_like(scores)
+            return _Found(scores, torch.zeros_like(scores), times, none + light, light)
         order = scores.detach().argsort(dim=-1, descending=True, stable=True)
         # The light keys in the order of the keys: place p among them is key at[..., p].
         at = order[..., heavy:].sort(dim=-1).values
@@ -192,10 +252,10 @@ class AdaptiveSample:
             budget = many.clamp(1, light).floor().clamp_min(len(draws.base))
         else:
             budget = (1 / (1 / many + 1 / light)).ceil().clamp(len(draws.base), light)
-        times = _times(draws.main, budget, light)
-        logs = torch.zeros_like(scores)
-        logs = logs.scatter(-1, at, times.log() + (light / budget).log())
-        return _Found(scores, logs, budget)
+        often = _times(draws.main, budget, light)
+        logs, times = torch.zeros_like(scores), torch.zeros_like(scores)
+        logs = logs.scatter(-1, at, often.log() + (light / budget).log())
+        return _Found(scores, logs, times.scatter(-1, at, often), budget, light)
 
 
 def _times(main: Tensor, budget: Tensor, light: int) -> Tensor:

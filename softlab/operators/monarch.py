@@ -25,6 +25,16 @@ from softlab.core import (
 )
 from softlab.operators.softmax import Softmax
 from softlab.primitives.banded import HELD_ENTRIES, rows
+from softlab.primitives.certificates import (
+    average_rounding,
+    centre,
+    certificate,
+    chain,
+    distance,
+    lengths,
+    score_rounding,
+    unit,
+)
 from softlab.primitives.sort_lsh import over_survivors
 from softlab.validation import Size, Steps
 
@@ -46,7 +56,8 @@ class Monarch:
     R_xc is uniform where no query of its class stands in block x at the start. The objective of a
     row is <A_n, s_n> + H(A_n), H the entropy. It is at most logsumexp(s_n), which the softmax row
     P_n reaches, and it misses that by KL(A_n || P_n) exactly, so that the sum of these never grows
-    with ``steps``. By Pinsker's inequality |out_n - exact_n| <= sqrt(KL_n / 2) max_jl |v_j - v_l|.
+    with ``steps``. By Pinsker's inequality |out_n - exact_n| <= sqrt(KL_n / 2) max_jl |v_j - v_l|,
+    see ``bound``.
 
     Exact with block = 1, with block >= s, where all tokens are equal, and, from the second step on,
     for a single query. It minimises a divergence and no norm: the error in the Frobenius norm can
@@ -76,6 +87,7 @@ class Monarch:
             reads="relative scores",
             exact_at="block",
             exact_at_rank_one=True,
+            certified=True,
         )
 
     @property
@@ -130,6 +142,61 @@ class Monarch:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Apply to q (..., n, d), k (..., l, d), v (..., l, e)."""
         return over_survivors(self._average, q, k, v, key_mask)
+
+    @certificate
+    def bound(
+        self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, out: Tensor
+    ) -> Tensor:
+        """At least |out_n - exact_n|, (..., n).
+
+        Let A be this matrix in float64, s = A v, c the mean of the values, R their largest
+        distance from it. Rows of A and of the softmax P are distributions, so that
+
+            |out - exact| <= |out - s| + |sum_j (A_nj - P_nj) (v_j - c)| <= |out - s| + 2 R TV_n,
+            TV_n <= (KL_n / 2)^(1/2),  TV_n <= (1 - exp(-KL_n))^(1/2),
+
+        by Pinsker, and by Bretagnolle and Huber, who alone stay below 1. KL(A_n || P_n) is
+        logsumexp(s_n) less the objective, without a matrix; the rounding of both is added, whose
+        root is a floor of some 1e-7 R. With one block, or blocks of one, the exact average takes
+        the place of s. All scores are formed for their logsumexp, a block of rows at a time: half
+        of the work of the exact answer. The objective says nothing of P, and bounds of logsumexp
+        that cost less, as by pages of keys, are off by so much that TV is 1.
+
+        Args:
+            q: queries (..., n, d).
+            k: keys (..., l, d).
+            v: values (..., l, e).
+            key_mask: boolean, broadcastable to (..., l).
+            out: the output (..., n, e), if it is known.
+        """
+        q, k, v, out = q.double(), k.double(), v.double(), out.double()
+        l, scale = k.shape[-2], 1 / math.sqrt(q.shape[-1])
+        radius, largest = centre(v, key_mask)[1], lengths(v).amax(-1, keepdim=True)
+        slack = 4 * score_rounding(q, k, scale)
+        own = average_rounding(slack, radius, largest, l)
+        if self.block == 1 or self.block >= l:
+            return distance(out, self.target(q, k, v, key_mask)) + own
+        both = over_survivors(self._judged, q, k, pad(v, (0, 1)), key_mask)
+        # Sums over a block, of scores and of entropies up to log(block), err beside the scores.
+        terms = scale * lengths(q) * lengths(k).amax(-1, keepdim=True) + math.log(self.block) + 1
+        gap = both[..., -1].clamp_min(0) + slack + 8 * chain(self.block) * unit(q) * terms
+        moved = torch.minimum(gap / 2, -torch.expm1(-gap)).sqrt()
+        return distance(out, both[..., :-1]) + 2 * radius * moved * (1 + 16 * unit(q)) + own
+
+    def _judged(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The output and KL(A_n || P_n), (B, n, e + 1), for keys that all take part.
+
+        The last column of v (B, l, e + 1) makes room for the divergence.
+        """
+
+        def of(weights: Tensor, log_rows: Tensor, v: Tensor) -> Tensor:
+            out = weights.softmax(-1) @ (log_rows.exp() @ v).transpose(1, 2)
+            return torch.cat((out[..., :-1], weights.logsumexp(-1, keepdim=True)), -1)
+
+        found, x = self._each(of, q, k, v), q / math.sqrt(q.shape[-1])
+        step = max(1, HELD_ENTRIES // (len(k) * k.shape[1]))
+        level = [(part @ k.mT).logsumexp(-1, keepdim=True) for part in x.split(step, 1)]
+        return torch.cat((found[..., :-1], torch.cat(level, 1) - found[..., -1:]), -1)
 
     def _average(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The output (B, n, e) for keys that all take part."""

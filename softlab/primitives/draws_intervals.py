@@ -10,9 +10,20 @@ length is then below t s / sqrt(m) with the stated confidence, t the two-sided q
 of all normal errors with that sum of variances those along a line reach far the most often (Szekely
 and Bakirov, Probab. Theory Relat. Fields 126, 2003), for a confidence of 0.8 or more.
 
+How many degrees of freedom t has, the draws say: s^2 has a relative variance of (kappa + 2) / m for
+an excess kurtosis kappa, and so 2 m / (kappa + 2) degrees of freedom in the sense of Satterthwaite.
+With M = (sum_r |e_r|^2)^2 / sum_r |e_r|^4, which is m / (kappa + 3) of the sample, these are
+
+    2 / (1 / M - 1 / m).
+
+A third of them is taken. A sample shows too small a kurtosis, and where draws are skewed the error
+is large when s is small, as of squares of normal numbers, which cosines of near points are: 64 of
+them miss odds of 10, 5 and 1 % with m - 1 degrees of freedom in 15, 9 and 4 % of the intervals that
+would be given, and so in 8.7, 4.5 and 1.1 %.
+
 What draws cannot tell they do not: the interval has no end where
 
-- the draws are fewer than ``LEAST``;
+- the draws are fewer than ``LEAST``, or M below ``SHARED``;
 - D is not told from zero: |D| <= 2 t s_D / sqrt(m), where the ratio has no variance;
 - m <= 25 G^2, Cochran's rule, G the skewness of the draws' weights. Weights that are exponentials
   have a tail that few draws have met, so that G is not their own: it is that of a lognormal number,
@@ -32,12 +43,14 @@ from torch import Tensor
 
 from softlab import validation
 from softlab.core import INSTEAD, own_precision, widened
-from softlab.estimators.estimate import check_confidence, student
+from softlab.estimators.estimate import check_confidence, students
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 LEAST = 30
 """Draws below which a spread is not known."""
+SHARED = 4.0
+"""Draws that make the spread, below which its degrees of freedom are not known either."""
 COCHRAN = 25.0
 
 
@@ -64,37 +77,60 @@ def from_draws(
 ) -> Interval:
     """The interval of rows whose draws have the residuals |e_r|^2 ``squares`` (..., n, m).
 
-    ``doubt`` (..., n): s_D / (sqrt(m) |D|), 0 where nothing is divided; ``logs`` (..., n): the
-    variance of the logarithms of the draws' weights, None where these are bounded. ``share``: of
-    all there is to draw, without replacement, which leaves 1 - share of the variance.
+    The others as of ``from_sums``, but one ``share`` for all rows.
+    """
+    whole, count = squares.sum(-1), torch.full_like(doubt, squares.shape[-1])
+    shared, shares = evenly(squares, whole), torch.full_like(doubt, share)
+    return from_sums(whole, shared, count, doubt, logs, shares, confidence)
+
+
+def evenly(squares: Tensor, whole: Tensor) -> Tensor:
+    """M, how many draws make the sum ``whole`` (..., n) of ``squares`` (..., n, m)."""
+    parts = squares / torch.where(whole > 0, whole, 1).unsqueeze(-1)
+    return 1 / parts.square().sum(-1).clamp_min(1 / squares.shape[-1])
+
+
+def from_sums(
+    whole: Tensor,
+    shared: Tensor,
+    m: Tensor,
+    doubt: Tensor,
+    logs: Tensor | None,
+    share: Tensor,
+    confidence: float,
+) -> Interval:
+    """The interval of rows from sums over their draws, each (..., n).
+
+    ``whole``: of |e_r|^2; ``shared``: M of these, see ``evenly``; ``m``: how many there are.
+    ``doubt``: s_D / (sqrt(m) |D|), 0 where nothing is divided; ``logs``: the variance of the
+    logarithms of the draws' weights, None where these are bounded. ``share``: of all there is to
+    draw, without replacement, which leaves 1 - share of the variance.
     """
     check_confidence(confidence)
-    m = squares.shape[-1]
-    reach = student(max(m - 1, 1), confidence)
-    whole = squares.sum(-1)
-    spread = (max(0.0, 1 - share) * whole / max(m * (m - 1), 1)).sqrt()
-    # How many draws the spread comes from: a few large ones tell of others that were not met.
-    shared = whole.square() / squares.square().sum(-1).clamp_min(torch.finfo(whole.dtype).tiny)
-    few = torch.full_like(whole, m < LEAST, dtype=torch.bool)
-    uneven = (shared < LEAST / 3) & (whole > 0) & ~few
+    spread = ((1 - share).clamp_min(0) * whole / (m * (m - 1)).clamp_min(1)).sqrt()
+    most = (m - 1).clamp_min(1)
+    rest = 1 / shared.clamp_min(1) - 1 / m.clamp_min(1)
+    freedom = (2 / 3 / torch.maximum(rest, 1 / most)).clamp_min(1)
+    reach = students(freedom, confidence)
+    few = m < LEAST
+    uneven = (shared < SHARED) & (whole > 0) & ~few
     unsure = ~(2 * reach * doubt < 1)
     heavy = torch.zeros_like(unsure)
     if logs is not None:
         tame = logs.clamp_max(80)
         heavy = COCHRAN * (tame.exp() + 2).square() * torch.expm1(tame) >= m
-    if share >= 1:
-        few = uneven = unsure = heavy = torch.zeros_like(unsure)
+    known = share >= 1
     reasons = {
-        f"{m} draws are fewer than {LEAST}": few,
+        f"{int(m.min())} draws are fewer than {LEAST}": few,
         "a few draws make most of the spread": uneven,
         "the normaliser is not told from zero": unsure,
         "weights spread so far that most of their mean is in a tail that no draw met": heavy,
     }
-    none = few | uneven | unsure | heavy
+    reasons = {why: where & ~known for why, where in reasons.items()}
+    none = torch.stack([*reasons.values()]).any(0)
     told = [f"{int(where.sum())} rows: {why}" for why, where in reasons.items() if where.any()]
-    total = none.numel()
-    says = f"of {total} rows, without an end are " + "; ".join(told) + "." if told else ""
-    high = torch.where(none, math.inf, reach * spread)
+    says = f"of {none.numel()} rows, without an end are " + "; ".join(told) + "." if told else ""
+    high = torch.where(none, math.inf, torch.where(known, 0, reach * spread))
     return Interval(high, spread, confidence, says)
 
 

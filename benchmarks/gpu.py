@@ -24,12 +24,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from softlab.catalogue import operators
 from softlab.core import Dims, Operator, Stream
 from softlab.engine import provenance
 from softlab.engine.journal import Row
+from softlab.figures import Lines
+from softlab.inputs import Recorded, Tied, recorded_names
 from softlab.operators import GaussianAttention, Nystromformer, Soft, Softmax
 from softlab.pinv import SVD, Chebyshev, Cholesky, NewtonRaphson, NystromformerCubic, Solver
 from softlab.profiling import Numbers, once, peak_memory, seconds
@@ -63,7 +66,14 @@ TIMED: dict[str, Operator] = {
     "Nystromformer": Nystromformer(64),
     **{name: PARTS[name] for name in ("Performer", "Local", "ColumnSample", "LinearAttention")},
 }
-PEERS = ("torch's attention", "torch's attention, causal")
+DEFAULT, FLEX, EAGER = "torch's attention", "flex_attention, Gaussian", "Nystromformer, eager"
+BACKENDS = {
+    f"{DEFAULT}, cuDNN": SDPBackend.CUDNN_ATTENTION,
+    f"{DEFAULT}, flash": SDPBackend.FLASH_ATTENTION,
+    f"{DEFAULT}, efficient": SDPBackend.EFFICIENT_ATTENTION,
+    f"{DEFAULT}, math": SDPBackend.MATH,
+}
+PEERS = (DEFAULT, f"{DEFAULT}, causal", *BACKENDS, FLEX, EAGER)
 SOLVERS: dict[str, Solver] = {
     "NewtonRaphson": NewtonRaphson(20),
     "Chebyshev": Chebyshev(),
@@ -87,6 +97,10 @@ def in_time() -> None:
     elif time.monotonic() > _Clock.begin + _Clock.share:
         msg = "not reached: the time of the phase is spent. Run the same command again."
         raise TimeoutError(msg)
+
+
+HEADS = recorded_names()
+LONGEST = "vit.layer8.head3"
 
 
 def drawn(shape: Sequence[int], dtype: torch.dtype, device: torch.device, seed: int = 0) -> Tensor:
@@ -174,17 +188,87 @@ def clock(name: str, n: int, dtype: torch.dtype, device: torch.device) -> Row:
     in_time()
     heads = 8 if device.type == "cuda" else 1
     q, k, v = (drawn((1, heads, n, 64), dtype, device, seed) for seed in range(3))
-    if name in PEERS:
-        call = partial(scaled_dot_product_attention, q, k, v, is_causal=name.endswith("causal"))
-        return {**_spent(call, device), "heads": heads}
-    op = TIMED[name]
+    op = COUNTED.get(name) or TIMED[name]
     k = q if "Gaussian" in type(op.target).__name__ else k
-    with trusted(), torch.no_grad():
-        spent = _spent(partial(op, q, k, v), device)
     copied, multiplied = (fastest(what, device) for what in ("copy", str(dtype)[6:]))
     moved = (2 if k is q else 3) * q.nbytes + v.nbytes
     floor = max(moved / copied / 1e9, op.cost(Dims.of(q, k, v)).work / multiplied / 1e12)
-    return {**spent, "heads": heads, "floor": floor, "over_floor": spent["seconds"] / floor}
+    known = {"heads": heads, "floor": floor}
+    try:
+        with trusted(), torch.no_grad():
+            spent = _spent(partial(peer(name) if name in PEERS else op, q, k, v), device)
+    except RuntimeError as error:
+        if name not in PEERS or isinstance(error, torch.OutOfMemoryError):
+            raise
+        # A backend takes some formats, and says which it does not.
+        return {**dict.fromkeys((*CLOCKS, "peak_bytes")), **known, "refused": _first(error)}
+    return {**spent, **known, "over_floor": spent["seconds"] / floor, "refused": ""}
+
+
+COUNTED: dict[str, Operator] = {
+    **dict.fromkeys((DEFAULT, *BACKENDS), Softmax()),
+    f"{DEFAULT}, causal": Softmax(causal=True),
+    FLEX: GaussianAttention(normalization="row"),
+    EAGER: Nystromformer(64),
+}
+"""What each peer computes, whose work counts for its floor."""
+
+
+def _first(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+
+
+def peer(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Attention as torch has it, or as one would write Nystromformer without softlab."""
+    if name == EAGER:
+        return eager
+    if name == FLEX:
+        return partial(flex, _compiled())
+    causal = name.endswith("causal")
+    if name not in BACKENDS:
+        return lambda q, k, v: scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+    def chosen(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(BACKENDS[name]):
+            return scaled_dot_product_attention(q, k, v)
+
+    return chosen
+
+
+def eager(q: Tensor, k: Tensor, v: Tensor, rank: int = 64, steps: int = 6) -> Tensor:
+    """Nystromformer with segment means and its cubic iteration (Xiong et al., 2021), every product
+    formed; the number of tokens is a multiple of the rank.
+    """
+    q, k = (x * q.shape[-1] ** -0.25 for x in (q, k))
+    a, b = (x.unflatten(-2, (rank, -1)).mean(-2) for x in (q, k))
+    left, core, right = (x.softmax(-1) for x in (q @ b.mT, a @ b.mT, a @ k.mT))
+    one = torch.eye(rank, dtype=q.dtype, device=q.device)
+    x = core.mT / (core.abs().sum(-1).amax() * core.abs().sum(-2).amax())
+    for _ in range(steps):
+        y = core @ x
+        x = x @ (13 * one - y @ (15 * one - y @ (7 * one - y))) / 4
+    out: Tensor = left @ (x @ (right @ v))
+    return out
+
+
+@functools.cache
+def _compiled() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    found: Callable[..., Tensor] = torch.compile(flex_attention, dynamic=False)
+    return found
+
+
+def flex(attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Row-normalised Gaussian attention: softmax scores less half the norms of the keys."""
+    root = q.shape[-1] ** 0.5
+    norms: Tensor = k.float().square().sum(-1) / (2 * root)
+
+    def less(score: Tensor, b: Tensor, h: Tensor, _: Tensor, j: Tensor) -> Tensor:
+        return score - norms[b, h, j]
+
+    out: Tensor = attend(q, k, v, score_mod=less, scale=1 / root)
+    return out
 
 
 def _spent(call: Callable[[], object], device: torch.device) -> Numbers:
@@ -194,23 +278,24 @@ def _spent(call: Callable[[], object], device: torch.device) -> Numbers:
     }
 
 
-def rank(rank: int, stretch: float, dtype: torch.dtype, device: torch.device) -> Row:
-    """Soft's error and time at a rank, its bandwidth stretched, on tied tokens."""
+def rank(head: str, rank: int, stretch: float, dtype: torch.dtype, device: torch.device) -> Row:
+    """Soft's error and time at a rank, its bandwidth stretched, on the tied tokens of a head."""
     in_time()
-    n = 16_384 if device.type == "cuda" else 512
-    x, v = (drawn((n, 64), dtype, device, seed) for seed in range(2))
-    op = Soft(rank, bandwidth=stretch * 64**0.25)
-    rows = slice(0, 256)
-    exact = op.target(x[rows].double(), x.double(), v.double())
-    gap = (op(x, x, v)[rows].double() - exact).norm() / exact.norm()
-    return {"output_error": float(gap), "n": n, **_spent(lambda: op(x, x, v), device)}
+    q, k, v = Tied(Recorded(head))(0, dtype=dtype, device=device)
+    op = Soft(rank, bandwidth=stretch * q.shape[-1] ** 0.25)
+    exact = op.target(*(x.cpu().double() for x in (q, k, v)))
+    gap = (op(q, k, v).cpu().double() - exact).norm() / exact.norm()
+    return {"output_error": float(gap), "n": len(q), **_spent(lambda: op(q, k, v), device)}
 
 
 def length(name: str, n: int, dtype: torch.dtype, device: torch.device) -> Row:
-    """Time and memory of one long call on one head."""
+    """Time and memory of one long call: tokens of a recorded head, drawn anew and disturbed."""
     in_time()
     op, size = TIMED[name], n if device.type == "cuda" else n // 64
-    x, v = (drawn((size, 64), dtype, device, seed) for seed in range(2))
+    x, _, v = Tied(Recorded(LONGEST))(0, dtype=torch.float32)
+    some = Stream(0, "benchmarks.gpu.length").integers(len(x), size)
+    x = x[some] + 0.1 * x.std() * drawn((size, x.shape[-1]), torch.float32, x.device)
+    x, v = (z.to(device, dtype) for z in (x, v[some]))
     _, first = once(lambda: op(x, x, v), device)
     return {"tokens": size, "first_seconds": first, **_spent(lambda: op(x, x, v), device)}
 
@@ -236,6 +321,8 @@ def phases(device: torch.device) -> dict[str, Study]:
     large = device.type == "cuda"
     lengths = [1 << i for i in range(10, 18)] if large else [256, 1024]
     formats = ["float64", "float32", "bfloat16"]
+    # Compiled for a CPU, flex_attention would take all of the time of a trial.
+    here = [name for name in PEERS if large or name != FLEX]
     axes: dict[str, tuple[Mapping[str, Sequence[Any]], Callable[..., Row], str]] = {
         "ceilings": ({"what": ["copy", *formats]}, ceiling, "How fast is the device itself?"),
         "backends": (
@@ -246,9 +333,12 @@ def phases(device: torch.device) -> dict[str, Study]:
             {"name": [*PARTS, *(x for x in EXACT if x not in PARTS)], "form": ["plain", "mask"]},
             correct, "Is every operator right on the device?",
         ),
-        "times": ({"name": [*TIMED, *PEERS], "n": lengths}, clock, "How long does a call take?"),
+        "times": (
+            {"name": list(dict.fromkeys([*EXACT, *here, *TIMED])), "n": lengths},
+            clock, "How long does a call take?",
+        ),
         "rank": (
-            {"rank": [16, 64, 256] + [512] * large, "stretch": [0.5, 1.0, 2.0]},
+            {"head": HEADS, "rank": [16, 64, 256] + [512] * large, "stretch": [0.5, 1.0, 2.0]},
             rank, "What do rank and bandwidth cost, and what do they gain?",
         ),
         "length": (
@@ -265,6 +355,7 @@ def phases(device: torch.device) -> dict[str, Study]:
             question=question,
             axes=values,
             measure=measure,
+            figures=FIGURES.get(phase, ()),
             timed=()
             if phase in untimed
             else (*CLOCKS, *(("first_seconds",) * (phase == "length"))),
@@ -272,6 +363,24 @@ def phases(device: torch.device) -> dict[str, Study]:
         for phase, (values, measure, question) in axes.items()
     }
 
+
+FIGURES: dict[str, tuple[Lines, ...]] = {
+    "times": tuple(
+        Lines(x="n", y=y, group="name", where={"name": names}, xlabel="tokens", ylabel=label,
+              name=f"{y}-{kind}")
+        for y, label in (("seconds", "seconds"), ("over_floor", "time over the floor"))
+        for kind, names in (("ours", list(TIMED)), ("peers", [*EXACT, "Nystromformer", *PEERS]))
+    ),
+    "rank": tuple(
+        Lines(x="rank", y=y, group="stretch", panel="head", xlabel="rank", ylabel=label)
+        for y, label in (("output_error", "relative output error"), ("seconds", "seconds"))
+    ),
+    "length": (
+        Lines(x="tokens", y="seconds", group="name", xlabel="tokens", ylabel="seconds"),
+        Lines(x="tokens", y="peak_bytes", group="name", xlabel="tokens", ylabel="bytes at once"),
+    ),
+    "solvers": (Lines(x="m", y="seconds", group="name", xlabel="size", ylabel="seconds"),),
+}  # fmt: skip
 
 FORMATS = {
     "correct": (torch.float32, torch.bfloat16, torch.float64),

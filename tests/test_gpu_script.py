@@ -6,6 +6,13 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pytest
+import torch
+from torch.nn.attention.flex_attention import flex_attention
+
+from benchmarks import gpu
+from softlab.operators import GaussianAttention, Nystromformer
+from softlab.pinv import NormProduct, NystromformerCubic
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,3 +47,15 @@ def test_bad_words_are_refused_in_a_sentence(tmp_path):
         assert ended.returncode == 2
         assert said in ended.stderr
         assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+def test_peers_compute_what_they_are_named_for():
+    q, k, v = (gpu.drawn((1, 1, 128, 16), torch.float64, torch.device("cpu"), i) for i in range(3))
+    ours = Nystromformer(32, pinv=NystromformerCubic(6, NormProduct(1.0)))(q, k, v)
+    torch.testing.assert_close(gpu.eager(q, k, v, rank=32), ours, rtol=1e-9, atol=1e-12)
+    ours = GaussianAttention(normalization="row")(k, k, v)
+    torch.testing.assert_close(gpu.flex(flex_attention, k, k, v), ours, rtol=1e-6, atol=1e-6)
+    usual = gpu.peer(gpu.DEFAULT)(q, k, v)
+    for name in (f"{gpu.DEFAULT}, math", f"{gpu.DEFAULT}, flash"):
+        torch.testing.assert_close(gpu.peer(name)(q, k, v), usual)

@@ -12,7 +12,7 @@ import hashlib
 import inspect
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast, dataclass_transform, runtime_checkable
 
@@ -121,7 +121,8 @@ class Stream:
 
     ``seed``: integer >= 0, of any size. ``purpose``: what is drawn, as "features.Orthogonal" or
     "HyperAttention, keys"; draws for another purpose need another name. ``generator`` is torch's,
-    and ``number`` its seed, for what takes no generator. Raises ``ValueError`` for any other seed.
+    and ``number`` its seed, for what takes no generator; a program that is compiled or exported has
+    none, and draws the same each time it runs. Raises ``ValueError`` for any other seed.
 
     That generator keeps 32 bits of its seed: two streams are the same with a chance of 2^-32.
     """
@@ -130,21 +131,24 @@ class Stream:
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             msg = f"seed is {seed!r}; give an integer of at least 0."
             raise ValueError(msg)
-        digest = hashlib.sha256(f"{purpose} {seed}".encode()).digest()
-        self.number = int.from_bytes(digest[:8], "big")
-        self.generator = torch.Generator(device="cpu").manual_seed(self.number)
+        self.number = _number(f"{purpose} {seed}")
+        self._kinds: tuple[str, ...] = ()
+        self._sizes: tuple[int, ...] = ()
+        # In a program that is kept, a generator would go on from run to run.
+        if not torch.compiler.is_compiling():
+            self.generator = torch.Generator(device="cpu").manual_seed(self.number)
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal numbers."""
-        return torch.randn(shape, generator=self.generator, dtype=torch.float64, device="cpu")
+        return self._draw("normal", *shape)
 
     def uniform(self, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1)."""
-        return torch.rand(shape, generator=self.generator, dtype=torch.float64, device="cpu")
+        return self._draw("uniform", *shape)
 
     def integers(self, end: int, *shape: int) -> Tensor:
         """Integers from 0 to below ``end``, each as likely."""
-        return torch.randint(end, shape, generator=self.generator, device="cpu")
+        return self._draw("integers", end, *shape)
 
     def signs(self, *shape: int) -> Tensor:
         """Each 1 or -1, as likely."""
@@ -152,7 +156,71 @@ class Stream:
 
     def permutation(self, n: int) -> Tensor:
         """The integers from 0 to below n in random order, each order as likely."""
-        return torch.randperm(n, generator=self.generator, device="cpu")
+        return self._draw("permutation", n)
+
+    def _draw(self, kind: str, *sizes: int) -> Tensor:
+        if hasattr(self, "generator"):
+            return _drawn(self.generator, kind, sizes)
+        self._kinds, self._sizes = (*self._kinds, kind), (*self._sizes, *sizes, len(sizes))
+        out: Tensor = _drawn_anew(self.number - 2**63, ",".join(self._kinds), list(self._sizes))
+        return out
+
+
+def constant(call: F) -> F:
+    """Mark a function of plain numbers and words: a compiler calls it, and keeps what it gives."""
+    # As torch.compiler.assume_constant_result does, which would import the compiler here.
+    call._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return call
+
+
+@constant
+def _number(words: str) -> int:
+    return int.from_bytes(hashlib.sha256(words.encode()).digest()[:8], "big")
+
+
+def _drawn(rng: torch.Generator, kind: str, sizes: Sequence[int]) -> Tensor:
+    if kind == "normal":
+        return torch.randn(sizes, generator=rng, dtype=torch.float64, device="cpu")
+    if kind == "uniform":
+        return torch.rand(sizes, generator=rng, dtype=torch.float64, device="cpu")
+    if kind == "integers":
+        return torch.randint(sizes[0], sizes[1:], generator=rng, device="cpu")
+    return torch.randperm(sizes[0], generator=rng, device="cpu")
+
+
+@torch.library.custom_op("softlab::drawn", mutates_args=())
+def _drawn_anew(number: int, kinds: str, sizes: Sequence[int]) -> Tensor:
+    """The last draw of the stream whose ``number - 2^63`` it is, after the others.
+
+    ``sizes``: of each draw, and then how many they are.
+    """
+    rng = torch.Generator(device="cpu").manual_seed(number + 2**63)
+    out = torch.empty(0, device="cpu")
+    for kind, mine in zip(kinds.split(","), _parted(sizes), strict=True):
+        out = _drawn(rng, kind, mine)
+    return out
+
+
+@_drawn_anew.register_fake
+def _(number: int, kinds: str, sizes: Sequence[int]) -> Tensor:
+    del number
+    last = _parted(sizes)[-1]
+    kind = kinds.rpartition(",")[2]
+    if kind in {"normal", "uniform"}:
+        return torch.empty(last, dtype=torch.float64, device="cpu")
+    shape = last[1:] if kind == "integers" else last
+    return torch.empty(shape, dtype=torch.int64, device="cpu")
+
+
+def _parted(sizes: Sequence[int]) -> list[Sequence[int]]:
+    """Those of each draw."""
+    parts: list[Sequence[int]] = []
+    end = len(sizes)
+    while end:
+        count = sizes[end - 1]
+        parts.append(sizes[end - 1 - count : end - 1])
+        end -= 1 + count
+    return parts[::-1]
 
 
 @dataclass(frozen=True)
@@ -501,8 +569,7 @@ def own_precision(call: F) -> F:
         def steps(*args: Any, **kwargs: Any) -> Iterator[Any]:
             each = call(*args, **kwargs)
             tensors = _tensors(args, kwargs)
-            end = object()
-            while (found := _alone(next, (each, end), {}, tensors)) is not end:
+            while (found := _alone(next, (each, _END), {}, tensors)) is not _END:
                 yield found
 
         return cast("F", steps)
@@ -512,6 +579,9 @@ def own_precision(call: F) -> F:
         return _alone(call, args, kwargs, None)
 
     return cast("F", exact)
+
+
+_END = object()
 
 
 def attention(call: F) -> F:

@@ -15,9 +15,11 @@ from torch._subclasses import FakeTensorMode
 from torch.autograd import grad
 from zoo import OPERATORS, SELECTORS, SOLVERS
 
+from softlab import core
+from softlab.core import Stream
 from softlab.inputs import Decaying
 from softlab.matrices import Geometric, LowRank
-from softlab.operators import GaussianAttention, KDEFormer, Soft, Softmax, TopK
+from softlab.operators import GaussianAttention, KDEFormer, RandomFourier, Soft, Softmax, TopK
 from softlab.validation import trusted
 
 
@@ -251,6 +253,43 @@ QUICK = (
 def test_a_sample_of_the_table_is_measured_again(name):
     op, cells = tool().cases()[name], table()[name]
     assert {x: tool().cell(op, x) for x in QUICK} == {x: cells[x] for x in QUICK}
+
+
+def drawn(x):
+    rng, other = Stream(3, "tests"), Stream(2**70, "tests")
+    out = x * rng.normal(4, 3) + rng.uniform(3) + rng.signs(4, 3)
+    return out + rng.permutation(4)[:, None] * other.integers(9, 3)
+
+
+def test_a_program_that_is_kept_draws_the_same_each_time():
+    x = normal(4, 3)
+    compiled = torch.compile(drawn, backend="eager", fullgraph=True)
+    exported = torch.export.export(Program(drawn), (x,)).module()
+    for _ in range(2):
+        assert torch.equal(compiled(x), drawn(x))
+        assert torch.equal(exported(x), drawn(x))
+
+
+class Program(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *tensors):
+        return self.function(*tensors)
+
+
+def test_a_program_that_draws_anew_is_no_yes(monkeypatch):
+    """What an exported program did before."""
+    op = RandomFourier(4)
+    assert tool().cell(op, "export") == "yes"
+    monkeypatch.setattr(Stream, "_draw", drawn_on)
+    assert tool().cell(op, "export").startswith("FAILS: AssertionError")
+
+
+def drawn_on(self, kind, *sizes):
+    self.generator = vars(self).get("generator") or torch.Generator().manual_seed(self.number)
+    return core._drawn(self.generator, kind, sizes)
 
 
 def test_a_trusted_input_is_not_looked_at():

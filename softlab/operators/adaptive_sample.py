@@ -12,7 +12,17 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from softlab import validation
-from softlab.core import Cost, Dims, Knob, Stream, Traits, attention, own_precision, value
+from softlab.core import (
+    Cost,
+    Dims,
+    Knob,
+    Stream,
+    Traits,
+    attention,
+    constant,
+    own_precision,
+    value,
+)
 from softlab.kernels import kernel_cost
 from softlab.operators.softmax import Softmax
 from softlab.primitives.draws_intervals import Interval, answered, from_sums
@@ -120,10 +130,7 @@ class AdaptiveSample:
         """The factor z for a base sample of so many keys, at least 2."""
         if self.form == "published":
             return NormalDist().inv_cdf(1 - self.delta)
-        from scipy.special import stdtrit
-
-        # By the lower tail, where small probabilities have all their digits.
-        return -float(stdtrit(size - 1, self.delta / 2))
+        return _students(size - 1, self.delta / 2)
 
     def cost(self, dims: Dims) -> Cost:
         """That of exact attention, 2 n l (d + e) a matrix; the sorting is no product."""
@@ -256,6 +263,15 @@ class AdaptiveSample:
         logs, times = torch.zeros_like(scores), torch.zeros_like(scores)
         logs = logs.scatter(-1, at, often.log() + (light / budget).log())
         return _Found(scores, logs, times.scatter(-1, at, often), budget, light)
+
+
+@constant
+def _students(freedom: int, tail: float) -> float:
+    """Student's t that is exceeded with this probability."""
+    from scipy.special import stdtrit
+
+    # By the lower tail, where small probabilities have all their digits.
+    return -float(stdtrit(freedom, tail))
 
 
 def _times(main: Tensor, budget: Tensor, light: int) -> Tensor:

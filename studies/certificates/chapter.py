@@ -2,7 +2,8 @@
 
 Read are ``status`` and the columns of ``studies/certificates``: ``setting``, ``source``,
 ``method``, ``share``, ``stretch``, ``work``, ``ratio``, ``ratio_low``, ``ratio_high``, ``below``,
-``bound_over_output``, ``error_over_output``, ``time_ratio``.
+``bound_over_output``, ``error_over_output``, ``time_ratio``, ``time_over_exact``, ``left_out``,
+``known_ratio``, ``unknown``, ``condition``.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from softlab.report.chapter import Cell, Table
+from softlab.report.headlines import Headline, headline
 from softlab.report.numbers import counted, joined, number, short, span
 from softlab.report.rows import finished
 
@@ -20,6 +22,7 @@ from .columns import EXACT_COST, TIED
 NEEDED = {
     *("status", "setting", "source", "method", "share", "stretch", "work", "ratio", "ratio_low"),
     *("ratio_high", "below", "bound_over_output", "error_over_output", "time_ratio"),
+    *("time_over_exact", "left_out", "known_ratio", "unknown", "condition"),
 }
 AT = 0.25
 """The share of the exact work at which families stand beside each other."""
@@ -43,12 +46,32 @@ def scope(table: pd.DataFrame) -> str:
 
 
 def findings(table: pd.DataFrame) -> list[str]:
-    """Whether a bound was broken; which are sharp; where they say nothing; bandwidth; time."""
+    """Whether a bound was broken; which are sharp; where they say nothing, and why; time."""
     done = finished(table, NEEDED)
     if done.empty:
         return []
-    return [text for text in (_kept(done), _sharp(done), _nothing(done), _wide(done), _time(done))
-            if text]  # fmt: skip
+    said = (_kept, _sharp, _nothing, _left, _landmarks, _wide, _time)
+    return [text for text in (say(done) for say in said) if text]
+
+
+def headlines(table: pd.DataFrame) -> Iterator[Headline]:
+    """Where certificates that save work say something, and those of rounding."""
+    rows = _beside(finished(table, NEEDED))
+    saving = rows[~rows["method"].isin(EXACT_COST)]
+    if len(saving):
+        useful = int((saving["bound_over_output"] < NOTHING).sum())
+        yield {
+            "text": f"At {AT:g} of the exact work a certificate is below the output itself in {{}} "
+            f"cases ({saving['method'].nunique()} methods on {saving['source'].nunique()} heads): "
+            "without scores the mass that is left out, its values and what landmarks do not know "
+            "are each taken at their worst.",
+            "value": f"{useful} of {len(saving)}",
+            "interval": "",
+        }
+    for method in EXACT_COST[1:]:
+        own = rows[rows["method"] == method]
+        text = f"The certificate of {method} is {{}} of the output"
+        yield from headline(text, own["bound_over_output"], "heads", unit=own["source"])
 
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:
@@ -64,16 +87,19 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
             [short(rows["ratio_low"].min()), f"to {short(rows['ratio_high'].max())}"],
             short(rows["error_over_output"].median(), 2),
             short(rows["bound_over_output"].median(), 2), short(rows["time_ratio"].median(), 2),
+            short(rows["time_over_exact"].median(), 2),
         ])  # fmt: skip
     yield {
         "caption": f"Certificates at {AT:g} of the exact work, or at what a method always costs: "
         "the bound of the median row over its error (median over heads, below it their range); "
         "the same of the rows at 10 and 90 % (least and largest over heads); error and bound "
-        "beside the output, in the Frobenius norm; time of the bound over that of the call.",
-        "header": ["method", "work", "ratio", "of rows", "error", "bound", "time"],
+        "beside the output, in the Frobenius norm; time of the bound over that of the call, and "
+        "over that of the exact output.",
+        "header": ["method", "work", "ratio", "of rows", "error", "bound", "over call",
+                   "over exact"],
         "rows": body,
         "left": 1,
-    }
+    }  # fmt: skip
 
 
 def _beside(done: pd.DataFrame) -> pd.DataFrame:
@@ -103,10 +129,52 @@ def _nothing(done: pd.DataFrame) -> str:
     rows = _beside(done)
     by = rows.assign(none=rows["bound_over_output"] >= NOTHING).groupby("method", sort=False)
     shares = by["none"].agg(["sum", "size"])
-    silent = [f"{name} on {x['sum']} of {x['size']}" for name, x in shares.iterrows() if x["sum"]]
-    if not silent:
+    silent = shares[shares["sum"] > 0]
+    if silent.empty:
         return "No bound is as large as the output."
-    return f"The bound is as large as the output, and so says nothing, for {joined(silent)} heads."
+    always = [name for name, x in silent.iterrows() if x["sum"] == x["size"]]
+    some = [f"{name} ({x['sum']} of {x['size']})" for name, x in silent.iterrows()
+            if x["sum"] < x["size"]]  # fmt: skip
+    on_all = f" on all heads for {joined(always)}" if always else ""
+    on_some = f" on some for {joined(some)}" if some else ""
+    both = " and" if always and some else ""
+    return f"The bound is as large as the output, and so says nothing,{on_all}{both}{on_some}."
+
+
+def _left(done: pd.DataFrame) -> str:
+    """Of what is exact on a few keys: the mass in the tail, and what the bound does not know."""
+    rows = _beside(done).dropna(subset=["known_ratio"])
+    rows = rows[~rows["method"].isin(EXACT_COST)]
+    if rows.empty:
+        return ""
+    by = rows.groupby("method", sort=False)[["left_out", "known_ratio", "ratio"]].median()
+    said = [
+        f"{name} leaves out {number(x['left_out'])} of the mass, times the diameter "
+        f"{number(x['known_ratio'])} times the error, its bound {number(x['ratio'])} times"
+        for name, x in by.iterrows()
+    ]
+    return (
+        "Why, where keys are left out: neither their mass is known nor where their values lie. In "
+        f"the median row {'; '.join(said)}."
+    )
+
+
+def _landmarks(done: pd.DataFrame) -> str:
+    """Of Soft: what landmarks leave of the kernel, and the condition of the core."""
+    rows = done[(done["setting"] == TIED) & (done["share"] == AT)].dropna(subset=["unknown"])
+    if rows.empty:
+        return ""
+    by = rows.groupby("stretch")[["unknown", "condition", "ratio"]].median()
+    said = [
+        f"{number(x['unknown'])} at {t:g} (condition {number(x['condition'])}, ratio "
+        f"{number(x['ratio'])})"
+        for t, x in by.iterrows()
+    ]
+    return (
+        "Why, where landmarks stand for a kernel: of its diagonal they leave, with an exact "
+        f"inverse, {joined(said)} times SOFT's bandwidth (medians); the bound adds this up over "
+        "all keys, and the error cancels between them."
+    )
 
 
 def _wide(done: pd.DataFrame) -> str:
@@ -119,5 +187,16 @@ def _wide(done: pd.DataFrame) -> str:
 
 
 def _time(done: pd.DataFrame) -> str:
-    by = done.groupby("method", sort=False)["time_ratio"].median()
-    return f"A bound takes {span(by)} times its call, by method."
+    by = _beside(done).groupby("method", sort=False)[["time_ratio", "time_over_exact"]].median()
+    slow = [str(name) for name, x in by["time_over_exact"].items() if x >= 1]
+    said = (
+        f"A bound takes {span(by['time_ratio'])} times its call, and "
+        f"{span(by['time_over_exact'])} times the exact output, by method."
+    )
+    if not slow:
+        return said
+    which = "any of these bounds" if len(slow) == len(by) else f"the bound of {joined(slow)}"
+    return (
+        f"{said} At these lengths the exact output is had in less time than {which}: a certificate "
+        "is for lengths at which there is none."
+    )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from softlab.core import Dims, Operator
+from softlab.core import Dims, Operator, as_matrix
 from softlab.engine.journal import Row
 from softlab.figures import Lines
 from softlab.inputs import Input, Recorded, Tied, named, recorded_names
@@ -16,6 +19,7 @@ from softlab.landmarks import Strided
 from softlab.operators import (
     BigBird,
     Local,
+    Monarch,
     Pages,
     Quantized,
     RPCholesky,
@@ -23,7 +27,7 @@ from softlab.operators import (
     Soft,
     TopK,
 )
-from softlab.pinv import Cholesky
+from softlab.pinv import SVD, Cholesky
 from softlab.profiling import once
 from softlab.study import Study
 
@@ -42,6 +46,7 @@ METHODS: dict[str, Callable[[int, float, int], Operator]] = {
     "BigBird": lambda m, *_: BigBird(m, m, m, block=32),
     "Pages of 4": lambda m, *_: Pages(4, m),
     "Pages of 16": lambda m, *_: Pages(16, m),
+    "Monarch": lambda m, *_: Monarch(m),
     "Skyformer": lambda m, s, l: Skyformer(m, bandwidth=s),  # noqa: ARG005
     "RPCholesky": lambda m, *_: RPCholesky(m),
     "Soft": lambda m, s, l: Soft(m, bandwidth=s),  # noqa: ARG005
@@ -60,6 +65,8 @@ def affordable(method: str, bandwidth: float, dims: Dims, share: float) -> Opera
     make = METHODS[method]
     if method == "TopK":
         return make(int(64 * share), bandwidth, dims.l)
+    if method == "Monarch":  # its work is least near the root, and no other block has less
+        return make(round(dims.l**0.5), bandwidth, dims.l)
     low, high = 1, max(2, dims.l // 2)
     while high - low > 1:
         m = (low + high) // 2
@@ -74,7 +81,29 @@ def keep(input: Input, method: str, share: float, stretch: float) -> bool:
     soft = method.startswith("Soft")
     if isinstance(input, Tied) != soft or (stretch != 1.0 and not soft):
         return False
-    return share == 0.25 or (method not in EXACT_COST[1:] and stretch == 1.0)
+    fixed = (*EXACT_COST[1:], "Monarch")
+    return share == 0.25 or (method not in fixed and stretch == 1.0)
+
+
+def causes(op: Any, q: Tensor, k: Tensor, v: Tensor, error: Tensor) -> Row:
+    """What a bound does not know, of float64 tensors, and how far it would be if it did.
+
+    ``left_out``: the softmax mass of the keys that the median row leaves out; ``known_ratio``: that
+    mass times the diameter of the values over the error, of the median row. ``unknown``: of the
+    kernel's diagonal the mean share that the landmarks leave, with an exact inverse;
+    ``condition``: of the core.
+    """
+    found: Row = dict.fromkeys(("left_out", "known_ratio", "unknown", "condition"))
+    if op.traits.restricted:
+        left = torch.where(as_matrix(op, q, k) > 0, 0, as_matrix(op.target, q, k)).sum(-1)
+        known = left * torch.cdist(v, v).max() / error.clamp_min(torch.finfo(error.dtype).tiny)
+        found |= {"left_out": float(left.median()), "known_ratio": float(known.median())}
+    if isinstance(op, Soft):
+        bare = dataclasses.replace(op, normalization="none", pinv=SVD())
+        found["unknown"] = 1 - float(as_matrix(bare, k, k).diagonal().mean())
+    if hasattr(op, "core"):
+        found["condition"] = float(torch.linalg.cond(op.core(q, k)))
+    return found
 
 
 def measure(
@@ -92,13 +121,11 @@ def measure(
     op: Any = affordable(method, stretch * dims.d**0.25, dims, share)
     out = op(q, k, v)
     bound = op.bound(q, k, v, out=out).double()
-    error = (out.double() - op.target(q.double(), k.double(), v.double())).norm(dim=-1)
+    x, y, z = q.double(), k.double(), v.double()
+    error = (out.double() - op.target(x, y, z)).norm(dim=-1)
     ratio = bound / error.clamp_min(torch.finfo(torch.double).tiny)
-    times = [
-        once(lambda: op.bound(q, k, v, out=out), device)[1]
-        / max(1e-9, once(lambda: op(q, k, v), device)[1])
-        for _ in range(REPEATS)
-    ]
+    calls = (partial(op.bound, out=out), op, op.target)
+    times = [[once(partial(f, q, k, v), device)[1] for f in calls] for _ in range(REPEATS)]
     return {
         "setting": TIED if isinstance(input, Tied) else PLAIN,
         "source": named(input)[0],
@@ -111,7 +138,9 @@ def measure(
         "below": int((bound < error).sum()),
         "bound_over_output": float(bound.norm() / out.double().norm()),
         "error_over_output": float(error.norm() / out.double().norm()),
-        "time_ratio": median(times),
+        "time_ratio": median(of / max(1e-9, call) for of, call, _ in times),
+        "time_over_exact": median(of / max(1e-9, exact) for of, _, exact in times),
+        **causes(op, x, y, z, error),
     }
 
 
@@ -142,6 +171,18 @@ STUDY = Study(
             ylabel="bound over error, median row",
             caption="The bound of the median row over its error, {page}; 1 is as sharp as can be.",
             name="ratio",
+        ),
+        Lines(
+            x="stretch",
+            y="bound_over_output",
+            group="method",
+            panel="source",
+            where={"share": 0.25, "setting": TIED},
+            xlabel="bandwidth over SOFT's own",
+            ylabel="bound over output",
+            caption="The whole bound over the output, by the bandwidth of the Gaussian, at a "
+            "quarter of the exact work; at 1 and above it says nothing.",
+            name="bandwidth",
         ),
     ),
 )

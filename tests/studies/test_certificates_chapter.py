@@ -4,7 +4,7 @@ import pandas as pd
 import torch
 
 from softlab.inputs import Recorded, Tied
-from studies.certificates.chapter import findings, scope, tables
+from studies.certificates.chapter import findings, headlines, scope, tables
 from studies.certificates.study import METHODS, STUDY, affordable, keep, measure
 
 SOURCES = ("a", "b", "c")
@@ -23,7 +23,11 @@ def table():
                         "share": share, "work": share * 0.9, "ratio": ratio,
                         "ratio_low": ratio / 2, "ratio_high": ratio * 3, "below": 0,
                         "bound_over_output": 0.04 * ratio, "error_over_output": 0.05 + i / 100,
-                        "time_ratio": 1.5 + j,
+                        "time_ratio": 1.5 + j, "time_over_exact": 0.4 + 0.5 * j,
+                        "left_out": 0.2 + i / 10 if j < 2 else None,
+                        "known_ratio": 2.0 + i if j < 2 else None,
+                        "unknown": 0.6 / stretch if j == 2 else None,
+                        "condition": 10.0**stretch * (i + 1) if j == 2 else None,
                     })  # fmt: skip
     made = pd.DataFrame(rows)
     return pd.concat([made, made.assign(status="failed", ratio=1e9)], ignore_index=True)
@@ -32,14 +36,41 @@ def table():
 def test_what_is_found():
     said = findings(table())
     assert said[0] == "No row of 24 cases errs by more than its bound."
-    assert "at most 3 times its error for TopK (1.0), and more for Local (9.0) and Soft (40)" in (
-        said[1].replace("1.00", "1.0").replace("9.00", "9.0").replace("40.0", "40")
+    assert (
+        "at most 3 times its error for TopK (1.00), and more for Local (9.00) and Soft (40.0)"
+        in (said[1])
     )
     assert "A call of TopK costs what the exact answer does." in said[1]
-    assert "for Soft on 2 of 3 heads" in said[2]
-    assert "at 1 and " in said[3]
-    assert said[4].startswith("A bound takes 1.5")
+    assert said[2] == (
+        "The bound is as large as the output, and so says nothing, on some for Soft (2 of 3)."
+    )
+    assert said[3].endswith(
+        "In the median row Local leaves out 0.300 of the mass, times the diameter 3.00 times the "
+        "error, its bound 9.00 times."
+    )
+    assert "0.600 at 1 (condition 20.0, ratio 40.0) and 0.200 at 3 (condition 2000" in said[4]
+    assert "1.60 of the output at 1 and 0.533 of the output at 3 times" in said[5]
+    assert said[6].startswith("A bound takes 1.50 to 3.50 times its call, and 0.400 to 1.40 times")
+    assert "in less time than the bound of Soft: a" in said[6]
+    slow = findings(table().assign(time_over_exact=1.5))[6]
+    assert "in less time than any of these bounds: a" in slow
     assert scope(table()).startswith("Methods: TopK, Local and Soft. Heads: a, b and c.")
+
+
+def test_where_bounds_say_nothing_on_all_heads_or_none():
+    every = findings(table().assign(bound_over_output=2.0))[2]
+    assert "says nothing, on all heads for TopK, Local and Soft." in every
+    assert "No bound is as large" in findings(table().assign(bound_over_output=0.5))[2]
+
+
+def test_headlines_count_the_cases_in_which_a_certificate_says_something():
+    named = table().replace({"method": {"TopK": "Quantized int8"}})
+    useful, rounded = headlines(named)
+    assert useful["value"] == "4 of 6"
+    assert "(2 methods on 3 heads)" in useful["text"]
+    assert "quarter" not in useful["text"]
+    assert rounded["value"] == "0.0400"
+    assert rounded["text"].startswith("The certificate of Quantized int8 is {} of the output")
 
 
 def test_a_broken_bound_is_told_first():
@@ -50,6 +81,7 @@ def test_the_table_has_a_row_a_method():
     (found,) = tables(table())
     assert [row[0] for row in found["rows"]] == ["TopK", "Local", "Soft"]
     assert found["rows"][1][2][0] == "9.00"
+    assert [row[-1] for row in found["rows"]] == ["0.40", "0.90", "1.4"]
     assert len(found["rows"][0]) == len(found["header"])
 
 
@@ -58,6 +90,7 @@ def test_nothing_is_said_of_nothing():
     assert findings(empty) == []
     assert scope(empty) == ""
     assert list(tables(empty)) == []
+    assert list(headlines(empty)) == []
 
 
 def test_a_case_is_within_its_share_and_its_bound_holds():
@@ -66,6 +99,21 @@ def test_a_case_is_within_its_share_and_its_bound_holds():
     assert row["below"] == 0
     assert row["ratio"] > 1
     assert 0.2 < row["work"] <= 0.25
+    assert 1 < row["known_ratio"] < row["ratio"]
+    assert 0 < row["left_out"] < 1
+    assert row["unknown"] is row["condition"] is None
+
+
+def test_landmarks_leave_less_of_a_wider_kernel():
+    narrow, wide = (
+        measure(
+            Tied(Recorded("minilm.layer0.head0")), 0, "Soft", 0.25, stretch, torch.float32,
+            torch.device("cpu"),
+        )
+        for stretch in (1.0, 10.0)
+    )  # fmt: skip
+    assert 1 > narrow["unknown"] > 10 * wide["unknown"] > 0
+    assert 1 < narrow["condition"] < wide["condition"]
 
 
 def test_every_method_has_cases():

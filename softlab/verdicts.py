@@ -350,7 +350,7 @@ def _verdict(places: Sequence[Place]) -> tuple[str, str]:
     ]
     if len(holding) == len(places):
         return HOLDS, HOLDS
-    if holding and not failing and len(unsure) > len(blind):
+    if holding and not failing and not blind:  # what is unsure may still make it hold everywhere
         told = "; ".join((f"holds at {_named(holding, places)}", *rest))
         return OPEN, f"{OPEN}: more seeds are needed; {told}"
     if holding:

@@ -1,5 +1,6 @@
 """Verdicts of small tables where they are known, and what flips them."""
 
+import dataclasses
 import math
 
 import pytest
@@ -65,6 +66,18 @@ def test_a_verdict_is_what_the_rows_say(numbers, controls, kind, says):
     found = verdict(numbers, controls)
     assert found.kind == kind
     assert says in found.words
+
+
+def test_what_is_unsure_leaves_it_open_where_it_could_change_the_verdict_and_only_there():
+    """Beside a place where the metric is blind it never holds everywhere, however it turns out."""
+    known = list(cases([0.1, 0.1, 0.5, 0.5]))
+    blind = [
+        dataclasses.replace(x, values={**x.values, "mean": 0.2}) if x.place == {"head": "h1"} else x
+        for x in known
+    ]
+    rule = Rule(at_most=0.5)
+    assert decide(rule, "ours", CONTROLS, known).kind == OPEN
+    assert decide(rule, "ours", CONTROLS, blind).kind == PARTLY
 
 
 @pytest.mark.parametrize("numbers", [[0.1], [0.8], [0.1, 0.2], [0.1, 0.9], [0.5, 0.6]])

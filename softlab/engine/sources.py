@@ -24,9 +24,10 @@ from pathlib import Path
 from softlab.engine.identity import MAIN, STUDY, home
 
 PACKAGE = Path(__file__).parents[1]
-# These read tables and make none, so a new colour in a figure leaves the rows valid.
+# These read tables and make none, so a new colour in a figure leaves the rows valid. What a claim
+# of the docket measures is in its own file: docket.py holds the words and the rule beside it.
 # Studies within an installed package count by their own files, as those of a clone do.
-PRESENTATION = {"__main__.py", "cli", "figures.py", "report", "studies", "verdicts.py"}
+PRESENTATION = {"__main__.py", "cli", "docket.py", "figures.py", "report", "studies", "verdicts.py"}
 READERS = ("gguf", "onnx", "pillow", "safetensors", "tokenizers")
 """What ``softlab.pretrained`` and ``softlab.datasets`` read weights and images with."""
 READ_BY = ("softlab.datasets", "softlab.models", "softlab.pretrained")

@@ -69,7 +69,8 @@ CLAIM = Claim(
     published="the error falls to that of the exact pseudo-inverse (an argument, no number)",
     setting="softmax attention of trained BERT models.",
     lacking="weights trained with Nystromformer: the heads are of softmax models. No more "
-    "is read as 1 % more at most.",
+    "allows for the rounding of an inverse, a millionth, where the six steps have converged. It "
+    "allowed 1 % at first, which was set when rows were known and nothing published says.",
     measured="error of the output",
     axes={"head": recorded_names(), "seed": range(4), "landmarks": (16, 32, 64, 128)},
     quick={"head": recorded_names()[::2], "seed": range(2), "landmarks": (16, 64)},
@@ -77,7 +78,7 @@ CLAIM = Claim(
     measure=measure,
     subject=SUBJECT,
     controls={MEAN: "null", BEST: "optimal"},
-    rule=Rule(at_most=1.01, of=SIX, where={"landmarks": 64}),
+    rule=Rule(at_most=1 + 1e-6, of=SIX, where={"landmarks": 64}),
     across="landmarks",
     challenge=Challenge(
         about="the formula written out in torch alone",

@@ -706,6 +706,18 @@ def cached_by_address():
     return wrong
 
 
+def scale_by_number(of):
+    """A temperature by the width, computed once for each number of queries or keys."""
+    held = {}
+
+    def wrong(op, q, k, v, mask):
+        width = q.shape[-1]
+        kept = held.setdefault((q, k)[of].shape[-2], width)
+        return op(q * (width / kept) ** 0.5, k, v, mask)
+
+    return wrong
+
+
 def defaulting(op, q, k, v, mask):
     torch.set_default_dtype(torch.float64)
     return op(q, k, v, mask)
@@ -895,7 +907,12 @@ def unshifted_in_half(q, k, v):
 OPERATOR_FAULTS = {
     "silent": [Faulty(Softmax(), talkative)],
     "views": [Faulty(Softmax(), trusting_memory), Faulty(Softmax(), mean_without_a_graph)],
-    "stateless": [Faulty(Softmax(), remembering()), Faulty(Softmax(), noisy_global)],
+    "stateless": [
+        Faulty(Softmax(), remembering()),
+        Faulty(Softmax(), noisy_global),
+        Faulty(Softmax(), scale_by_number(0)),
+        Faulty(Softmax(), scale_by_number(1)),
+    ],
     "answers": [
         *(Faulty(op, zeros) for op in (Softmax(), Soft(4), Performer(16), Local(2))),
         *(Faulty(op, mean_of_v) for op in (Softmax(), Nystromformer(4), Linformer(4))),

@@ -296,6 +296,17 @@ def keeping() -> Wrong:
     return wrong
 
 
+def keeping_by_length() -> Wrong:
+    """A factor of the first tensor, chosen by its width, is kept by how many rows it has."""
+    kept: dict[int, int] = {}
+
+    def wrong(right: Any, first: Tensor, *rest: Any) -> Any:
+        width = first.shape[-1]
+        return right(first * (kept.setdefault(first.shape[-2], width) / width) ** 0.5, *rest)
+
+    return wrong
+
+
 def kept_alive() -> Wrong:
     """The last call's tensors stay in memory."""
     held: list[Any] = []
@@ -420,6 +431,7 @@ EVERYWHERE: tuple[Fault, ...] = (
     _now("a gradient that is a constant", constant_in_second),
     Fault("scaled by what was seen first", remembering),
     Fault("the first result of each shape kept", keeping),
+    Fault("a scale kept by the number of rows", keeping_by_length),
     Fault("tensors kept alive", kept_alive, shows=False),
     _now("an argument changed in place", in_place, shows=False),
     _now("a print", talking, shows=False),

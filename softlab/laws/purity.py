@@ -29,6 +29,7 @@ from softlab.laws.law import (
     always,
     largest,
     lengths,
+    needs_equal,
     normal,
     rank_of,
     size,
@@ -65,7 +66,8 @@ def _answers(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
 
 
 def _stateless(op: Any, rng: torch.Generator) -> Iterator[Gap]:
-    cases = [_draw(op, rng), _draw(op, rng, more=4), _draw(op, rng)]
+    # The second is larger in every way than the first, so that what it leaves behind is seen there.
+    cases = [_draw(op, rng), tuple(3 * x for x in _draw(op, rng, more=4)), _draw(op, rng)]
     if takes_mask(op):
         keep = torch.arange(len(cases[2][1])) != 1
         cases[2] = (*cases[2], keep.to(cases[2][1].device))
@@ -76,6 +78,50 @@ def _stateless(op: Any, rng: torch.Generator) -> Iterator[Gap]:
         yield Gap(float(not torch.equal(again, first[i])), 0, f"call {i} of 3, asked once more")
     yield Gap(float(repr(op) != name), 0, "the operator's name")
     yield Gap(float(not _alike(_held(op), held)), 0, "what the operator holds")
+    yield from _of_another_width(op, rng, _more_queries, "queries")
+    if not needs_equal(op):
+        yield from _of_another_width(op, rng, _keys_twice, "keys")
+
+
+Tokens = tuple[Tensor, Tensor, Tensor]
+
+
+def _of_another_width(
+    op: Any, rng: torch.Generator, longer: Callable[[Tokens, int], Tokens], what: str
+) -> Iterator[Gap]:
+    """What is kept by a number of tokens is wrong for as many of another width.
+
+    It is wrong at every later call alike, so that no second call tells. ``longer`` changes that
+    number and, of many operators, not the first rows: where this is so for the first width at
+    three numbers, it must be so for the second, at a number that is new.
+    """
+    n, l = lengths(op, rank_of(op) + size(14, 5), rank_of(op) + size(11, 4))
+    step = int(getattr(op, "multiple", 1))
+    for width, numbers in ((4, (4, 6, 7)), (6, (5,))):
+        case = normal(rng, n, width), normal(rng, l, width), normal(rng, l, 3)
+        out = op(*case)
+        allowed = tolerance(F64, l, c=1000, scale=largest(out))
+        for more in numbers:
+            missed = largest(op(*longer(case, more * step))[: len(out)] - out)
+            if width == 4 and not missed <= allowed:
+                return
+        yield Gap(missed, allowed, f"as many {what} as before, of another width")
+
+
+def _more_queries(case: Tokens, more: int) -> Tokens:
+    """So many more queries at the end, and where keys are as many, keys too."""
+    q, k, v = case
+    tail = (q[:1].expand(more, -1), k[:1].expand(more, -1), v[:1].expand(more, -1))
+    if len(q) != len(k):
+        return torch.cat((q, tail[0])), k, v
+    longer = [torch.cat((x, y)) for x, y in zip(case, tail, strict=True)]
+    return longer[0], longer[1], longer[2]
+
+
+def _keys_twice(case: Tokens, more: int) -> Tokens:
+    """Each key and its value some times, another number for another width: averages stay."""
+    q, k, v = case
+    return q, k.repeat(more, 1), v.repeat(more, 1)
 
 
 def _held(op: Any) -> dict[str, Any]:
@@ -307,7 +353,8 @@ STATELESS: Law[Any] = Law(
     _stateless,
     family="honesty",
     allows="no bit",
-    catches="the largest query of all calls in a scale; noise of the global generator",
+    catches="the largest query of all calls in a scale; a scale kept by the number of queries; "
+    "noise of the global generator",
     any_dtype=True,
 )
 SILENT: Law[Operator] = Law(

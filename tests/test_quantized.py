@@ -341,3 +341,33 @@ def test_a_turn_is_undone_and_one_for_all_tokens():
 def test_impossible_knobs_are_refused(build, error, message):
     with pytest.raises(error, match=re.escape(message)):
         build()
+
+
+@pytest.mark.parametrize("parts", ["v", "p", "pv"])
+def test_the_bound_of_rounded_values_and_weights_is_what_they_do(parts):
+    """Scores are exact, so that all of the error is measured: the bound is the error."""
+    q, k, v = draw()
+    op = Quantized("int", bits=3, parts=parts)
+    error = (op(q, k, v) - Softmax()(q, k, v)).norm(dim=-1)
+    assert float(error.max()) > 1e-2
+    torch.testing.assert_close(op.bound(q, k, v), error, rtol=1e-6, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        Quantized("int", bits=3, granularity="channel", rotation=True),
+        Quantized("turboquant", bits=2, parts="qk"),
+        Quantized("turboquant-product", bits=2, parts="kv", seed=1),
+        Quantized("float8", parts="qkpv"),
+    ],
+    ids=repr,
+)
+def test_every_format_is_certified_by_the_tokens_that_it_makes(op):
+    q, k, v = draw()
+    for scale in (1.0, 0.1, 1e-9):
+        error = (op(scale * q, k, v) - Softmax()(scale * q, k, v)).norm(dim=-1)
+        bound = op.bound(scale * q, k, v)
+        assert bool((error <= bound).all())
+    # Equal scores are not rounded: what is left is what rounding does to values and weights.
+    assert float((bound - error).abs().max()) < 1e-6

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from typing import Annotated, ClassVar
@@ -17,7 +16,6 @@ from softlab.core import (
     Stream,
     Traits,
     attention,
-    default_of,
     norm,
     own_precision,
     value,
@@ -200,16 +198,9 @@ class Quantized:
             nonnegative=exact_levels,
             linear_memory="p" not in self.parts,
             seedless=not (self.rotation or self.precision in TURBO),
-            certified=self._derived,
+            certified=True,
         )
         return traits.made_causal() if self.causal else traits
-
-    @property
-    def _derived(self) -> bool:
-        """Whether all but the rounding of q and k is exact, as ``bound`` supposes."""
-        known = {"precision", "smoothing", "causal"}
-        others = (field for field in dataclasses.fields(self) if field.name not in known)
-        return all(getattr(self, field.name) == default_of(field) for field in others)
 
     @property
     def target(self) -> Softmax:
@@ -360,9 +351,11 @@ class Quantized:
     ) -> Tensor:
         """At least |out_i - exact_i|, (..., n).
 
-        Let x, y be the rounded q and k, p the weights of their scores, m = sum_j p_j v_j. The
-        scores differ by t_j = (<q - x, k_j - c> + <x, k_j - y_j>) / sqrt(d) up to a number common
-        to the row, for any c; here the keys' mean. The rounding is known, not bounded by its step:
+        Let x, y be the rounded q and k, whatever rounded them, p the exact weights of their scores,
+        and m = sum_j p_j v_j. Then |out - exact| <= |out - m| + |m - exact|. The first is measured:
+        what rounding of values and of weights does. For the second, the scores differ by t_j =
+        (<q - x, k_j - c> + <x, k_j - y_j>) / sqrt(d) up to a number common to the row, for any c;
+        here the keys' mean. The rounding is known, not bounded by its step:
 
             |t_j| <= tau_j = (|q - x| |k_j - c| + |x| |k_j - y_j|) / sqrt(d),  delta = max_j tau_j.
 
@@ -389,7 +382,7 @@ class Quantized:
         """
         u, root, e = unit(v), math.sqrt(q.shape[-1]), v.shape[-1]
         keys = self._smoothed(k, key_mask)
-        x, y = self._round(q), self._round(keys)
+        x, y = self._part("q", q), self._part("k", keys)
         middle, radius = centre(v, key_mask)
         of_keys, reach = centre(keys, key_mask)
         of_k, of_q = lengths(keys - y), lengths(q - x)

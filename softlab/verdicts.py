@@ -338,6 +338,11 @@ def _verdict(places: Sequence[Place]) -> tuple[str, str]:
             f"{OPEN}: the answer depends on {torn[0]}, which is not stated (it holds with "
             f"{torn[1]} and not with {torn[2]})"
         )
+    if unclear := _torn(places, "open"):
+        return OPEN, (
+            f"{OPEN}: more seeds are needed, with {unclear[0]} not stated; unsure with "
+            f"{unclear[1]}, and not with {unclear[2]}"
+        )
     by: dict[str, list[Place]] = {}
     for place in places:
         by.setdefault(place.state, []).append(place)
@@ -368,13 +373,13 @@ def _verdict(places: Sequence[Place]) -> tuple[str, str]:
     return OPEN, f"{OPEN}: an interval holds a bound, so that more seeds are needed{also}"
 
 
-def _torn(places: Sequence[Place]) -> tuple[str, str, str] | None:
-    """The unstated axes that the answer depends on, and with which values it is which."""
+def _torn(places: Sequence[Place], state: str = "holds") -> tuple[str, str, str] | None:
+    """The unstated axes by which it fails here and has that state there, and where either is."""
     groups: dict[tuple[Any, ...], list[Place]] = {}
     for place in places:
         groups.setdefault(tuple(place.place.items()), []).append(place)
     for group in groups.values():
-        yes = [x for x in group if x.state == "holds"]
+        yes = [x for x in group if x.state == state and x.unstated]
         no = [x for x in group if x.state == "fails"]
         if yes and no:
             one, other = (

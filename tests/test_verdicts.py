@@ -68,6 +68,14 @@ def test_a_verdict_is_what_the_rows_say(numbers, controls, kind, says):
     assert says in found.words
 
 
+def test_what_fails_with_one_unstated_value_and_is_unsure_with_another_is_open():
+    found = verdict([0.8, 0.5], unstated=[1024, 4096])
+    assert found.kind == OPEN
+    assert "with n not stated; unsure with n 4096, and not with n 1024" in found.words
+    assert verdict([0.8, 0.9], unstated=[1024, 4096]).kind == FAILS
+    assert verdict([0.8, 0.5]).kind == FAILS
+
+
 def test_what_is_unsure_leaves_it_open_where_it_could_change_the_verdict_and_only_there():
     """Beside a place where the metric is blind it never holds everywhere, however it turns out."""
     known = list(cases([0.1, 0.1, 0.5, 0.5]))

@@ -51,12 +51,15 @@ def docket(context: typer.Context, place: Out = Path("reports"), as_json: Json =
     if as_json:
         say_json([_listed(*row, found.get(row[0])) for row in rows])
         return
-    table = Table("name", "claim", "who", "verdict", box=None)
+    table = Table(box=None)
+    table.add_column("name", no_wrap=True)
+    for column in ("claim", "verdict"):
+        table.add_column(column, overflow="fold")
     for name, title, who in rows:
         verdict = found[name].verdict.words if name in found else "not run yet"
         if name in found and found[name].claim["quick"]:
             verdict += " (trial run)"
-        table.add_row(name, escape(title), escape(who), escape(verdict))
+        table.add_row(name, escape(f"{title} ({who.partition(', ')[0]})"), escape(verdict))
     out.print(table)
     say(f"\nVerdicts of the runs in {place}; softlab docket run gives those that are missing.")
 

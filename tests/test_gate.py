@@ -10,13 +10,15 @@ MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 def recipe(target):
-    """The commands of a target and of the targets before it, in the environment's own words."""
+    """The commands of a target and of the targets that it makes, in the environment's own words."""
     before, lines = re.search(
         rf"^{target}:([^#\n]*)[^\n]*\n((?:\t.*\n)*)", MAKEFILE, re.MULTILINE
     ).groups()
     inner = [x for x in before.split() if not x.startswith("$")]
     own = [x.strip().replace("$(BIN)", ".venv/bin") for x in lines.splitlines()]
     own = [x.removeprefix("OMP_NUM_THREADS=1 ") for x in own]
+    if own and own[0].startswith("$(MAKE) "):  # two targets side by side
+        inner += own.pop(0).rpartition("--jobs 2 ")[2].split()
     return [x for name in inner for x in recipe(name)] + own
 
 
@@ -36,7 +38,7 @@ def test_the_gate_holds_format_lint_types_the_site_and_the_whole_suite():
         *(".venv/bin/ruff format --check .", ".venv/bin/ruff check .", ".venv/bin/mypy"),
         # Once, and before the tests that open it; warnings are errors.
         ".venv/bin/python -m sphinx -W --keep-going -q -j $(WORKERS) docs docs/_build/html",
-        ".venv/bin/python -m pytest -n $(WORKERS)",
+        ".venv/bin/python -m pytest -n $(WORKERS) --dist worksteal",
     ]
     steps = (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()[1:]
     assert steps[-1] == "exec make test"

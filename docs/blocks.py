@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -55,6 +57,18 @@ def run(text: str, page: str, space: dict[str, Any] | None = None) -> Iterator[R
             name[1] if name else "",
             space.get("figure"),
         )
+
+
+def record(found: Iterable[Ran], path: Path) -> None:
+    """Keep what blocks did in a file; of a figure, whether there is one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [one._replace(figure=None if one.figure is None else "drawn") for one in found]
+    path.write_text(json.dumps(lines), encoding="utf-8")
+
+
+def recorded(path: Path) -> list[Ran]:
+    """What blocks did, of a file of ``record``."""
+    return [Ran(*line) for line in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def same(printed: str, said: str) -> bool:

@@ -52,6 +52,8 @@ from softlab.report import drawing
 from softlab.validation import ranges
 
 DOCS = Path(__file__).parent
+RAN = "_build/ran"
+"""Where it is kept what the blocks of pages with figures printed, for the tests of these pages."""
 API = {
     "Attention": {
         "softlab.operators": "",
@@ -761,9 +763,11 @@ def figures(known: set[str]) -> None:
     for path in (DOCS / f"{name}.md" for name in sorted(known)):
         text = path.read_text(encoding="utf-8")
         if blocks.FIGURE.search(text):
-            for ran in blocks.run(text, path.name):
+            found = list(blocks.run(text, path.name))
+            for ran in found:
                 if ran.name:
                     keep(ran.figure, path.parent / "figures" / f"{ran.name}.svg")
+            blocks.record(found, DOCS / RAN / path.relative_to(DOCS).with_suffix(".json"))
     for script in sorted((DOCS / "gallery").glob("*.py")) if "gallery/index" in known else ():
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             left = runpy.run_path(str(script))

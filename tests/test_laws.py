@@ -26,7 +26,7 @@ def seed_of(law, subject):
     return zlib.crc32(f"{subject!r}-{law.name}".encode()) % min(3, law.examples)
 
 
-@pytest.mark.sampled(1 / 3)
+@pytest.mark.sampled(1 / 5)
 @applying(laws.OPERATOR_LAWS, OPERATORS)
 def test_operator_obeys(law, subject):
     law.check(subject, seed=seed_of(law, subject))
@@ -48,3 +48,13 @@ def test_a_law_says_what_it_is(law):
 @pytest.mark.parametrize("suite", [laws.OPERATOR_LAWS, laws.SOLVER_LAWS], ids=["ops", "solvers"])
 def test_names_tell_laws_apart(suite):
     assert len({law.name for law in suite}) == len(suite)
+
+
+@pytest.mark.parametrize("test", [test_operator_obeys, test_solver_obeys], ids=["ops", "solvers"])
+def test_the_sample_asks_every_law_and_every_subject(request, test):
+    if request.config.option.keyword or any("::" in name for name in request.config.args):
+        pytest.skip("not all tests were collected")
+    (mark,) = (x for x in test.pytestmark if x.name == "parametrize")
+    cases = [x.callspec.params for x in request.session.items if x.name.startswith(test.__name__)]
+    for i, argument in enumerate(("law", "subject")):
+        assert {id(x[argument]) for x in cases} == {id(pair[i]) for pair in mark.args[1]}

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from test_figures import RANK
 
 from softlab import study_folders
 from softlab.engine import journal
-from softlab.report import FORMAT, findings, read, report
+from softlab.report import FORMAT, _marks, findings, read, report
 from softlab.report import chapter as chapters
 from softlab.report.numbers import number
 from softlab.report.overview import environments, failures, grid, notes
@@ -627,3 +628,21 @@ def test_every_sentence_of_a_run_is_said_where_it_is_true_and_nowhere_else():
         ["b", META["commit"], "float64, 2 threads", "none", "2", "0", "", *made["rows"][1][7:]],
     ]  # fmt: skip
     assert [name for name, _ in made["shared"]] == ["Versions", "Device", "Platform"]
+
+
+def test_marks_of_several_studies_are_one_sentence_each():
+    rows = pd.DataFrame({
+        "x": range(4), "status": "ok", "case_cpu_share": [0.2, 0.2, 1.0, 1.0],
+        "case_load": [9.0, 9.0, 0.5, 0.5],
+    })  # fmt: skip
+    timed, calm = META | {"timed": ["t"]}, META | {"timed": []}
+    runs = [(Path("a"), rows, timed | {"quick": True}), (Path("b"), rows, calm | {"quick": False})]
+    assert list(_marks(runs)) == [
+        "Trial runs: a, on the short grid; do not quote their numbers.",
+        "Timed while the machine did other work: a (2 of 4 cases); do not compare these times.",
+    ]
+    both = [(run, rows, calm | {"quick": True}) for run, _, _ in runs]
+    assert list(_marks(both)) == [
+        "This is a trial run on the short grid; do not quote its numbers."
+    ]
+    assert list(_marks([(Path("b"), rows, calm | {"quick": False})])) == []

@@ -74,7 +74,7 @@ def report(folder: Path | str = "reports", tell: Tell = lambda _: None) -> Path:
         "lead": lead,
         "question": QUESTION if len(studies) > 1 else studies[0]["question"],
         "how": overview.HOW,
-        "marks": [mark for one in tables for mark in _marks(*one)],
+        "marks": list(_marks(tables)),
         "findings": _ranked(studies),
         "environment": overview.environments([one[1:] for one in tables]),
     }
@@ -121,15 +121,20 @@ def _disturbed(table: pd.DataFrame, meta: Mapping[str, Any]) -> int:
     return count if count > len(table) / 20 else 0
 
 
-def _marks(run: Path, table: pd.DataFrame, meta: Mapping[str, Any]) -> Iterator[str]:
-    """What of a study must be known before any number of it is read."""
-    if meta["quick"]:
-        yield f"{run.name} is a trial run on the short grid; do not quote its numbers."
-    disturbed = _disturbed(table, meta)
-    if disturbed:
+def _marks(tables: list[tuple[Path, pd.DataFrame, dict[str, Any]]]) -> Iterator[str]:
+    """What must be known before any number is read, each of all studies that it holds for."""
+    quick = [run.name for run, _, meta in tables if meta["quick"]]
+    if quick:
+        whole = len(quick) == len(tables)
+        many = "This is a trial run" if whole else f"Trial runs: {', '.join(quick)}"
+        its = "its" if whole else "their"
+        yield f"{many}{' ' if whole else ', '}on the short grid; do not quote {its} numbers."
+    counts = [(run.name, _disturbed(table, meta), len(table)) for run, table, meta in tables]
+    shares = [f"{name} ({count} of {of} cases)" for name, count, of in counts if count]
+    if shares:
         yield (
-            f"{run.name}: {disturbed} of {len(table)} cases were timed while the machine did other "
-            "work; do not compare these times."
+            f"Timed while the machine did other work: {', '.join(shares)}; do not compare these "
+            "times."
         )
 
 

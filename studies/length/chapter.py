@@ -7,6 +7,7 @@ Read are ``status`` and the columns of ``studies/length``: ``input``, ``n``, ``m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -80,11 +81,15 @@ def _timed(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def findings(table: pd.DataFrame) -> list[str]:
-    """The greatest length; agreement with exact errors; exponents."""
+    """The greatest length; agreement with exact errors and certificates; exponents."""
     done = finished(table, NEEDED)
     if done.empty:
         return []
-    return [text for text in (_largest(done), _agreement(done), _growth(table)) if text]
+    return [
+        text
+        for text in (_largest(done), _agreement(done), _certified(done), _growth(table))
+        if text
+    ]
 
 
 def headlines(table: pd.DataFrame) -> Iterator[Headline]:
@@ -176,6 +181,27 @@ def _agreement(done: pd.DataFrame) -> str:
         f"length share their rows), and the estimate is off by {number(100 * off.median())} % in "
         f"the median and {number(100 * off.max())} % at most."
     )
+
+
+def _certified(done: pd.DataFrame) -> str:
+    """Whether certificates and sampled intervals agree, where neither needs the exact output."""
+    if "certified_error" not in done:
+        return ""
+    known = done[done["certified_error"].notna()]
+    if known.empty:
+        return ""
+    said = known[known["certified_error"] < math.inf]
+    below = int((known["certified_error"] < known["low"]).sum())
+    text = (
+        f"A certificate of the whole error is finite in {len(said)} of {len(known)} cases with "
+        f"one, up to n = {known['n'].max()}"
+    )
+    if len(said):
+        ratio = (said["certified_error"] / said["sampled_error"]).median()
+        text += f", there {number(ratio)} times the sampled error in the median"
+    if below:
+        return f"{text}. {below} are below the sampled interval: a bug, or its odds."
+    return f"{text}. None is below the sampled interval."
 
 
 def _growth(table: pd.DataFrame) -> str:

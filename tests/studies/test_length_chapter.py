@@ -252,3 +252,20 @@ def test_the_scope_and_what_is_missing():
     alone = table()
     alone = alone[alone["method"] == "Uniform"]
     assert len(findings(alone)) == 1  # of agreement
+
+
+def test_certificates_and_sampled_intervals_check_each_other():
+    """Finite on smooth input alone, at seven times the error, and none of the uniform average."""
+    held = table()
+    finite = np.where(held["input"] == "smooth", 7 * held["sampled_error"], np.inf)
+    certified = held.assign(certified_error=np.where(held["method"] == "Uniform", np.nan, finite))
+    (text,) = (x for x in findings(certified) if "certificate" in x)
+    assert text == (
+        "A certificate of the whole error is finite in 20 of 32 cases with one, up to n = 32768, "
+        "there 7.00 times the sampled error in the median. None is below the sampled interval."
+    )
+    broken = certified.assign(certified_error=0.8 * certified["sampled_error"])
+    (text,) = (x for x in findings(broken) if "certificate" in x)
+    assert text.endswith("40 are below the sampled interval: a bug, or its odds.")
+    assert not [x for x in findings(held) if "certificate" in x]
+    assert not [x for x in findings(held.assign(certified_error=np.nan)) if "certificate" in x]

@@ -215,10 +215,14 @@ def docket_entry(one: Any, found: pd.DataFrame, lines: dict[str, Any]) -> Iterat
     }
     lines_of = [f"- {x}: {prose(text.rstrip('.'))}." for x, text in said.items() if text]
     yield "\n".join(lines_of) + "\n"
+    if not found[(found["claim"] == name) & (found["status"] == "ok")].size:
+        return  # data were missing, as the verdict says
     drawn = drawing.draw(found, Lines(**lines))
     keep(drawn, DOCS / "catalogue" / "figures" / f"docket-{name}.svg")
     shown = f"{lines['ylabel']} of {claim['subject']} and of the controls"
     yield f"![{shown}.](figures/docket-{name}.svg)\n"
+    if "Off the figure" in lines["caption"]:
+        yield f"Off the figure{prose(lines['caption'].partition('Off the figure')[2])}\n"
 
 
 # The API ----------------------------------------------------------------------------------------

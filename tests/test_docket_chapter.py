@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from softlab.report.claims import tried
+from softlab.report.claims import _figure, tried
 from softlab.report.docket import chapter
 
 WORDS = {
@@ -104,3 +104,19 @@ def test_a_run_that_is_not_whole_has_no_verdict():
     made = table()
     made.attrs["claims"][0]["unfinished"] = ["3 of 4 cases are measured"]
     assert tried(made)[0].verdict.words == "no verdict: 3 of 4 cases are measured"
+
+
+def test_a_control_far_from_all_else_is_told_of_and_not_drawn():
+    def figure(best, scale="log"):
+        made = [
+            row | {"value": best if row["contender"] == "best" else row["value"]}
+            for row in rows("one", 0.1)
+        ]
+        return _figure(claim("one") | {"rule": RULE | {"scale": scale}}, made)
+
+    far, near = figure(1e-7), figure(1e-3)
+    assert far["where"]["contender"] == ["ours", "mean"]
+    assert far["caption"].endswith("Off the figure: best (median 1.00 × 10⁻⁷).")
+    assert "contender" not in near["where"]
+    assert "Off the figure" not in near["caption"]
+    assert "contender" not in figure(1e-7, "linear")["where"]

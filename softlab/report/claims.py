@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import statistics
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ BOUNDS = {"at_most": "claimed, at most", "at_least": "claimed, at least"}
 """Columns with the bounds of a rule that asks of values themselves, and how a figure calls them."""
 LACKS = "MissingError: "
 """What the error of a case begins with whose data are not here."""
+DISTANT = 1e3
+"""A factor: controls further than it from what is compared are told of and not drawn."""
 AT = re.compile(r" \([^()]*:\d+\)$")
 """Where an error was raised, at its end."""
 SHARED = ("commit", "dirty", "device", "device_name", "dtype", "threads", "versions", "platform")
@@ -81,7 +84,7 @@ def _meta(claims: list[dict[str, Any]], metas: list[dict[str, Any]], rows: Rows)
         "complete": all(meta["complete"] for meta in metas),
         "seeds": sorted({x for meta in metas for x in meta["seeds"] if isinstance(x, int)}),
         "axes": {"claim": len(claims)},
-        "figures": [_figure(claim) for claim in claims],
+        "figures": [_figure(claim, rows) for claim in claims],
         "digest": "".join(meta["digest"][:2] for meta in metas),
         "claims": claims,
         "cases": len(cases),
@@ -100,7 +103,8 @@ def _long(
     own |= {"case_cpu_share", "case_load"}
     contenders = [x for x in table if x not in own and not x.startswith("case_")]
     apart = [x for x in how["axes"] if x not in {"seed", *fixed, *unstated}]
-    panel = [x for x in how["axes"] if x not in {"seed", claim["across"]}]
+    varied = [x for x in how["axes"] if table[x].astype(str).nunique() > 1]
+    panel = [x for x in varied if x not in {"seed", claim["across"]}]
     for case, row in enumerate(table.to_dict("records")):
         base = {
             "claim": claim["name"],
@@ -152,9 +156,35 @@ def _same(x: Any, wanted: Any) -> bool:
     return math.isclose(x, wanted, rel_tol=1e-12) if both else bool(x == wanted)
 
 
-def _figure(claim: Mapping[str, Any]) -> dict[str, Any]:
+def _medians(claim: Mapping[str, Any], rows: Rows) -> dict[str, float]:
+    """Of each contender of a claim, over all its cases."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        if (row["claim"], row["way"]) == (claim["name"], WAYS[0]) and row["contender"]:
+            values.setdefault(row["contender"], []).append(float(row["value"]))
+    return {name: statistics.median(held) for name, held in values.items()}
+
+
+def _off(claim: Mapping[str, Any], middle: Mapping[str, float]) -> list[str]:
+    """Controls so far from all else that drawing them would leave the others in one line."""
+    if claim["rule"]["scale"] != "log":
+        return []
+    near = {x: m for x, m in middle.items() if x not in claim["controls"] and m > 0}
+    for name in claim["controls"]:
+        if not near or name not in middle:
+            continue
+        if min(near.values()) / DISTANT <= middle[name] <= max(near.values()) * DISTANT:
+            near[name] = middle[name]
+    return [name for name in claim["controls"] if name in middle and name not in near]
+
+
+def _figure(claim: Mapping[str, Any], rows: Rows) -> dict[str, Any]:
     """One figure of a claim, as ``softlab.figures.Lines`` has it."""
     rule = claim["rule"]
+    middle = _medians(claim, rows)
+    off = _off(claim, middle)
+    drawn = {"contender": [name for name in middle if name not in off]} if off else {}
+    beyond = "; ".join(f"{name} (median {number(middle[name])})" for name in off)
     allowed = Rule(**rule).words()
     at = ", ".join(f"{axis} {_word(x)}" for axis, x in rule["where"].items())
     roles = "; ".join(f"{name} ({kind})" for name, kind in claim["controls"].items())
@@ -163,16 +193,16 @@ def _figure(claim: Mapping[str, Any]) -> dict[str, Any]:
         "y": "value",
         "group": "contender",
         "panel": "panel",
-        "where": {"claim": claim["name"], "way": WAYS[0]},
+        "where": {"claim": claim["name"], "way": WAYS[0]} | drawn,
         "xlabel": claim["xlabel"] or claim["across"],
         "ylabel": claim["measured"],
-        "xscale": claim["xscale"],
+        "xscale": "linear" if claim["across"] == "seed" else claim["xscale"],
         "yscale": rule["scale"],
         "guides": {x: word for x, word in BOUNDS.items() if not rule["of"] and rule[x] is not None},
         "name": claim["name"],
         "caption": f"{claim['title']} ({claim['who']}, {claim['place']}). The claim asks "
         f"{claim['subject']} for {allowed}{f', at {at}' if at else ''}. Controls: {roles}. "
-        "Medians and quartiles over the seeds.",
+        f"Medians and quartiles over the seeds.{f' Off the figure: {beyond}.' if off else ''}",
     }
 
 

@@ -105,6 +105,8 @@ CLAIM = Claim(
     subject=SUBJECT,
     controls={SHUFFLED: "contrast", MEAN: "null", EXACT: "optimal"},
     rule=Rule(at_most=1.0, of=LOW_RANK),
+    across="block",
+    xlabel="keys of a block",
     challenge=Challenge(
         about="numpy, subspace iteration in place of singular values, the last 144 tokens",
         axes={"head": HEADS, "block": (12,), "seed": range(4)},

@@ -95,6 +95,8 @@ CLAIM = Claim(
     subject=SUBJECT,
     controls={FEWER: "contrast", ALL: "optimal"},
     rule=Rule(at_most=1.0, scale="linear", span=(0.0, 1 / DELTA)),
+    across="top",
+    xlabel="share of keys that are exact",
     challenge=Challenge(
         about="numpy, lognormal weights, 8000 of them, eps = 0.025, every draw afresh",
         axes={"sigma": (0.5, 1.0), "seed": range(6)},

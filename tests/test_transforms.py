@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import itertools
 import re
 import sys
 import warnings
@@ -19,7 +20,15 @@ from softlab import core
 from softlab.core import Stream
 from softlab.inputs import Decaying
 from softlab.matrices import Geometric, LowRank
-from softlab.operators import GaussianAttention, KDEFormer, RandomFourier, Soft, Softmax, TopK
+from softlab.operators import (
+    GaussianAttention,
+    KDEFormer,
+    Local,
+    RandomFourier,
+    Soft,
+    Softmax,
+    TopK,
+)
 from softlab.validation import trusted
 
 
@@ -290,6 +299,22 @@ def test_a_program_that_draws_anew_is_no_yes(monkeypatch):
 def drawn_on(self, kind, *sizes):
     self.generator = vars(self).get("generator") or torch.Generator().manual_seed(self.number)
     return core._drawn(self.generator, kind, sizes)
+
+
+@pytest.mark.parametrize(
+    "op",
+    [Local(3), Local(3, causal=True), Local(2, dilation=3)],
+    ids=repr,
+)
+def test_a_width_that_is_counted_holds_all_that_is_seen(op, monkeypatch):
+    for n, l in itertools.product((1, 7, 40, 41), repeat=2):
+        if n != l and getattr(op, "causal", False):
+            continue
+        q, k, v = normal(1, n, 4), normal(1, l, 4, seed=1), normal(1, l, 4, seed=2)
+        looked = op(q, k, v)
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.compiler, "is_compiling", lambda: True)
+            torch.testing.assert_close(op(q, k, v), looked)
 
 
 def test_a_trusted_input_is_not_looked_at():

@@ -234,8 +234,8 @@ def nonnegative(h: Tensor, b: Tensor, among: Tensor | None = None) -> Tensor:
         w = _solved(h, torch.where(free, b, 0).unsqueeze(-1), free)
         slope = (h @ w - b.unsqueeze(-1)).squeeze(-1)
         w = w.squeeze(-1)
-        small = (NEGLIGIBLE * x.abs().amax(-1, keepdim=True) for x in (w, b))
-        least, flat = small
+        # A list: torch.compile cannot leave a generator behind where it breaks its graph below.
+        least, flat = [NEGLIGIBLE * x.abs().amax(-1, keepdim=True) for x in (w, b)]
         wrong = torch.where(free, w < -least, (slope < -flat) & among)
         count = wrong.sum(-1, keepdim=True).to(b.dtype)
         if not bool(wrong.any()):

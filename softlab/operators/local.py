@@ -11,7 +11,7 @@ from torch import Tensor
 
 from softlab.core import Cost, Dims, Knob, Traits, attention, value
 from softlab.operators.softmax import Softmax
-from softlab.primitives.banded import banded_average, centres, ordinals, rows, support_sizes
+from softlab.primitives.banded import banded_average, centres, ordinals, rows, support_sizes, widest
 from softlab.primitives.causal import of_kept
 from softlab.primitives.certificates import at_most, certificate
 from softlab.primitives.pages import Band, banded_bound
@@ -155,7 +155,8 @@ class Local:
         mask = None if key_mask is None else key_mask.reshape(-1, l)
         q, k, v, band, order = self._banded(q, k, v, mask)
         seen = band.low, band.high, band.others, band.block, band.visible
-        out = banded_average(q, k, v, *seen)
+        width = widest(self.window, band.block, n, l) if self.dilation == 1 else l
+        out = banded_average(q, k, v, *seen, width)
         if order is not None:
             out = rows(out, order.argsort(-1))
         return out.reshape(*lead, n, v.shape[-1])

@@ -36,6 +36,14 @@ def ordinals(key_mask: Tensor | None, l: int, device: torch.device) -> tuple[Ten
     return key_mask.sum(-1, keepdim=True), position_of(line.expand(key_mask.shape), key_mask)
 
 
+def widest(window: int, block: int, n: int, l: int) -> int:
+    """How many keys ``block`` neighbouring queries see at most, p_i - window to p_i + window each.
+
+    That is p_last - p_first + 2 window + 1, of ``centres`` p among at most l keys.
+    """
+    return min(l, 2 * window + 1 - (-(block - 1) * l // n))
+
+
 def rows(x: Tensor, at: Tensor) -> Tensor:
     """Rows ``at`` (B or 1, ...) of x (B, l, d): (B, ..., d)."""
     if len(at) == 1:
@@ -64,6 +72,7 @@ def banded_average(
     others: Tensor,
     block: int,
     visible: Tensor | None = None,
+    width: int | None = None,
 ) -> Tensor:
     """The average of v with weights softmax(q k^T), each row over its own few keys.
 
@@ -72,13 +81,14 @@ def banded_average(
     ``low`` and ``high`` (B or 1, n), positions that do not decrease with i, low_i <= high_i;
     ``block``, the number b >= 1 of neighbouring queries that share their others; ``others``
     (B or 1, ceil(n / b), c), distinct positions, -1 for none; ``visible`` (B or 1, n, c), which of
-    them each query may see, or None for all.
+    them each query may see, or None for all; ``width``, at most so many keys are from the first to
+    the last of a block, where that is known: a compiled program can have no look.
 
     A block is one dense product over all keys from its first interval to its last, so the work is
     n (b + w) for intervals of w keys where n = l. As many blocks as hold about the entries of q are
     computed at once: the memory is linear, and the number of such parts does not grow with n.
     """
-    return _by_blocks(_average, q, k, v, low, high, others, block, visible)
+    return _by_blocks(_average, q, k, v, low, high, others, block, visible, width)
 
 
 def banded_sums(
@@ -93,7 +103,7 @@ def banded_sums(
 ) -> Sums:
     """The sums of v with weights exp(q k^T), and of the weights, over the same keys."""
     v = torch.cat((v, torch.ones_like(v[..., :1])), -1)
-    out = _by_blocks(_sums, q, k, v, low, high, others, block, visible)
+    out = _by_blocks(_sums, q, k, v, low, high, others, block, visible, None)
     return Sums(out[..., :-2], out[..., -2:-1], out[..., -1:].detach())
 
 
@@ -107,6 +117,7 @@ def _by_blocks(
     others: Tensor,
     block: int,
     visible: Tensor | None,
+    width: int | None,
 ) -> Tensor:
     """``reduce`` of each block's scores, -inf where a query does not see a key, and values."""
     (lead, n, d), e = q.shape, v.shape[-1]
@@ -114,7 +125,8 @@ def _by_blocks(
     at = torch.arange(blocks * block, device=q.device).clamp_max(n - 1)
     q, low, high = (x[:, at].unflatten(1, (blocks, block)) for x in (q, low, high))
     first = low[..., :1]
-    width = int((high[..., -1:] - first).max()) + 1
+    if width is None or not torch.compiler.is_compiling():
+        width = int((high[..., -1:] - first).max()) + 1
     reach = first + torch.arange(width, device=q.device)
     held = lead * (width + others.shape[-1]) * (block + d + e)
     step = max(1, max(budget(HELD_ENTRIES, q.device), q.numel()) // held)

@@ -1,6 +1,8 @@
 """What changed between two runs is told, and what is noise is not."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +14,9 @@ from test_report import META, write
 from softlab.engine import journal
 from softlab.report import FORMAT, comparison
 from softlab.report.comparison import compare
+from softlab.study import defined_in, run
 
+ROOT = Path(__file__).parents[1]
 AXES = ["input", "seed", "op"]
 
 
@@ -354,7 +358,8 @@ def test_the_command_says_it(tmp_path):
     assert result.exit_code == 1, result.stderr
     same = call("report", "--compare", tmp_path / "a", tmp_path / "a")
     assert same.exit_code == 0, same.stderr
-    assert "rank: 1 of " in result.stdout
+    assert "rank: not reproduced; 1 of " in result.stdout
+    assert "rank: equal to rounding; 0 of " in same.stdout
     assert "flops" in result.stdout
     one = call("report", "--compare", tmp_path / "a/rank", tmp_path / "b/rank")
     assert one.stdout == result.stdout
@@ -417,3 +422,46 @@ def test_the_exact_mode_is_one_of_comparing():
     told = call("report", "--exact")
     assert told.exit_code == 2
     assert "--compare OLD NEW" in told.stderr
+
+
+def test_the_verdict_is_by_rounding_by_interval_or_against(tmp_path):
+    assert both(tmp_path / "a", lambda table: table).verdict == "equal to rounding"
+    # Up in half of the inputs, down in the other half: the median ratio may be one.
+    signs = {name: (-1) ** i for i, name in enumerate(cases().input.unique())}
+
+    def mixed(table):
+        return table.assign(output_error=table.output_error * 1.1 ** table.input.map(signs))
+
+    found = both(tmp_path / "b", mixed)
+    (change,) = found.changes
+    assert change.low <= 1 <= change.high
+    assert found.verdict == ("within the interval" if change.known else "not reproduced")
+    assert len(change.where) == change.changed
+    worse = both(tmp_path / "c", lambda table: table.assign(output_error=2 * table.output_error))
+    assert worse.verdict == "not reproduced"
+    said = both(tmp_path / "d", lambda table: table.assign(core_status="DIVERGED"))
+    assert said.verdict == "not reproduced"
+
+
+@pytest.mark.parametrize(
+    ("name", "axes", "columns"),
+    [
+        ("normalization", {}, ["spectral_norm", "noise_gain", "core_degree"]),
+        ("rank", {"seed": [1]}, ["output_error", "skill", "flops"]),
+    ],
+)
+def test_the_reference_report_is_reproduced_here(tmp_path, name, axes, columns):
+    """Two studies at the quick grid, against the tables that the repository holds."""
+    reference = ROOT / "reports/reference" / name
+    (study,) = defined_in(ROOT / "studies" / name)
+    done = run(replace(study, quick={**study.quick, **axes}), tmp_path, quick=True, threads=1)
+    (compared,) = compare(reference, tmp_path / name)
+    assert compared.cases == done.rows > 40
+    # What rounding decides, as a residual at its floor, may be another on another processor.
+    assert not {x.column for x in compared.changes} & {*columns}, compared.changes
+    spoilt = pd.read_csv(tmp_path / name / "table.csv", dtype=str, keep_default_na=False)
+    spoilt[columns[0]] = [x and repr(1.01 * float(x)) for x in spoilt[columns[0]]]
+    spoilt.to_csv(tmp_path / name / "table.csv", index=False)
+    (compared,) = compare(reference, tmp_path / name)
+    assert columns[0] in {x.column for x in compared.changes}
+    assert compared.verdict == "not reproduced"

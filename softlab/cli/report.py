@@ -66,7 +66,7 @@ def report(
                         _tell(found, exact=exact)
             finally:  # what could be compared is told, also where a part could not
                 if as_json:
-                    say_json(comparisons)
+                    say_json([{**vars(x), "verdict": x.verdict} for x in comparisons])
             changed = any(x.changes or (exact and x.coverage) for x in comparisons)
             if not sum(found.cases for found in comparisons):
                 fail("the two runs share no finished case, so that nothing was compared")
@@ -89,8 +89,8 @@ def _tell(found: Comparison, *, exact: bool) -> None:
 
     of, how = ("columns without times", "differ") if exact else ("columns", "changed beyond noise")
     say(
-        f"{found.study}: {len(found.changes)} of {found.columns} {of} {how}, of {found.cases} "
-        "cases that both runs finished"
+        f"{found.study}: {found.verdict}; {len(found.changes)} of {found.columns} {of} {how}, of "
+        f"{found.cases} cases that both runs finished"
     )
     for line in (*found.environment, *found.coverage):
         say(f"  {line}")

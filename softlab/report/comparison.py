@@ -50,7 +50,7 @@ class Change:
     ``factor`` is the median of new over old over ``units`` of the kind ``of``, between ``low`` and
     ``high`` with 95 % confidence, or in the range of the units where ``known`` is false: fewer than
     six allow no interval. NaN for words, and where no ratio is finite. ``where`` names the cases,
-    in the exact mode alone.
+    of a time none.
     """
 
     column: str
@@ -87,6 +87,18 @@ class Comparison:
     changes: tuple[Change, ...]
     environment: tuple[str, ...]
     coverage: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """How the second run stands to the first.
+
+        "equal to rounding" where nothing changed, "within the interval" where the 95 % interval of
+        every change's median ratio holds one, and "not reproduced" where it does not.
+        """
+        if not self.changes:
+            return "equal to rounding"
+        within = all(x.known and x.low <= 1 <= x.high for x in self.changes)
+        return "within the interval" if within else "not reproduced"
 
 
 def compare(old: Path | str, new: Path | str, *, exact: bool = False) -> Iterator[Comparison]:
@@ -250,13 +262,15 @@ def _values(a: pd.Series, b: pd.Series, unit: float, units: pd.Series) -> Iterat
         size = (x - y).abs() / np.maximum(x.abs(), y.abs())
         at = size[moved].fillna(np.inf).idxmax()
         most = f"{at}: {number(x[at])} to {number(y[at])}"
-        yield _change(a[numbers], b[numbers], moved, units, most)
+        where = tuple(moved.index[moved])
+        yield replace(_change(a[numbers], b[numbers], moved, units, most), where=where)
     others = ~numbers & (a.astype(object) != b.astype(object))
     if others.any():
         at = others.idxmax()
         said = " to ".join(brief(str(values[at]), LONGEST) for values in (a, b))
         none = _median(pd.Series(dtype=float), units)
-        yield Change(a.name, int(others.sum()), len(a), *none, f"{at}: {said}")
+        where = tuple(others.index[others])
+        yield Change(a.name, int(others.sum()), len(a), *none, f"{at}: {said}", where)
 
 
 def _digits(a: pd.Series, b: pd.Series, units: pd.Series) -> Iterator[Change]:

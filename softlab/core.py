@@ -359,8 +359,9 @@ class Traits:
     """``op.bound(q, k, v)`` is an upper bound of the norm of each row of ``op(q, k, v)`` less
     ``op.target(q, k, v)``, rounding included, found without the exact output."""
     draws: str = ""
-    """The field that counts the random draws from whose spread ``op.interval(q, k, v)`` says, with
-    stated odds, by how much each row errs; empty: there is no such interval."""
+    """The field that counts the random draws, or says their share of the keys, from whose spread
+    ``op.interval(q, k, v)`` says, with stated odds, by how much each row errs; empty: there is no
+    such interval."""
     causal: bool = False
     """No output depends on a later token. There are as many queries as keys, token by token, and
     masked tokens are deleted whole: their rows are zero."""

@@ -23,6 +23,8 @@ FLAT = 1e-10
 """Of the steepest slope that there can be: beyond it no key lessens what is left."""
 ATTEMPTS = 3
 """Keys that the search takes up at most, for each that is kept: some are let go again."""
+ROUNDS = 10
+"""Changes of sides an entry, of which each usually takes one or two."""
 LEAST = 1e-100
 """Of a level of rows that see none of the kept keys: their weights are then 1."""
 
@@ -224,13 +226,14 @@ def nonnegative(h: Tensor, b: Tensor, among: Tensor | None = None) -> Tensor:
     the wrong sign, of w where it is free and of the slope where it is 0, change sides at once, and
     after three times without fewer of them the last one alone. That rule of Murty's ends after
     finitely many steps for every positive definite h, so that the method does (Judice and Pires
-    1994); w is then exact but for the rounding of a Cholesky solve.
+    1994); w is then exact but for the rounding of a Cholesky solve. Where rounding decides signs
+    the rule could go in circles: it is stopped after ``ROUNDS`` changes an entry.
     """
     among = torch.ones_like(b, dtype=torch.bool) if among is None else among
     free, m = among, b.shape[-1]
     fewest, patience = torch.full_like(b[:, :1], m + 1), torch.full_like(b[:, :1], 3)
     places = torch.arange(m, device=b.device)
-    while True:
+    for _ in range(ROUNDS * (m + 1)):
         w = _solved(h, torch.where(free, b, 0).unsqueeze(-1), free)
         slope = (h @ w - b.unsqueeze(-1)).squeeze(-1)
         w = w.squeeze(-1)
@@ -239,12 +242,13 @@ def nonnegative(h: Tensor, b: Tensor, among: Tensor | None = None) -> Tensor:
         wrong = torch.where(free, w < -least, (slope < -flat) & among)
         count = wrong.sum(-1, keepdim=True).to(b.dtype)
         if not bool(wrong.any()):
-            return w.clamp_min(0)
+            break
         fewer = count < fewest
         patience = torch.where(fewer, 3, patience - 1)
         fewest = torch.minimum(fewest, count)
         last = torch.where(wrong, places, -1).amax(-1, keepdim=True)
         free = free ^ (wrong & ((patience >= 0) | (places == last)))
+    return w.clamp_min(0)
 
 
 def _gram(x: Tensor, ridge: float) -> Tensor:

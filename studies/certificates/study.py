@@ -158,6 +158,7 @@ STUDY = Study(
     },
     quick={"input": [HEADS[0], Tied(HEADS[0])], "share": (0.25,)},
     measure=measure,
+    timed=("time_ratio", "time_over_exact"),
     keep=keep,
     figures=(
         Lines(

@@ -62,7 +62,8 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
         useful = int((saving["bound_over_output"] < NOTHING).sum())
         yield {
             "text": f"At {AT:g} of the exact work a certificate is below the output itself in {{}} "
-            f"cases ({saving['method'].nunique()} methods on {saving['source'].nunique()} heads): "
+            f"cases ({counted(saving['method'].nunique(), 'method')} on "
+            f"{counted(saving['source'].nunique(), 'head')}): "
             "without scores the mass that is left out, its values and what landmarks do not know "
             "are each taken at their worst.",
             "value": f"{useful} of {len(saving)}",

@@ -49,6 +49,7 @@ def same_everywhere(call, points, *, twice):
             torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6 * float(theirs.norm()))
 
 
+@pytest.mark.sampled(1 / 2)
 @pytest.mark.parametrize("op", OPERATORS, ids=repr)
 def test_the_backward_pass_of_an_operator(op):
     same_everywhere(op, [normal(2, 9, 4, seed=s) for s in range(3)], twice=False)

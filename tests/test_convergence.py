@@ -1,5 +1,6 @@
 """Traces, orders, predictions and filters, against identities and against the iteration itself."""
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -214,7 +215,8 @@ def settled(solver):
 @pytest.mark.sampled(1 / 2)
 @pytest.mark.parametrize("solver", PREDICTED, ids=repr)
 def test_every_observed_order_is_within_a_tenth_of_the_declared(solver):
-    found = [order for one, a in settled(solver) for order in orders(one, [a])]
+    seen = (order for one, a in settled(solver) for order in orders(one, [a]))
+    found = list(itertools.islice(seen, 6))
     assert len(found) >= 2
     assert max(abs(order - solver.traits.order) for order in found) < 0.1
 
@@ -269,7 +271,7 @@ def test_no_order_is_read_from_too_few_points_or_from_the_slow_start():
 # --- steps -------------------------------------------------------------------------------------
 
 
-@pytest.mark.sampled(1 / 2)
+@pytest.mark.sampled(1 / 4)
 @pytest.mark.parametrize("condition", [10.0, 1e4])
 @pytest.mark.parametrize("spectrum", [Geometric, Step, Polynomial])
 @pytest.mark.parametrize("solver", PREDICTED, ids=repr)

@@ -116,6 +116,7 @@ def real(how, out):
     return out[rows]
 
 
+@pytest.mark.sampled(1 / 2)
 @pytest.mark.parametrize("operator", [*PLACELESS, *PLACED], ids=repr)
 @pytest.mark.parametrize("how", WAYS)
 def test_token_by_token_is_all_at_once(how, operator):
@@ -132,6 +133,7 @@ def test_token_by_token_is_all_at_once(how, operator):
         assert not torch.allclose(real(how, whole), real(how, own), atol=1e-3)
 
 
+@pytest.mark.sampled(1 / 2)
 @pytest.mark.parametrize("operator", [*PLACED, *UNKNOWN], ids=repr)
 @pytest.mark.parametrize("how", WAYS)
 def test_where_places_matter_and_are_not_known_a_lone_query_is_refused(how, operator):

@@ -48,7 +48,7 @@ DEGENERATE = {
 }
 
 
-@pytest.mark.sampled(1 / 3)
+@pytest.mark.sampled(1 / 5)
 @pytest.mark.parametrize("name", DEGENERATE)
 @pytest.mark.parametrize("op", DIFFERENTIABLE, ids=repr)
 def test_output_and_gradients_stay_finite(op, name):
@@ -228,7 +228,7 @@ def by_norm(op, norm, *, tied, n, d, seed=0):
     return *found, size, well_posed(op, q.double(), (q if tied else k).double())
 
 
-@pytest.mark.sampled(1 / 3)
+@pytest.mark.sampled(1 / 6)
 @pytest.mark.parametrize("op", DIFFERENTIABLE, ids=repr)
 def test_a_finite_output_has_a_finite_gradient_over_six_orders_of_token_norms(op):
     for number, norm in enumerate(NORMS):
@@ -256,8 +256,8 @@ FAINT = [
 @pytest.mark.parametrize("op", FAINT, ids=repr)
 def test_where_kernels_underflow_their_quotients_are_right(op):
     """Degrees of 1e-26 and of 1e-40 have quotients of ordinary size, and so have gradients."""
-    for norm in (3, 12, 20, 25, 30, 40, 60, 100, 150, 220):
-        for tied in (True, False):
+    for number, norm in enumerate((3, 12, 20, 25, 30, 40, 60, 100, 150, 220)):
+        for tied in (True, False) if norm in (20, 60) else (number % 2 == 0,):
             single, double, size, _ = by_norm(op, float(norm), tied=tied, n=128, d=32)
             if double[0].abs().max() > 1e12:
                 continue  # queries far from all keys: see Soft

@@ -1,6 +1,7 @@
 """One seed, one purpose, one stream: nothing that a study draws shares its numbers with another."""
 
 import ast
+import functools
 import hashlib
 import itertools
 import math
@@ -300,6 +301,12 @@ def related(found):
     """Pairs of streams that began alike, share a number, or are correlated beyond chance."""
     wrong = []
     pairs = list(itertools.combinations(found.items(), 2))
+
+    @functools.cache
+    def ranks(name, m):
+        of = stats.rankdata(found[name][1][:m])
+        return (of - of.mean()) / (of.std() * math.sqrt(m))
+
     limit = float(stats.norm.isf(1e-6 / max(1, len(pairs))))
     for (one, (state, x)), (other, (begun, y)) in pairs:
         if state == begun:
@@ -310,7 +317,7 @@ def related(found):
         m = min(len(x), len(y))
         if m >= 8 and len(set(x[:m])) > 1 < len(set(y[:m])):
             # Of ranks: normal, uniform and whole numbers alike have the null 1 / sqrt(m - 1).
-            r = float(stats.spearmanr(x[:m], y[:m]).statistic) * math.sqrt(m - 1)
+            r = float(ranks(one, m) @ ranks(other, m)) * math.sqrt(m - 1)
             if abs(r) > limit:
                 wrong.append((one, other, f"correlation {r:.1f} standard errors"))
     return wrong

@@ -100,6 +100,49 @@ def test_what_a_subject_does_is_the_outcome_of_a_law(f, law, detail, capsys):
     assert capsys.readouterr().out == ""
 
 
+class OfTokens(torch.nn.Module):
+    """As packages give them: tokens in, their own projections, perhaps something beside."""
+
+    def __init__(self, more=False):
+        super().__init__()
+        self.qkv, self.more = torch.nn.Linear(16, 48), more
+
+    def forward(self, x, mask=None):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        out = softmax(q, k, v)
+        return (out, None) if self.more else out
+
+
+class Starred(OfTokens):
+    def forward(self, *given, **more):
+        return super().forward(*given, **more)
+
+
+class Pseudoinverse(torch.nn.Module):
+    """A solver, though a module with a matrix of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = torch.nn.Linear(16, 16)
+
+    def forward(self, a):
+        return torch.linalg.pinv(a)
+
+
+@pytest.mark.parametrize(
+    ("module", "width"),
+    [(OfTokens(), 16), (OfTokens(more=True), 16), (Starred(), 16),
+     (torch.nn.MultiheadAttention(32, 2, batch_first=True), 32)],
+    ids=["one", "several", "starred", "torch"],
+)  # fmt: skip
+def test_a_layer_of_tokens_is_no_inverse_and_no_operator(module, width):
+    with pytest.raises(
+        ValueError, match=rf"is a layer: it takes tokens \(b, n, {width}\).*adapter"
+    ):
+        laws.adapted(module, name="Mine")
+    assert laws.adapters.is_solver(laws.adapted(Pseudoinverse()))
+
+
 def test_a_module_that_is_on_its_way_in_when_time_is_up_arrives_whole(tmp_path, monkeypatch):
     # Cut short it would stay in sys.modules in part, as torch's late import of sympy once did.
     (tmp_path / "late_arrival.py").write_text("import time\ntime.sleep(0.4)\nwhole = True\n")

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from softlab.core import Operator, Stream, Traits
 from softlab.engine import loading
@@ -224,6 +224,14 @@ def adapted(
         )
         raise ValueError(msg)
     name = name or getattr(subject, "__name__", repr(subject))
+    if (width := _layer_of_tokens(subject)) is not None:
+        msg = (
+            f"{name} is a layer: it takes tokens (b, n, {width}) and makes queries, keys and "
+            "values of them itself, while laws are about f(q, k, v). Check the attention inside "
+            "it, or an adapter: a function of yours that gives q, k and v to the layer with its "
+            "projections replaced by the identity. The guide on published packages has some."
+        )
+        raise ValueError(msg)
     subject, least, most = _spoken(subject)
     if least == 1 or most == 1:
         if target is not None:
@@ -243,6 +251,36 @@ def adapted(
         if traits is not None:
             return dataclasses.replace(plain, traits=_parsed(traits, Traits()))
         return _claiming(plain)
+
+
+def _layer_of_tokens(call: Any) -> int | None:
+    """The width of the tokens of which a module makes q, k and v itself; None of anything else.
+
+    Such a module takes one tensor, or tuples come back from it, as from ``nn.MultiheadAttention``.
+    """
+    if not isinstance(call, nn.Module):
+        return None
+    try:
+        given = [*inspect.signature(call.forward).parameters.values()]
+    except (TypeError, ValueError):
+        return None
+    count = sum(x.default is x.empty and x.kind is x.POSITIONAL_OR_KEYWORD for x in given)
+    count = count or int(any(x.kind is x.VAR_POSITIONAL for x in given))
+    if count not in (1, 3):
+        return None
+    linear = [x for x in call.modules() if isinstance(x, nn.Linear)]
+    widths = dict.fromkeys(x.in_features for x in linear)
+    for width, n in itertools.product(widths, (64, 96, 256)):
+        if width == n:  # which may be a matrix
+            continue
+        x = torch.zeros(1, n, width, dtype=linear[0].weight.dtype, device=linear[0].weight.device)
+        with torch.no_grad(), contextlib.suppress(Exception):  # of anybody's module
+            out = call(*[x] * count)
+            several = isinstance(out, tuple) and bool(out)
+            first = out[0] if several else out
+            if isinstance(first, Tensor) and first.shape == x.shape and (several or count == 1):
+                return width
+    return None
 
 
 def _spoken(call: Any) -> tuple[Any, int, int]:

@@ -178,14 +178,14 @@ def docket_page() -> Iterator[str]:
     rows = [
         (
             f"[{prose(one.claim['title'])}](#{one.claim['name']})<br>{prose(one.claim['who'])}",
+            f"**{one.verdict.kind}**",  # second: what a telephone shows without scrolling
             prose(one.claim["published"]),
             one.ours,
             prose(one.controls).replace("; ", "<br>"),
-            f"**{one.verdict.kind}**",
         )
         for one in tried
     ]
-    yield table(("claim", "theirs", "ours", "controls", "verdict"), rows) + "\n"
+    yield table(("claim", "verdict", "theirs", "ours", "controls"), rows) + "\n"
     yield (
         "Ours is the number at the one place with its 95 % interval, or the median over the places "
         "(heads, ranks, lengths) with their range. A *null* control knows nothing and a *contrast* "

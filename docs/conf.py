@@ -37,7 +37,9 @@ nitpicky = True
 # Other projects' names have no pages here, and looking them up would need the network.
 nitpick_ignore_regex = [("py:.*", r"(?!softlab\b).*")]
 # Nor have those within softlab that a signature mentions and no user calls.
-nitpick_ignore_regex += [("py:.*", r"softlab\.(?:\w+\.)+(?:_\w+|[A-Z]|Array|Draws|Cells|Unrolled)")]
+nitpick_ignore_regex += [
+    ("py:.*", r"softlab\.(?:\w+\.)+(?:_\w+|[A-Z]|Array|Compact|Draws|Cells|Unrolled)")
+]
 
 html_theme = "furo"
 html_title = "softlab"

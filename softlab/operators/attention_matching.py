@@ -125,8 +125,10 @@ class AttentionMatching:
 
     @own_precision
     def compact(self, q: Tensor, k: Tensor, v: Tensor) -> Compact:
-        """Return what stands for keys k (..., l, d) and values v (..., l, e).
+        """Return what stands for keys k (..., l, d) and values v (..., l, e), in float64.
 
+        A named tuple: ``at``, the kept keys (..., m), ``logs``, their log weights (..., m), and
+        ``values`` (..., m, e).
         The references are taken from q (..., n, d). Any query attends to it by
         ``softmax(q k[at]^T / sqrt(d) + logs) values``.
         """

@@ -431,7 +431,6 @@ EVERYWHERE: tuple[Fault, ...] = (
     _now("a gradient that is a constant", constant_in_second),
     Fault("scaled by what was seen first", remembering),
     Fault("the first result of each shape kept", keeping),
-    Fault("a scale kept by the number of rows", keeping_by_length),
     Fault("tensors kept alive", kept_alive, shows=False),
     _now("an argument changed in place", in_place, shows=False),
     _now("a print", talking, shows=False),
@@ -448,6 +447,7 @@ EVERYWHERE: tuple[Fault, ...] = (
 OPERATORS: tuple[Fault, ...] = (
     *EVERYWHERE,
     _now("the mean of v", mean_of_values),
+    Fault("a scale kept by the number of queries", keeping_by_length),
     _now("scores times 1.1", inputs(lambda q, k, v: (1.1 * q, k, v))),
     _now("scores over the root of the value's width", inputs(by_value_width)),
     _now("scores unscaled beyond a width of 64", inputs(
@@ -668,7 +668,10 @@ def undisturbed() -> Iterator[None]:
 
 
 PROBES: Mapping[str, tuple[tuple[int, ...], ...]] = {
-    "operator": ((5, 5, 4, 3), (2, 3, 4, 6, 5, 2), (2, 130, 130, 8, 4), (2, 9, 9, 80, 80)),
+    "operator": (
+        *((5, 5, 4, 3), (2, 3, 4, 6, 5, 2), (2, 130, 130, 8, 4), (2, 9, 9, 80, 80)),
+        (9, 9, 8, 3),  # as many tokens as before, of another width
+    ),
     "solver": ((3,), (2, 3, 5), (1, 2, 70)),
 }
 """Leading sizes, then n, l, d, e, or m, of the calls that compare a subject with a planted one."""

@@ -125,14 +125,16 @@ def test_a_subject_that_breaks_a_law_itself_has_that_law_left_out(monkeypatch):
     assert found["a print"].detail == "shape, dtype and trace"
 
 
-def test_the_command_plants_faults_in_a_process_of_its_own(tmp_path):
+def test_the_command_plants_faults_in_a_process_of_its_own_which_a_subject_may_end(tmp_path):
     (tmp_path / "mine.py").write_text(
-        "import torch\n\n\ndef attend(q, k, v):\n"
+        "import os\nimport torch\n\n\ndef attend(q, k, v):\n"
+        "    if bool((q == 0).all()):\n        os._exit(3)\n"
         "    return torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, -1) @ v\n"
     )
     words = ["check", f"{tmp_path / 'mine.py'}:attend", "--power", "--examples", "1"]
-    words += ["--only", "answers", "--only", "deterministic"]
+    words += ["--only", "answers", "--only", "deterministic", "--only", "infinite temperature"]
     done = CliRunner().invoke(app, words)
+    assert "infinite temperature: the subject breaks it: ended the process, code 3" in done.output
     assert "seen: zeros, by answers" in done.output
     assert "seen: noise of the global generator, by deterministic" in done.output
     assert "not seen: half of the gradient" in done.output
@@ -173,17 +175,3 @@ def test_the_command_takes_laws_that_are_known_to_fail(tmp_path):
     done = CliRunner().invoke(app, [*words, "--expect", "answers"])
     assert done.exit_code == 2
     assert "give a law and the reason" in done.output
-
-
-def test_a_subject_that_ends_the_process_under_a_law_is_an_outcome_of_power(tmp_path):
-    (tmp_path / "mine.py").write_text(
-        "import os\nimport torch\n\n\ndef attend(q, k, v):\n"
-        "    if bool((q == 0).all()):\n        os._exit(3)\n"
-        "    return torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, -1) @ v\n"
-    )
-    words = ["check", f"{tmp_path / 'mine.py'}:attend", "--power", "--examples", "1"]
-    words += ["--only", "answers", "--only", "infinite temperature"]
-    done = CliRunner().invoke(app, words)
-    assert "infinite temperature: the subject breaks it: ended the process, code 3" in done.output
-    assert "seen: zeros, by answers" in done.output
-    assert done.exit_code == 1

@@ -67,6 +67,8 @@ def test_a_users_claim_is_tried_listed_and_reported(mine, tmp_path):
     assert call("report", out).exit_code == 0
     page = (out / "report.html").read_text()
     assert "Errs little" in page
+    assert page.index('id="table-docket-1"') < page.index("How it was measured")
+    assert page.index("How it was measured") < page.index('id="figure-docket-1"')
     assert (out / "docket/figures/mine.svg").is_file()
     assert "Of 1 claim: 1 holds." in (out / "docket/findings.txt").read_text()
 

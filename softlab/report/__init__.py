@@ -316,6 +316,7 @@ def _study(
         "method": method if first else None,
         "headlines": first_page,
         "answer": _answer(first_page),
+        "table_first": getattr(chapter, "TABLE_FIRST", False) and bool(tables),
         "busy": bool(_disturbed(table, meta)),
         "mark": ", ".join(
             word

@@ -39,6 +39,7 @@ class Chapter(Protocol):
     whose cases all failed has only its axes; of any other a column that is not there is an error
     (``softlab.report.rows.finished``), so that no renamed one shortens a chapter in silence. Those
     that a table may lack stand, each with the reason, in ``OPTIONAL``, a mapping of the module.
+    Where the first table answers the question, and not the first figure, ``TABLE_FIRST`` is true.
     """
 
     def scope(self, table: pd.DataFrame) -> str:

@@ -132,9 +132,10 @@ def _study(
     yield f"<p><i>{escape(study['question'])}</i></p>"
     if study["answer"]:
         yield f"<p><b>Answer.</b> {escape(study['answer'])} {escape(study['shown'])}</p>"
-    first = [item for item in study["figures"] if item["file"] is not None][:1]
+    drawn = [item for item in study["figures"] if item["file"] is not None]
+    first = study["tables"][:1] if study["table_first"] else drawn[:1]
     for item in first:
-        yield from _figure(item, files)
+        yield from _table(item) if study["table_first"] else _figure(item, files)
     if study["method"] is not None:
         yield f'<h3 id="method-{chapter}">How it was measured</h3>'
         yield f'<div class="method">{_set(files[study["method"]], compiled)[1]}</div>'
@@ -151,9 +152,10 @@ def _study(
         yield "<h3>Figures</h3>"
     for item in rest:
         yield from _figure(item, files)
-    if study["tables"]:
+    tables = [item for item in study["tables"] if item not in first]
+    if tables:
         yield "<h3>Tables</h3>"
-    for item in study["tables"]:
+    for item in tables:
         yield from _table(item)
     yield "</section>"
 

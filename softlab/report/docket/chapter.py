@@ -22,6 +22,7 @@ NEEDED = {
     *("claim", "way", "case", "place", "unstated", "decides", "seed", "contender", "value"),
     *("status", "error"),
 }
+TABLE_FIRST = True
 
 
 def _tried(table: pd.DataFrame) -> list[Tried]:

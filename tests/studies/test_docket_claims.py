@@ -163,6 +163,21 @@ def test_what_a_share_of_a_row_leaves_is_what_is_cut():
     assert share.measure(p, 0.2, 0)[share.SUBJECT] == pytest.approx(expected)
 
 
+def test_a_band_plus_a_low_rank_misses_less_than_either_and_two_ways_agree():
+    found = module("monarch-structure")
+    p = found.later("minilm.layer0.head0")
+    n, each = len(p), 24
+    half, rank = found.shares(each)
+    assert 2 * half + 1 + 2 * rank <= each < 2 * half + 1 + 2 * (rank + 1)
+    apart = (torch.arange(n)[:, None] - torch.arange(n)).abs() > half
+    missed = found.banded(p, each)
+    assert missed < float(p[apart].norm())
+    assert missed < float(torch.linalg.svdvals(p)[rank:].norm())
+    assert found.banded(torch.where(apart, 0, p), each) < 1e-12
+    other = found.by_alternation(p, 12, 0)[found.BAND] * float(p.norm())
+    assert other == pytest.approx(missed, rel=0.1)
+
+
 def test_vectors_that_are_not_here_are_said_to_be_missing(monkeypatch, tmp_path):
     monkeypatch.setenv("SOFTLAB_CACHE", str(tmp_path))
     with pytest.raises(docket.MissingError, match="softlab fetch glove"):

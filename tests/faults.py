@@ -16,6 +16,7 @@ from softlab.core import Cost, as_matrix
 from softlab.features import IID, Orthogonal
 from softlab.kernels import Gaussian
 from softlab.landmarks import FarthestPoint, SegmentMeans, Strided
+from softlab.laws.faults import keeping_by_length
 from softlab.operators import (
     MRA,
     BigBird,
@@ -706,18 +707,6 @@ def cached_by_address():
     return wrong
 
 
-def scale_by_number(of):
-    """A temperature by the width, computed once for each number of queries or keys."""
-    held = {}
-
-    def wrong(op, q, k, v, mask):
-        width = q.shape[-1]
-        kept = held.setdefault((q, k)[of].shape[-2], width)
-        return op(q * (width / kept) ** 0.5, k, v, mask)
-
-    return wrong
-
-
 def defaulting(op, q, k, v, mask):
     torch.set_default_dtype(torch.float64)
     return op(q, k, v, mask)
@@ -910,8 +899,8 @@ OPERATOR_FAULTS = {
     "stateless": [
         Faulty(Softmax(), remembering()),
         Faulty(Softmax(), noisy_global),
-        Faulty(Softmax(), scale_by_number(0)),
-        Faulty(Softmax(), scale_by_number(1)),
+        Faulty(Softmax(), keeping_by_length(0)),
+        Faulty(Softmax(), keeping_by_length(1)),
     ],
     "answers": [
         *(Faulty(op, zeros) for op in (Softmax(), Soft(4), Performer(16), Local(2))),

@@ -296,13 +296,15 @@ def keeping() -> Wrong:
     return wrong
 
 
-def keeping_by_length() -> Wrong:
-    """A factor of the first tensor, chosen by its width, is kept by how many rows it has."""
+def keeping_by_length(of: int = 0) -> Wrong:
+    """A factor by the width is kept by how many rows the tensor ``of`` that number has."""
     kept: dict[int, int] = {}
 
-    def wrong(right: Any, first: Tensor, *rest: Any) -> Any:
+    def wrong(right: Any, *tensors: Any) -> Any:
+        first, *rest = tensors
         width = first.shape[-1]
-        return right(first * (kept.setdefault(first.shape[-2], width) / width) ** 0.5, *rest)
+        factor = kept.setdefault(tensors[of].shape[-2], width) / width
+        return right(first * factor**0.5, *rest)
 
     return wrong
 

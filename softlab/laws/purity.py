@@ -80,7 +80,7 @@ def _stateless(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     yield Gap(float(not _alike(_held(op), held)), 0, "what the operator holds")
     yield from _of_another_width(op, rng, _more_queries, "queries")
     if not needs_equal(op):
-        yield from _of_another_width(op, rng, _keys_twice, "keys")
+        yield from _of_another_width(op, rng, _keys_repeated, "keys")
 
 
 Tokens = tuple[Tensor, Tensor, Tensor]
@@ -118,7 +118,7 @@ def _more_queries(case: Tokens, more: int) -> Tokens:
     return longer[0], longer[1], longer[2]
 
 
-def _keys_twice(case: Tokens, more: int) -> Tokens:
+def _keys_repeated(case: Tokens, more: int) -> Tokens:
     """Each key and its value some times, another number for another width: averages stay."""
     q, k, v = case
     return q, k.repeat(more, 1), v.repeat(more, 1)

@@ -190,8 +190,7 @@ class Monarch:
         """
 
         def of(weights: Tensor, log_rows: Tensor, v: Tensor) -> Tensor:
-            out = weights.softmax(-1) @ (log_rows.exp() @ v).transpose(1, 2)
-            return torch.cat((out[..., :-1], weights.logsumexp(-1, keepdim=True)), -1)
+            return torch.cat((_answers(weights, log_rows, v)[..., :-1], _reached(weights)), -1)
 
         found, x = self._each(of, q, k, v), q / math.sqrt(q.shape[-1])
         step = max(1, HELD_ENTRIES // (len(k) * k.shape[1]))
@@ -200,19 +199,11 @@ class Monarch:
 
     def _average(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The output (B, n, e) for keys that all take part."""
-
-        def of(weights: Tensor, log_rows: Tensor, v: Tensor) -> Tensor:
-            return weights.softmax(-1) @ (log_rows.exp() @ v).transpose(1, 2)
-
-        return self._each(of, q, k, v)
+        return self._each(_answers, q, k, v)
 
     def _objective(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The objective (B, n, 1) of every query."""
-
-        def of(weights: Tensor, *_: Tensor) -> Tensor:
-            return weights.logsumexp(-1, keepdim=True)
-
-        return self._each(of, q, k, v)
+        return self._each(_reached, q, k, v)
 
     def _each(
         self, of: Callable[[Tensor, Tensor, Tensor], Tensor], q: Tensor, k: Tensor, v: Tensor
@@ -254,6 +245,16 @@ class Monarch:
         y, c = here.mT.nonzero(as_tuple=True)  # in the order of the queries
         found: Tensor = rows(out.flatten(1, 2), (c * len(standing) + y).unsqueeze(0))
         return found
+
+
+def _answers(weights: Tensor, log_rows: Tensor, v: Tensor) -> Tensor:
+    """The output of factors as ``Monarch._each`` gives them."""
+    return weights.softmax(-1) @ (log_rows.exp() @ v).transpose(1, 2)
+
+
+def _reached(weights: Tensor, *_: Tensor) -> Tensor:
+    """The objective, the logarithm of the sum by which L is normalised."""
+    return weights.logsumexp(-1, keepdim=True)
 
 
 def _blocks(x: Tensor, block: int) -> Tensor:

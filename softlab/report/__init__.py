@@ -305,6 +305,9 @@ def _study(
     tables: list[Any] = said("tables", lambda: [dict(x) for x in chapter.tables(spoken)], [])
     figures = list(_figures(run, table, meta, files))
     notes = [*overview.notes(table, meta), *problems]
+    drawn = [x for x in figures if x["file"] is not None]
+    for item in ((getattr(chapter, "TABLE_FIRST", False) and tables) or drawn)[:1]:
+        item["opens"] = True  # it shows the answer, and stands beside it
     if long:
         notes.append(f"{long} words of more than {LONGEST} letters are cut; table.csv has them.")
     return {
@@ -316,7 +319,6 @@ def _study(
         "method": method if first else None,
         "headlines": first_page,
         "answer": _answer(first_page),
-        "table_first": getattr(chapter, "TABLE_FIRST", False) and bool(tables),
         "busy": bool(_disturbed(table, meta)),
         "mark": ", ".join(
             word

@@ -454,8 +454,6 @@ def _legend(
 def _curve(rows: pd.DataFrame, lines: Lines, y: str) -> dict[str, np.ndarray]:
     """The quartiles of ``y`` along the line, and the ``x`` of each point; ``place`` of each row."""
     along, place = np.unique(rows[lines.by or lines.x].to_numpy(), return_inverse=True)
-    if not len(rows):
-        return dict.fromkeys(("x", "q1", "median", "q3", "place"), np.zeros(0))
     q1, median, q3 = quartiles_of(place, rows[y].to_numpy(float))
     x = quartiles_of(place, rows[lines.x].to_numpy(float))[1] if lines.by else along
     return {"x": x, "q1": q1, "median": median, "q3": q3, "place": place}

@@ -132,10 +132,17 @@ def _study(
     yield f"<p><i>{escape(study['question'])}</i></p>"
     if study["answer"]:
         yield f"<p><b>Answer.</b> {escape(study['answer'])} {escape(study['shown'])}</p>"
-    drawn = [item for item in study["figures"] if item["file"] is not None]
-    first = study["tables"][:1] if study["table_first"] else drawn[:1]
-    for item in first:
-        yield from _table(item) if study["table_first"] else _figure(item, files)
+    figures, tables = (
+        {
+            opens: [x for x in study[kind] if x.get("opens", False) == opens]
+            for opens in (True, False)
+        }
+        for kind in ("figures", "tables")
+    )
+    for item in figures[True]:
+        yield from _figure(item, files)
+    for item in tables[True]:
+        yield from _table(item)
     if study["method"] is not None:
         yield f'<h3 id="method-{chapter}">How it was measured</h3>'
         yield f'<div class="method">{_set(files[study["method"]], compiled)[1]}</div>'
@@ -147,15 +154,13 @@ def _study(
     yield from (f"<p>{escape(text)}</p>" for text in study["findings"])
     if study["notes"]:
         yield f'<p class="caveat"><b>Caveats.</b> {escape(" ".join(study["notes"]))}</p>'
-    rest = [item for item in study["figures"] if item not in first]
-    if rest:
+    if figures[False]:
         yield "<h3>Figures</h3>"
-    for item in rest:
+    for item in figures[False]:
         yield from _figure(item, files)
-    tables = [item for item in study["tables"] if item not in first]
-    if tables:
+    if tables[False]:
         yield "<h3>Tables</h3>"
-    for item in tables:
+    for item in tables[False]:
         yield from _table(item)
     yield "</section>"
 

@@ -45,6 +45,13 @@ def tune(
     candidates: Annotated[
         str | None, typer.Option(help="Operators, with commas between; seven kinds by default.")
     ] = None,
+    certified: Annotated[
+        float | None,
+        typer.Option(
+            help="Propose more: at each layer, of each family with certificates, the smallest "
+            "setting that is certified to err in no row by more than this share of its rows."
+        ),
+    ] = None,
     heads: Annotated[
         bool, typer.Option("--heads/--layers", help="An operator a head, or one a layer.")
     ] = True,
@@ -88,8 +95,9 @@ def tune(
             inputs.append((args, kwargs))
         chosen = tuning.CANDIDATES if candidates is None else [*split(candidates)]
         found = tuning.tune(
-            model, inputs, within=within, metric=_metric(metric), candidates=chosen, heads=heads,
-            trials=trials, journal=journal, tell=lambda line: say(line, error=as_json),
+            model, inputs, within=within, metric=_metric(metric), candidates=chosen,
+            certified=certified, heads=heads, trials=trials, journal=journal,
+            tell=lambda line: say(line, error=as_json),
         )  # fmt: skip
         found.plan.about["model"] = factory  # type: ignore[index]
         _write(found, folder, within)
@@ -139,8 +147,9 @@ def _write(found: Found, folder: Path, within: float) -> None:
     found.plan.save(folder / "plan.json")
     table = pd.DataFrame(found.rows)
     table.to_csv(folder / "table.csv", index=False)
-    if len(table):
-        shown, front, layers = pictures(table, found, within)
+    ran = table[table["on"].isin(["search", "held out"])] if len(table) else table
+    if len(ran):
+        shown, front, layers = pictures(ran, found, within)
         save(draw(shown, front), folder / "front.svg")
         if (shown["kind"] == "one layer").any():
             save(draw(shown[shown["kind"] == "one layer"], layers), folder / "layers.svg")

@@ -34,6 +34,7 @@ from softlab.capture.dispatch import answer
 from softlab.capture.effect import attention_flops, own, sizes, without_attention
 from softlab.core import Operator
 from softlab.profiling import in_turn
+from softlab.tuning.certified import Proposal, proposals
 from softlab.tuning.plan import Part, Plan, operator
 from softlab.tuning.subject import Interval, Metric, Pair, Subject, Unit, change, halves, units
 
@@ -53,6 +54,8 @@ CANDIDATES = (
 SEARCHED, HELD, LOOKED_AT = 8, 64, 4
 """Inputs to search on and held out, at most; those whose layers are looked at off the model."""
 TRIALS = 300
+CERTIFICATE = "certificate"
+"""The kind of a row that says what a family's certificates propose for a layer; nothing was run."""
 SHARES = (0.3, 0.5, 0.7, 0.85, 0.95)
 """The plans that are tested change the search inputs by about these shares of what was asked."""
 
@@ -105,6 +108,7 @@ def tune(
     within: float,
     metric: Metric = change,
     candidates: Sequence[str] = CANDIDATES,
+    certified: float | None = None,
     heads: bool = True,
     trials: int = TRIALS,
     journal: Path | str | None = None,
@@ -118,6 +122,9 @@ def tune(
         within: The most that the metric may reach, its 95 % interval included; above 0.
         metric: ``change``, ``loss`` or ``score(function)``.
         candidates: Names of operators, "TopK(k=32)", or "mine.py:operator".
+        certified: Proposes more: of each family that answers ``at_most``, and at each layer, the
+            smallest setting that is certified to err in no row by more than this share of the
+            layer's rows, on the search inputs that are looked at; above 0.
         heads: Whether heads of a layer may have operators of their own.
         trials: The budget: how many plans are run on the search inputs, at most.
         journal: A file that keeps each run, so that an interrupted search goes on.
@@ -128,7 +135,7 @@ def tune(
             outputs that cannot be compared.
         RuntimeError: Where no attention of the model was seen.
     """
-    _checked(within, candidates, trials)
+    _checked(within, candidates, certified, trials)
     every = units(model, inputs)
     chosen, held = halves(every, SEARCHED)
     held = held[:HELD]
@@ -138,16 +145,24 @@ def tune(
         f"{len(every)} inputs: {len(chosen)} to search on, {len(held)} held out. At most {trials} "
         f"plans are run on the former, {search.journal.known} are known."
     )
-    search.look(candidates)
+    search.look(candidates, certified)
     return search.found(per_head=heads)
 
 
-def _checked(within: float, candidates: Sequence[str], trials: int) -> None:
-    if not isinstance(within, int | float) or isinstance(within, bool) or not 0 < within < math.inf:
+def _checked(
+    within: float, candidates: Sequence[str], certified: float | None, trials: int
+) -> None:
+    if not (_number(within) and 0 < within < math.inf):
         msg = f"within is {within!r}; give the change that is allowed, a number above 0, as 0.01."
         raise ValueError(msg)
     if not isinstance(trials, int) or isinstance(trials, bool) or trials < 1:
         msg = f"trials is {trials!r}; give how many plans may be run, an integer of at least 1."
+        raise ValueError(msg)
+    if certified is not None and not (_number(certified) and 0 < certified < math.inf):
+        msg = (
+            f"certified is {certified!r}; give the share of a layer's rows that its certified "
+            "error may be, a number above 0, as 0.1, or leave it out."
+        )
         raise ValueError(msg)
     if isinstance(candidates, str) or not candidates:
         msg = f"candidates is {candidates!r}; give a list of operators, as ['TopK(k=32)']."
@@ -159,6 +174,10 @@ def _checked(within: float, candidates: Sequence[str], trials: int) -> None:
                 "cheaper than another. Write it as an operator: the guide on operators of your own."
             )
             raise ValueError(msg)  # noqa: TRY004, as for a name that is no operator
+
+
+def _number(x: Any) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool)
 
 
 class _Journal:
@@ -204,11 +223,13 @@ class _Search:
     spent: int = 0
     rest: float = 0.0
     exact: float = 0.0
+    certified: float | None = None
 
     # What each candidate makes of each layer, off the model ---------------------------------------
 
-    def look(self, candidates: Sequence[str]) -> None:
+    def look(self, candidates: Sequence[str], certified: float | None = None) -> None:
         """Errors and work of all candidates at all layers, on the first inputs."""
+        self.certified = certified
         calls: dict[str, list[Call]] = {}
         for i, unit in enumerate(self.subject.inputs[:LOOKED_AT]):
             with record(self.subject.model) as seen:
@@ -222,7 +243,10 @@ class _Search:
         )
         made = {text: operator(text) for text in candidates}
         for name, mine in calls.items():
-            self.layers.append(_looked_at(name, mine, made))
+            more = [] if certified is None else proposals(mine, certified)
+            proposed = {repr(x.operator): x.operator for x in more if x.operator is not None}
+            self.layers.append(_looked_at(name, mine, made | proposed))
+            self.rows += [_proposed(self.layers[-1], x) for x in more]
         options = sum(len(layer.whole) - 1 for layer in self.layers)
         self.tell(f"{len(self.layers)} layers; {options} candidates are on the hull of one.")
 
@@ -255,7 +279,7 @@ class _Search:
             "status": "ok", "kind": kind, "layer": layer, "plan": _words(plan), "on": on,
             "layers": len(plan.layers), "heads": self.heads(plan), "attention": attention,
             "work": self.work(plan), "value": found.value, "low": found.low, "high": found.high,
-            "accepted": met,
+            "accepted": met, "says": "",
         })  # fmt: skip
 
     def attention(self, plan: Plan) -> float:
@@ -464,14 +488,15 @@ class _Search:
                 met = self.subject.metric.resampled(pairs, self.within)
         about = self.about(alone)
         if last is None:
-            return Found(Plan({}, about), self.rows, self.nothing(plans))
+            return Found(Plan({}, about), self.rows, self.nothing(plans) + self.proposed({}))
         time = self.time(last)
         about |= {
             **{"value": kept.value, "low": kept.low, "high": kept.high, "resamplings_met": met},
             **{"work": self.work(last), "attention": self.attention(last), **time},
             **{"layers_replaced": len(last.layers), "heads_replaced": self.heads(last)},
         }
-        return Found(Plan(last.layers, about), self.rows, self.said(about))
+        said = self.said(about) + self.proposed(last.layers)
+        return Found(Plan(last.layers, about), self.rows, said)
 
     def blind(self) -> bool:
         """Whether no plan, however bold, has moved the metric."""
@@ -501,7 +526,22 @@ class _Search:
             "single_operator": None if alone is None else _words(alone),
             "single_operator_attention": None if alone is None else self.attention(alone),
             "not_tried": [layer.name for layer in self.layers if math.isnan(layer.gain)],
+            "certified": self.certified,
         }
+
+    def proposed(self, layers: Mapping[str, Sequence[Part]]) -> str:
+        """What became of the candidates by certificate; empty where none were asked."""
+        if self.certified is None:
+            return ""
+        rows = [row for row in self.rows if row["kind"] == CERTIFICATE]
+        taken = {(row["layer"], row["plan"]) for row in rows if row["status"] == "ok"}
+        used = taken & {(name, part.operator) for name, parts in layers.items() for part in parts}
+        return (
+            f" Certified to err in no row by more than {self.certified:g} of a layer's rows: "
+            f"{len(taken)} candidates in {len({layer for layer, _ in taken})} of "
+            f"{len(self.layers)} layers, of which the plan has {len(used)}. "
+            f"{len(rows) - len(taken)} were refused; the table says why."
+        )
 
     def said(self, about: Row) -> str:
         """The result in sentences."""
@@ -585,6 +625,22 @@ def _looked_at(name: str, calls: Sequence[Call], made: Mapping[str, Any]) -> Lay
         for options, missed in zip(by_head, found, strict=True):
             options.append(Option(text, each, missed))
     return Layer(name, heads, work, by_head, whole, refused)
+
+
+def _proposed(layer: Layer, made: Proposal) -> Row:
+    """What is kept of a proposal, or of its refusal, in the table of all plans."""
+    name = made.family if made.operator is None else repr(made.operator)
+    option = next((x for x in layer.whole if x.operator == name), None)
+    says = made.says
+    if made.operator is not None and option is None:
+        dear = f"{says}, but it takes as much counted work as exact attention, or more."
+        says = layer.refused.get(name, dear)
+    return {
+        "status": "refused" if option is None else "ok", "kind": CERTIFICATE, "layer": layer.name,
+        "plan": name, "on": "the layer alone", "layers": 1, "heads": layer.heads,
+        "attention": math.nan if option is None else option.work / layer.work, "work": math.nan,
+        **dict.fromkeys(("value", "low", "high"), math.nan), "accepted": False, "says": says,
+    }  # fmt: skip
 
 
 def _squares(out: Tensor, true: Tensor, heads: int) -> Tensor:

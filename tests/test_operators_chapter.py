@@ -102,6 +102,39 @@ def test_the_paragraph_says_the_tables_numbers():
     assert "made" not in names
 
 
+def test_what_certificates_are_worth():
+    """They are 3, 5 and 100 times the error by rank, finite on four inputs, one row is broken."""
+    made = table()
+    factor = made["op.rank"].map(dict(zip(RANKS, (3.0, 5.0, 100.0), strict=True)))
+    factor = factor.where(made["source"].isin(["h1", "h2", "h3", "made"]), np.inf)
+    made["certified_error"] = (factor * made["output_error"]).where(made["method"].eq("Low"))
+    broken = low(made) & made["source"].eq("h2") & made["op.rank"].eq(16) & made["seed"].eq(1)
+    made.loc[broken, "certified_error"] *= 0.1
+    said = findings(made)[-1]
+    ratio = (3.0 * 5.0 * 100.0) ** (1 / 3)
+    assert said == (
+        "A certificate, a bound of the error that needs no exact output, is below the output's "
+        "norm in 36 of 72 cases with one, on 8 inputs; there it is, over the error, "
+        f"{three(ratio)} for Low against softmax attention (36 of 72 cases; range over 4 inputs: "
+        f"{three(ratio * 0.1 ** (1 / 9))} to {three(ratio)}). 1 of 72 are below the error: this is "
+        "a bug."
+    )
+    rows = below("Certificates", tables(made))["rows"]
+    assert [row[:5] for row in rows] == [
+        ["softmax", "Low", "64", "12 of 24", "8"],
+        ["", "", "16", "12 of 24", "8"],
+        ["", "", "128", "12 of 24", "8"],
+    ]
+    assert rows[1][6] == ["5.00", "0.500 to 5.00"]
+    at = [100 * SOURCES[s][2] * f for s in ("h1", "h2", "h3", "made") for f in SEEDS]
+    assert rows[2][5] == f"{median(at):.1f}"
+    silent = made.assign(certified_error=made["certified_error"] * np.inf)
+    assert findings(silent)[-1].endswith(
+        "in 0 of 72 cases with one, on 8 inputs. It says nothing of Low against softmax attention."
+    )
+    assert not [x for x in tables(silent) if "Certificates" in x["caption"]]
+
+
 def test_the_headline_counts_inputs_and_not_their_samples():
     (found,) = headlines(table())
     assert found["text"] == (

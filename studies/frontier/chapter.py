@@ -2,7 +2,7 @@
 
 Read are ``status`` and the columns of ``studies/frontier``: ``family``, ``method``, ``target``,
 ``source``, ``real``, ``n``, ``seed``, ``budget``, ``fits``, ``share``, ``output_error``, ``skill``,
-``uniform_error``, and of all but the oracles ``time`` and ``memory``.
+``uniform_error``, of all but the oracles ``time`` and ``memory``, and ``certified_error``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from softlab.figures import Lines
+from softlab.report import certificates
 from softlab.report.chapter import Cell, Table
 from softlab.report.headlines import Headline, headline, surprise
 from softlab.report.numbers import joined, number, short
@@ -26,6 +27,7 @@ from .columns import ANSWER, BEST, EXACT, ORACLE, UNIFORM
 
 NEEDED = {
     *("status", "family", "method", "target", "source", "real", "n", "seed", "budget", "fits"),
+    "certified_error",
     *ANSWER,
 }
 COSTS = {"share": "W", "time": "T", "memory": "M"}
@@ -83,6 +85,7 @@ def findings(table: pd.DataFrame) -> list[str]:
             _without_skill(target, points),
             _against_exact(target, points),
             _oracles(target, points),
+            iter([_certificates(target, rows)]),
         ]
     return [text for text in map(" ".join, paragraphs) if text]
 
@@ -132,6 +135,21 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
         yield _profile_table(target, points, profiles[profiles["target"] == target])
         yield _front_table(target, points)
         yield _error_table(target, points)
+        yield from certificates.tables(_worth(rows), ["method"], ["method"])
+
+
+def _worth(rows: pd.DataFrame) -> pd.DataFrame:
+    return certificates.worth(rows, ["method"], error="output_error", unit="source")
+
+
+def _certificates(target: str, rows: pd.DataFrame) -> str:
+    """What bounds that need no exact output are worth, for the methods that have one."""
+    found = _worth(rows)
+    known = rows[rows["certified_error"].notna()]
+    text = certificates.said(
+        found, [] if found.empty else [*found["method"]], known["source"].nunique()
+    )
+    return f"For {target} attention: {text[0].lower()}{text[1:]}" if text else ""
 
 
 def leading(table: pd.DataFrame) -> pd.DataFrame:

@@ -2,21 +2,22 @@
 
 Read are ``status`` and the columns of ``studies/length``: ``input``, ``n``, ``method``,
 ``target``, ``rows``, ``sampled_error`` with its interval ``low`` to ``high`` and ``error_seconds``,
-``exact_error`` where it exists, ``seconds`` with quartiles, ``peak_bytes``, ``target_seconds``.
+``exact_error`` where it exists, ``certified_error``, ``seconds`` with quartiles, ``peak_bytes`` and
+``target_seconds``.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 
+from softlab.report import certificates
 from softlab.report.chapter import Cell, Table
 from softlab.report.headlines import Headline
 from softlab.report.intervals import Mean, bracketed, exponent, stacked
-from softlab.report.numbers import joined, number, short
+from softlab.report.numbers import counted, joined, number, short
 from softlab.report.rows import finished
 from softlab.report.timings import steady
 
@@ -28,7 +29,7 @@ FROM = 4096
 SURE = "In brackets: Student's intervals, 95 % for all of a kind together."
 NEEDED = {
     *("status", "input", "n", "method", "target", "rows", "sampled_error", "low", "high"),
-    *("error_seconds", "target_seconds"),
+    *("error_seconds", "target_seconds", "certified_error"),
     *OF_SOME,
 }
 
@@ -110,7 +111,7 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
 
 
 def tables(table: pd.DataFrame) -> Iterator[Table]:
-    """Exponents of every method on every input, and where it ended."""
+    """Exponents of every method on every input, and where it ended; what certificates are worth."""
     fits = exponents(table)
     if fits.empty:
         return
@@ -132,6 +133,9 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
         "rows": body,
         "left": 2,
     }
+    by = ["method", "input"]
+    found = _worth(finished(table, NEEDED), by)
+    yield from certificates.tables(found, by, by, sampled=True)
 
 
 def _fit(found: Mean) -> Cell:
@@ -184,24 +188,35 @@ def _agreement(done: pd.DataFrame) -> str:
 
 
 def _certified(done: pd.DataFrame) -> str:
-    """Whether certificates and sampled intervals agree, where neither needs the exact output."""
-    if "certified_error" not in done:
-        return ""
+    """What certificates are worth, and whether they and the sampled intervals agree."""
+    found = _worth(done, ["method"])
     known = done[done["certified_error"].notna()]
     if known.empty:
         return ""
-    said = known[known["certified_error"] < math.inf]
-    below = int((known["certified_error"] < known["low"]).sum())
-    text = (
-        f"A certificate of the whole error is finite in {len(said)} of {len(known)} cases with "
-        f"one, up to n = {known['n'].max()}"
+    text = certificates.said(found, [*found["method"]], known["input"].nunique(), sampled=True)
+    beyond = known[known["exact_error"].isna()]
+    if beyond.empty:
+        return text
+    told = beyond[np.isfinite(beyond["certified_error"])]
+    words = (
+        f"Where there is no exact output, up to n = {beyond['n'].max()}, it is below the output in "
+        f"{len(told)} of {counted(len(beyond), 'case')}"
     )
-    if len(said):
-        ratio = (said["certified_error"] / said["sampled_error"]).median()
-        text += f", there {number(ratio)} times the sampled error in the median"
-    if below:
-        return f"{text}. {below} are below the sampled interval: a bug, or its odds."
-    return f"{text}. None is below the sampled interval."
+    if told.empty:
+        return f"{text} {words}: the sampled interval stands alone."
+    last = told.loc[told["n"].idxmax()]
+    held = int((told["certified_error"] >= told["low"]).sum())
+    return (
+        f"{text} {words}. There it and the sampled interval check each other: {held} of "
+        f"{len(told)} certificates lie above its lower end. At n = {last['n']} "
+        f"{last['method']} on {last['input']} input is certified to err by at most "
+        f"{number(last['certified_error'])}, and its sampled error is "
+        f"{number(last['sampled_error'])} ({number(last['low'])} to {number(last['high'])})."
+    )
+
+
+def _worth(done: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    return certificates.worth(done, by, error="sampled_error", unit="input", floor="low")
 
 
 def _growth(table: pd.DataFrame) -> str:

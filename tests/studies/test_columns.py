@@ -13,7 +13,9 @@ from softlab.report.rows import ColumnError, finished
 from softlab.study_folders import built_in, chapters
 
 OF = {
-    "operators": lambda tests: [tests.table(row_mass=0.5, core_status="DIVERGED")],
+    "operators": lambda tests: [
+        tests.table(row_mass=0.5, core_status="DIVERGED", certified_error=2.5)
+    ],
     "classification": lambda tests: [tests.ablated(), tests.costs()],
     "convergence": lambda tests: [tests.published(), tests.limits(), tests.spoiling()],
     "frontier": lambda tests: [tests.table().query("budget in (0.125, 1)")],

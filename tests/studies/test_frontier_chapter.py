@@ -101,7 +101,7 @@ def table(**more):
                     "skill": 1 - made / min(1, UNIFORM[source]) if own else None,
                     "time": time(method, budget, source) if timed else None,
                     "memory": memory(method, budget) if timed else None,
-                    "time_q1": None, "time_q3": None,
+                    "time_q1": None, "time_q3": None, "certified_error": None,
                 })  # fmt: skip
     made = pd.DataFrame(rows).assign(**more)
     failed = made[(made["method"] == "Delta")].assign(status="failed", output_error=1e-9, skill=1.0)
@@ -328,6 +328,36 @@ def test_the_oracles():
     tiny.loc[tiny["family"] == "oracle", "output_error"] = 1e-9  # of rounding: a millionth
     least = median(best(s, 1 / 8)[3] for s in SOURCES)
     assert f"inputs, {least / 1e-6:.2e}"[:12] in findings(tiny)[5]
+
+
+def certified():
+    """Certificates of int, 5, 7 and 40 times its error on three inputs, and of Beta: none says."""
+    made = table()
+    times = dict(zip(SOURCES, (5.0, 7.0, 40.0), strict=False))
+    here = made["method"].eq("int")
+    factor = made["source"].map(times).fillna(np.inf)
+    made["certified_error"] = (factor * made["output_error"]).where(here)
+    made.loc[made["method"].eq("Beta"), "certified_error"] = np.inf
+    return made
+
+
+def test_what_certificates_are_worth():
+    assert not [x for x in findings(table()) if "certificate" in x]
+    said = findings(certified())[-1]
+    ratio = median([5.0, 7.0, 40.0])
+    assert said == (
+        "For softmax attention: a certificate, a bound of the error that needs no exact output, is "
+        f"below the output's norm in 9 of {18 + 3 * 6 * 5} cases with one, on 6 inputs; there it "
+        f"is, over the error, {three(ratio)} for int (9 of 18 cases; range over 3 inputs: 5.00 to "
+        "40.0). It says nothing of Beta. None is below the error."
+    )
+    found = below("Certificates", tables(certified()))
+    errors = [BASE[s] * 0.02 * x * w
+              for s, x in zip(SOURCES, (5, 7, 40), strict=False) for w in SEEDS]  # fmt: skip
+    assert found["rows"] == [
+        ["Beta", "0 of 90", "6", "none", "none"],
+        ["int", "9 of 18", "6", three(median(errors)), [three(ratio), "5.00 to 40.0"]],
+    ]
 
 
 def test_the_table_of_winners_and_of_errors():

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import t
-from tables import three
+from tables import below, three
 
 from studies.length.chapter import exponents, findings, headlines, scope, tables
 
@@ -49,7 +49,7 @@ def table(**more):
                     "seconds_q1": seconds if timed else None,
                     "seconds": 1.05 * seconds, "seconds_q3": 1.1 * seconds,
                     "peak_bytes": 40.0 * n**memory if timed else None,
-                    "target_seconds": SECONDS[target] * n / 32768,
+                    "target_seconds": SECONDS[target] * n / 32768, "certified_error": np.nan,
                 })  # fmt: skip
     made = pd.DataFrame(rows).assign(**more)
     failed = made[made["method"] == "Soft(64)"].assign(status="failed", n=65536, error_seconds=1e9)
@@ -255,17 +255,43 @@ def test_the_scope_and_what_is_missing():
 
 
 def test_certificates_and_sampled_intervals_check_each_other():
-    """Finite on smooth input alone, at seven times the error, and none of the uniform average."""
+    """Finite on smooth input alone, 2 to 32 times the error, and none of the uniform average."""
     held = table()
-    finite = np.where(held["input"] == "smooth", 7 * held["sampled_error"], np.inf)
+    times = held["n"].map(dict(zip(LENGTHS["smooth"], (2, 32, 8, 4, 8), strict=True)))
+    finite = np.where(held["input"] == "smooth", times * held["sampled_error"], np.inf)
     certified = held.assign(certified_error=np.where(held["method"] == "Uniform", np.nan, finite))
     (text,) = (x for x in findings(certified) if "certificate" in x)
-    assert text == (
-        "A certificate of the whole error is finite in 20 of 32 cases with one, up to n = 32768, "
-        "there 7.00 times the sampled error in the median. None is below the sampled interval."
+    each = three(2 ** ((1 + 5 + 3 + 2 + 3) / 5))
+    parts = [f"{each} for {name} (5 of 8 cases; 1 input)" for name in METHODS if name != "Uniform"]
+    beyond = error("Local(64)", "smooth", 32768)
+    assert text.startswith(
+        "A certificate, a bound of the error that needs no exact output, is below the output's "
+        "norm in 20 of 32 cases with one, on 2 inputs; there it is, over the sampled error, "
+        f"{', '.join(parts[:-1])} and {parts[-1]}. None is below the lower end of the sampled "
+        "interval. Where there is no exact output, up to n = 32768, it is below the output in 8 of "
+        "8 cases. There it and the sampled interval check each other: 8 of 8 certificates lie "
+        "above its lower end. At n = 32768 Soft(64) on smooth input is certified to err by at most "
     )
+    first = error("Soft(64)", "smooth", 32768)
+    assert text.endswith(
+        f"{three(8 * first)}, and its sampled error is {three(first)} ({three(0.9 * first)} to "
+        f"{three(1.2 * first)})."
+    )
+    assert first != beyond
     broken = certified.assign(certified_error=0.8 * certified["sampled_error"])
     (text,) = (x for x in findings(broken) if "certificate" in x)
-    assert text.endswith("40 are below the sampled interval: a bug, or its odds.")
+    assert "40 of 40 are below the lower end of the sampled interval: a bug, or" in text
+    assert "0 of 10 certificates lie above its lower end" in text
+    silent = certified.assign(certified_error=np.inf)
+    (text,) = (x for x in findings(silent) if "certificate" in x)
+    assert text.endswith(
+        "it is below the output in 0 of 10 cases: the sampled interval stands alone."
+    )
     assert not [x for x in findings(held) if "certificate" in x]
-    assert not [x for x in findings(held.assign(certified_error=np.nan)) if "certificate" in x]
+    found = below("Certificates", tables(certified))
+    assert [row[:4] for row in found["rows"][:2]] == [
+        ["Soft(64)", "smooth", "5 of 5", "1"], ["", "normal", "0 of 3", "1"]
+    ]  # fmt: skip
+    at = sorted(f * error("Soft(64)", "smooth", n)
+                for n, f in zip(LENGTHS["smooth"], (2, 32, 8, 4, 8), strict=True))  # fmt: skip
+    assert found["rows"][0][4:] == [three(at[2]), [each, "2.00 to 32.0"]]

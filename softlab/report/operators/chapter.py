@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from softlab.report import groups
+from softlab.report import certificates, groups
 from softlab.report.chapter import Cell, Table
 from softlab.report.headlines import Headline, headline
 from softlab.report.intervals import Median
@@ -37,7 +37,7 @@ OPTIONAL = {
     **dict.fromkeys(
         [
             *("real", "ratio_to_bound", "row_mass", "core_status", "n"),
-            *("seconds_q1", "seconds_q3", *_COSTS),
+            *("seconds_q1", "seconds_q3", "certified_error", *_COSTS),
         ],
         "a user's study of operators need not measure it",
     ),
@@ -75,7 +75,8 @@ def findings(table: pd.DataFrame) -> list[str]:
             *_cost(mine, rows, rank),
         ]
         paragraphs.append(" ".join(sentences))
-    return [*paragraphs, *_of_unranked(table)]
+    of_certificates = [text for text in [_certificates(done)] if text]
+    return [*paragraphs, *_of_unranked(table), *of_certificates]
 
 
 def headlines(table: pd.DataFrame) -> Iterator[Headline]:
@@ -96,6 +97,12 @@ def tables(table: pd.DataFrame) -> Iterator[Table]:
         return
     yield from _errors(table)
     yield from _unranked_errors(table)
+    done = _done(table)
+    if "certified_error" in done:
+        by = ["target", "method", "op.rank"]
+        found = _worth(done, by if done["op.rank"].notna().any() else by[:2])
+        names = [x.removeprefix("op.") for x in found if x in by]
+        yield from certificates.tables(found, names, [x for x in found if x in by])
     yield from _costs(table)
 
 
@@ -179,6 +186,20 @@ def _knob(mine: pd.DataFrame) -> str:
 def _knobs(table: pd.DataFrame) -> bool:
     """Whether any method without a rank has a knob of another name."""
     return any(_knob(mine) for _, mine in _unranked(table))
+
+
+def _worth(done: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    return certificates.worth(done, by, error="output_error", unit="source")
+
+
+def _certificates(done: pd.DataFrame) -> str:
+    """What bounds that need no exact output are worth."""
+    if "certified_error" not in done:
+        return ""
+    found = _worth(done, ["target", "method"])
+    names = [f"{x['method']} against {x['target']} attention" for x in found.to_dict("records")]
+    known = done[done["certified_error"].notna()]
+    return certificates.said(found, names, known["source"].nunique())
 
 
 def _headline(what: str, mine: pd.DataFrame, rows: pd.DataFrame, rank: int) -> Iterator[str]:

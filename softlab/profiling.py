@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -45,6 +46,7 @@ def seconds(
 ) -> Numbers:
     """Median and quartiles of the time of ``call``, in seconds, after three warm-up calls.
 
+    One warm-up where a call takes longer than ``budget``: what it warms is then its least part.
     At least ``repeats`` calls, more until ``budget`` seconds are spent, at most 1000. On CUDA these
     are the device's own: events around calls that are queued one behind the other, each behind a
     pass over more memory than the cache holds, so that neither launches nor a warm cache count.
@@ -53,7 +55,8 @@ def seconds(
     if device.type == "cuda":
         return _on_cuda(call, device, budget, max(2, repeats))
     for _ in range(3):
-        call()
+        if _wall_clock(call) > budget:
+            break
     taken = _repeated(lambda: _wall_clock(call), budget, max(2, repeats))
     return _quartiles(taken)
 
@@ -108,12 +111,17 @@ def _scratch(device: torch.device) -> Tensor:
     return torch.empty(CACHE, dtype=torch.int8, device=device)
 
 
+FEWEST = 4
+"""Pairs of calls that make a ratio, however long they take."""
+
+
 def in_turn(
     call: Callable[[], object],
     rival: Callable[[], object],
     device: torch.device,
     *,
     repeats: int = 5,
+    budget: float = math.inf,
     within: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> Numbers:
     """Median and quartiles of the time of ``call`` over that of ``rival``, called in turn.
@@ -121,16 +129,22 @@ def in_turn(
     What slows the machine down for a while slows both, where two medians would each meet another
     load. The rival is first in one pair and second in the next, as the second call of a pair finds
     memory that the first has warmed. ``repeats``: pairs of calls, 2 or more, after one of each to
-    warm up. ``within``: makes the context that ``call`` alone runs in and that is not timed. The
-    clock is that of ``seconds``.
+    warm up; from four on no more once they have taken ``budget`` seconds. ``within``: makes the
+    context that ``call`` alone runs in and that is not timed. The clock
+    is that of ``seconds``.
     """
     clock = _event_clock(device) if device.type == "cuda" else _wall_clock
     ratios: list[float] = []
+    spent = 0.0
     for pair in range(max(2, repeats) + 1):
         before = clock(rival) if pair % 2 == 0 else 0.0
         with within():
             taken = clock(call)
-        ratios.append(taken / (before or clock(rival)))
+        beside = before or clock(rival)
+        ratios.append(taken / beside)
+        spent += taken + beside
+        if pair >= FEWEST and spent > budget:
+            break
     q1, median, q3 = statistics.quantiles(ratios[1:], n=4, method="inclusive")
     return {"time": median, "time_q1": q1, "time_q3": q3}
 

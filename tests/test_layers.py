@@ -24,7 +24,7 @@ LAYERS = (
     {"operators", "convergence", "gradients", "matrices", "capture", "error_budget"},
     {"certificates", "measures", "laws", "models", "pretrained"},
     {"study", "catalogue"},
-    {"docket", "compare", "tuning"},
+    {"docket", "compare", "tuning", "forecast"},
     {"cli", "studies"},
     {"__main__"},
 )

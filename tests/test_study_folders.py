@@ -6,7 +6,7 @@ import sys
 import pytest
 from test_cli import call
 
-from softlab import study, study_folders
+from softlab import forecast, study, study_folders
 from softlab.report import chapter as chapters
 
 COLUMNS = 'HEIGHT = "height"\n'
@@ -161,6 +161,7 @@ def test_all_is_what_needs_no_download_and_needs_are_asked_for(monkeypatch, tmp_
         return study.Outcome(tmp_path, 0, 0, 0, 1)
 
     monkeypatch.setattr(study, "run", ran)
+    monkeypatch.setattr(forecast, "recorded", dict)  # whose probes would be measured
     assert call("run", "--all", "--out", tmp_path).exit_code == 0
     assert {"rank", "mutations", "training", "spoiling"} <= set(asked)
     assert not {"in_model", "classification", "peers"} & set(asked)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from softlab.engine.workers import Crew
+    from softlab.forecast import Ahead
     from softlab.study import Outcome, Study
 
 EXAMPLES = (
@@ -115,7 +118,10 @@ def run(
         _reportable(found)
         worst, told = 0, []
         with _crew(dask, workers) as crew:
+            left = _Left.of(found, quick=quick, threads=threads, workers=workers) if every else None
             for study in found:
+                if left is not None:
+                    left.tell(study)
                 outcome = studies.run(
                     study, out, device=device, dtype=number_type, quick=quick, threads=threads,
                     fresh=fresh, progress=True, crew=crew, shard=parts,
@@ -136,6 +142,42 @@ def run(
         say_json(told)
     if worst:
         raise typer.Exit(worst)
+
+
+@dataclass
+class _Left:
+    """What of many studies is still to come, told in a line before each, in logs as well.
+
+    ``late``: how many times as long as was said the studies took that are done.
+    """
+
+    ahead: list[Ahead]
+    begun: float
+    late: float = 1.0
+
+    @staticmethod
+    def of(found: list[Study], *, quick: bool, threads: int | None, workers: int) -> _Left:
+        """Measure this machine's pace, and say how long all of them will take."""
+        from softlab import forecast
+
+        costs = forecast.recorded()
+        pace = forecast.pace(found, costs, threads=threads)
+        ahead = forecast.ahead(found, costs, pace, quick=quick, workers=workers)
+        say(forecast.sentence(ahead), error=True)
+        return _Left(ahead, time.monotonic())
+
+    def tell(self, study: Study) -> None:
+        """Which study begins, and what is left of all."""
+        from softlab.forecast import spoken
+
+        at = next(i for i, x in enumerate(self.ahead) if x.study == study.name)
+        said, spent = sum(x.seconds or 0.0 for x in self.ahead[:at]), time.monotonic() - self.begun
+        if said > 0 and spent > 30:  # else a quick start would promise too much
+            self.late = spent / said
+        left = self.late * sum(x.seconds or 0.0 for x in self.ahead[at:])
+        about = f"; of all are left about {spoken(left)}" if left else ""
+        cases = self.ahead[at].cases
+        say(f"{study.name}, {at + 1} of {len(self.ahead)}: {cases} cases{about}", error=True)
 
 
 def _asked(files: Iterable[Path], needs: str, *, every: bool) -> list[Study]:

@@ -48,6 +48,12 @@ TRIES = 2
 """A case whose worker died is tried again, alone, before it is recorded as failed."""
 LONGEST = 1000
 """Letters of an error's message in a table."""
+PRELOADED = (
+    *(__name__, "softlab.operators", "softlab.measures", "softlab.laws", "softlab.inputs"),
+    "torch.fx.experimental.symbolic_shapes",
+)
+"""What the server of worker processes imports once for all of them: studies import most of it, and
+torch the last at its first comparison of shapes, in more than a second."""
 KEPT = 2
 """Blocks whose set-up a process keeps: two workers now and then exchange theirs."""
 
@@ -306,7 +312,7 @@ def processes(count: int) -> Crew:
     known = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in known else "spawn")
     if "forkserver" in known:
-        context.set_forkserver_preload([__name__])
+        context.set_forkserver_preload([*PRELOADED])
 
     def pool(size: int) -> Executor:
         return ProcessPoolExecutor(size, mp_context=context, initializer=_worker)

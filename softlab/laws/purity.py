@@ -332,7 +332,11 @@ def _settings() -> dict[str, str]:
 
 
 def _written(held: Any) -> str:
-    return held.numpy().tobytes().hex() if isinstance(held, Tensor) else repr(held)
+    if isinstance(held, tuple):
+        return " ".join(map(_written, held))
+    if isinstance(held, Tensor):
+        held = held.numpy()
+    return held.tobytes().hex() if isinstance(held, np.ndarray) else repr(held)
 
 
 ANSWERS: Law[Operator] = Law(

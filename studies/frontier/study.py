@@ -75,6 +75,8 @@ FIXED: dict[str, tuple[str, Operator]] = {
 ORACLES = ("best matrix of the rank", "heaviest keys")
 METHODS = [*SWEPT, *FIXED, *ORACLES]
 SEEDS = range(4)
+BUDGET = 0.1
+"""Seconds of such pairs that are enough."""
 PAIRS = 10
 """Calls of a method and of the exact operator, in turn, that make a ratio of times."""
 INPUTS: list[Input] = [
@@ -135,7 +137,9 @@ def paid(
     spent = measures.expense(op, *qkv, budget=0.02)
     if op == aim:
         return spent | {"time": 1.0, "time_q1": 1.0, "time_q3": 1.0}
-    return spent | in_turn(lambda: op(*qkv), lambda: aim(*qkv), device, repeats=PAIRS)
+    return spent | in_turn(
+        lambda: op(*qkv), lambda: aim(*qkv), device, repeats=PAIRS, budget=BUDGET
+    )
 
 
 def drawn(input: Input, seed: int, dtype: torch.dtype, device: torch.device) -> measures.Sample:

@@ -88,7 +88,7 @@ def measure(setup: Length, op: Operator, n: int, dtype: torch.dtype, device: tor
     (qkv, exact), rival = setup, Softmax()
     own = exact if exact and op == rival else paid(op, qkv)
     if exact:
-        row |= in_turn(lambda: op(*qkv), lambda: rival(*qkv), device, repeats=8)
+        row |= in_turn(lambda: op(*qkv), lambda: rival(*qkv), device, repeats=8, budget=0.3)
     size = HEADS * n * WIDTH * dtype.itemsize
     return {
         **row,

@@ -54,7 +54,7 @@ class Stack(nn.Module):
         return x
 
 
-def keep(method: str, mode: str, p: int) -> bool:
+def keep(method: str, mode: str, p: float) -> bool:
     """Materialised softmax where it takes less than about 5 GB; training to 3136 tokens."""
     if method == DENSE:
         return p <= (4 if mode == "inference" else 3)
@@ -70,13 +70,14 @@ def once(stack: Stack, x: Tensor, grid: Grid, *, training: bool) -> None:
         out.square().mean().backward()
 
 
-def measure(method: str, mode: str, p: int, *, dtype: torch.dtype, device: torch.device) -> Row:
+def measure(method: str, mode: str, p: float, *, dtype: torch.dtype, device: torch.device) -> Row:
     """Peak memory above the weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(Stream(0, "memory, weights").number)
         stack = Stack(method).to(device, dtype)
-    x = Stream(0, "memory, tokens").normal(1, SIDE * SIDE * p, WIDTH).to(device, dtype)
-    call: Callable[[], None] = partial(once, stack, x, (SIDE * p, SIDE), training=mode != MODES[0])
+    grid = (round(SIDE * p), SIDE)
+    x = Stream(0, "memory, tokens").normal(1, grid[0] * grid[1], WIDTH).to(device, dtype)
+    call: Callable[[], None] = partial(once, stack, x, grid, training=mode != MODES[0])
     plain = sdpa_kernel(SDPBackend.MATH) if method == DENSE else contextlib.nullcontext()
     with plain:
         peak = peak_memory(call, device)
@@ -105,7 +106,7 @@ STUDY = Study(
     question="How much memory do 12 layers of softmax attention, materialised or fused, and of "
     "SOFT take against the number of tokens, and how long a sequence fits into 16 GB?",
     axes={"method": METHODS, "mode": MODES, "p": MULTIPLES},
-    quick={"p": (1, 2)},
+    quick={"p": (0.5, 1)},
     measure=measure,
     keep=keep,
     figures=(FIGURE,),

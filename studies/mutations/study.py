@@ -531,7 +531,7 @@ STUDY = Study(
         "seed": tuple(range(SEEDS)),
     },
     quick={
-        "specimen": [*MUTANTS[::9], *CATALOGUE[::9], *PLANTED[::24], *UNUSUAL[::19]],
+        "specimen": [*MUTANTS[::9], *CATALOGUE[::18], *PLANTED[::24], *UNUSUAL[::38]],
         "seed": (0, 1),
     },
     measure=measure,

@@ -10,6 +10,8 @@ OUT ?= reports
 WORKERS ?= 2
 QUICK ?=
 BIN := $(VENV)/bin
+# Python compiles a module at its first import; to compile all of torch takes longer than to copy it.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 INSTALLED := $(VENV)/.installed
 READY := $(VENV)/.ready
 # Weights of the models whose attention the studies replace.
@@ -33,7 +35,7 @@ board: $(INSTALLED)  ## every approximation of the catalogue on recorded heads, 
 	$(BIN)/softlab board $(OUT)/board --out $(OUT)/board.html
 
 report-models: $(INSTALLED)  ## the studies inside trained models too; fetches 350 MB of weights once
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[models]'
+	$(PIP) -c $(CONSTRAINTS) -e '.[models]'
 	$(BIN)/softlab fetch $(WEIGHTS)
 	$(BIN)/softlab run --all --needs models --out $(OUT)
 	$(BIN)/softlab report $(OUT)
@@ -56,11 +58,11 @@ docs: $(READY)  ## the site, docs/_build/html/index.html; warnings as errors, no
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -W --keep-going -q -j $(WORKERS) docs docs/_build/html
 
 fidelity: $(READY)  ## our operators beside published packages, on the same weights
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[fidelity]'
+	$(PIP) -c $(CONSTRAINTS) -e '.[fidelity]'
 	$(BIN)/python -m pytest tests/fidelity -rs
 
 peers: $(READY)  ## published packages under the laws, a section of the report
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[fidelity]'
+	$(PIP) -c $(CONSTRAINTS) -e '.[fidelity]'
 	$(BIN)/softlab run --all --needs fidelity --threads 1 --out $(OUT)
 	$(BIN)/softlab report $(OUT)
 
@@ -77,14 +79,14 @@ check: lint  ## format, lint, types, import layers; the hooks of .pre-commit-con
 	$(BIN)/python -m pytest tests/test_layers.py
 
 dist: $(READY)  ## wheel and sdist, built twice, and the wheel tried in an environment of its own
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dist]'
+	$(PIP) -c $(CONSTRAINTS) -e '.[dist]'
 	$(BIN)/python tools/dist.py --constraints $(abspath $(CONSTRAINTS))
 
 matrix: $(READY)  ## the supported versions, each installed and tried; writes docs/supported.md
 	$(BIN)/python tools/matrix.py $(NAMES)
 
 coverage: $(READY)  ## record and substitute on published architectures; writes docs/guide/coverage.md
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[coverage]'
+	$(PIP) -c $(CONSTRAINTS) -e '.[coverage]'
 	OMP_NUM_THREADS=1 $(BIN)/python tools/architectures.py
 
 transforms: $(READY)  ## every operator under torch's transforms; writes docs/guide/transforms.md
@@ -118,11 +120,11 @@ clean:  ## what was installed and measured here; other files stay
 $(INSTALLED): pyproject.toml $(filter-out /dev/null,$(CONSTRAINTS))
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "softlab needs Python 3.11 or newer; use make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) 'torch>=2.8'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[report,laws]'
+	$(PIP) -c $(CONSTRAINTS) 'torch>=2.8'
+	$(PIP) -c $(CONSTRAINTS) -e '.[report,laws]'
 	touch $@
 
 # What development needs besides: tests, lint, the site.
 $(READY): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[report,dev,docs]'
+	$(PIP) -c $(CONSTRAINTS) -e '.[report,dev,docs]'
 	touch $@

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 import softlab  # noqa: E402  from this repository, whatever is installed
+
+gc.set_threshold(200_000)  # trees of 126 pages stay; searching them for garbage took a quarter
 
 project = "softlab"
 author = "the softlab authors"

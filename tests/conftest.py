@@ -1,7 +1,12 @@
-"""One thread a worker, reproducible Hypothesis, no leftover state, samples of large tests."""
+"""One thread a process, reproducible Hypothesis, no leftover state, samples of large tests."""
 
+import gc
 import os
 import zlib
+
+# Read when torch is imported, here and in every process that a test starts: with as many threads
+# as cores, two workers and their children wait for one another at full speed.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -34,6 +39,17 @@ def pytest_collection_modifyitems(config, items):
         (left if drawn else dropped).append(item)
     config.hook.pytest_deselected(items=dropped)
     items[:] = left
+
+
+def pytest_collection():
+    gc.disable()
+
+
+def pytest_collection_finish():
+    """What was imported and collected stays to the end: it is not searched for garbage again."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -48,6 +48,18 @@ def test_what_is_unfinished_stands_first_and_marks_are_kept():
     assert [x["mark"] for x in found] == ["interrupted", "timed on a busy machine"]
 
 
+def test_what_all_studies_are_is_said_once_and_not_beside_each_finding():
+    both = [study("a", ratio(2.0), mark="trial run"), study("b", ratio(3.0), mark="trial run")]
+    assert [x["mark"] for x in _ranked(both)] == ["", ""]
+    other = study("c", ratio(4.0), mark="interrupted")
+    assert [x["mark"] for x in _ranked([*both, other])] == ["interrupted", "trial run", "trial run"]
+
+
+def test_two_ratios_on_either_side_of_one_are_no_finding():
+    assert effect_of(ratio(0.2, 1.04)) == 0
+    assert effect_of(ratio(0.2, 0.4)) > 0
+
+
 def test_a_first_page_has_seven_findings_at_most():
     many = [study(f"s{i}", ratio(*[2.0 + i] * 5, 2.1 + i)) for i in range(12)]
     found = _ranked(many)

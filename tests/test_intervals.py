@@ -72,7 +72,7 @@ def test_few_units_have_a_range_and_no_interval(n):
     x = pd.Series(np.arange(n) + 1.0)
     assert interval(x) == (-math.inf, math.inf)
     assert median(x) == Median((n + 1) / 2, 1, n, n, known=False)
-    expected = {1: "", 2: "range over 2 heads: 1.00 to 2.00", 5: "range over 5 heads: 1.00 to 5.00"}
+    expected = {1: "", 2: "the two heads: 1.00 and 2.00", 5: "range over 5 heads: 1.00 to 5.00"}
     assert median(x).span("heads") == expected[n]
 
 
@@ -262,7 +262,7 @@ def test_a_headline_says_over_how_many_of_what_it_is_a_median():
     (said,) = headline("{} times", ratios, "inputs", unit=HEADS[2:6].reset_index(drop=True),
                        nested="ranks", ratios=True)  # fmt: skip
     assert said["text"].endswith("(each the geometric mean over its ranks).")
-    assert (said["value"], said["interval"]) == ("3.00", "range over 2 inputs: 2.00 to 4.00")
+    assert (said["value"], said["interval"]) == ("3.00", "the two inputs: 2.00 and 4.00")
     (bare,) = headline("It errs by {}", ERRORS[:8], "heads", unit=HEADS[:8])
     assert (
         bare["text"]

@@ -611,7 +611,11 @@ def test_every_sentence_of_a_run_is_said_where_it_is_true_and_nowhere_else():
         "Timings are those of a processor; the ranking by time may differ elsewhere."
     ]
     assert grid(table, META | {"cases": 7}) == (
-        "The study has 7 cases (values of its axes: 4 of input, 3 of seed, 48 of op)."
+        "The study has 7 cases (values on each axis: input 4, seed 3, op 48; the others of 576 "
+        "combinations are left out by its rule)."
+    )
+    assert grid(table, META | {"cases": 576}).endswith(
+        "(values on each axis: input 4, seed 3, op 48)."
     )
     assert grid(table[:1], META).startswith("The study has 1 case (")
     assert findings(table[3:4], META | {"chapter": "operators"}) == ["The one case finished."]
@@ -639,7 +643,8 @@ def test_marks_of_several_studies_are_one_sentence_each():
     runs = [(Path("a"), rows, timed | {"quick": True}), (Path("b"), rows, calm | {"quick": False})]
     assert list(_marks(runs)) == [
         "Trial runs: a, on the short grid; do not quote their numbers.",
-        "Timed while the machine did other work: a (2 of 4 cases); do not compare these times.",
+        "The machine did other work while it timed a; do not compare these times. Errors and "
+        "counted work are not affected.",
     ]
     both = [(run, rows, calm | {"quick": True}) for run, _, _ in runs]
     assert list(_marks(both)) == [

@@ -29,7 +29,7 @@ from softlab.report.headlines import effect_of
 from softlab.report.headlines import headlines as first_page_of
 from softlab.report.html import NUMBERED
 from softlab.report.html import html as as_page
-from softlab.report.numbers import parted
+from softlab.report.numbers import joined, parted
 from softlab.report.timings import busy
 from softlab.report.words import LONGEST, brief, every, legible, safe, spelled
 
@@ -65,10 +65,11 @@ def report(folder: Path | str = "reports", tell: Tell = lambda _: None) -> Path:
     lead = _lead(tables, files)
     studies = [_study(*one, files, tell) for one in tables]
     _tell_apart(studies)
+    names = [study["name"] for study in studies]
     compiled: Any = typst.compile  # its stubs leave out input as a mapping of files
     data: dict[str, Any] = {
         "title": studies[0]["title"] if len(studies) == 1 else "Approximations of attention",
-        "origin": ", ".join(study["name"] for study in studies),
+        "origin": joined(names) if len(names) <= 3 else f"{len(names)} studies",
         "refused": [sentence.replace(f"{folder}/", "") for sentence in refused],
         "studies": studies,
         "lead": lead,
@@ -97,6 +98,7 @@ def report(folder: Path | str = "reports", tell: Tell = lambda _: None) -> Path:
 
 
 QUESTION = "How wrong is each approximation of attention, why, and what does it cost?"
+TRIAL = "trial run"
 FOUND = 7
 """Findings of the first page, at most."""
 
@@ -129,12 +131,12 @@ def _marks(tables: list[tuple[Path, pd.DataFrame, dict[str, Any]]]) -> Iterator[
         many = "This is a trial run" if whole else f"Trial runs: {', '.join(quick)}"
         its = "its" if whole else "their"
         yield f"{many}{' ' if whole else ', '}on the short grid; do not quote {its} numbers."
-    counts = [(run.name, _disturbed(table, meta), len(table)) for run, table, meta in tables]
-    shares = [f"{name} ({count} of {of} cases)" for name, count, of in counts if count]
-    if shares:
+    counts = [(run.name, _disturbed(table, meta)) for run, table, meta in tables]
+    disturbed = [name for name, count in counts if count]
+    if disturbed:
         yield (
-            f"Timed while the machine did other work: {', '.join(shares)}; do not compare these "
-            "times."
+            f"The machine did other work while it timed {joined(disturbed)}; do not compare these "
+            "times. Errors and counted work are not affected."
         )
 
 
@@ -149,13 +151,20 @@ def _ranked(studies: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rest = [(study, item) for study, item in every if not item.get("unfinished")]
     order = sorted(rest, key=lambda one: -effect_of(one[1]))  # stable: of equals the study decides
     kept = [one for one in order if effect_of(one[1]) > 0] or order
+    whole = all(TRIAL in study["mark"] for study in studies)  # then the page begins with it
+
+    def marks(study: Mapping[str, Any], item: Mapping[str, Any]) -> Iterator[str]:
+        yield from (x for x in study["mark"].split(", ") if x and not (whole and x == TRIAL))
+        if timed := _timed(study, item):
+            yield timed
+
     return [
         {
             "text": item["text"],
             "value": item["value"],
             "interval": item["interval"],
             "study": study["name"],
-            "mark": ", ".join(filter(None, [study["mark"], _timed(study, item)])),
+            "mark": ", ".join(marks(study, item)),
             "rows": "",
         }
         for study, item in [*first, *kept[:FOUND]]
@@ -322,7 +331,7 @@ def _study(
         "busy": bool(_disturbed(table, meta)),
         "mark": ", ".join(
             word
-            for word, so in (("trial run", meta["quick"]), ("interrupted", not meta["complete"]))
+            for word, so in ((TRIAL, meta["quick"]), ("interrupted", not meta["complete"]))
             if so
         ),
         "findings": found,

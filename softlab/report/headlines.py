@@ -100,7 +100,7 @@ def effect_of(found: Headline) -> float:
     ends = _numbers(found["value"])
     if " times" not in found["text"] or not ends or min(ends) <= 0:
         return math.log(1.25)
-    span = re.search(rf"({NUMBER.pattern}) to ({NUMBER.pattern})", found["interval"])
+    span = re.search(rf"({NUMBER.pattern}) (?:to|and) ({NUMBER.pattern})", found["interval"])
     reach = [*ends, *(_numbers(span[0]) if span else [])]
     if min(reach) <= 1 <= max(reach):
         return 0.0

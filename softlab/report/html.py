@@ -35,7 +35,7 @@ def html(data: Mapping[str, Any], files: Mapping[str, bytes], compiled: Compile)
         f"<style>{style}{(HERE / 'page.css').read_text(encoding='utf-8')}</style>",
         *("</head>", "<body>", "<header>"),
         f"<h1>{escape(data['title'])}</h1>",
-        f'<p class="soft">A softlab report, set from the tables of {escape(data["origin"])}</p>',
+        f'<p class="soft">Measured by softlab: {escape(data["origin"])}</p>',
         *("</header>", _contents(data), "<main>"),
         *('<section id="findings">', "<h2>Findings</h2>"),
         *(f"<p><b>Not in this report:</b> {escape(said)}</p>" for said in data["refused"]),

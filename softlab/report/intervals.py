@@ -60,13 +60,16 @@ class Median(NamedTuple):
     def span(self, of: str) -> str:
         """How sure it is, in words; ``of`` names the units in the plural.
 
-        "95 % 1.00 to 3.00", "range over 4 inputs: 1.00 to 3.00", "the same for all 4 inputs".
+        "95 % 1.00 to 3.00", "range over 4 inputs: 1.00 to 3.00", "the same for all 4 inputs". Of
+        two it gives both: "the two inputs: 1.00 and 3.00".
         """
         low, high = number(self.low), number(self.high)
         if self.units < 2:
             return ""
         if low == high:
             return f"the same for all {self.units} {of}"
+        if self.units == 2:
+            return f"the two {of}: {low} and {high}"
         return f"{'95 %' if self.known else f'range over {self.units} {of}:'} {low} to {high}"
 
 

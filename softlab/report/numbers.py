@@ -98,3 +98,9 @@ def joined(words: Iterable[object]) -> str:
     """The words in a sentence: "a", "a and b", "a, b and c"."""
     said = [str(word) for word in words]
     return ", ".join(said[:-1]) + " and " + said[-1] if len(said) > 1 else "".join(said)
+
+
+def listed(names: Iterable[object]) -> str:
+    """Names at the end of a sentence: as ``joined``, but "a; b, c; d" where one has a comma."""
+    said = [str(name) for name in names]
+    return "; ".join(said) if any("," in name for name in said) else joined(said)

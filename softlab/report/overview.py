@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,20 +13,23 @@ from softlab.report.numbers import counted
 from softlab.report.timings import busy
 
 HOW = (
-    "How to read this. Error: the distance between approximate and exact output over the size of "
-    "the exact one; all zeros have error 1. Baseline: answering the mean of the values; its error "
-    "is often below 1. Skill: what a method gains over the baseline; 1 is exact, 0 or less is "
-    "useless. Interval: where the median of heads such as these lies with 95 % confidence, by "
-    "order statistics; with fewer than six, the range. Heads of one model are not independent, nor "
-    "are samples and seeds, which are summarised first. Findings are ranked by how far they are "
-    "from no effect."
+    "How to read this. Error: the norm of approximate minus exact output over the norm of the "
+    "exact output; an output of zeros has error 1. Baseline: each query gets the mean of the "
+    "values; its error is often below 1, so that an error below 1 can still be useless. Skill: "
+    "1 - error / error of the baseline; 1 is exact, 0 or less no better than the baseline. 95 %: a "
+    "confidence interval of the median over heads, by order statistics; of fewer than six, the "
+    "least and the greatest, which are no such interval. Samples and seeds of a head are first "
+    "reduced to one number. Heads of one model are alike, so that another model can lie outside. "
+    "Findings: the greatest factor first."
 )
 
 
 def grid(table: pd.DataFrame, meta: Mapping[str, Any]) -> str:
     """How many cases there are, and of how many values of each axis."""
-    axes = ", ".join(f"{count} of {name}" for name, count in meta["axes"].items())
-    return f"The study has {counted(_cases(table, meta), 'case')} (values of its axes: {axes})."
+    cases, all_ = _cases(table, meta), math.prod(meta["axes"].values())
+    axes = ", ".join(f"{name} {count}" for name, count in meta["axes"].items())
+    of = f"; the others of {all_} combinations are left out by its rule" if cases < all_ else ""
+    return f"The study has {counted(cases, 'case')} (values on each axis: {axes}{of})."
 
 
 def notes(table: pd.DataFrame, meta: Mapping[str, Any]) -> Iterator[str]:

@@ -40,7 +40,7 @@ NAMES = (
     *("BigBird", "KDEFormer", "Clustered", "Thinformer", "HyperAttention", "MRA"),
     *("Reformer", "Quantized", "BandLowRank", "Scatterbrain"),
     *("Taylor", "SketchedTaylor", "LinearAttention", "CosFormer", "GaussianAttention"),
-    *("Softmax", "Uniform", "TruncatedSVD", "Pages"),
+    *("Softmax", "Uniform", "Pages", "TruncatedSVD"),
 )
 """The operators; the first word of a group's name finds its look. Every tenth shares a colour:
 they seldom share a figure."""

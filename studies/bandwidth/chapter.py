@@ -15,7 +15,7 @@ import pandas as pd
 
 from softlab.report.chapter import Cell, Table
 from softlab.report.headlines import Headline, headline
-from softlab.report.numbers import joined, number, short
+from softlab.report.numbers import joined, listed, number, short
 from softlab.report.rows import LEFT, finished
 
 from .columns import EXACT, OF_CORES, SOFTMAX, TIED
@@ -42,7 +42,7 @@ def scope(table: pd.DataFrame) -> str:
         return ""
     return (
         f"Settings: {joined(done['setting'].unique())}. "
-        f"Methods: {joined(done['method'].unique())}. "
+        f"Methods: {listed(done['method'].unique())}. "
         f"Inputs: {joined(done['source'].unique())}. Stretches from {done['stretch'].min():g} to "
         f"{done['stretch'].max():g}."
     )
@@ -81,10 +81,14 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
     """The published stretch: how far two published methods are from the best matrix of the rank."""
     done = finished(table, NEEDED)
     own = done[done["stretch"] == OWN]
+    words = {
+        "Nystromformer": "With the usual scale of softmax the attention matrix of Nystromformer",
+        "Soft": "With the default bandwidth the attention matrix of Soft (SOFT: a Gaussian kernel, "
+        "keys as queries)",
+    }
     for setting, method in ((SOFTMAX, "Nystromformer"), (TIED, "Soft")):
         at = own[(own["setting"] == setting) & (own["method"] == method)]
-        best = "that of the best matrix of its rank"
-        text = f"At its default bandwidth the error of {method} is {{}} times {best}"
+        text = f"{words[method]} errs {{}} times as much as the best matrix of the same rank"
         over = at["matrix_error"] / at["best_error"]
         yield from headline(text, over, "inputs", unit=at["source"], nested="samples", ratios=True)
 

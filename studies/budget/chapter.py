@@ -12,7 +12,7 @@ import pandas as pd
 
 from softlab.report.chapter import Cell, Table
 from softlab.report.headlines import Headline, headline
-from softlab.report.numbers import Clause, Facts, joined, number, sentence, short
+from softlab.report.numbers import Clause, Facts, joined, listed, number, sentence, short
 from softlab.report.rows import finished
 
 from .columns import CONVERGED, PUBLISHED, SHIFTED, SUBJECT, soft
@@ -39,7 +39,7 @@ def scope(table: pd.DataFrame) -> str:
         return ""
     ranks = joined(sorted(int(rank) for rank in done["op.rank"].unique()))
     return (
-        f"Methods: {joined(done['method'].unique())}, with {ranks} landmarks. Inputs: "
+        f"Methods: {listed(done['method'].unique())}, with {ranks} landmarks. Inputs: "
         f"{joined(done['source'].unique())}. Precisions: {joined(done['precision'].unique())}."
     )
 
@@ -67,7 +67,10 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
     points = points[(points["solver"] == PUBLISHED) & (points["precision"] == "float32")]
     for method in (SUBJECT, soft("none")):
         rows = points[points["method"] == method]
-        text = f"With its core inverted exactly {method} errs {{}} times as much as published"
+        text = (
+            f"With its core, the kernel of the landmarks, inverted exactly {method} errs {{}} "
+            "times as much as with its published number of steps"
+        )
         change = rows["converged_error"] / rows["budget_error"]
         yield from headline(
             text, change, "inputs", unit=rows["source"], nested="ranks", ratios=True

@@ -14,7 +14,7 @@ import pandas as pd
 
 from softlab.report.chapter import Cell, Table
 from softlab.report.headlines import Headline, headline
-from softlab.report.numbers import counted, joined, number, short, span
+from softlab.report.numbers import counted, joined, listed, number, short, span
 from softlab.report.rows import finished
 
 from .columns import EXACT_COST, TIED
@@ -38,7 +38,7 @@ def scope(table: pd.DataFrame) -> str:
     if done.empty:
         return ""
     return (
-        f"Methods: {joined(done['method'].unique())}. Heads: {joined(done['source'].unique())}. "
+        f"Methods: {listed(done['method'].unique())}. Heads: {joined(done['source'].unique())}. "
         f"Shares of the exact work: {joined(f'{x:g}' for x in sorted(done['share'].unique()))}. "
         f"Bandwidths over SOFT's own: "
         f"{joined(f'{x:g}' for x in sorted(done['stretch'].unique()))}."

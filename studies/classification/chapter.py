@@ -24,7 +24,7 @@ from softlab.report.intervals import (
     mean,
     words,
 )
-from softlab.report.numbers import joined, number, short
+from softlab.report.numbers import joined, listed, number, short
 from softlab.report.rows import finished
 from softlab.report.timings import ratio, timing
 
@@ -44,13 +44,13 @@ def scope(table: pd.DataFrame) -> str:
     done = _ended(table)
     if len(done):
         return (
-            f"Attention: {joined(done['method'].unique())}; {len(done)} trainings of "
+            f"Attention: {listed(done['method'].unique())}; {len(done)} trainings of "
             f"{int(done['epoch'].max())} epochs, seeds: {done['seed'].nunique()}."
         )
     costs = _of_costs(table)
     if len(costs):
         tokens = joined(sorted(costs["n"].unique()))
-        return f"Attention: {joined(costs['method'].unique())}; {tokens} tokens in the first stage."
+        return f"Attention: {listed(costs['method'].unique())}; {tokens} tokens in the first stage."
     return ""
 
 

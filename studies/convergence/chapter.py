@@ -19,7 +19,7 @@ import pandas as pd
 
 from softlab.report.chapter import Cell, Table
 from softlab.report.headlines import SMALL, Headline, surprise
-from softlab.report.numbers import Clause, Facts, joined, number, sentence, short, span
+from softlab.report.numbers import Clause, Facts, joined, listed, number, sentence, short, span
 from softlab.report.rows import complete, finished
 
 from .columns import CHEBYSHEV, DEFAULT, DUPLICATES, GROWN, MINIMAX, NEWTON, PUBLISHED
@@ -49,7 +49,7 @@ def scope(table: pd.DataFrame) -> str:
     """The methods, and the matrices by kind."""
     if not complete(table, {"method", "spectrum", "core"}):
         return ""
-    said = f"Methods: {joined(table['method'].dropna().unique())}."
+    said = f"Methods: {listed(table['method'].dropna().unique())}."
     known = table.loc[table["core"].isna(), "spectrum"].dropna().unique()
     said += f" Constructed spectra: {joined(known)}." if len(known) else ""
     cores = table.loc[table["core"].notna(), ["core", "spectrum"]].drop_duplicates()

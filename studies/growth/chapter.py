@@ -15,7 +15,7 @@ import pandas as pd
 from softlab.report.chapter import Cell, Table
 from softlab.report.headlines import Headline, headline
 from softlab.report.intervals import Mean, exponent, stacked
-from softlab.report.numbers import joined, number, short
+from softlab.report.numbers import joined, listed, number, short
 from softlab.report.rows import finished
 from softlab.report.timings import steady, timing
 
@@ -44,7 +44,7 @@ def scope(table: pd.DataFrame) -> str:
     if done.empty:
         return ""
     families = (
-        f"{family} ({joined(rows['method'].unique())})"
+        f"{family} ({listed(rows['method'].unique())})"
         for family, rows in done.groupby("family", sort=False)
     )
     lengths = joined(sorted(done["n"].unique()))

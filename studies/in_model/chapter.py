@@ -17,7 +17,7 @@ import pandas as pd
 
 from softlab.report.chapter import Cell, Table
 from softlab.report.intervals import drawn
-from softlab.report.numbers import joined, number, short, span
+from softlab.report.numbers import joined, listed, number, short, span
 from softlab.report.rows import complete, finished
 from softlab.report.timings import steady, timing
 
@@ -53,7 +53,7 @@ def scope(table: pd.DataFrame) -> str:
     if not complete(table, {"model", "method"}):
         return ""
     models = joined(table["model"].unique())
-    return f"Models: {models}. Operators: {joined(table['method'].unique())}."
+    return f"Models: {models}. Operators: {listed(table['method'].unique())}."
 
 
 def findings(table: pd.DataFrame) -> list[str]:

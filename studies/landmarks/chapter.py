@@ -17,7 +17,7 @@ import pandas as pd
 from softlab.report.chapter import Cell, Table
 from softlab.report.headlines import Headline, headline
 from softlab.report.intervals import median as over_units
-from softlab.report.numbers import joined, number, short
+from softlab.report.numbers import joined, listed, number, short
 from softlab.report.profiles import ROUNDING, known_to, shares_within
 from softlab.report.rows import finished
 from softlab.report.timings import timing
@@ -47,7 +47,7 @@ def scope(table: pd.DataFrame) -> str:
     inputs = ", ".join(f"{source} (n = {n:g})" for source, n in lengths.items())
     return (
         f"Settings: {joined(done['setting'].unique())}. Selectors: "
-        f"{joined(done['selector'].unique())}. Inputs: {inputs}."
+        f"{listed(done['selector'].unique())}. Inputs: {inputs}."
     )
 
 
@@ -68,14 +68,14 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
             ratios(rows[rows["equal"] == what], ASKED[0], RIVALS[0]) for what in (LANDMARKS, WORK)
         )
         beside = (
-            f"at equal work, choosing them included, {number(work.median())} times (less on "
-            f"{(work < 1).sum()} of {len(work)} inputs)"
+            f"and {number(work.median())} times at equal work, which counts how they are chosen "
+            f"(less than once on {(work < 1).sum()} of {len(work)} inputs)"
             if len(work)
-            else "their choice not counted as work"
+            else "not counting the work of choosing them"
         )
         text = (
-            f"Equally many landmarks of k-means make {{}} times the output error of uniform draws "
-            f"({setting}), {beside}"
+            f"For {setting}, landmarks by k-means make {{}} times the output error of as many "
+            f"uniform draws, {beside}"
         )
         yield from headline(text, equal, "inputs")
 

@@ -17,7 +17,7 @@ from softlab.report import certificates
 from softlab.report.chapter import Cell, Table
 from softlab.report.headlines import Headline
 from softlab.report.intervals import Mean, bracketed, exponent, stacked
-from softlab.report.numbers import counted, joined, number, short
+from softlab.report.numbers import counted, joined, listed, number, short
 from softlab.report.rows import finished
 from softlab.report.timings import steady
 
@@ -41,7 +41,7 @@ def scope(table: pd.DataFrame) -> str:
         return ""
     exact = done.loc[done["exact_error"].notna(), "n"].max()
     return (
-        f"Operators: {joined(done['method'].unique())}. Inputs: {joined(done['input'].unique())}. "
+        f"Operators: {listed(done['method'].unique())}. Inputs: {joined(done['input'].unique())}. "
         f"Tokens: {done['n'].min()} to {done['n'].max()}; the exact output up to {exact:.0f}."
     )
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from softlab.report.chapter import Cell, Table
 from softlab.report.headlines import Headline
-from softlab.report.numbers import joined, number, short
+from softlab.report.numbers import joined, listed, number, short
 from softlab.report.rows import finished
 
 from .columns import FUSED, IMPLICIT, TRAINING
@@ -30,7 +30,7 @@ def scope(table: pd.DataFrame) -> str:
     if done.empty:
         return ""
     return (
-        f"Methods: {joined(done['method'].unique())}; in {joined(done['mode'].unique())}, with "
+        f"Methods: {listed(done['method'].unique())}; in {joined(done['mode'].unique())}, with "
         f"{joined(sorted(done['n'].unique()))} tokens as far as each goes."
     )
 

@@ -201,14 +201,18 @@ def test_one_seed_is_said_to_be_one_draw():
 
 def test_the_headlines():
     found = list(headlines(table()))
-    for line, setting, method in zip(found, LOW, ("Nystromformer", "Soft"), strict=True):
+    begins = {
+        "Nystromformer": "With the usual scale of softmax the attention matrix of Nystromformer",
+        "Soft": "With the default bandwidth the attention matrix of Soft (SOFT: a Gaussian kernel, "
+        "keys as queries)",
+    }
+    for line, setting, method in zip(found, LOW, begins, strict=True):
         lows, best = LOW[setting][method], LOW[setting]["best rank"]
         level = np.prod(SEEDS) ** (1 / 3)  # the geometric mean over the samples
         each = [level * (a / b) ** 2 for a, b in zip(lows, best, strict=True)]
         assert line == {
-            "text": f"At its default bandwidth the error of {method} is {{}} times that of the "
-            "best matrix of its rank, in the median over 6 inputs (each the geometric mean over "
-            "its samples).",
+            "text": f"{begins[method]} errs {{}} times as much as the best matrix of the same "
+            "rank, in the median over 6 inputs (each the geometric mean over its samples).",
             "value": three(median(each)),
             "interval": f"95 % {three(min(each))} to {three(max(each))}",
         }
@@ -240,7 +244,7 @@ def test_the_table_and_the_scope():
     few = rows[~(own & (rows["method"] == "Nystromformer"))]
     assert next(tables(few))["rows"][0] == ["q", "none", "all", ""]
     assert scope(table()) == (
-        "Settings: softmax and tied Gaussian. Methods: best rank, Nystromformer, Soft and Soft, "
+        "Settings: softmax and tied Gaussian. Methods: best rank; Nystromformer; Soft; Soft, "
         "exact inverse. Inputs: q, z, b, k, c and y. Stretches from 0.5 to 4."
     )
     gone = table().assign(status="failed")

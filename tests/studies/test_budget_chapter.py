@@ -293,8 +293,9 @@ def test_the_headlines_are_over_inputs_with_ranks_nested():
                 0.21 + 0.1 * i**2, 0.2 + 0.1 * i)  # fmt: skip
             each.append(np.sqrt((own[0] / own[1]) * ((own[0] + 0.5) / (own[1] + 0.5))))
         assert line == {
-            "text": f"With its core inverted exactly {name} errs {{}} times as much as published, "
-            "in the median over 6 inputs (each the geometric mean over its ranks).",
+            "text": f"With its core, the kernel of the landmarks, inverted exactly {name} errs "
+            "{} times as much as with its published number of steps, in the median over 6 inputs "
+            "(each the geometric mean over its ranks).",
             "value": three(median(each)),
             "interval": f"95 % {three(min(each))} to {three(max(each))}",
         }

@@ -142,24 +142,26 @@ def test_the_headline_says_both_comparisons_in_one_sentence():
     first, second = headlines(table())
     equal, work = (over("softmax", "k-means", "uniform", x) for x in (RANKS, (0.25,)))
     assert first == {
-        "text": "Equally many landmarks of k-means make {} times the output error of uniform draws "
-        f"(softmax), at equal work, choosing them included, {three(median(work))} times (less on "
-        f"{sum(x < 1 for x in work)} of 7 inputs), in the median over 7 inputs.",
+        "text": "For softmax, landmarks by k-means make {} times the output error of as many "
+        f"uniform draws, and {three(median(work))} times at equal work, which counts how they are "
+        f"chosen (less than once on {sum(x < 1 for x in work)} of 7 inputs), in the median over 7 "
+        "inputs.",
         "value": three(median(equal)),
         "interval": f"95 % {three(min(equal))} to {three(max(equal))}",
     }
     assert median(work) > 1 > median(equal)
     plain = over("plain", "k-means", "uniform", RANKS)
     assert second["value"] == three(median(plain))
-    assert "(plain), their choice not counted as work, in the median" in second["text"]
+    assert second["text"].startswith("For plain, landmarks by k-means")
+    assert "not counting the work of choosing them, in the median" in second["text"]
 
 
 def test_equal_errors_are_not_less_and_a_setting_has_only_its_own_comparisons():
     rows = table()
     less = sum(x < 1 for x in over("softmax", "k-means", "uniform", (0.25,)))
-    assert f"(less on {less} of 7 inputs)" in next(headlines(rows))["text"]
+    assert f"(less than once on {less} of 7 inputs)" in next(headlines(rows))["text"]
     rows.loc[(rows["source"] == "z") & (rows["equal"] == "work"), "output_error"] = 1e-9
-    assert f"(less on {less - 1} of 7 inputs)" in next(headlines(rows))["text"]
+    assert f"(less than once on {less - 1} of 7 inputs)" in next(headlines(rows))["text"]
     assert f"with uniform (less on {less - 1} of 7)" in findings(rows)[0].split("equal work")[1]
     named = table().replace({"setting": {"softmax": "alpha"}})  # before "plain"
     assert findings(named)[1] == findings(table())[1]
@@ -280,8 +282,8 @@ def test_times_are_those_of_the_greatest_length_with_their_noise():
 
 def test_the_scope_and_what_is_missing():
     assert scope(table()) == (
-        "Settings: softmax and plain. Selectors: uniform, k-means, segment means, k-means, 1 step "
-        "and grid means. Inputs: m (n = 512), c (n = 300), a (n = 300), z (n = 300), k (n = 300), "
+        "Settings: softmax and plain. Selectors: uniform; k-means; segment means; k-means, 1 step; "
+        "grid means. Inputs: m (n = 512), c (n = 300), a (n = 300), z (n = 300), k (n = 300), "
         "b (n = 300), y (n = 300)."
     )
     rows = table()

@@ -363,3 +363,69 @@ def test_an_interval_widens_with_its_confidence_and_is_refused_for_others():
     mask = torch.arange(50) < 40
     deleted = op.interval(q, q[:40], v[:40])
     torch.testing.assert_close(op.interval(q, q, v, mask).high, deleted.high)
+
+
+def slopes(of, x, seed):
+    """The derivative of a number along one direction, by autograd and by a central difference."""
+    along, step = draw(*x.shape, seed=seed), 1e-6
+    y = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(of(y), y)
+    with torch.no_grad():
+        apart = float(of(x + step * along) - of(x - step * along)) / (2 * step)
+    return float((slope * along).sum()), apart
+
+
+MASK = torch.arange(12) != 5
+
+
+@pytest.mark.parametrize("op", CERTIFIED, ids=repr)
+def test_a_bound_is_differentiable(op):
+    given = [0.7 * draw(12, 4), 0.7 * draw(12, 4, seed=1), draw(12, 3, seed=2)]
+    weight = draw(12, seed=3).square()
+    for mask in (None, MASK):
+        for i in range(3):
+
+            def bound(x, i=i, mask=mask):
+                tensors = [x if i == j else y for j, y in enumerate(given)]
+                return (weight * op.bound(*tensors, mask)).sum()
+
+            found, apart = slopes(bound, given[i], seed=4 + i)
+            assert found == pytest.approx(apart, rel=1e-5, abs=1e-7)
+            assert found != 0
+
+
+def test_landmarks_move_a_residual_also_where_some_of_them_are_nearly_one():
+    """Equal eigenvalues, those that are left out, and neither: all through one formula."""
+    kernel, x = Gaussian(1.5), draw(9, 4)
+    apart = draw(5, 4, seed=1)
+    near, square = apart.clone(), torch.eye(4, dtype=F64)
+    near[3] = near[0] + 1e-4 * draw(4, seed=2)
+    for z, cut in ((apart, False), (near, True), (square, False)):
+
+        def residual(z):
+            return nystrom_bounds.Landmarks(kernel, z).features(x).residual.sum()
+
+        assert bool(nystrom_bounds.Landmarks(kernel, z).theta.isinf()) == cut
+        found, wanted = slopes(residual, z, seed=3)
+        assert found == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("op", [*CERTIFIED, Soft(12), RPCholesky(12), Monarch(1)], ids=repr)
+def test_a_derivative_of_a_bound_is_a_number(op):
+    q, k, v = draw(12, 4), draw(12, 4, seed=1), draw(12, 3, seed=2)
+    none = torch.zeros_like(v)
+    for x, y, z in (
+        (q, k, v), (0 * q, k, v), (q, 0 * k, v), (q, k, none), (0 * q, 0 * k, none),
+        (q, k[:3].repeat(4, 1), v), (30 * q, 30 * k, v), (1e-9 * q, k, torch.ones_like(v)),
+    ):  # fmt: skip
+        given = [x.clone().requires_grad_(), y.clone().requires_grad_(), z.clone().requires_grad_()]
+        bound = op.bound(*given)
+        slopes_of = torch.autograd.grad(bound[bound.isfinite()].sum(), given)
+        assert all(bool(slope.isfinite().all()) for slope in slopes_of)
+
+
+def test_certify_and_at_most_take_tensors_that_require_a_gradient():
+    q = draw(20, 4).requires_grad_()
+    (found,) = softlab.certify(Local(2), q, q, q)
+    assert found.held
+    assert isinstance(Local(1).at_most(0.5, q, q, q), Local)

@@ -32,6 +32,7 @@ from softlab.primitives.certificates import (
     chain,
     distance,
     lengths,
+    root,
     score_rounding,
     unit,
 )
@@ -180,7 +181,7 @@ class Monarch:
         # Sums over a block, of scores and of entropies up to log(block), err beside the scores.
         terms = scale * lengths(q) * lengths(k).amax(-1, keepdim=True) + math.log(self.block) + 1
         gap = both[..., -1].clamp_min(0) + slack + 8 * chain(self.block) * unit(q) * terms
-        moved = torch.minimum(gap / 2, -torch.expm1(-gap)).sqrt()
+        moved = root(torch.minimum(gap / 2, -torch.expm1(-gap)))
         return distance(out, both[..., :-1]) + 2 * radius * moved * (1 + 16 * unit(q)) + own
 
     def _judged(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from softlab.primitives.certificates import (
     chain,
     distance,
     lengths,
+    root,
     score_rounding,
     unit,
 )
@@ -380,7 +381,7 @@ class Quantized:
             key_mask: boolean, broadcastable to (..., l).
             out: the output (..., n, e), if it is known.
         """
-        u, root, e = unit(v), math.sqrt(q.shape[-1]), v.shape[-1]
+        u, scale, e = unit(v), 1 / math.sqrt(q.shape[-1]), v.shape[-1]
         keys = self._smoothed(k, key_mask)
         x, y = self._part("q", q), self._part("k", keys)
         middle, radius = centre(v, key_mask)
@@ -396,22 +397,24 @@ class Quantized:
         both = torch.cat((v - middle, *(c.unsqueeze(-1) for c in columns)), -1)
         means = Softmax(causal=self.causal)(x, y, both, key_mask)
         m, squares = means[..., :e], means[..., e:].clamp_min(0).unbind(-1)
-        slack = score_rounding(x, y, 1 / root)
+        slack = score_rounding(x, y, scale)
         lost = average_rounding(slack, torch.ones_like(slack), torch.ones_like(slack), k.shape[-2])
         away = lengths(m)
         spread = squares[0] - (away / units[0]).square() + (3 * lost + 8 * u)
-        sigma = units[0] * spread.clamp_min(0).sqrt()
+        sigma = units[0] * root(spread)
         far, off = (
-            end * (square + lost).sqrt() for end, square in zip(units[1:], squares[1:], strict=True)
+            end * root(square + lost) for end, square in zip(units[1:], squares[1:], strict=True)
         )
         # Differences from the rounded tokens and from the mean are rounded, too.
-        small = 4 * u * (lengths(q) * reach + lengths(x) * lengths(y).amax(-1, keepdim=True)) / root
+        small = (
+            4 * u * (lengths(q) * reach + lengths(x) * lengths(y).amax(-1, keepdim=True)) * scale
+        )
         if self.smoothing:
-            small = small + 2 * u * lengths(q) * lengths(keys).amax(-1, keepdim=True) / root
-        mean = (of_q * far + lengths(x) * off) / root + small
-        delta = (of_q * ends[1] + lengths(x) * ends[2]) / root + small
+            small = small + 2 * u * lengths(q) * lengths(keys).amax(-1, keepdim=True) * scale
+        mean = (of_q * far + lengths(x) * off) * scale + small
+        delta = (of_q * ends[1] + lengths(x) * ends[2]) * scale + small
         tame = delta.clamp(1e-6, 30)
-        first = mean * mean.clamp_max(60).exp() * torch.expm1(tame) / tame * sigma
+        first = mean * mean.clamp_max(40).exp() * torch.expm1(tame) / tame * sigma
         first = torch.where(delta <= 30, first * (1 + 16 * u), math.inf)
         second = torch.minimum(2 * torch.tanh(delta / 2) * radius, away + radius)
         moved = torch.minimum(first, second)

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import INSTEAD, own_precision, widened
+from softlab.core import INSTEAD, norm, own_precision, widened
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -51,7 +51,12 @@ def certificate(call: F) -> F:
     ``bound(q, k, v, key_mask=None, *, out=None)``: q (..., n, d), k (..., l, d), v (..., l, e) as
     of the call; ``out`` (..., n, e) is its output where that is known already, and is computed
     otherwise. The bound is of whatever ``out`` holds. Returns (..., n) in the dtype of v, rounded
-    up, without a graph; infinite where the output is not finite.
+    up; infinite where the output is not finite.
+
+    Differentiable in q, k, v and ``out`` almost everywhere, as the call is: it is made of the same
+    operations, and where two bounds meet the derivative is that of the smaller one. What is chosen
+    (landmarks, pages, kept keys, rounded numbers) is fixed. Where the bound has fallen to rounding
+    its derivative says nothing.
 
     Raises as the call does, and ``ValueError`` where the operator does not claim ``certified`` at
     its settings.
@@ -78,11 +83,14 @@ def certificate(call: F) -> F:
             got = (tuple(out.shape), out.dtype) if isinstance(out, Tensor) else type(out).__name__
             msg = f"out is {got}, and op(q, k, v) is {wanted}, {dtype}. Pass that, or leave it out."
             raise ValueError(msg)
-        found = call(self, widened(q), widened(k), widened(v), key_mask, widened(out))
-        found = torch.where(widened(out).isfinite().all(-1) & ~found.isnan(), found, math.inf)
+        wide, size = widened(v), magnitudes(widened(v))
+        found = call(self, widened(q), widened(k), wide / size, key_mask, widened(out) / size)
+        found = found * size.squeeze(-1)
+        sound = widened(out).isfinite().all(-1) & ~found.isnan()
+        found = torch.where(sound, found, math.inf)
         return _raised(found, v.dtype)
 
-    return cast("F", torch.no_grad()(own_precision(whole)))
+    return cast("F", own_precision(whole))
 
 
 def at_most(
@@ -121,6 +129,7 @@ def at_most(
     most = validation.survivors(key_mask, k) + (q.shape[-2] if op.traits.lifted else 0)
     best = (math.inf, 0)
 
+    @torch.no_grad()
     def meets(m: int) -> bool:
         nonlocal best
         found = float(dataclasses.replace(op, **{name: m}).bound(q, k, v, key_mask).max())
@@ -154,14 +163,37 @@ def _raised(bound: Tensor, dtype: torch.dtype) -> Tensor:
 
 def distance(x: Tensor, y: Tensor) -> Tensor:
     """|x_i - y_i| of rows, (..., n), rounded up."""
-    found: Tensor = torch.linalg.vector_norm(x - y, dim=-1)
-    return found * (1 + 2 * chain(x.shape[-1]) * unit(x))
+    return lengths(x - y)
 
 
 def lengths(x: Tensor) -> Tensor:
     """|x_i| of rows, (..., n), rounded up."""
-    found: Tensor = torch.linalg.vector_norm(x, dim=-1)
+    # No square may vanish or overflow: a bound of rows of 1e-30 would be 0, and of 1e30 infinite.
+    found: Tensor
+    if x.dtype != torch.float64:
+        found = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64).to(x.dtype)
+    else:
+        largest = x.detach().abs().amax(-1, keepdim=True)
+        largest = torch.where((largest > 0) & largest.isfinite(), largest, 1)
+        found = torch.linalg.vector_norm(x / largest, dim=-1) * largest.squeeze(-1)
     return found * (1 + 2 * chain(x.shape[-1]) * unit(x))
+
+
+def magnitudes(v: Tensor) -> Tensor:
+    """The power of two at or below the largest magnitude of each matrix, (..., 1, 1), 1 for zeros.
+
+    Bounds and intervals are as large as the values. Those of v over it, which rounds nothing, are
+    made of squares that neither vanish nor overflow.
+    """
+    largest = v.detach().abs().amax((-2, -1), keepdim=True)
+    half = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1)
+    return torch.where(largest > 0, half, 1)
+
+
+def root(x: Tensor) -> Tensor:
+    """The square root of x >= 0, and 0 below; its derivative at 0 is 0 and not infinite."""
+    positive = x > 0
+    return torch.where(positive, torch.where(positive, x, 1).sqrt(), 0)
 
 
 def relative(bound: Tensor, out: Tensor) -> float:
@@ -169,8 +201,8 @@ def relative(bound: Tensor, out: Tensor) -> float:
 
     With B = (sum_i b_i^2)^(1/2) that is B / (|out|_F - B), and infinite where B reaches the output.
     """
-    whole = float(torch.linalg.vector_norm(bound.double())) * (1 + 1e-12 * len(bound))
-    size = float(torch.linalg.vector_norm(out.double()))
+    whole = float(norm(bound.detach().double())) * (1 + 1e-12 * len(bound))
+    size = float(norm(out.detach().double()))
     return whole / (size - whole) if whole < size else math.inf
 
 

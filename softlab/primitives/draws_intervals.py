@@ -44,6 +44,7 @@ from torch import Tensor
 from softlab import validation
 from softlab.core import INSTEAD, own_precision, widened
 from softlab.estimators.estimate import check_confidence, students
+from softlab.primitives.certificates import magnitudes
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -163,8 +164,9 @@ def answered(call: F) -> F:
             raise ValueError(msg)
         scale = getattr(self, "scale", None)
         q, k, v, key_mask = validation.admit(q, k, v, key_mask, scale=scale)
-        found: Interval = call(self, widened(q), widened(k), widened(v), key_mask, confidence)
-        high, spread = (x.to(v.dtype) for x in (found.high, found.spread))
+        wide, size = widened(v), magnitudes(widened(v))
+        found: Interval = call(self, widened(q), widened(k), wide / size, key_mask, confidence)
+        high, spread = ((x * size.squeeze(-1)).to(v.dtype) for x in (found.high, found.spread))
         return Interval(high, spread, confidence, found.says)
 
     return cast("F", torch.no_grad()(own_precision(whole)))

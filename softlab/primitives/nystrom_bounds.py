@@ -39,9 +39,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from softlab.core import norm
 from softlab.kernels import Gaussian
 from softlab.landmarks.selector import take
-from softlab.primitives.certificates import chain, distance, lengths, unit
+from softlab.primitives.certificates import chain, distance, lengths, root, unit
 
 HELD = 1 << 22
 """Kernel entries held at once, beside what is kept of them."""
@@ -71,11 +72,19 @@ class Landmarks:
         wide = z.double()
         core = kernel.matrix(wide, wide)
         core = (core + core.mT) / 2
-        values, vectors = torch.linalg.eigh(core)
-        cut = max((m * u) ** (2 / 3), (m * fine) ** 0.5) * values[..., -1:]
-        kept = values >= cut
-        root = torch.where(kept, values, 1).rsqrt() * kept
-        self.m = (root.unsqueeze(-1) * vectors.mT).to(z.dtype)
+        with torch.no_grad():
+            values, vectors = torch.linalg.eigh(core)
+            cut = max((m * u) ** (2 / 3), (m * fine) ** 0.5) * values[..., -1:]
+            kept = values >= cut
+            scale = torch.where(kept, values, 1).rsqrt() * kept
+            self.m = (scale.unsqueeze(-1) * vectors.mT).to(z.dtype)
+            self._certain(core, kept, fine)
+        if core.requires_grad:
+            self.m = self.m + _moving(core, values, vectors, kept, scale).to(z.dtype)
+
+    def _certain(self, core: Tensor, kept: Tensor, fine: float) -> None:
+        """What rounding leaves of M A M^T <= I, and the norms of M."""
+        z, m = self.z, self.z.shape[-2]
         mixed, size = self.m.double(), self.m.double().abs()
         found = mixed @ core @ mixed.mT - torch.diag_embed(kept.double())
         rounded = (2 * chain(m) + 4) * fine * torch.linalg.matrix_norm(size @ core @ size.mT)
@@ -124,27 +133,46 @@ class Landmarks:
         off = (y.eta * size).sum(-1, keepdim=True) * rounding
         own = x.eta * (whole + off) + of_x * off
         own = own + (chain(l) + chain(m) + 8) * u * of_x * whole
-        plain = x.residual.sqrt() * _reach(y.residual, v)
+        plain = root(x.residual) * _reach(y.residual, v)
         # Of landmarks nothing is left, where M^T M is the inverse.
         some = _reach(torch.where(y.known, 0, y.residual), v)
-        exact = torch.where(x.known, 0, x.residual).sqrt() * some
+        exact = root(torch.where(x.known, 0, x.residual)) * some
         theta = torch.where(self.theta.isfinite(), self.theta, 0)
         exact = exact + theta * of_x * whole
         exact = torch.where(self.theta.isfinite(), exact, math.inf)
         return found, torch.minimum(plain, exact) * rounding + own
 
 
+def _moving(core: Tensor, values: Tensor, vectors: Tensor, kept: Tensor, scale: Tensor) -> Tensor:
+    """Zero, with the derivative of M: of eigenvectors alone it would divide by equal eigenvalues.
+
+    M is known up to an orthogonal factor on its left, which no length and no product of features
+    sees. With A = U diag(lambda) U^T and D = U^T dA U, row i of dM is lambda_i^(-1/2) sum_j D_ij
+    F_ij u_j^T: F_ij = -1 / (2 lambda_j) between kept eigenvectors, where it keeps M A M^T = I, and
+    1 / (lambda_i - lambda_j) to those left out, where it turns the space of M.
+    """
+    i, j = values.unsqueeze(-1), values.unsqueeze(-2)
+    out = ~kept.unsqueeze(-2) & kept.unsqueeze(-1)
+    turned = torch.where(out, i - j, 1).reciprocal()
+    shares = torch.where(out, turned, torch.where(kept.unsqueeze(-2), -0.5 / j, 0))
+    moved = vectors.mT @ (core - core.detach()) @ vectors
+    return scale.unsqueeze(-1) * ((moved * shares) @ vectors.mT)
+
+
 def _reach(residual: Tensor, v: Tensor) -> Tensor:
     """sqrt(t lambda) of line 3, (..., 1)."""
-    size, root = lengths(v), residual.sqrt()
-    whole = (root * size).sum(-1, keepdim=True)
-    weight = torch.where(size > 0, root / torch.where(size > 0, size, 1), 0)
+    size, each = lengths(v), root(residual)
+    whole = (each * size).sum(-1, keepdim=True)
+    # Of lengths whose square is no number the trace takes the place of the matrix.
+    plain = size > math.sqrt(torch.finfo(v.dtype).tiny)
+    weight = torch.where(plain, each / torch.where(plain, size, 1), 0)
     gram = v.mT @ (weight.unsqueeze(-1) * v)
+    rest = torch.where(plain, 0, each * size).sum(-1, keepdim=True)
     # A norm in the place of the eigenvalue, which is not above it: the largest sum of magnitudes
     # is none either, and the root of the sum of squares is the nearer where values point apart.
-    largest = torch.linalg.matrix_norm(gram).unsqueeze(-1)
+    largest = norm(gram, (-2, -1)).unsqueeze(-1) + rest
     largest = torch.minimum(largest, whole) + 4 * chain(v.shape[-2]) * unit(v) * whole
-    return (whole * torch.minimum(largest, whole)).sqrt()
+    return root(whole * torch.minimum(largest, whole))
 
 
 def apart(kernel: Gaussian, z: Tensor, x: Tensor, y: Tensor, v: Tensor, out: Tensor) -> Tensor:

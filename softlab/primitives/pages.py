@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from softlab.core import norm
 from softlab.primitives.banded import banded_sums
 from softlab.primitives.certificates import (
     average_rounding,
     chain,
     distance,
     lengths,
+    root,
     score_rounding,
     unit,
 )
@@ -83,7 +85,7 @@ def pages(k: Tensor, keys: Tensor, size: int) -> Pages:
     # magnitudes bounds the largest, and takes no decomposition.
     gram = away @ away.mT if size <= k.shape[-1] else away.mT @ away
     largest = gram.abs().sum(-1).amax(-1)
-    frobenius = torch.linalg.matrix_norm(gram)
+    frobenius = norm(gram, (-2, -1))
     spread = torch.minimum(largest, frobenius) / count.clamp_min(1)
     return Pages(count, low, high, mean, radius, spread * (1 + 4 * chain(size) * unit(k)))
 
@@ -247,8 +249,10 @@ def worst(
     above = torch.minimum(pages.most(q) - middle, ball).clamp_min(0)
     below = torch.minimum(middle + pages.most(-q), ball).clamp_min(0)
     variance = torch.minimum(size.square() * pages.spread.unsqueeze(-2), above * below)
-    share = torch.where(above > 0, variance / (variance + above.square()), 1)
-    fall = torch.where(above > 0, -variance / above - above, 0)
+    ahead = above > 0
+    some = torch.where(ahead, above, 1)
+    share = torch.where(ahead, variance / (variance + some.square()), 1)
+    fall = torch.where(ahead, -variance / some - above, 0)
     # log of Bennett's factor, less b: nothing overflows.
     log_factor = above + (share + (1 - share) * fall.exp()).log()
     log_count = pages.counts.clamp_min(1).log().unsqueeze(-2)
@@ -291,4 +295,4 @@ def _apart(x: Tensor, y: Tensor) -> Tensor:
     of_x, of_y = lengths(x).unsqueeze(-1), lengths(y).unsqueeze(-2)
     squares = of_x.square() + of_y.square() - 2 * x @ y.mT
     lost = 2 * (chain(x.shape[-1]) + 4) * unit(x) * (of_x + of_y).square()
-    return (squares.clamp_min(0) + lost).sqrt()
+    return root(squares.clamp_min(0) + lost)

@@ -143,6 +143,56 @@ def test_a_layer_of_tokens_is_no_inverse_and_no_operator(module, width):
     assert laws.adapters.is_solver(laws.adapted(Pseudoinverse()))
 
 
+OF_ANOTHER_SHAPE = """
+import torch
+
+def attend(q, k, v, key_mask=None):
+    "Heads last, no scale, and a tuple."
+    q, k, v = (x.transpose(-3, -2) for x in (q, k, v))
+    s = q @ k.mT
+    s = s if key_mask is None else s.masked_fill(~key_mask[..., None, None, :], -torch.inf)
+    return (s.softmax(-1) @ v).transpose(-3, -2), s
+
+def mine(call):
+    return lambda q, k, v: call(*((x[None] if x.ndim == 3 else x) for x in (q, k, v)))[0]
+
+def nothing(call):
+    return None
+"""
+
+
+@pytest.fixture
+def shaped(tmp_path):
+    (tmp_path / "shaped.py").write_text(OF_ANOTHER_SHAPE)
+    return f"{tmp_path / 'shaped.py'}:"
+
+
+def test_adapters_by_name_make_attention_of_another_shape_what_it_is(shaped):
+    subject = laws.load(f"{shaped}attend", adapter="first+heads-last+scaled")
+    assert subject.form == "softmax attention"
+    q, k, v = (torch.randn(2, 3, n, 4, dtype=torch.float64) for n in (5, 7, 7))
+    torch.testing.assert_close(subject(q, k, v), Softmax()(q, k, v))
+    plain = laws.load(f"{shaped}attend", adapter="first+heads-last")
+    torch.testing.assert_close(plain(q / 2, k, v), Softmax()(q, k, v))
+    found = call(f"{shaped}attend", "--adapter", "first+heads-last+scaled",
+                 "--only", "answers", "--examples", 1)  # fmt: skip
+    assert found.exit_code == 0, found.output
+
+
+@pytest.mark.parametrize(
+    ("adapter", "said"),
+    [
+        ("frist", "there is no adapter 'frist'; give one of first, heads-last, scaled.*'first'"),
+        ("first+", "there is no adapter ''"),
+        ("{}nothing", "gives a NoneType; return f"),
+        ("{}missing", "has no 'missing'"),
+    ],
+)
+def test_an_adapter_that_is_none_is_refused(shaped, adapter, said):
+    with pytest.raises(ValueError, match=said):
+        laws.load(f"{shaped}attend", adapter=adapter.format(shaped))
+
+
 def test_a_module_that_is_on_its_way_in_when_time_is_up_arrives_whole(tmp_path, monkeypatch):
     # Cut short it would stay in sys.modules in part, as torch's late import of sympy once did.
     (tmp_path / "late_arrival.py").write_text("import time\ntime.sleep(0.4)\nwhole = True\n")

@@ -45,6 +45,13 @@ def check(
             help="Lengths that a callable needs: 'tokens=64, multiple=8'. Found out, too."
         ),
     ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            help="What makes f(q, k, v) of it: first (of a tuple), heads-last (b, n, h, d), scaled "
+            "(it leaves 1/sqrt(d) to you), or mine.py:function of yours."
+        ),
+    ] = None,
     only: Annotated[list[str] | None, typer.Option(help="A law by name; again for more.")] = None,
     seconds: Annotated[
         float | None, typer.Option(help="The most that one law may take: 30, or 180 if thorough.")
@@ -96,7 +103,16 @@ def check(
     _usable(device)
     limits = examples, seconds, dtype, device
     request = Request(
-        subject, traits, target, *limits, tuple(only or ()), thorough, requires, power, known
+        subject,
+        traits,
+        target,
+        *limits,
+        tuple(only or ()),
+        thorough,
+        requires,
+        power,
+        known,
+        adapter,
     )
     found = _shown(examined(request), quiet=as_json)
     if as_json:

@@ -229,7 +229,8 @@ def adapted(
             f"{name} is a layer: it takes tokens (b, n, {width}) and makes queries, keys and "
             "values of them itself, while laws are about f(q, k, v). Check the attention inside "
             "it, or an adapter: a function of yours that gives q, k and v to the layer with its "
-            "projections replaced by the identity. The guide on published packages has some."
+            "projections replaced by the identity (softlab check --adapter file.py:function makes "
+            "it of the layer). The guide on published packages has some."
         )
         raise ValueError(msg)
     subject, least, most = _spoken(subject)
@@ -546,17 +547,79 @@ def load(
     traits: str | None = None,
     target: str | None = None,
     requires: str | None = None,
+    adapter: str | None = None,
 ) -> Any:
     """The subject that ``package.module:object`` or ``path/file.py:object`` names.
 
     ``object`` may be an expression: ``softlab.operators:Soft(rank=16)``. ``traits`` as in
-    ``adapted``, and ``requires``; ``target`` a spec itself. Raises ``ValueError`` where
-    there is none.
+    ``adapted``, and ``requires``; ``target`` a spec itself; ``adapter`` as in ``through``. Raises
+    ``ValueError`` where there is none.
     """
     aim = None if target is None else found(target)
-    subject = found(spec)
+    subject = through(adapter, found(spec))
     name = spec.rpartition(":")[2] or spec
     return adapted(subject, traits=traits, target=aim, name=name, requires=requires)
+
+
+def _first(call: Any) -> Any:
+    """The first part of an answer that is a tuple."""
+    return lambda *given: call(*given)[0]
+
+
+def _scaled(call: Any) -> Any:
+    """Queries over sqrt(d), for code that leaves the scale to its caller."""
+    return lambda q, *more: call(q / q.shape[-1] ** 0.5, *more)
+
+
+def _heads_last(call: Any) -> Any:
+    """Tokens before heads: q (b, h, n, d) is given as (b, n, h, d), and so is the answer read."""
+
+    def turned(q: Tensor, k: Tensor, v: Tensor, *mask: Tensor) -> Any:
+        if q.ndim < 3:
+            msg = "needs a dimension of heads"
+            raise ValueError(msg)
+        return call(*(x.transpose(-3, -2) for x in (q, k, v)), *mask).transpose(-3, -2)
+
+    return turned
+
+
+ADAPTERS: dict[str, Callable[[Any], Any]] = {
+    "first": _first, "heads-last": _heads_last, "scaled": _scaled,
+}  # fmt: skip
+"""What stands between the laws and code of another shape, by name."""
+
+
+def through(adapter: str | None, subject: Any) -> Any:
+    """The subject as an adapter turns it into f(q, k, v), itself where there is none.
+
+    Args:
+        adapter: names of ``ADAPTERS``, the innermost first ("first+scaled"), or a spec of a
+            function of the subject as ``found`` takes it, ``path/file.py:function``.
+        subject: a function or a module.
+
+    Raises ``ValueError`` for a name that there is not, and where the function gives nothing that
+    can be called.
+    """
+    if adapter is None:
+        return subject
+    if ":" in adapter:
+        turned = found(adapter)(subject)
+        if not callable(turned):
+            msg = f"the adapter {adapter} gives a {type(turned).__name__}; return f(q, k, v)."
+            raise ValueError(msg)
+        return turned
+    for name in adapter.split("+"):
+        if name not in ADAPTERS:
+            msg = (
+                f"there is no adapter {name!r}; give one of {', '.join(ADAPTERS)}, some joined by "
+                f"a plus, or path/file.py:function.{hint(name, ADAPTERS)}"
+            )
+            raise ValueError(msg)
+        made = ADAPTERS[name](subject)
+        with contextlib.suppress(TypeError, ValueError):  # some of C have none
+            made.__signature__ = inspect.signature(getattr(subject, "forward", subject))
+        subject = made
+    return subject
 
 
 def found(spec: str) -> Any:

@@ -44,7 +44,7 @@ class Request:
 
     ``examples``, ``seconds``, ``dtype``, ``device``: as of ``laws.examine``. ``only``: names of
     laws, empty for all. ``thorough``: many more sizes. ``power``: plant faults, as ``laws.power``.
-    ``expected``: laws that are known to fail, with the reasons.
+    ``expected``: laws that are known to fail, with the reasons. ``adapter``: as of ``laws.load``.
     """
 
     spec: str
@@ -59,11 +59,12 @@ class Request:
     requires: str | None = None
     power: bool = False
     expected: tuple[tuple[str, str], ...] = ()
+    adapter: str | None = None
 
     @property
     def name(self) -> str:
         """The line of Python that loads the subject."""
-        given = ((key, getattr(self, key)) for key in ("traits", "target", "requires"))
+        given = ((key, getattr(self, key)) for key in ("traits", "target", "requires", "adapter"))
         more = "".join(f", {key}={held!r}" for key, held in given if held is not None)
         return f"laws.load({self.spec!r}{more})"
 
@@ -187,6 +188,7 @@ def report(pipe: Connection, request: Request, done: tuple[str, ...]) -> None:
     try:
         target = None if request.target is None else adapters.found(request.target)
         given, name = adapters.found(request.spec), request.spec.rpartition(":")[2]
+        given = adapters.through(request.adapter, given)
         with limit(3 * request.seconds):  # it is called, to see what it takes
             subject = laws.adapted(
                 given, traits=request.traits, target=target, name=name, requires=request.requires

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from softlab import validation
-from softlab.core import INSTEAD, Dims, Operator
+from softlab.core import INSTEAD, Dims, Operator, own_precision
 from softlab.estimators import ExactRows
 from softlab.estimators.estimate import Estimate, check_confidence, magnitude, of_ratio
 from softlab.primitives.certificates import relative
@@ -45,6 +45,7 @@ class Certificate:
 
 
 @typed
+@own_precision
 def certify(
     op: Operator,
     q: Tensor,
@@ -130,7 +131,8 @@ def _certified(
         return Certificate(at, len(q), None, None, error, None, None, work, says)
     bound = op.bound(q, k, v, out=out).double()  # type: ignore[attr-defined]
     certified = relative(bound, out)
-    rounding = 1e-12 * (1 + float(drawn.output.abs().max())) * math.sqrt(len(k))
+    largest = float(v.abs().max()) + float(drawn.output.abs().max())
+    rounding = 1e-12 * largest * math.sqrt(len(k))
     own = float(missed.norm())
     ratio = float(bound[drawn.at].norm()) / own if own > 0 else None
     held = bool((missed.norm(dim=-1) <= bound[drawn.at] + rounding).all())

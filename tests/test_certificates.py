@@ -424,6 +424,57 @@ def test_a_derivative_of_a_bound_is_a_number(op):
         assert all(bool(slope.isfinite().all()) for slope in slopes_of)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("op", CERTIFIED, ids=repr)
+def test_a_bound_is_as_large_as_the_values_however_small_or_large(op, dtype):
+    """Squares of 1e-30 are 0 in float32, and of 1e20 infinite: no bound may be."""
+    q, k, v = (draw(12, width, seed=width, dtype=dtype) for width in (4, 4, 3))
+    bound = op.bound(q, k, v)
+    for power in (-100, 60) if dtype == torch.float32 else (-1000, -500, 500):
+        torch.testing.assert_close(
+            op.bound(q, k, v * 2.0**power) * 2.0**-power, bound, rtol=1e-4, atol=1e-4
+        )
+    (found,) = softlab.certify(op, q, k, v * 2.0**-100)
+    assert found.held
+
+
+@pytest.mark.parametrize("op", [Local(2), BigBird(1, 1, 1, block=2), Pages(4, 1)], ids=repr)
+@pytest.mark.parametrize("power", [-50, 40])
+def test_scores_are_bounded_whatever_shares_queries_and_keys_have_of_them(op, power):
+    q, k, v = (draw(12, width, seed=width, dtype=torch.float32) for width in (4, 4, 3))
+    moved = op.bound(q * 2.0**power, k * 2.0**-power, v)
+    torch.testing.assert_close(moved, op.bound(q, k, v), rtol=1e-3, atol=1e-4)
+
+
+def test_intervals_are_as_large_as_the_values():
+    q, v = (draw(50, 4, seed=i, dtype=torch.float32) for i in range(2))
+    op = ColumnSample(40)
+    high = op.interval(0.1 * q, q, v).high
+    for power in (-90, 50):
+        small = op.interval(0.1 * q, q, v * 2.0**power).high
+        torch.testing.assert_close(small * 2.0**-power, high)
+
+
+def test_what_is_no_input_is_said_in_a_sentence():
+    q = draw(40, 4)
+    for wrong in (None, [1.0]):
+        with pytest.raises(TypeError, match=r"k must be a torch.Tensor"):
+            Local(1).at_most(0.1, q, wrong, q)
+    meta = q.to("meta")
+    for ask in (
+        lambda x: Local(1).at_most(0.1, x, x, x),
+        lambda x: softlab.certify(Local(1), x, x, x),
+    ):
+        with pytest.raises(RuntimeError, match="a tensor on 'meta' has none"):
+            ask(meta)
+    for wrong in ("a", None, True):
+        with pytest.raises(TypeError, match=r"confidence is .*give a number between 0 and 1"):
+            ColumnSample(40).interval(q, q, q, confidence=wrong)
+    for wrong in (0, 1, math.nan, -1, 2):
+        with pytest.raises(ValueError, match=r"confidence is .*give a number between 0 and 1"):
+            ColumnSample(40).interval(q, q, q, confidence=wrong)
+
+
 def test_certify_and_at_most_take_tensors_that_require_a_gradient():
     q = draw(20, 4).requires_grad_()
     (found,) = softlab.certify(Local(2), q, q, q)

@@ -122,7 +122,13 @@ def students(freedom: Tensor, confidence: float) -> Tensor:
 
 
 def check_confidence(confidence: float) -> None:
-    """Raise ``ValueError`` unless 1e-6 <= confidence <= 1 - 1e-12: beyond, quantiles round off."""
+    """Raise ``ValueError`` unless 1e-6 <= confidence <= 1 - 1e-12: beyond, quantiles round off.
+
+    ``TypeError`` for what is no number.
+    """
+    if isinstance(confidence, bool) or not isinstance(confidence, int | float):
+        msg = f"confidence is {confidence!r}; give a number between 0 and 1, such as 0.95."
+        raise TypeError(msg)
     if not 1e-6 <= confidence <= 1 - 1e-12:
         msg = f"confidence is {confidence!r}; give a number between 0 and 1, such as 0.95."
         raise ValueError(msg)

@@ -93,6 +93,7 @@ def certificate(call: F) -> F:
     return cast("F", own_precision(whole))
 
 
+@own_precision
 def at_most(
     op: Any,
     error: float,
@@ -121,6 +122,7 @@ def at_most(
             setting, or claims no bound.
     """
     validation.span("error", error)
+    validation.admit(q, k, v, key_mask, scale=getattr(op, "scale", None))
     knob = getattr(type(op), "knob", None)
     name = op.traits.exact_at or (knob.fields[0] if knob is not None else "")
     if not name:

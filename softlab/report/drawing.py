@@ -162,6 +162,9 @@ def draw(table: pd.DataFrame, lines: Lines, page: Word = "") -> Drawing:
             # With its height given, matplotlib does not measure all ticks to find it.
             axes.set_title(drawn(panel), y=1.0, parse_math=False)
             axes.tick_params(labelbottom=i + across >= len(panels))
+            # Nor where its own labels, which are empty, would stand beside those of its neighbours.
+            axes.xaxis.set_label_coords(0.5, 0)
+            axes.yaxis.set_label_coords(0, 0.5)
         for axes in grid.flat[len(panels) :]:
             axes.remove()
         _scale(grid[0, 0], rows, lines, looks or _groups(rows, lines))

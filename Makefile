@@ -25,7 +25,7 @@ help:  ## this list
 
 install: $(INSTALLED)  ## softlab with its report and laws, into .venv; about 4 minutes
 
-report: $(INSTALLED)  ## every study, on real activations, and the PDF of them all; more than an hour on two cores; QUICK=1: minutes
+report: $(INSTALLED)  ## every study, on real activations, and the PDF of them all; about an hour on two cores, and it says first how long; QUICK=1: minutes
 	$(BIN)/softlab run --all --threads 1 --workers $(WORKERS) --out $(OUT) $(if $(QUICK),--quick)
 	$(BIN)/softlab report $(OUT)
 	$(MAKE) board

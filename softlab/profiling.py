@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 
 R = TypeVar("R")
 Numbers = dict[str, float | int | bool]
@@ -188,7 +186,7 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int:
     """Most bytes that ``call`` held at once above those held at entry, its result included.
 
     CUDA: torch's allocator statistics, after a call that lets libraries take their workspaces.
-    CPU: the trace of torch's allocator that the profiler exports; what a library takes by other
+    CPU: the events of torch's allocator that the profiler records; what a library takes by other
     means (BLAS scratch, numpy) is not in it.
     """
     if device.type == "cuda":
@@ -199,17 +197,15 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int:
         call()
         torch.cuda.synchronize(device)
         return int(torch.cuda.max_memory_allocated(device) - held)
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-            call()
-        path = Path(folder) / "trace.json"
-        trace.export_chrome_trace(str(path))
-        events = json.loads(path.read_bytes())["traceEvents"]
-    memory = [event for event in events if event.get("name") == "[memory]"]
+    # Not torch.profiler.profile, which imports the compiler, for seconds, to ask for its settings.
+    with _quiet(), profile(profile_memory=True) as trace:
+        call()
+    recorded: Any = trace.kineto_results
     held = peak = 0
-    for event in sorted(memory, key=lambda event: event["args"]["Ev Idx"]):
-        held += event["args"]["Bytes"]
-        peak = max(peak, held)
+    for event in recorded.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
     return peak
 
 

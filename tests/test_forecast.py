@@ -103,3 +103,15 @@ def test_the_command_says_it_before_the_first_case_and_what_is_left_before_each(
     assert "one, 1 of 2: 4 cases; of all are left about 2 minutes" in others
     assert "two, 2 of 2: 4 cases; of all are left about 80 s" in others
     assert any(line.startswith("one: 4 of 4 cases in") for line in others)  # in logs, no bar moves
+
+
+def test_a_log_has_a_line_now_and_then_where_no_status_moves(monkeypatch, capsys):
+    from softlab.cli import console
+
+    with console.err.status("starting") as status:
+        tell = console.told(status)
+        tell("head 1 of 3")
+        tell("head 2 of 3")
+        monkeypatch.setattr(console, "EVERY", 0.0)
+        tell("head 3 of 3")
+    assert capsys.readouterr().err.splitlines() == ["head 1 of 3", "head 3 of 3"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from softlab.cli.console import FINDING, err, fail, out, say, say_json
+from softlab.cli.console import FINDING, err, fail, out, say, say_json, told
 
 if TYPE_CHECKING:
     from softlab.compare import Comparison
@@ -82,7 +82,7 @@ def compare(
                 *(subjects or ()), *(catalogue() if every else ()),
                 inputs=inputs or ["recorded"], budget=_share(budget), quick=quick,
                 target=None if target is None else subject(target).at(1.0, 0, _no_dims()),
-                laws=laws, tell=status.update,
+                laws=laws, tell=told(status),
             )  # fmt: skip
         paths = [] if results is None else found.results(results)
         report = None if folder is None else found.save(folder)

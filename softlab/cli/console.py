@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.status import Status
 from rich.text import Text
 
 out = Console(highlight=False)
@@ -28,6 +30,24 @@ def say(message: str, *, error: bool = False) -> None:
     ``error``: on standard error, beside numbers for programs.
     """
     (err if error else out).print(message, markup=False, soft_wrap=True)
+
+
+EVERY = 30.0
+"""Seconds between two lines of ``told`` where no status can move."""
+
+
+def told(status: Status) -> Callable[[str], None]:
+    """What shows how far a command is: the status line, and a line now and then in a log."""
+    last = -math.inf
+
+    def tell(words: str) -> None:
+        nonlocal last
+        status.update(words)
+        if not err.is_terminal and time.monotonic() - last >= EVERY:
+            last = time.monotonic()
+            say(words, error=True)
+
+    return tell
 
 
 def say_json(value: object) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ BUDGET = 1 / 8
 LAWS = ("yours", "all", "none")
 PAIRS = 10
 """Calls of a method and of the exact operator, in turn, that make a ratio of times."""
+ENOUGH = 0.1
+"""Seconds of such pairs that are enough."""
 SLOW = "gave no answer within"
 UNIFORM, RANK, KEYS = "uniform average", "best matrix of the rank", "heaviest keys"
 Row = dict[str, Any]
@@ -192,13 +194,17 @@ def _subjects(given: Iterable[Any], target: Any) -> list[Subject]:
 
 @dataclass(frozen=True)
 class _Job:
-    """What is measured: subjects on heads, at the budget of the table and those of the figure."""
+    """What is measured: subjects on heads, at the budget of the table and those of the figure.
+
+    ``peaks``: the memory of a call of a target, measured once for all who approximate it.
+    """
 
     subjects: Sequence[Subject]
     heads: Sequence[Head]
     budget: float
     grid: Sequence[float]
     samples: int
+    peaks: dict[tuple[Any, Dims], int] = field(default_factory=dict)
 
     @property
     def targets(self) -> list[Any]:
@@ -236,9 +242,13 @@ class _Job:
             called(op, *qkv)
             wall, worked = time.perf_counter(), time.process_time()
             with torch.no_grad():
-                ratio = in_turn(lambda: op(*qkv), lambda: one.target(*qkv), cpu, repeats=PAIRS)
+                ratio = in_turn(
+                    lambda: op(*qkv), lambda: one.target(*qkv), cpu, repeats=PAIRS, budget=ENOUGH
+                )
                 wall, worked = time.perf_counter() - wall, time.process_time() - worked
-                exact = peak_memory(lambda: one.target(*qkv), cpu)
+                if (one.target, dims) not in self.peaks:
+                    self.peaks[one.target, dims] = peak_memory(lambda: one.target(*qkv), cpu)
+                exact = self.peaks[one.target, dims]
                 peak = peak_memory(lambda: op(*qkv), cpu)
         except Exception:  # the same call is a failed row, with its reason
             return {}

@@ -212,7 +212,7 @@ STUDY = Study(
         "solver": SOLVERS,
     },
     quick={
-        "matrix": [*(one(M, k) for k in (1e1, 1e3) for one in (Geometric, Step)), *CORES[3:7]]
+        "matrix": [*(one(M, k) for k in (1e1, 1e3) for one in (Geometric, Step)), *CORES[4:6]]
         + [LowRank(M, M // 2, k) for k in (1e1, 1e3)],
         "solver": [solver for solver in METHODS if solver.traits.order != 3],
     },

@@ -14,7 +14,7 @@ import pandas as pd
 
 from softlab.report.chapter import Cell, Table
 from softlab.report.intervals import percent, share
-from softlab.report.numbers import joined
+from softlab.report.numbers import counted, joined
 from softlab.report.rows import finished
 
 from .columns import HELD_OUT, TUNED
@@ -36,7 +36,7 @@ def scope(table: pd.DataFrame) -> str:
     said = (
         f"{len(mutants)} mutants with {mutants['fault'].nunique()} faults; "
         f"{right['base'].nunique()} operators and solvers of the catalogue at "
-        f"{right['seed'].nunique()} seeds."
+        f"{counted(right['seed'].nunique(), 'seed')}."
     )
     if planted.empty:
         return said
@@ -73,7 +73,7 @@ def findings(table: pd.DataFrame) -> list[str]:
         asked = int(right["laws"].sum())
         text = (
             f"The catalogue was asked {asked} times for a law ({right['base'].nunique()} operators "
-            f"and solvers, {right['seed'].nunique()} seeds) and broke {alarms or 'none'}"
+            f"and solvers, {counted(right['seed'].nunique(), 'seed')}) and broke {alarms or 'none'}"
         )
         loud = right[right["alarms"] > 0]
         named = (f"{row.base}: {row.law} (seed {row.seed})" for row in loud.itertuples())

@@ -532,7 +532,7 @@ STUDY = Study(
     },
     quick={
         "specimen": [*MUTANTS[::9], *CATALOGUE[::18], *PLANTED[::24], *UNUSUAL[::38]],
-        "seed": (0, 1),
+        "seed": (0,),
     },
     measure=measure,
     keep=keep,

@@ -56,8 +56,9 @@ def test_models_of_transformers(name):
     transformers = pytest.importorskip("transformers", reason="needs transformers")
     transformers.logging.set_verbosity_error()
     found = row(TOOLS.of_transformers(*name.split()))
-    refused = {"gpt_oss eager": "sinks"}.get(name)
-    assert found["Softmax()"] == (f"refused: {refused}" if refused else "right")
+    assert found["Softmax()"] == "right"
+    if name == "gpt_oss eager":
+        assert "refused: sinks" in found.values()
 
 
 def test_a_forgotten_step_is_refused_and_without_the_check_of_layers_a_wrong_cell(monkeypatch):

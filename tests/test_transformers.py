@@ -8,6 +8,7 @@ from torch import nn
 
 from softlab.capture import SubstitutionError, record, register, substitute
 from softlab.capture.effect import effect
+from softlab.capture.substitution import substitute_each
 from softlab.operators import CosFormer, Local, Nystromformer, Performer, Softmax, TopK, Uniform
 from softlab.tuning import Part, Plan, load
 
@@ -78,19 +79,31 @@ def test_a_model_beside_the_substituted_layer_keeps_its_mask(name):
 
 
 def test_what_transformers_models_ask_beyond_torchs_attention():
+    """Its own attention is exact softmax attention; another operator cannot cap or sink."""
     more = {"num_key_value_heads": 2, "head_dim": 8}
     gemma = made("Gemma2", **more)
-    with (
-        pytest.raises(SubstitutionError, match=r"layer 0 \(layers\.0\.self_attn\).*softcap"),
-        substitute(gemma, Softmax()),
-    ):
-        gemma(IDS)
     oss = made("GptOss", num_local_experts=4, num_experts_per_tok=2, **more)
-    with (
-        pytest.raises(SubstitutionError, match=r"layer 0 \(layers\.0\.self_attn\).*s_aux"),
-        substitute(oss, Softmax()),
-    ):
-        oss(IDS)
+    for model, word in ((gemma, "softcap"), (oss, "s_aux")):
+        with torch.no_grad():
+            own = model(IDS).last_hidden_state
+            with substitute(model, Softmax()) as report:
+                assert torch.equal(model(IDS).last_hidden_state, own)
+            names = [*report.reached]
+            with substitute_each(model, {names[0]: [(Softmax(), [0])]}) as one:
+                assert torch.equal(model(IDS).last_hidden_state, own)
+        assert (len(names), not report.left, [*one.reached]) == (2, True, names[:1])
+        for other in (Uniform(), Softmax(scale=0.5)):
+            with (
+                pytest.raises(SubstitutionError, match=rf"layer 0 \(layers\.0\..*{word}"),
+                substitute(model, other),
+            ):
+                model(IDS)
+        parts = [(Softmax(), [0]), (Uniform(), [1])]
+        with (
+            pytest.raises(SubstitutionError, match=word),
+            substitute_each(model, {names[0]: parts}),
+        ):
+            model(IDS)
     model = WithHead(gemma)
     with torch.no_grad(), substitute(model, Softmax(), layers=["head"]) as report:
         model(IDS)

@@ -11,8 +11,9 @@ same to the last bit. Decisions, each held by a test:
   rounding on real tokens; the fused path zeroes padded positions, the ordinary one does not.
 - Layers of transformers are seen where they look up who computes their attention, whether they are
   set to "eager" or to "sdpa"; a layer that is left computes its own, and no configuration is
-  changed, for that decides the masks of other layers, too. Soft caps, sinks and other
-  implementations are refused where they are to be substituted.
+  changed, for that decides the masks of other layers, too. Soft caps and sinks are
+  refused where they are to be substituted, but by exact softmax attention, which is what the layer
+  itself computes; other implementations are refused.
 - Under autocast queries, keys, values and added masks are cast as torch's attention casts them.
 - Attention that is written out is known by how its tensors were made: a product of queries and
   keys, a softmax over the keys, a product with the values; in between scores may be scaled, masked,

@@ -36,6 +36,7 @@ def _nothing() -> Result:
 class Asked:
     """What a layer asks for, in the words of torch's attention; ``reason``: why it is more.
 
+    ``softmax``: it is more and still softmax attention, of capped scores or with a sink.
     ``itself`` computes what the layer's own implementation gives, unseen by any watch.
     """
 
@@ -48,11 +49,13 @@ class Asked:
     scale: float | None = None
     enable_gqa: bool = False
     reason: str = ""
+    softmax: bool = False
     itself: Callable[[], Result] = field(default=_nothing)
 
     def arguments(self) -> dict[str, Any]:
         """Those of torch's attention."""
-        return {name: x for name, x in vars(self).items() if name not in {"reason", "itself"}}
+        own = {"reason", "softmax", "itself"}
+        return {name: x for name, x in vars(self).items() if name not in own}
 
 
 Handler = Callable[[Asked, Callable[[], Result]], Result]
@@ -164,17 +167,18 @@ def _read(
     """What a layer asks for, as its implementation understands what it is given."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    reason = ""
+    reason, softmax = "", True
     if more.get("softcap") is not None:
         reason = "caps its scores (softcap), which torch's attention cannot"
     elif any(x is not None for x in (*map(more.get, SINKS), getattr(module, "sinks", None))):
         reason = "has sinks without values (s_aux), which torch's attention has not"
     elif more.get("cache") is not None:
-        reason = "reads a paged cache, which is not seen"
+        reason, softmax = "reads a paged cache, which is not seen", False
     elif not eager and own is not sdpa_attention_forward:
         reason = f"runs as {name!r}, which is not seen: call set_attn_implementation('sdpa') first"
+        softmax = False
     if reason:
-        return Asked(query, key, value, reason=reason)
+        return Asked(query, key, value, reason=reason, softmax=softmax)
     if eager:
         causal, dropout = False, dropout if module.training else 0.0
     else:

@@ -28,7 +28,7 @@ from softlab.capture.interception import (
     standing_in,
 )
 from softlab.capture.masks import UnableError, hiding, read
-from softlab.core import Dims, Operator
+from softlab.core import Dims, Operator, Stream
 from softlab.hints import hint
 
 BACKWARD = (torch.autograd.backward, torch.autograd.grad, Tensor.backward)
@@ -223,6 +223,10 @@ class _Substituter(Watch):
             )
             raise UnableError(msg)
 
+    def given(self, module: str) -> Sequence[Callable[..., Tensor]]:  # noqa: ARG002
+        """The operators that answer for this module."""
+        return [self.operator]
+
     def unread(self, module: str, asked: Asked, go_on: Callable[[], Result]) -> Result:
         """Leave a layer of transformers that asks for more than torch's attention, or refuse."""
         seen, counted = self.seen, self.unseen.get(module, 0)
@@ -230,13 +234,15 @@ class _Substituter(Watch):
         if self.seen > seen:  # torch's attention was called inside it
             return found
         self.meet(module)
-        if self.chosen(module):
+        chosen = bool(self.chosen(module))
+        if chosen and not (asked.softmax and all(map(_softmax, self.given(module)))):
             msg = (
                 f"layer {self.numbers[module]} ({module}) cannot be given {self.operator!r}: it "
                 f"{asked.reason}. Substitute elsewhere: layers=[...]."
             )
             raise SubstitutionError(msg)
-        count(self.report.left, module)
+        # Exact softmax attention of capped scores, or with a sink, is what the layer gave itself.
+        count(self.report.reached if chosen else self.report.left, module)
         if counted:
             self.unseen[module] = counted
         else:
@@ -418,6 +424,10 @@ class _Each(_Substituter):
         """A layer is meant by its own name alone."""
         return {module} if module in self.parts else set()
 
+    def given(self, module: str) -> Sequence[Callable[..., Tensor]]:
+        """The operators of its parts; heads that none answers keep what they had."""
+        return [op for op, _ in self.parts[module]]
+
     def answered(self, call: Call, go_on: Callable[[], Tensor]) -> Tensor:
         """The outputs of the layer's operators, each for its heads."""
         parts = self.parts[call.module]
@@ -444,6 +454,17 @@ class _Each(_Substituter):
             held = out
             out = super().answered(call, lambda held=held: held)  # type: ignore[misc]
         return out
+
+
+def _softmax(operator: Callable[..., Tensor]) -> bool:
+    """Whether it is exact softmax attention at the usual scale: it says so, and it is."""
+    if not isinstance(operator, Operator) or not operator.traits.exact:
+        return False
+    rng = Stream(0, "capture.softmax")
+    q, k, v = (rng.normal(n, 5) for n in (6, 7, 7))
+    with torch._C.DisableTorchFunction(), suppress(ValueError):  # a causal one: 6 are not 7
+        return bool(torch.allclose(operator(q, k, v), ATTENTION(q, k, v), rtol=1e-12, atol=1e-12))
+    return False
 
 
 def _linear(operator: Callable[..., Tensor]) -> bool:

@@ -446,6 +446,20 @@ def test_scores_are_bounded_whatever_shares_queries_and_keys_have_of_them(op, po
     torch.testing.assert_close(moved, op.bound(q, k, v), rtol=1e-3, atol=1e-4)
 
 
+def test_a_value_that_no_draw_met_leaves_no_end():
+    """One of 300 values is a thousand times the others: a draw without it knew nothing of it."""
+    q, k = 0.3 * draw(1, 4), 0.3 * draw(300, 4, seed=1)
+    v = torch.ones(300, 1, dtype=F64)
+    v[7] = 1e3
+    op = ColumnSample(100)
+    exact = op.target(q, k, v)
+    for seed in range(12):
+        one = dataclasses.replace(op, seed=seed)
+        found = one.interval(q, k, v)
+        assert (one(q, k, v) - exact).norm() <= found.high[0]
+        assert found.high.isfinite().all() or found.says
+
+
 def test_intervals_are_as_large_as_the_values():
     q, v = (draw(50, 4, seed=i, dtype=torch.float32) for i in range(2))
     op = ColumnSample(40)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from softlab.kernels import Exponential, kernel_cost
 from softlab.landmarks import UniformRandom
 from softlab.operators.softmax import Softmax
 from softlab.primitives.draws_intervals import Interval, answered, from_draws, of_weights, residuals
+from softlab.primitives.normalization import indicator
 from softlab.validation import Seed, Size
 
 
@@ -76,7 +78,8 @@ class ColumnSample:
 
         The drawn keys' weights and values are the draws of ``primitives.draws_intervals``, of a
         finite population. A key that was not drawn and holds most of a row is not seen: the odds
-        are over draws, and rows where scores spread far have no end.
+        are over draws, and rows where scores spread far have no end. Values are known, so none has
+        an end where all of them have twice the variance of the drawn ones, or more.
 
         Args:
             q: queries (..., n, d).
@@ -96,7 +99,17 @@ class ColumnSample:
         squares = residuals(p, some_v, p @ some_v)
         doubt = math.sqrt(max(0.0, 1 - share)) * of_weights(p)
         logs = scores.var(-1) if self.rank > 1 else torch.zeros_like(doubt)
-        return from_draws(squares, doubt, logs, confidence, share)
+        found = from_draws(squares, doubt, logs, confidence, share)
+        weight = indicator(v, key_mask)
+        count = weight.sum(-2, keepdim=True)
+        middle = (weight * v).sum(-2, keepdim=True) / count
+        whole = (weight * (v - middle).square()).sum((-2, -1)) / count.squeeze((-2, -1))
+        unmet = whole > 2 * (some_v - middle).square().sum(-1).mean(-1)
+        if not bool(unmet.any()):
+            return found
+        says = f"{found.says} In {int(unmet.sum())} matrices values spread further than any drawn."
+        high = torch.where(unmet.unsqueeze(-1), math.inf, found.high)
+        return dataclasses.replace(found, high=high, says=says.strip())
 
     def _drawn(self, k: Tensor, v: Tensor, key_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """The drawn keys (..., m, d) and their values."""

@@ -12,7 +12,7 @@ import itertools
 import json
 import re
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,8 @@ def report(folder: Path | str = "reports", tell: Tell = lambda _: None) -> Path:
         "environment": overview.environments([one[1:] for one in tables]),
     }
     _numbered(data)
-    _printed(folder, studies, files, compiled)
+    drawn = [(study["name"], item) for study in studies for item in study["figures"]]
+    _printed(folder, drawn if lead is None else [*drawn, (lead["study"], lead)], files, compiled)
     papers = references.cited(_texts(data, files))
     data["references"] = papers
     (folder / "references.bib").write_text(references.bibtex(papers), encoding="utf-8")
@@ -245,15 +246,16 @@ def _read(
 
 
 def _printed(
-    folder: Path, studies: list[dict[str, Any]], files: Mapping[str, bytes], compiled: Any
+    folder: Path,
+    figures: Sequence[tuple[str, Mapping[str, Any]]],
+    files: Mapping[str, bytes],
+    compiled: Any,
 ) -> None:
-    """Each figure as a PDF of its own beside its SVG, for a paper."""
-    for study in studies:
-        for item in study["figures"]:
-            if item["file"] is not None:
-                whole = compiled({"main.typ": ALONE, "figure.svg": files[item["file"]]})
-                path = folder / study["name"] / "figures" / f"{item['name']}.pdf"
-                path.write_bytes(whole)
+    """Each figure, beside the name of its study, as a PDF of its own beside its SVG."""
+    for study, item in figures:
+        if item["file"] is not None:
+            whole = compiled({"main.typ": ALONE, "figure.svg": files[item["file"]]})
+            (folder / study / "figures" / f"{item['name']}.pdf").write_bytes(whole)
 
 
 ALONE = b"""#set page(width: auto, height: auto, margin: 0pt)

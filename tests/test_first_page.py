@@ -6,7 +6,6 @@ import re
 import pandas as pd
 import pytest
 
-from softlab import report
 from softlab.report import _printed, _ranked
 from softlab.report.headlines import effect_of, headline, surprise
 from softlab.report.numbers import FIGURES, parted
@@ -56,18 +55,14 @@ def test_what_all_studies_are_is_said_once_and_not_beside_each_finding():
     assert [x["mark"] for x in _ranked([*both, other])] == ["interrupted", "trial run", "trial run"]
 
 
-def test_the_figure_of_the_first_page_is_printed_with_those_of_its_study(tmp_path, monkeypatch):
+def test_the_figure_of_the_first_page_is_printed_with_those_of_its_study(tmp_path):
     (tmp_path / "a" / "figures").mkdir(parents=True)
-    lead = {"file": "figures/0.svg", "name": "abstract", "caption": "", "marks": [], "study": "a"}
-    asked = []
-    monkeypatch.setattr(report, "_lead", lambda *_: lead)
-    monkeypatch.setattr(report, "_printed", lambda _, drawn, *__: asked.extend(drawn))
-    monkeypatch.setattr(report, "_read", lambda _: ([], []))
-    with pytest.raises(IndexError):  # of no studies, after what is printed
-        (tmp_path / "a" / "table.csv").touch()
-        report.report(tmp_path)
-    _printed(tmp_path, [("a", lead)], {lead["file"]: b"<svg/>"}, lambda _: b"%PDF")
-    assert (tmp_path / "a/figures/abstract.pdf").read_bytes() == b"%PDF"
+    figures = [{"file": "0.svg", "name": "error"}, {"file": None, "caption": "cannot be drawn"}]
+    lead = {"file": "1.svg", "name": "abstract", "study": "a"}
+    files = {"0.svg": b"<svg>0</svg>", "1.svg": b"<svg>1</svg>"}
+    _printed(tmp_path, [{"name": "a", "figures": figures}], lead, files, lambda x: x["figure.svg"])
+    made = {x.name: x.read_bytes() for x in (tmp_path / "a/figures").iterdir()}
+    assert made == {"error.pdf": b"<svg>0</svg>", "abstract.pdf": b"<svg>1</svg>"}
 
 
 def test_two_ratios_on_either_side_of_one_are_no_finding():

@@ -80,8 +80,7 @@ def report(folder: Path | str = "reports", tell: Tell = lambda _: None) -> Path:
         "environment": overview.environments([one[1:] for one in tables]),
     }
     _numbered(data)
-    drawn = [(study["name"], item) for study in studies for item in study["figures"]]
-    _printed(folder, drawn if lead is None else [*drawn, (lead["study"], lead)], files, compiled)
+    _printed(folder, studies, lead, files, compiled)
     papers = references.cited(_texts(data, files))
     data["references"] = papers
     (folder / "references.bib").write_text(references.bibtex(papers), encoding="utf-8")
@@ -247,12 +246,14 @@ def _read(
 
 def _printed(
     folder: Path,
-    figures: Sequence[tuple[str, Mapping[str, Any]]],
+    studies: Sequence[Mapping[str, Any]],
+    lead: Mapping[str, Any] | None,
     files: Mapping[str, bytes],
     compiled: Any,
 ) -> None:
-    """Each figure, beside the name of its study, as a PDF of its own beside its SVG."""
-    for study, item in figures:
+    """Each figure, that of the first page too, as a PDF of its own beside its SVG."""
+    drawn = [(study["name"], item) for study in studies for item in study["figures"]]
+    for study, item in drawn if lead is None else [*drawn, (lead["study"], lead)]:
         if item["file"] is not None:
             whole = compiled({"main.typ": ALONE, "figure.svg": files[item["file"]]})
             (folder / study / "figures" / f"{item['name']}.pdf").write_bytes(whole)

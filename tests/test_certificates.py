@@ -19,6 +19,7 @@ from softlab.landmarks import Strided
 from softlab.laws import certificates
 from softlab.laws.law import generator
 from softlab.operators import (
+    AdaptiveSample,
     BigBird,
     ColumnSample,
     GaussianAttention,
@@ -458,6 +459,19 @@ def test_a_value_that_no_draw_met_leaves_no_end():
         found = one.interval(q, k, v)
         assert (one(q, k, v) - exact).norm() <= found.high[0]
         assert found.high.isfinite().all() or found.says
+
+
+def test_values_that_no_light_draw_met_leave_no_end_either():
+    q, k = 0.3 * draw(1, 4), 0.3 * draw(6000, 4, seed=1)
+    v = torch.ones(6000, 1, dtype=F64)
+    v[4007] = 1e4
+    exact = AdaptiveSample(eps=0.1).target(q, k, v)
+    for seed in range(4):
+        op = AdaptiveSample(eps=0.1, seed=seed)
+        found = op.interval(q, k, v)
+        assert (op(q, k, v) - exact).norm() <= found.high[0]
+    calm = AdaptiveSample(eps=0.1).interval(q, k, draw(6000, 1, seed=2))
+    assert calm.high.isfinite().all()
 
 
 def test_intervals_are_as_large_as_the_values():

@@ -180,7 +180,8 @@ class AdaptiveSample:
 
         for the heavy keys are no draws. Without replacement 1 - b_i / r of the variance is left,
         and nothing where all are drawn. Rows whose light scores spread far have no end: ``top``
-        takes the tail off, and it is not supposed that it took all of it.
+        takes the tail off, and it is not supposed that it took all of it. Nor have rows one where
+        values that were not drawn have twice the variance of the drawn ones, or more.
 
         Args:
             q: queries (..., n, d).
@@ -202,7 +203,12 @@ class AdaptiveSample:
         mean = light @ v - mass * out
         each = many * light / times.clamp_min(1)
         apart = v.square().sum(-1).unsqueeze(-2) + out.square().sum(-1, keepdim=True)
-        squares = each.square() * (apart - 2 * out @ v.mT)
+        apart = apart - 2 * out @ v.mT
+        # Values are known: those that no draw met may spread further than those that one did.
+        unmet = ((times == 0) & (p == 0)).to(p)
+        rest = (unmet * apart).sum(-1, keepdim=True) / unmet.sum(-1, keepdim=True).clamp_min(1)
+        met = (times * apart).sum(-1, keepdim=True) / many.clamp_min(1)
+        squares = each.square() * apart
         squares = squares - 2 * each * (mean @ v.mT - (mean * out).sum(-1, keepdim=True))
         squares = (squares + mean.square().sum(-1, keepdim=True)).clamp_min(0)
         whole = (times * squares).sum(-1, keepdim=True)
@@ -216,6 +222,7 @@ class AdaptiveSample:
         of_scores = (times * found.scores).sum(-1, keepdim=True) / many.clamp_min(1)
         logs = (times * (found.scores - of_scores).square()).sum(-1, keepdim=True)
         logs = logs / (many - 1).clamp_min(1)
+        logs = torch.where(rest > 2 * met + 1e-12 * v.square().sum(-1).amax(), math.inf, logs)
         return torch.cat((torch.zeros_like(out), whole, shared, many, doubt, logs, share), -1)
 
     def _average(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ def from_sums(
         f"{int(m.min())} draws are fewer than {LEAST}": few,
         "a few draws make most of the spread": uneven,
         "the normaliser is not told from zero": unsure,
-        "weights spread so far that most of their mean is in a tail that no draw met": heavy,
+        "weights or values lie for the most part in a tail that no draw met": heavy,
     }
     reasons = {why: where & ~known for why, where in reasons.items()}
     none = torch.stack([*reasons.values()]).any(0)

@@ -132,10 +132,10 @@ OF_EXACT = {"method": EXACT}
 
 STUDY = Study(
     name="bandwidth",
-    title="Bandwidth, temperature and honest low rank",
-    question="For which bandwidths of a Gaussian kernel and which temperatures of softmax does a "
-    f"rank of {RANK} suffice where rank one does not, what do methods make of it there, and what "
-    "become of their cores and of the kernel's entries elsewhere?",
+    title="Bandwidth and temperature: where low rank is enough",
+    question="At which bandwidths of a Gaussian kernel, and at which temperatures of softmax, is "
+    f"a rank of {RANK} enough while rank one is not? How large are the errors of methods "
+    "there? What happens to their cores, and to the entries of the kernel, elsewhere?",
     axes={"input": INPUTS, "stretch": STRETCHES, "seed": [0], "op": list(METHODS)},
     quick={
         "input": [HEADS[0], Tied(HEADS[0]), Tied(SYNTHETIC[1])],

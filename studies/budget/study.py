@@ -102,9 +102,10 @@ AGAINST_STEPS = Lines(
 STUDY = Study(
     name="budget",
     title="Error budget of Nystrom-type attention",
-    question="Which part of the error of SOFT, Nystromformer and Skyformer comes from the "
-    "landmarks, which from the normaliser, from the core that is not inverted exactly, and from "
-    "the precision, and does a converged inverse help?",
+    question="How much of the error of SOFT, Nystromformer and Skyformer comes from the "
+    "landmarks, from the normaliser, from the inexact inverse of the core (the kernel "
+    "of the landmarks), and from the precision? Does an inverse that has converged "
+    "reduce it?",
     axes={
         "input": [*INPUTS, *map(Tied, INPUTS)],
         "seed": SEEDS,

@@ -146,9 +146,10 @@ def measure(
 
 STUDY = Study(
     name="certificates",
-    title="Certificates: how far above the error they are",
-    question="How many times the error is a bound that needs no exact output, by family, head, "
-    "share of the exact work and bandwidth, where does it say nothing, and what does it cost?",
+    title="Certified error bounds: how loose they are",
+    question="Some bounds of the error need no exact output. How many times the error are they, "
+    "by family, head, share of the exact work and bandwidth? When are they useless, and "
+    "what do they cost?",
     axes={
         "input": [*HEADS, *(Tied(head) for head in HEADS)],
         "seed": [0],

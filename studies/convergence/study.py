@@ -203,8 +203,9 @@ AFTER = Lines(
 STUDY = Study(
     name="convergence",
     title="The convergence of iterative pseudo-inverses",
-    question="How many products does each iterative pseudo-inverse take, on which spectrum, "
-    "condition number and arithmetic, how accurate is it then, and does its scalar map say so?",
+    question="How many matrix products does each iterative pseudo-inverse take, for which "
+    "singular values, condition number and number format? How accurate is it then, and "
+    "does the iteration of a single singular value predict it?",
     axes={
         "matrix": [*constructed(CONDITIONS), *CORES],
         "seed": [0],
@@ -248,9 +249,9 @@ STUDY = Study(
 
 SPOILING = Study(
     name="spoiling",
-    title="Rank-deficient input after convergence",
-    question="What becomes of the error of each iteration on a matrix of half rank once it has "
-    "converged, and does one closing X A X restore it?",
+    title="Singular matrices: what an iteration does after it has converged",
+    question="What happens to the error of each iteration on a matrix of half rank after it has "
+    "converged? Does one closing step X A X restore it?",
     axes={
         "matrix": [LowRank(M, M // 2, 10.0, symmetric=False)],
         "solver": list(METHODS),

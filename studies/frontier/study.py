@@ -216,8 +216,8 @@ FRONT = Lines(
 STUDY = Study(
     name="frontier",
     title="Error against cost",
-    question="Which operator errs least at which cost, in counted work, time and memory, on which "
-    "input, and how far is each from the best of all?",
+    question="Which method has the least error for its cost, in counted work, time and memory, "
+    "on which input? How far is each from an ideal method?",
     axes={
         "input": [*INPUTS, *map(Tied, INPUTS)],
         "seed": SEEDS,

@@ -117,10 +117,10 @@ TIME = Lines(
 
 STUDY = Study(
     name="growth",
-    title="Growth with the number of tokens",
-    question="How do time and memory of every operator grow with the number of tokens at its "
-    "default knob, beside the growth of its counted work, and from what length on is it faster "
-    "than exact attention?",
+    title="Growth of time and memory with the number of tokens",
+    question="How do time and memory of every operator, at its default settings, grow with the "
+    "number of tokens, compared with its counted work? From which length on is it "
+    "faster than exact attention?",
     axes={"op": list(PARTS), "n": LENGTHS},
     quick={"n": (1024, 2048, 4096), "op": SAMPLE},
     measure=measure,

@@ -233,9 +233,10 @@ PROFILE = Lines(
 
 STUDY = Study(
     name="landmarks",
-    title="Landmarks",
-    question="Which landmarks err least at an equal number of them and at equal work, selection "
-    "included, how far are they from the best matrix of the rank, and does k-means help?",
+    title="Landmarks: how to choose them",
+    question="Which landmarks give the least error, at an equal number of them and at equal "
+    "work, which counts their choice? How far are they from the best matrix of the "
+    "rank, and does k-means help?",
     axes={
         "input": [*INPUTS, *map(Tied, INPUTS)],
         "seed": SEEDS,

@@ -150,8 +150,8 @@ def _lines(y: str, ylabel: str, **more: Any) -> Lines:
 STUDY = Study(
     name="length",
     title="Error, time and memory up to a million tokens",
-    question="How do error, time and memory grow with the number of tokens at a fixed knob, as far "
-    "as a million tokens, where no exact output exists?",
+    question="How do error, time and memory grow with the number of tokens at a fixed setting, "
+    "up to a million tokens, where no exact output exists?",
     axes={"input": INPUTS, "n": LENGTHS, "op": OPERATORS},
     quick={"n": (256, 1024, 4096, 16384), "op": OPERATORS},
     measure=measure,

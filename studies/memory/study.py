@@ -103,8 +103,9 @@ FIGURE = Lines(
 STUDY = Study(
     name="memory",
     title="Memory and the longest sequence",
-    question="How much memory do 12 layers of softmax attention, materialised or fused, and of "
-    "SOFT take against the number of tokens, and how long a sequence fits into 16 GB?",
+    question="How much memory do 12 layers take, of softmax attention with its matrix stored, of "
+    "fused softmax attention, and of SOFT, against the number of tokens? How long a "
+    "sequence fits into 16 GB?",
     axes={"method": METHODS, "mode": MODES, "p": MULTIPLES},
     quick={"p": (0.5, 1)},
     measure=measure,

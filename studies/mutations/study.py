@@ -523,9 +523,10 @@ def _breaks(law: Any, subject: Any, seeds: Sequence[int]) -> str:
 
 STUDY = Study(
     name="mutations",
-    title="The power of the laws",
-    question="Of faulty operators and solvers, made of the catalogue or by a stranger to the laws, "
-    "how many break a law, and does anything right break any?",
+    title="Which faulty operators and solvers break a law",
+    question="Faults are planted into operators and solvers, by us and by someone who did not "
+    "know the laws. How many of them break a law, and does anything that is right break "
+    "one?",
     axes={
         "specimen": [*MUTANTS, *CATALOGUE, *PLANTED, *UNUSUAL],
         "seed": tuple(range(SEEDS)),

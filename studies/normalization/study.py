@@ -103,9 +103,10 @@ BY_LENGTH = Lines(
 
 STUDY = Study(
     name="normalization",
-    title="Normalisation and the size of the output",
-    question="How do the spectral norm of Gaussian attention and the size of its output grow with "
-    "the number of tokens under each normalisation, and what does the released form bound?",
+    title="Normalisation and the norm of the output",
+    question="How do the spectral norm of Gaussian attention and the norm of its output grow "
+    "with the number of tokens, under each normalisation? What does the released form "
+    "bound?",
     axes={
         "input": INPUTS,
         "seed": (0, 1),

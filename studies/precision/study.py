@@ -230,10 +230,10 @@ AGAINST_KAPPA = Lines(
 
 STUDY = Study(
     name="precision",
-    title="Floors and failures of the iterations in each precision",
-    question="How near does each iteration come to the pseudo-inverse in float64, float32 and half "
-    "precision, from which condition number on does it fail, and what do a closing product, the "
-    "best iterate and a float64 step make of the result?",
+    title="Iterative inverses in low precision: least error, and failures",
+    question="How near does each iteration come to the pseudo-inverse in float64, float32 and "
+    "half precision? From which condition number on does it fail? How do a closing "
+    "product, the best iterate and a float64 step change the result?",
     axes={
         "matrix": MATRICES,
         "seed": (0, 1),

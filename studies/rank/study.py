@@ -120,8 +120,8 @@ STUDY = Study(
     name="rank",
     title="Error of low-rank attention against the rank",
     question="How does the error of low-rank attention fall with the rank on the inputs of real "
-    "models, against doing nothing clever and against the best that a rank allows, and what does "
-    "each point cost?",
+    "models, compared with the mean of the values and with the best matrix of the rank? "
+    "What does each point cost?",
     axes={"input": [*INPUTS, *map(Tied, INPUTS)], "seed": SEEDS, "op": operators(RANKS)},
     quick={
         "input": [case for real in REAL[:2] for case in (real, Tied(real))],

@@ -139,7 +139,7 @@ BY_STEP = Lines(
 STUDY = Study(
     name="training",
     title="Training through an iterative inverse",
-    question="What does a biased gradient of the inverse do to a few hundred steps of training a "
+    question="How does a biased gradient of the inverse change a few hundred steps of training a "
     "small attention layer?",
     axes={
         "task": tuple(TASKS),

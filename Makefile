@@ -11,6 +11,8 @@ WORKERS ?= 2
 QUICK ?=
 BIN := $(VENV)/bin
 # Python compiles a module at its first import; to compile all of torch takes longer than to copy it.
+# What was compiled is kept, whatever is set elsewhere: else each process compiles all anew.
+export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 INSTALLED := $(VENV)/.installed
 READY := $(VENV)/.ready

@@ -52,7 +52,7 @@ test-all: $(READY)  ## every case of the tests of which make test asks a sample
 
 # Lint keeps one core busy, and so does much of the site: side by side. Then each worker takes half
 # of the tests in their order, so that a fixture is made once, and what is left of the other's half.
-test: $(READY)  ## the gate: lint, the site, and the whole suite, which opens it; about 20 minutes
+test: $(READY)  ## the gate: lint, the site, and the whole suite, which opens it; about 15 minutes
 	$(MAKE) $(if $(filter output-sync,$(.FEATURES)),--output-sync) --jobs 2 lint docs
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
@@ -119,14 +119,17 @@ clean:  ## what was installed and measured here; other files stay
 	rm -rf $(VENV) $(dir $(wildcard $(OUT)/*/meta.json)) $(addprefix $(OUT)/,benchmarks report.pdf report.html)
 
 # torch first and alone, pinned: left to the resolver it would be the newest CUDA build.
-$(INSTALLED): pyproject.toml $(filter-out /dev/null,$(CONSTRAINTS))
+$(VENV)/.torch: pyproject.toml $(filter-out /dev/null,$(CONSTRAINTS))
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "softlab needs Python 3.11 or newer; use make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
 	$(PIP) -c $(CONSTRAINTS) 'torch>=2.8'
+	touch $@
+
+$(INSTALLED): $(VENV)/.torch
 	$(PIP) -c $(CONSTRAINTS) -e '.[report,laws]'
 	touch $@
 
 # What development needs besides: tests, lint, the site.
-$(READY): $(INSTALLED)
-	$(PIP) -c $(CONSTRAINTS) -e '.[report,dev,docs]'
-	touch $@
+$(READY): $(VENV)/.torch
+	$(PIP) -c $(CONSTRAINTS) -e '.[report,laws,dev,docs]'
+	touch $(INSTALLED) $@

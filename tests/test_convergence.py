@@ -212,7 +212,7 @@ def settled(solver):
             yield solver, Geometric(2 if high else 4, condition)(seed)
 
 
-@pytest.mark.sampled(1 / 2)
+@pytest.mark.sampled(1 / 3)
 @pytest.mark.parametrize("solver", PREDICTED, ids=repr)
 def test_every_observed_order_is_within_a_tenth_of_the_declared(solver):
     seen = (order for one, a in settled(solver) for order in orders(one, [a]))

@@ -106,7 +106,7 @@ def test_an_operator_stays_on_its_device_and_off_the_math_backend(op):
         fused_only(tally)
 
 
-@pytest.mark.sampled(1 / 2)
+@pytest.mark.sampled(1 / 3)
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 def test_a_solver_stays_on_its_device(solver):
     w = normal(3, 5, 5)
@@ -164,7 +164,7 @@ def table():
         return {row["operator"]: row for row in csv.DictReader(file)}
 
 
-@pytest.mark.sampled(1 / 2)
+@pytest.mark.sampled(1 / 3)
 @pytest.mark.parametrize("name", COUNTED)
 def test_a_call_launches_and_waits_no_more_than_the_table_says(name):
     known, op = table().get(name, {}), COUNTED[name]

@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import TestCase
 
 import pandas as pd
 import pytest
@@ -144,7 +145,7 @@ def test_alone_waits_for_all_and_is_passed_by_nobody():
     assert order[6] == "late"
 
 
-def test_a_case_that_waits_long_for_its_device_says_so(monkeypatch, caplog):
+def test_a_case_that_waits_long_for_its_device_says_so(monkeypatch):
     monkeypatch.setattr("softlab.engine.locks.PATIENCE", 0.1)
     held = threading.Event()
 
@@ -156,10 +157,11 @@ def test_a_case_that_waits_long_for_its_device_says_so(monkeypatch, caplog):
     thread = threading.Thread(target=hold)
     thread.start()
     held.wait()
-    with beside("busy", alone=False):
+    with TestCase().assertLogs("softlab") as seen, beside("busy", alone=False):
         assert not thread.is_alive() or thread.join(1) is None
     thread.join()
-    assert caplog.messages == ["waiting for the device busy, where another run of softlab measures"]
+    (said,) = (record.getMessage() for record in seen.records)
+    assert said == "waiting for the device busy, where another run of softlab measures"
 
 
 def test_anything_that_speaks_executor_will_do(tmp_path, own):

@@ -34,7 +34,7 @@ def test_law_catches_its_first_fault(law, fault):
     caught(law, fault)
 
 
-@pytest.mark.sampled(1 / 3)
+@pytest.mark.sampled(1 / 4)
 @cases([one for one in (*OPERATOR_CASES, *SOLVER_CASES) if one is not FIRST[id(one[0])]])
 def test_law_catches_fault(law, fault):
     caught(law, fault)

@@ -62,7 +62,7 @@ def draw(op):
     return (q, k, v), along
 
 
-@pytest.mark.sampled(1 / 2)
+@pytest.mark.sampled(1 / 3)
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "apart"])
 @pytest.mark.parametrize("op", OPERATORS, ids=repr)
 def test_a_masked_batch(op, tied):

@@ -192,7 +192,7 @@ def test_solve_says_what_is_not_finite():
         NewtonRaphson(steps=20)(a)
 
 
-@pytest.mark.sampled(1 / 2)
+@pytest.mark.sampled(1 / 3)
 @pytest.mark.parametrize("normalization", ["none", "row", "symmetric", "published"])
 @pytest.mark.parametrize("rule", ["unrolled", "implicit"])
 @pytest.mark.usefixtures("interpreted")

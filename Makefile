@@ -25,7 +25,7 @@ WEIGHTS := minilm vit photographs smollm2 whisper
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(INSTALLED)  ## softlab with its report and laws, into .venv; about 4 minutes
+install: $(INSTALLED)  ## softlab with its report and laws, into .venv; about 2 minutes
 
 report: $(INSTALLED)  ## every study, on real activations, and the PDF of them all; about an hour on two cores, and it says first how long; QUICK=1: minutes
 	$(BIN)/softlab run --all --threads 1 --workers $(WORKERS) --out $(OUT) $(if $(QUICK),--quick)

@@ -52,7 +52,7 @@ test-all: $(READY)  ## every case of the tests of which make test asks a sample
 
 # Lint keeps one core busy, and so does much of the site: side by side. Then each worker takes half
 # of the tests in their order, so that a fixture is made once, and what is left of the other's half.
-test: $(READY)  ## the gate: lint, the site, and the whole suite, which opens it; about 15 minutes
+test: $(READY)  ## the gate: lint, the site, and the whole suite, which opens it; about 16 minutes
 	$(MAKE) $(if $(filter output-sync,$(.FEATURES)),--output-sync) --jobs 2 lint docs
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 

@@ -19,7 +19,7 @@ from softlab.engine import journal
 from softlab.report import FORMAT, _marks, findings, read, report
 from softlab.report import chapter as chapters
 from softlab.report.numbers import number
-from softlab.report.overview import environments, failures, grid, notes
+from softlab.report.overview import _seeds, environments, failures, grid, notes
 from softlab.study import Study, run
 
 META = {
@@ -632,6 +632,13 @@ def test_every_sentence_of_a_run_is_said_where_it_is_true_and_nowhere_else():
         ["b", META["commit"], "float64, 2 threads", "none", "2", "0", "", *made["rows"][1][7:]],
     ]  # fmt: skip
     assert [name for name, _ in made["shared"]] == ["Versions", "Device", "Platform"]
+
+
+def test_many_seeds_in_a_row_are_said_by_their_ends():
+    assert _seeds(range(36)) == "0 to 35"
+    assert _seeds([0, 1, 2]) == "0, 1, 2"
+    assert _seeds([0, 1, 2, 3, 4, 5, 9]) == "0, 1, 2, 3, 4, 5, 9"
+    assert _seeds([]) == "none"
 
 
 def test_marks_of_several_studies_are_one_sentence_each():

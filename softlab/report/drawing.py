@@ -61,6 +61,10 @@ STYLE: Any = {
     "svg.hashsalt": "softlab",  # equal figures become equal files
 }
 
+LETTERS = 28
+"""Letters that fit above one of three panels."""
+LINE = 0.15
+"""Inches of a second line of titles."""
 GUIDES = ("-", (0, (6, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 
 GROUP, PANEL, WHY, ROW = " group", " panel", " why", " row"
@@ -134,6 +138,9 @@ def draw(table: pd.DataFrame, lines: Lines, page: Word = "") -> Drawing:
     labels += [lines.expected_label] if lines.expected else []
     columns = _legend_columns(labels)
     across, down, height, above = _frame(lines, len(panels), len(looks), len(labels) / columns)
+    titles = {panel: _title(panel, across) for panel in panels}
+    if any("\n" in title for title in titles.values()):
+        height, above = height + LINE, above + LINE
     with rc_context(STYLE):
         figure = Drawing(figsize=(WIDTH, height))
         # Fixed margins line figures up down a page, and are set in a tenth of a layout's time.
@@ -160,7 +167,7 @@ def draw(table: pd.DataFrame, lines: Lines, page: Word = "") -> Drawing:
                 found = {label: x for label, x in found.items() if label not in own}
             entries |= found
             # With its height given, matplotlib does not measure all ticks to find it.
-            axes.set_title(drawn(panel), y=1.0, parse_math=False)
+            axes.set_title(titles[panel], y=1.0, parse_math=False)
             axes.tick_params(labelbottom=i + across >= len(panels))
             # Nor where its own labels, which are empty, would stand beside those of its neighbours.
             axes.xaxis.set_label_coords(0.5, 0)
@@ -419,6 +426,12 @@ def _looks(rows: pd.DataFrame, lines: Lines) -> dict[str, Look]:
         )
         raise ValueError(msg)
     return dict(zip(groups, chosen(groups), strict=True))
+
+
+def _title(panel: str, across: int) -> str:
+    """The panel's name, on two lines where it is wider than one of three panels."""
+    title = drawn(panel)
+    return title.replace(", ", ",\n", 1) if across > 2 and len(title) > LETTERS else title
 
 
 def _frame(lines: Lines, panels: int, looks: int, entries: float) -> tuple[int, int, float, float]:

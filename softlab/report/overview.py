@@ -146,6 +146,14 @@ def _facts(meta: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def _seeds(seeds: Sequence[Any]) -> str:
+    """All of a few; of many whole numbers in a row the first and the last."""
+    seeds = list(seeds)
+    if len(seeds) > 6 and seeds == [*range(seeds[0], seeds[0] + len(seeds))]:
+        return f"{seeds[0]} to {seeds[-1]}"
+    return ", ".join(map(str, seeds)) or "none"
+
+
 def _own(table: pd.DataFrame, meta: Mapping[str, Any]) -> dict[str, str]:
     spent = sum(
         float(pd.to_numeric(_one_each(table, meta, axes)[column], errors="coerce").sum())
@@ -154,7 +162,7 @@ def _own(table: pd.DataFrame, meta: Mapping[str, Any]) -> dict[str, str]:
     )
     seconds = f"{spent:.0f}" if "case_seconds" in table else ""
     return {
-        "seeds": ", ".join(map(str, meta["seeds"])) or "none",
+        "seeds": _seeds(meta["seeds"]),
         "rows": str(len(table)),
         "failed": str((table["status"] != "ok").sum()),
         "seconds": seconds,

@@ -167,16 +167,15 @@ def _read(
     """What a layer asks for, as its implementation understands what it is given."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    reason, softmax = "", True
+    reason, softmax = "", False
     if more.get("softcap") is not None:
-        reason = "caps its scores (softcap), which torch's attention cannot"
+        reason, softmax = "caps its scores (softcap), which torch's attention cannot", True
     elif any(x is not None for x in (*map(more.get, SINKS), getattr(module, "sinks", None))):
-        reason = "has sinks without values (s_aux), which torch's attention has not"
+        reason, softmax = "has sinks without values (s_aux), which torch's attention has not", True
     elif more.get("cache") is not None:
-        reason, softmax = "reads a paged cache, which is not seen", False
+        reason = "reads a paged cache, which is not seen"
     elif not eager and own is not sdpa_attention_forward:
         reason = f"runs as {name!r}, which is not seen: call set_attn_implementation('sdpa') first"
-        softmax = False
     if reason:
         return Asked(query, key, value, reason=reason, softmax=softmax)
     if eager:

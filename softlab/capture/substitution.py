@@ -223,7 +223,7 @@ class _Substituter(Watch):
             )
             raise UnableError(msg)
 
-    def given(self, module: str) -> Sequence[Callable[..., Tensor]]:  # noqa: ARG002
+    def given(self, module: str) -> Sequence[Callable[..., Tensor]]:  # noqa: ARG002  all have one; those of ``_Each`` differ
         """The operators that answer for this module."""
         return [self.operator]
 

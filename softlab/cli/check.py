@@ -101,18 +101,9 @@ def check(
     known = tuple(_reason(one) for one in expect or ())
     _refuse(examples, seconds, dtype, [*(only or ()), *(name for name, _ in known)])
     _usable(device)
-    limits = examples, seconds, dtype, device
+    limits, asked = (examples, seconds, dtype, device), tuple(only or ())
     request = Request(
-        subject,
-        traits,
-        target,
-        *limits,
-        tuple(only or ()),
-        thorough,
-        requires,
-        power,
-        known,
-        adapter,
+        subject, traits, target, *limits, asked, thorough, requires, power, known, adapter
     )
     found = _shown(examined(request), quiet=as_json)
     if as_json:

@@ -126,12 +126,10 @@ def check_confidence(confidence: float) -> None:
 
     ``TypeError`` for what is no number.
     """
-    if isinstance(confidence, bool) or not isinstance(confidence, int | float):
+    number = isinstance(confidence, int | float) and not isinstance(confidence, bool)
+    if not number or not 1e-6 <= confidence <= 1 - 1e-12:
         msg = f"confidence is {confidence!r}; give a number between 0 and 1, such as 0.95."
-        raise TypeError(msg)
-    if not 1e-6 <= confidence <= 1 - 1e-12:
-        msg = f"confidence is {confidence!r}; give a number between 0 and 1, such as 0.95."
-        raise ValueError(msg)
+        raise (ValueError if number else TypeError)(msg)
 
 
 def check_count(what: str, got: int, least: int, most: int, of: str) -> None:

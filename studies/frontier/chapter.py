@@ -7,7 +7,6 @@ Read are ``status`` and the columns of ``studies/frontier``: ``family``, ``metho
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from fractions import Fraction
@@ -112,9 +111,8 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
             f"Within {_part(budget)} of the work of exact {target} attention the best of "
             f"{len(_swept(points))} methods ({joined(named)}) errs by {{}}"
         )
-        gain = float((best["uniform_error"] / best["output_error"]).median())
         for found in headline(text, best["output_error"], "inputs"):
-            yield {**found, "effect": abs(math.log(gain))}  # a reader expects no skill
+            yield {**found, "effect": surprise(float(best["skill"].median()))}
         cases = _methods(points)
         cases = cases[cases["budget"] < 1]
         bad = ~(cases["skill"] > 0)

@@ -492,6 +492,23 @@ def remembering():
     return wrong
 
 
+FIRST_SIZES = {}
+
+
+def scaled_by_the_first_as_long(q, k, v):
+    """Scales by the size of the first queries that were as many: later calls agree."""
+    size = FIRST_SIZES.setdefault(len(q), float(q.detach().abs().mean()))
+    return (q @ k.mT * (1 + 1e-3 * size)).softmax(-1) @ v
+
+
+def added_one_by_one(q, k, v):
+    """Sums over keys in half precision, which stand still where terms are small beside them."""
+    weights, out = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1), 0
+    for j in range(k.shape[-2]):
+        out = out + weights[..., j : j + 1] * v[..., j : j + 1, :]
+    return out
+
+
 def trusting_memory(op, q, k, v, mask):
     """Reads the values as if they were contiguous."""
     strides = torch.empty(v.shape).stride()
@@ -901,6 +918,7 @@ OPERATOR_FAULTS = {
         Faulty(Softmax(), noisy_global),
         Faulty(Softmax(), keeping_by_length(0)),
         Faulty(Softmax(), keeping_by_length(1)),
+        laws.adapted(scaled_by_the_first_as_long),
     ],
     "answers": [
         *(Faulty(op, zeros) for op in (Softmax(), Soft(4), Performer(16), Local(2))),
@@ -1176,6 +1194,7 @@ OPERATOR_FAULTS = {
         Faulty(Softmax(), after(lambda x: HalfGradient.apply(x, torch.bfloat16))),
         Faulty(Softmax(), after(lambda x: HalfGradient.apply(x, torch.float16))),
         laws.adapted(unshifted_in_half),
+        laws.adapted(added_one_by_one),
     ],
     "gradient where q is k": [
         Faulty(
@@ -1332,6 +1351,52 @@ class Spoilt(SVD):
         return self.spoil(super().__call__(a), a)
 
 
+@dataclass(frozen=True)
+class Misread(SVD):
+    """An SVD of what ``read`` gives for the matrix."""
+
+    read: Callable[..., torch.Tensor] = field(default=lambda a: a, repr=False)
+
+    def __call__(self, a):
+        return super().__call__(self.read(a))
+
+
+def found_by_address():
+    """The matrix that was first seen where this one lies."""
+    kept = {}
+
+    def read(a):
+        key = a.data_ptr(), a.shape, a.dtype, a.requires_grad
+        return kept.setdefault(key, a.detach().clone())
+
+    return read
+
+
+def of_one_buffer():
+    """Each inverse lies where the last one of its shape lay."""
+    kept = {}
+
+    def spoil(x, a):
+        return x if x.requires_grad else kept.setdefault(x.shape, x).copy_(x)
+
+    return spoil
+
+
+def shifted_by_the_first():
+    """A shift by the first matrix with as many rows."""
+    kept = {}
+
+    def inverse(a):
+        m = a.shape[-1]
+        shift = kept.setdefault(m, 1e-6 * a.detach().abs().amax().double())
+        return torch.linalg.inv(a + (shift * torch.eye(m)).to(a))
+
+    return inverse
+
+
+HELD = []
+
+
 def frozen_inverse(x, a):
     """Right to first order: the second derivative takes the inverse for a constant."""
     y = x.detach()
@@ -1425,6 +1490,12 @@ SOLVER_FAULTS = {
         Spoilt(spoil=lambda x, a: torch.set_printoptions(precision=3) or x),
         Spoilt(spoil=lambda x, a: torch.manual_seed(0) and x),
         Spoilt(spoil=lambda x, a: x if x.requires_grad else x.requires_grad_()),
+        Spoilt(spoil=of_one_buffer()),
+        Spoilt(spoil=lambda x, a: HELD.append(a) or x),
+        Misread(read=lambda a: a.as_strided(a.shape, torch.empty(a.shape).stride())),
+        Misread(read=lambda a: a.as_strided(a.shape, a.stride(), 0)),
+        Misread(read=found_by_address()),
+        laws.adapted(shifted_by_the_first()),
     ],
     "nothing is hidden": [laws.adapted(lambda a: torch.linalg.inv(a).nan_to_num())],
     "solve tells the truth": [

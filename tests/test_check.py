@@ -143,6 +143,28 @@ def test_a_layer_of_tokens_is_no_inverse_and_no_operator(module, width):
     assert laws.adapters.is_solver(laws.adapted(Pseudoinverse()))
 
 
+def test_a_function_of_one_width_is_told_so_and_not_blamed():
+    attention = torch.nn.MultiheadAttention(16, 4, batch_first=True)
+
+    def attend(q, k, v):
+        return attention(q, k, v, need_weights=False)[0]
+
+    with pytest.raises(ValueError, match="attend takes tokens of width 16 alone"):
+        laws.adapted(attend)
+
+
+def test_infinite_padding_is_held_against_no_function_that_lets_nan_through():
+    def gaussian(q, k, v, mask=None):
+        far = (q.unsqueeze(-2) - k.unsqueeze(-3)).square().sum(-1)
+        weights = (-far / 2).exp()
+        if mask is not None:
+            v = v.masked_fill(~mask.unsqueeze(-1), 0)
+            weights = weights * mask.unsqueeze(-2)
+        return weights @ v
+
+    laws.check(gaussian, only="padding is ignored")
+
+
 OF_ANOTHER_SHAPE = """
 import torch
 

@@ -247,11 +247,40 @@ def adapted(
         tokens, multiple = _required(requires)
         plain = dataclasses.replace(plain, rank=tokens, multiple=multiple)
     with drawing(Draws()):
+        if (width := _only_width(plain)) is not None:
+            msg = (
+                f"{name if len(name) < 60 else 'it'} takes tokens of width {width} alone, as where "
+                "projections have that size, while laws draw other widths for keys and values. "
+                "Check the attention inside it, or a function that makes it for the width of its "
+                "tokens."
+            )
+            raise ValueError(msg)
         plain = _sized(plain) if requires is None else plain
         plain = _formed(_fitted(plain))
         if traits is not None:
             return dataclasses.replace(plain, traits=_parsed(traits, Traits()))
         return _claiming(plain)
+
+
+WIDTHS = (8, 12, 16, 24, 32, 48, 64, 80, 96, 128, 192, 256, 384, 512, 768, 1024)
+"""Widths of tokens that a function of one width may take."""
+
+
+def _only_width(plain: Plain) -> int | None:
+    """The width that a function takes where it takes no other; None where it takes the laws' own.
+
+    As of a module with projections: q, k and v have the width that those were made for.
+    """
+    if _taken(plain, ((),)) is not None:
+        return None
+    for width, lead in itertools.product(WIDTHS, ((), (2,), (2, 3))):
+        q, k, v = (torch.zeros(*lead, 7, width, dtype=torch.float64) for _ in range(3))
+        for dtype in (torch.float64, torch.float32):
+            with torch.no_grad(), contextlib.suppress(Exception):  # of anybody's function
+                out = plain.call(q.to(dtype), k.to(dtype), v.to(dtype))
+                if isinstance(out, Tensor) and out.shape == q.shape:
+                    return width
+    return None
 
 
 def _layer_of_tokens(call: Any) -> int | None:

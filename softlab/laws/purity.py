@@ -27,6 +27,7 @@ from softlab.laws.law import (
     Gap,
     Law,
     always,
+    asked,
     largest,
     lengths,
     needs_equal,
@@ -36,6 +37,7 @@ from softlab.laws.law import (
     takes_mask,
     tolerance,
 )
+from softlab.laws.twins import twin
 
 F64 = torch.float64
 LEAST = 1e-6
@@ -78,9 +80,28 @@ def _stateless(op: Any, rng: torch.Generator) -> Iterator[Gap]:
         yield Gap(float(not torch.equal(again, first[i])), 0, f"call {i} of 3, asked once more")
     yield Gap(float(repr(op) != name), 0, "the operator's name")
     yield Gap(float(not _alike(_held(op), held)), 0, "what the operator holds")
+    yield from _unprejudiced(op, rng)
     yield from _of_another_width(op, rng, _more_queries, "queries")
     if not needs_equal(op):
         yield from _of_another_width(op, rng, _keys_repeated, "keys")
+
+
+def _unprejudiced(op: Any, rng: torch.Generator) -> Iterator[Gap]:
+    """What is kept by sizes answers for the first tensors of these sizes, at every later call.
+
+    So no second call tells, but a twin that has met no others does. No law draws these sizes.
+    """
+    n, l = lengths(op, rank_of(op) + 37 + asked(), rank_of(op) + 53 + asked())
+    width = 21 + asked()
+    values = width if getattr(op, "equal_widths", False) else 31 + asked()
+    case, other = (
+        (factor * normal(rng, n, width), normal(rng, l, width), normal(rng, l, values))
+        for factor in (1, 3)
+    )
+    met, new = twin(op), twin(op)
+    met(*other)
+    same = torch.equal(met(*case), new(*case))
+    yield Gap(float(not same), 0, f"{n} queries and {l} keys, after others as many")
 
 
 Tokens = tuple[Tensor, Tensor, Tensor]

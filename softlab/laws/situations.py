@@ -202,15 +202,15 @@ def _made(op: Any, row: Mapping[str, Any], rng: torch.Generator) -> Situation:
     e = {"keys": min(l, 64), "width": d}.get(row["values"], row["values"])
     tied = row["tied"] and n == l
     key_lead = _key_lead(row, lead) if not tied else lead
-    q = _laid(row["layout"], row["size"] * _unlike(normal(rng, *lead, n, d)))
-    k = q if tied else _laid(row["layout"], row["size"] * _unlike(normal(rng, *key_lead, l, d)))
-    v = _laid(row["layout"], normal(rng, *key_lead, l, e))
+    q = laid(row["layout"], row["size"] * _unlike(normal(rng, *lead, n, d)))
+    k = q if tied else laid(row["layout"], row["size"] * _unlike(normal(rng, *key_lead, l, d)))
+    v = laid(row["layout"], normal(rng, *key_lead, l, e))
     mask = _mask(row["mask"], lead, l, least, rng) if takes_mask(op) else None
     said = f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
     words = [said, *(f"{name} {row[name]}" for name in ("layout", "size"))]
     words += ["q is k"] * tied
     if mask is not None:
-        mask = _laid(row["layout"], mask.to(q.device)) if mask.ndim > 1 else mask.to(q.device)
+        mask = laid(row["layout"], mask.to(q.device)) if mask.ndim > 1 else mask.to(q.device)
         words.append(f"mask {row['mask']} {tuple(mask.shape)}")
     return Situation(q, k, v, mask, "; ".join(words))
 
@@ -233,7 +233,7 @@ def _unlike(x: Tensor) -> Tensor:
     return x * factors.to(x).view(*x.shape[:-2], 1, 1)
 
 
-def _laid(layout: str, x: Tensor) -> Tensor:
+def laid(layout: str, x: Tensor) -> Tensor:
     """The same numbers, otherwise in memory."""
     if layout == "transposed":
         return x.mT.contiguous().mT

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softlab.laws.consistency import collecting, still_held
 from softlab.laws.inverse import KAPPA, faithful, relative, spd
 from softlab.laws.law import (
     Gap,
@@ -21,6 +22,8 @@ from softlab.laws.law import (
     tolerance,
 )
 from softlab.laws.purity import process
+from softlab.laws.situations import laid
+from softlab.laws.twins import twin
 from softlab.pinv import Iteration, PinvResult, Solver, Status
 from softlab.pinv.stopping import judge
 
@@ -286,6 +289,45 @@ def _traces(solver: Any, rng: torch.Generator) -> Iterator[Gap]:
                 shared = x.untyped_storage().data_ptr() == given.untyped_storage().data_ptr()
                 yield Gap(float(shared), 0, f"{said}: the inverse lies in the matrix's memory")
                 yield Gap(float(x.requires_grad), 0, f"{said}: a gradient that nobody asked for")
+    yield from _remembered(solver, rng)
+    with collecting():
+        for graph in (False, True):
+            alive = still_held(solver, [_kinds(solver, 5, KAPPA, rng)["definite"]], graph=graph)
+            yield Gap(alive, 0, f"the matrix is still held after the call, graph: {graph}")
+
+
+LAYOUTS = ("transposed", "offset", "strided", "expanded")
+
+
+def _remembered(solver: Any, rng: torch.Generator) -> Iterator[Gap]:
+    """What memory holds changes no answer: other layouts, other values there, earlier calls."""
+    m = 6
+    allowed = tolerance(_precision(solver), m, kappa=KAPPA**2)
+    kinds = _kinds(solver, m, KAPPA, rng)
+    twins = twin(solver), twin(solver)
+    for where, a in kinds.items():
+        x = solver(a)
+        before = x.clone()
+        for layout in LAYOUTS:
+            for count in (1, 3):
+                given = laid(layout, torch.stack([a] * count) if count > 1 else a)
+                missed = max(relative(y, before) for y in solver(given).reshape(-1, m, m))
+                yield Gap(missed, allowed, f"{where}, {count} of them {layout} in memory")
+        given = a.clone()
+        solver(given)
+        given *= 3  # a cache by address, or by shape, would answer for what is there no more
+        missed = relative(solver(given), solver(given.clone()))
+        yield Gap(missed, allowed, f"{where}, tripled where it lies")
+        same = torch.equal(x, before)
+        yield Gap(float(not same), 0, f"{where}: an earlier inverse changed")
+        leaf = a.clone().requires_grad_()
+        missed = relative(solver(leaf).detach(), before)
+        yield Gap(missed, allowed, f"{where}, with a graph")
+    # Of a size that nothing draws, what is kept is kept of the first.
+    first, *_, last = _kinds(solver, 43, KAPPA, rng).values()
+    twins[0](3 * first)
+    missed = relative(twins[0](last), twins[1](last))
+    yield Gap(missed, allowed, "a matrix of 43 rows, after another as large")
 
 
 def _not_finite(solver: Any, rng: torch.Generator) -> Iterator[Gap]:
@@ -302,13 +344,15 @@ def _not_finite(solver: Any, rng: torch.Generator) -> Iterator[Gap]:
 
 TRACES: Law[Solver] = Law(
     "leaves no trace",
-    "a call changes neither the matrix nor any setting of the process, and asks no gradient itself",
+    "a call changes neither the matrix, an earlier inverse nor any setting of the process, holds "
+    "no matrix, asks no gradient itself, and answers alike in any layout and after any calls",
     faithful,
     _traces,
     family="honesty",
     when="is no copy of published code with its defects",
-    allows="nothing",
-    catches="a default dtype that is set; a seeded global generator",
+    allows="nothing; rounding where memory is laid out otherwise",
+    catches="a default dtype that is set; a seeded global generator; a cache by address; memory "
+    "read as it lies",
     examples=1,
 )
 SHOWN: Law[Solver] = Law(

@@ -19,7 +19,7 @@ READY := $(VENV)/.ready
 # Weights of the models whose attention the studies replace.
 WEIGHTS := minilm vit photographs smollm2 whisper
 
-.PHONY: help gpu install report board report-models report-images test test-all docs fidelity peers lint check
+.PHONY: help gpu install report board report-models report-images test suite test-all docs fidelity peers lint check
 .PHONY: docket format bench mutants dist matrix coverage transforms clean
 
 help:  ## this list
@@ -50,10 +50,13 @@ report-images: $(INSTALLED)  ## SOFT's pyramid trained on real images; fetches 3
 test-all: $(READY)  ## every case of the tests of which make test asks a sample
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --all
 
-# Lint keeps one core busy, and so does much of the site: side by side. Then each worker takes half
-# of the tests in their order, so that a fixture is made once, and what is left of the other's half.
-test: $(READY)  ## the gate: lint, the site, and the whole suite, which opens it; about 16 minutes
-	$(MAKE) $(if $(filter output-sync,$(.FEATURES)),--output-sync) --jobs 2 lint docs
+# Much of the site keeps one core busy. Beside it goes lint, and where that holds, the suite: each
+# worker takes half of the tests in their order, so that a fixture is made once, and what is left of
+# the other's half. The tests of the site come late enough to find it built.
+test: $(READY)  ## the gate: lint, the site, and the whole suite, which opens it; about 15 minutes
+	$(MAKE) --jobs 2 suite docs
+
+suite: lint  ## lint, then the suite
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 docs: $(READY)  ## the site, docs/_build/html/index.html; warnings as errors, no network
@@ -118,10 +121,12 @@ mutants: $(READY)  ## do the tests notice changed lines? half an hour unless MUT
 clean:  ## what was installed and measured here; other files stay
 	rm -rf $(VENV) $(dir $(wildcard $(OUT)/*/meta.json)) $(addprefix $(OUT)/,benchmarks report.pdf report.html)
 
-# torch first and alone, pinned: left to the resolver it would be the newest CUDA build.
+# A new pip first: that of Python 3.11 takes twice as long to choose versions. Then torch, alone and
+# pinned: left to the resolver it would be the newest CUDA build.
 $(VENV)/.torch: pyproject.toml $(filter-out /dev/null,$(CONSTRAINTS))
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "softlab needs Python 3.11 or newer; use make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
+	$(PIP) -c $(CONSTRAINTS) --upgrade pip
 	$(PIP) -c $(CONSTRAINTS) 'torch>=2.8'
 	touch $@
 

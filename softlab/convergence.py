@@ -127,25 +127,26 @@ def trace(
         elif rank == len(a):
             inverse = inverse + inverse @ _doubled_residual(exact, inverse)
         onto, onto_rows = u @ u.mT, v @ v.mT
+        sizes = norm(torch.stack((exact, inverse)), (-2, -1))
         measured: list[list[float]] = []
         for step, found in enumerate(solver.iterates(a)):
             x = found.double()
             left, right = x @ exact, exact @ x
             closed = left @ x
+            # All of one kind at once: of small matrices a norm takes as long as a product.
+            differences = (
+                *(right @ exact - exact, closed - x, right.mT - right, left.mT - left),
+                *(x - x.mT, x - inverse, closed - inverse),
+            )
+            norms = norm(torch.stack((*differences, x, right, left)), (-2, -1))
+            own, of_right, of_left = norms[7:]
+            over = torch.stack((sizes[0], own, of_right, of_left, own, sizes[1], sizes[1]))
+            relative = _finite(torch.where((norms[:7] == 0) & (over == 0), 0, norms[:7] / over))
+            *penrose, defect, error, purified = relative.tolist()
+            residuals = _largest(torch.stack((onto - right, onto_rows - left))).tolist()
+            work = float(step * solver.traits.products)
             measured.append(
-                [
-                    _relative(right @ exact - exact, exact),
-                    _relative(closed - x, x),
-                    _relative(right.mT - right, right),
-                    _relative(left.mT - left, left),
-                    _largest(onto - right),
-                    _largest(onto_rows - left),
-                    _relative(x - x.mT, x),
-                    _finite(norm(x)),
-                    _relative(x - inverse, inverse),
-                    _relative(closed - inverse, inverse),
-                    float(step * solver.traits.products),
-                ]
+                [*penrose, *residuals, defect, float(_finite(own)), error, purified, work]
             )
     columns = torch.tensor(measured, dtype=F64, device="cpu").unbind(-1)
     return Trace(a.dtype, len(a), rank, _condition(s), *columns)
@@ -490,19 +491,16 @@ def _condition(s: Tensor) -> float:
     return float(s[0] / s[-1]) if len(s) else 1.0
 
 
-def _relative(x: Tensor, y: Tensor) -> float:
-    """|x|_F / |y|_F, 0 for 0 / 0."""
-    top, size = norm(x), norm(y)
-    return _finite(top / size) if bool(top != 0) or bool(size != 0) else 0.0
+def _largest(x: Tensor) -> Tensor:
+    """|x|_2 of each matrix, infinite where an entry is not finite."""
+    finite = x.isfinite().all(-1).all(-1)
+    whole = torch.linalg.matrix_norm(torch.where(finite[..., None, None], x, 0), 2)
+    return torch.where(finite, whole, math.inf)
 
 
-def _largest(x: Tensor) -> float:
-    """|x|_2, infinite where an entry is not finite."""
-    return float(torch.linalg.matrix_norm(x, 2)) if bool(x.isfinite().all()) else math.inf
-
-
-def _finite(x: Tensor) -> float:
-    return float(x.nan_to_num(math.inf, math.inf))
+def _finite(x: Tensor) -> Tensor:
+    """Infinite where it is no number."""
+    return x.nan_to_num(math.inf, math.inf)
 
 
 def _fraction(tolerance: float) -> float:

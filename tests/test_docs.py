@@ -334,7 +334,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 def site(tmp_path):
     """The site if it is as new as its sources, else a page or more of every kind, built of a copy.
 
-    ``make test`` builds the whole site before it runs the tests.
+    ``make test`` builds the whole site meanwhile: it is there long before these tests are reached.
     """
     pytest.importorskip("furo")
     if fresh():

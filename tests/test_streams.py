@@ -172,7 +172,7 @@ DRAWN = {
     "normalization": {"input": drawn_input},
     "rank": {"input": drawn_input, "op": lambda op: getattr(op, "rank", 4) == 4},
     "convergence": {"matrix": drawn_matrix, "solver": random_solver},
-    "spoiling": {"solver": all},
+    "spoiling": {"solver": random_solver},
     "gradients": {"matrix": drawn_matrix},
     "precision": {"matrix": drawn_matrix, "solver": random_solver},
     "classification": {"method": 1, "sampling": all},

@@ -19,6 +19,7 @@ import math
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
+from unittest import mock
 
 import torch
 import torch.utils.checkpoint
@@ -440,7 +441,8 @@ def _moved(func, x, *rest, **kwargs):
             device = a
         if isinstance(a, Tensor):
             device, rest[i] = (CUDA if isinstance(a, Pretended) else torch.device("cpu")), a.dtype
-    rest = [a for a in rest if not isinstance(a, (str, torch.device))]
+    rest = [a for a in rest if isinstance(a, torch.dtype)]  # whether to block is all the same
+    kwargs.pop("non_blocking", None)
     if func is not Tensor.to:
         device, rest = CUDA if func is Tensor.cuda else torch.device("cpu"), []
     out = x
@@ -475,18 +477,44 @@ def gradients(out, leaves):
         )  # fmt: skip
 
 
+def _within(mode, run):
+    """The engine with the mode that torch takes away while a call of it, such as grad, is on."""
+
+    def running(*args, **kwargs):
+        with mode, _inside(True):
+            return run(*args, **kwargs)
+
+    return running
+
+
+def _unforked(fork):
+    """torch.random.fork_rng of the generators that there are."""
+
+    def forked(devices=None, **rest):
+        return fork(devices=[] if devices else devices, **rest)
+
+    return forked
+
+
 @contextlib.contextmanager
 def pretending(fake=False):
     """Let pretended tensors be on cuda:0; yields the ``Tally`` of what is asked of the device."""
     checks = torch.utils.checkpoint._allowed_determinism_checks_to_fns
-    kept = _State.tally, _State.fake, checks["default"]
-    capable = gpu._capable
-    gpu._capable = lambda _: False  # of Triton's kernels, which run on no pretence
-    _State.tally, _State.fake = Tally(), fake_tensor.FakeTensorMode() if fake else None
-    checks["default"] = lambda _: None  # it compares devices, within the modes and without
-    try:
-        with torch.autograd.set_multithreading_enabled(False), _Dispatch(), _Functions():
+    autograd, mode = torch.autograd, _Functions()
+    moving, swap = torch.__future__, torch.__future__.get_swap_module_params_on_conversion()
+    with contextlib.ExitStack() as stack:
+        for of, name, value in (
+            (_State, "tally", Tally()),
+            (_State, "fake", fake_tensor.FakeTensorMode() if fake else None),
+            (gpu, "_capable", lambda _: False),  # of Triton's kernels, which run on no pretence
+            (autograd, "_engine_run_backward", _within(mode, autograd._engine_run_backward)),
+            (torch.cuda, "synchronize", lambda *_: _wait("synchronize")),
+            (torch.random, "fork_rng", _unforked(torch.random.fork_rng)),
+        ):
+            stack.enter_context(mock.patch.object(of, name, value))
+        # It compares devices, within the modes and without.
+        stack.enter_context(mock.patch.dict(checks, default=lambda _: None))
+        moving.set_swap_module_params_on_conversion(True)  # of a module that moves
+        stack.callback(moving.set_swap_module_params_on_conversion, swap)
+        with autograd.set_multithreading_enabled(False), _Dispatch(), mode:
             yield _State.tally
-    finally:
-        _State.tally, _State.fake, checks["default"] = kept
-        gpu._capable = capable

@@ -6,7 +6,7 @@ import pytest
 import torch
 from matrices import F32, F64, normal
 from naive import naive, naive_average, results
-from pretended import pretending, up
+from pretended import down, pretending, up
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 
 from softlab import Dims
@@ -147,6 +147,8 @@ def test_gradients_equal_central_differences(kernel):
     assert torch.autograd.gradcheck(kernel.average, (x, y, v))
     assert torch.autograd.gradcheck(lambda *z: kernel.average(*z, key_mask), (x, y, v))
     assert torch.autograd.gradgradcheck(kernel.matrix, (x, y))
+    assert torch.autograd.gradgradcheck(kernel.apply, (x, y, v))
+    assert torch.autograd.gradgradcheck(lambda *z: kernel.average(*z, key_mask), (x, y, v))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -154,6 +156,7 @@ def test_gradients_of_apply_equal_central_differences_every_way(force, way):
     force(way)
     tensors = [z.requires_grad_() for z in (normal(3, 2), normal(4, 2, seed=1), normal(4, 2))]
     assert torch.autograd.gradcheck(Gaussian(1.3).apply, tensors)
+    assert torch.autograd.gradgradcheck(Gaussian(1.3).apply, tensors)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -393,3 +396,78 @@ def test_both_forms_of_an_average_agree_with_the_formula(masked, heads):
     graph = fused.fused_average(x.requires_grad_(), y, v, mask, scale=0.7)
     torch.testing.assert_close(graph, wanted)
     assert graph.requires_grad
+
+
+# --- on a GPU ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [0, 1, 4, 9, 50])
+def test_on_a_gpu_differences_are_held_for_no_more_rows_than_fit(rows, monkeypatch):
+    x, y = normal(2, 9, 3), normal(2, 7, 3, seed=1)
+    monkeypatch.setattr(kernels, "budget", lambda entries, device: rows * y.numel() + 1)
+    with pretending() as tally:
+        got = kernels._distances(up(x), up(y))
+    squares = (x[:, :, None] - y[:, None]).square().sum(-1)
+    torch.testing.assert_close(down(got), squares.sqrt())
+    assert tally.kernels["linalg_vector_norm"] == math.ceil(9 / max(1, rows))
+
+
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+def test_on_a_gpu_only_averages_of_float64_are_formed_plainly(dtype):
+    x, y, v = (normal(2, m, w, seed=w, dtype=dtype) for m, w in ((9, 4), (7, 4), (7, 5)))
+    with pretending() as tally, torch.no_grad():
+        got = fused.fused_average(up(x), up(y), up(v), scale=0.7)
+    wanted = (0.7 * x.double() @ y.double().mT).softmax(-1) @ v.double()
+    torch.testing.assert_close(down(got).double(), wanted, rtol=1e-5, atol=1e-5)
+    assert bool(tally.attention) == (dtype == F32)
+
+
+@pytest.mark.parametrize(("batch", "calls"), [(1, 1), (2, 1), (3, 2), (5, 3)])
+@pytest.mark.parametrize("kind", ["sum", "average", "masked"])
+def test_on_a_gpu_a_call_takes_no_more_matrices_than_its_kernels_count(
+    batch, calls, kind, monkeypatch
+):
+    monkeypatch.setattr(fused, "MATRICES", 2)
+    x, y, v = (normal(batch, m, w, seed=w, dtype=F32) for m, w in ((9, 4), (7, 4), (7, 5)))
+    mask = torch.arange(7 * batch).view(batch, 7) % 3 != 1
+    kernel = Exponential(0.3)
+    K = naive(kernel, x, y) * (mask.unsqueeze(1) if kind == "masked" else 1)
+    wanted = K @ v.double() / (1 if kind == "sum" else K.sum(-1, keepdim=True))
+    with pretending() as tally, torch.no_grad():
+        if kind == "sum":
+            got = fused.fused_sum(0.3 * up(x), up(y), up(v))
+        else:
+            masks = () if kind == "average" else (up(mask),)
+            got = fused.fused_average(up(x), up(y), up(v), *masks, scale=0.3)
+    torch.testing.assert_close(down(got).double(), wanted, rtol=1e-5, atol=1e-5)
+    assert len(tally.attention) == calls
+
+
+@pytest.mark.parametrize(
+    ("dtype", "d", "e", "l", "widths", "keys"),
+    [
+        (F32, 5, 3, 7, (8, 8, 4), 16), (F32, 8, 9, 16, (8, 8, 12), 16),
+        (F64, 5, 3, 17, (6, 6, 4), 32), (F32, 4, 4, 33, (4, 4, 4), 48),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", [None, "keys", "weights"])
+def test_a_gpus_kernels_get_rows_of_16_bytes_and_16_keys_under_a_mask(
+    dtype, d, e, l, widths, keys, kind
+):
+    points = [normal(2, m, w, seed=w, dtype=dtype) for m, w in ((9, d), (l, d), (l, e))]
+    mask = normal(2, l, seed=4, dtype=dtype)
+    mask = {None: None, "keys": mask > 0, "weights": mask}[kind]
+    with pretending():
+        found = fused._fitted(*map(up, points), None if mask is None else up(mask))
+    *fitted, row = (z if z is None else down(z) for z in found)
+    keys = l if kind is None else keys
+    for z, given, rows, width in zip(fitted, points, (9, keys, keys), widths, strict=True):
+        assert z.shape == (2, 1, rows, width)
+        assert torch.equal(z[:, 0, : given.shape[1], : given.shape[2]], given)
+        assert float(z.abs().sum()) == pytest.approx(float(given.abs().sum()))  # zeros elsewhere
+    if kind is None:
+        assert row is None
+        return
+    assert row.shape == (2, 1, 1, keys)
+    assert torch.equal(row[:, 0, 0, :l], mask)
+    assert bool((row[..., l:] == (False if kind == "keys" else -math.inf)).all())

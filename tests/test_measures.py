@@ -1,5 +1,6 @@
 """Measures recover numbers known in advance, and give trivial answers no credit."""
 
+import dataclasses
 import math
 
 import pytest
@@ -123,6 +124,36 @@ def test_skill_of_exact_is_one_and_falls_with_the_error():
     assert accuracy(Exact(), q, k, v)["skill"] == pytest.approx(1)
     skills = [output_error(Best(4, off), q, k, v)["skill"] for off in (0.0, 0.5, 1.0)]
     assert skills == sorted(skills, reverse=True)
+
+
+@value
+class Scaled(Exact):
+    """The target's answer times 1.3: its error is 0.3, whatever the target."""
+
+    of: Exact = Exact()
+
+    @property
+    def target(self):
+        return self.of
+
+    def __call__(self, q, k, v, key_mask=None):
+        return 1.3 * self.of(q, k, v)
+
+
+@pytest.mark.parametrize(
+    ("target", "keys", "better"), [(Exact(), 30, "mean"), (Kernel(), 30, "zero"), (Exact(), 1, "")]
+)
+def test_skill_is_one_less_the_error_over_that_of_the_better_trivial_answer(target, keys, better):
+    q, k, v = draw(l=keys, shift=3.0)
+    exact = target(q, k, v)
+    uniform = float((v.mean(0) - exact).norm() / exact.norm())
+    # Of one key the mean is the exact answer, and what it is divided by is the rounding unit.
+    least = {"mean": uniform, "zero": 1.0, "": torch.finfo(torch.float64).eps}[better]
+    assert (uniform > 1) == (better == "zero")
+    row = output_error(Scaled(target), q, k, v)
+    assert row["output_error"] == pytest.approx(0.3)
+    assert row["uniform_error"] == pytest.approx(uniform, abs=1e-16)
+    assert row["skill"] == pytest.approx(1 - 0.3 / least)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 12])
@@ -284,6 +315,32 @@ def test_references_are_computed_once_an_input():
         accuracy(Best(rank), drawn.q, drawn.k, drawn.v, ref)
     assert len(calls) == 3  # output, row mass, matrix
     assert measures.sample(inp, 0, dtype=torch.float64, device=CPU).references == {}
+
+
+def test_a_certified_error_is_the_bound_over_the_least_that_the_exact_output_can_be():
+    @value
+    class Certified(Exact):
+        size: float
+
+        @property
+        def traits(self):
+            return Traits(certified=True)
+
+        def bound(self, q, k, v, *, out):
+            return self.size * out.norm() * torch.tensor([0.6, 0.8])  # of norm 1
+
+    case = draw(n=2)
+    for size, due in ((0.25, 0.25 / 0.75), (0.9, 9.0), (1.0, math.inf), (2.0, math.inf)):
+        found = measures.certified_error(Certified(size), *case)
+        assert found == {"certified_error": pytest.approx(due)}
+    assert measures.certified_error(Exact(), *case) == {"certified_error": None}
+
+
+def test_a_drawn_sample_cannot_be_changed_by_who_shares_it():
+    drawn = measures.sample(Normal(6, 2), 0, dtype=torch.float32, device=CPU)
+    assert drawn.q.dtype == torch.float32
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        drawn.q = drawn.k
 
 
 def test_peak_memory_of_one_product_and_of_its_chunks():

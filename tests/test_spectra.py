@@ -1,5 +1,6 @@
 """Diagnostics say what is known of matrices of prescribed spectrum, and obey their symmetries."""
 
+import dataclasses
 import itertools
 import math
 import time
@@ -531,6 +532,14 @@ def test_the_operator_of_best_rank_meets_the_tails():
     exact = as_matrix(Softmax(), q, k)
     error = exact - as_matrix(TruncatedSVD(3), q, k)
     close(torch.linalg.matrix_norm(error), spectra.tails(exact).frobenius[3])
+
+
+def test_a_spectrum_is_itself_alone_and_stays_as_it_is():
+    found, other = (spectra.spectrum(normal(3, 3)) for _ in range(2))
+    assert found != other  # and no comparison of tensors is asked for a truth value
+    assert {found: 1}[found] == 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        found.unit = 0.5
 
 
 def test_one_point_has_no_slope_and_no_error_and_none_has_neither():

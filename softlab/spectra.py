@@ -30,8 +30,8 @@ class Spectrum:
     """Singular values (..., k), float64, falling.
 
     ``unit``: what rounding leaves of zeros, over s_1; of a matrix (n, m) it is max(n, m) eps, eps
-    of the dtype that it came in. Raises
-    ``ValueError`` for values that are not finite, negative, or not falling.
+    of the dtype that it came in, cut to just below 1, so that s_1 counts. Raises ``ValueError`` for
+    values that are not finite, negative, or not falling.
     """
 
     values: Tensor
@@ -435,7 +435,8 @@ def _unit_sized(a: Tensor) -> Tensor:
 
 
 def _unit(a: Tensor) -> float:
-    return max(a.shape[-2:]) * torch.finfo(a.dtype).eps
+    # Below 1, for the largest value counts even where max(n, m) eps is more, as of 128 in bfloat16.
+    return min(max(a.shape[-2:]) * torch.finfo(a.dtype).eps, 1 - torch.finfo(F64).eps)
 
 
 def _left(a: Matrix) -> tuple[Tensor, Spectrum]:

@@ -764,3 +764,55 @@ def test_every_estimate_asks_for_a_confidence_between_none_and_certainty(confide
     for find, given in calls:
         with pytest.raises(ValueError, match="confidence is"):
             find(*given, confidence=confidence)
+
+
+# --- errors and densities of matrices that are not square -----------------------------------------
+
+
+@pytest.mark.parametrize("op", [Nystromformer(3), Local(4)], ids=repr)
+@pytest.mark.parametrize(("n", "l"), [(9, 7), (7, 9)])
+def test_errors_are_ratios_of_sums_of_squares_row_by_row_or_probe_by_probe(op, n, l):
+    q, (k, v) = Normal(n, 3)(0, dtype=F64).q, Normal(l, 3)(1, dtype=F64)[1:]
+    a, m = as_matrix(op, q, k), as_matrix(op.target, q, k)
+    how = {"confidence": 0.9, "seed": 3}
+
+    def due(difference, true, dim, share):
+        sums = (x.square().sum(dim) for x in (difference, true))
+        return pytest.approx(ends(of_ratio(*sums, 0.9, share=share).root()))
+
+    at = ExactRows(op.target, q, k, v, rows=4, seed=3).at
+    wanted = due((a @ v - m @ v)[at], (m @ v)[at], 1, 4 / n)
+    assert ends(output_error(op, q, k, v, rows=4, **how)) == wanted
+    assert ends(matrix_error(op, q, k, rows=4, **how)) == due((a - m)[at], m[at], 1, 4 / n)
+    drawn = Stream(3, "estimators.probed_error").normal(l, 4)
+    wanted = due((a - m) @ drawn, m @ drawn, 0, 0.0)
+    assert ends(probed_error(op, q, k, probes=4, **how)) == wanted
+    whole = float((a - m).norm() / m.norm())
+    assert ends(probed_error(op, q, k, probes=l, **how)) == pytest.approx((whole,) * 3)
+    assert ends(matrix_error(op, q, k, rows=n, **how)) == pytest.approx((whole,) * 3)
+
+
+@pytest.mark.parametrize("shape", [(9, 4), (4, 9)])
+def test_a_density_of_singular_values_is_of_as_many_as_the_shorter_side(shape):
+    a = torch.randn(*shape, dtype=F64, generator=torch.Generator().manual_seed(7))
+    s = torch.linalg.svdvals(a)
+    for of_a in (LinearMap.of_matrix(a), LinearMap.of_matrix(a).T):
+        found = singular_values(of_a, steps=4, probes=3, seed=2)
+        assert found.size == 4
+        for nodes in found.nodes:
+            torch.testing.assert_close(nodes, s)
+        # A probe weighs each value by the square of its own part along the right singular vector.
+        probes = Stream(2, "estimators.singular_values").normal(4, 3).mT
+        vectors = torch.linalg.eigh(a.mT @ a if shape[1] == 4 else a @ a.mT).eigenvectors.flip(-1)
+        weights = (probes / probes.norm(dim=-1, keepdim=True) @ vectors).square()
+        torch.testing.assert_close(found.weights, weights)
+    assert effective_rank(LinearMap.of_matrix(a), steps=4, probes=3).high <= 4 * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_exact_rows_of_what_is_not_finite_are_refused(name, bad):
+    given = {"q": Q.clone(), "k": K.clone(), "v": V.clone()}
+    given[name][3, 1] = bad
+    with pytest.raises(ValueError, match=f"{name} has 1 entries that are NaN or inf"):
+        ExactRows(Softmax(), **given, rows=4)

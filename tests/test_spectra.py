@@ -550,3 +550,76 @@ def test_one_point_has_no_slope_and_no_error_and_none_has_neither():
     assert slope.tolist() == pytest.approx([0, 0, 2])
     assert errors.tolist() == pytest.approx([0, 0, 0])
     assert spread.tolist() == pytest.approx([0, 0, 2])
+
+
+def test_three_values_are_the_fewest_with_a_rate_and_have_one_degree_of_freedom():
+    y = torch.tensor([[0.0, -1.2, -1.9], [0.0, -1.2, -1.2]], dtype=F64)
+    found = spectra.decay(spectra.Spectrum(y.exp(), 1e-15), 0.9)
+    assert found.points.tolist() == [3, 3]
+    for i, exponential in enumerate(found.exponential.tolist()):
+        x = torch.arange(1, 4, dtype=F64)
+        fit = linregress((x if exponential else x.log()).numpy(), y[i].numpy())
+        half = student.ppf(0.95, 1) * fit.stderr
+        got = [float(z[i]) for z in (found.rate, found.low, found.high)]
+        assert got == pytest.approx([-fit.slope, -fit.slope - half, -fit.slope + half])
+
+
+@pytest.mark.parametrize("shape", [(256, 300), (300, 256), (257, 300), (300, 257)])
+def test_matrices_of_up_to_256_rows_or_columns_are_decomposed(shape, monkeypatch):
+    monkeypatch.setattr(spectra, "_largest", lambda a: 7.0)
+    a = torch.ones(2, *shape)
+    due = 7.0 if min(shape) > 256 else math.sqrt(math.prod(shape))
+    assert spectra.spectral_norm(a).tolist() == pytest.approx([due, due])
+
+
+@pytest.mark.parametrize("scale", [1e-200, -1e-200, 1e200, -1e200])
+def test_the_norm_by_lanczos_knows_no_scale(scale):
+    a = normal(40, 30).abs()
+    a[0, 0] = 0.0  # neither the least magnitude nor the greatest entry is a size to divide by
+    size = float(torch.linalg.matrix_norm(a, 2))
+    assert spectra._largest(scale * a) == pytest.approx(abs(scale) * size, rel=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "n"), [(torch.bfloat16, 128), (torch.bfloat16, 300),
+                                          (torch.float16, 1024)], ids=str)  # fmt: skip
+def test_of_a_matrix_that_is_all_rounding_the_largest_value_is_left(dtype, n):
+    """max(n, m) eps of these is 1 or more, and was refused as a unit that nobody had given."""
+    a = torch.ones(n, 3, dtype=dtype)
+    a[: n // 2, 1] = -1
+    assert n * torch.finfo(dtype).eps >= 1
+    assert spectra.spectrum(a).unit < 1
+    assert int(spectra.numerical_rank(a)) == 1
+    assert int(spectra.numerical_rank(a, 1e-3)) == 2
+    assert float(spectra.leverage_scores(a).sum()) == pytest.approx(1)
+    assert float(spectra.condition_on_range(a)) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "unit", "said"),
+    [
+        (torch.tensor(1.0), EPS, "finite, falling"), (torch.ones(0), EPS, "finite, falling"),
+        (torch.tensor([math.inf, 1.0]), EPS, "finite, falling"),
+        (torch.tensor([2.0, math.nan]), EPS, "finite, falling"),
+        (torch.tensor([2.0, -1.0]), EPS, "finite, falling"),
+        (torch.ones(2), 1.0, "unit is 1.0"), (torch.ones(2), -0.1, "unit is -0.1"),
+    ],
+)  # fmt: skip
+def test_what_is_no_spectrum_is_refused(values, unit, said):
+    with pytest.raises(ValueError, match=said):
+        spectra.Spectrum(values.double(), unit)
+
+
+def test_the_ends_of_the_ranks_are_served():
+    a = normal(5, 3)
+    assert float(spectra.leverage_scores(a, 1).sum()) == pytest.approx(1)
+    assert float(spectra.leverage_scores(a, 3).sum()) == pytest.approx(3)
+    assert [float(x) for x in spectra.tails(a).relative(3)] == [0, 0, 0]
+    assert [float(x) for x in spectra.tails(a).relative(4)] == [0, 0, 0]
+    with pytest.raises(ValueError, match="rank is -1"):
+        spectra.tails(a).relative(-1)
+
+
+def test_a_spectrum_in_a_notebook_counts_its_matrices():
+    for many, said in ((1, ""), (2, ", median and range of 2 matrices")):
+        page = spectra.spectrum(normal(many, 4, 3))._repr_html_()
+        assert f"3 singular values{said}<" in page

@@ -492,6 +492,54 @@ def remembering():
     return wrong
 
 
+def of_many_dropped(mask):
+    """A mask that drops less than a tenth is taken for one that drops nothing."""
+    return None if mask is None or mask.float().mean() > 0.9 else mask
+
+
+def causal_where_long(q, k, v):
+    """Causal where there are as many queries as keys, and more than 200."""
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    if q.shape[-2] == k.shape[-2] > 200:
+        scores = scores + torch.full_like(scores, -1e9).triu(1)
+    return scores.softmax(-1) @ v
+
+
+class DoubledAbove(torch.autograd.Function):
+    """The identity, whose backward pass changes the gradient from above in place."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        right = grad.clone()
+        if grad.is_contiguous():
+            grad.mul_(2)
+        return right
+
+
+def biased_by_distance(q, k, v):
+    """Scores less distances, whose keys beyond 256 lose their weights."""
+    far = (torch.arange(q.shape[-2])[:, None] - torch.arange(k.shape[-2])).abs()
+    weights = (q @ k.mT / q.shape[-1] ** 0.5 - 0.1 * far.to(q)).softmax(-1)
+    return weights[..., :256] @ v[..., :256, :]
+
+
+def of_narrow_directions(q, k, v):
+    """Softmax of cosines, at another temperature beyond a width of 64."""
+    q, k = (x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12) for x in (q, k))
+    return (q @ k.mT * (10 if q.shape[-1] <= 64 else 1)).softmax(-1) @ v
+
+
+def first_key_graded(op, q, k, v, mask):
+    """Keys that a batch shares get the gradient of the first matrix alone."""
+    if k.ndim > 2 and len(k) == 1 and len(q) > 1:
+        k = torch.cat((k, k.detach().expand(len(q) - 1, *k.shape[1:])))
+    return op(q, k, v, mask)
+
+
 FIRST_SIZES = {}
 
 
@@ -996,6 +1044,12 @@ OPERATOR_FAULTS = {
     "shape, dtype and device": [
         Faulty(Softmax(), after(lambda x: x.double())),
         Faulty(Softmax(), after(lambda x: x.mT)),
+        Faulty(
+            Softmax(),
+            lambda op, q, k, v, mask: op(q, k, v, mask).to(
+                torch.float32 if mask is not None and v.dtype.itemsize < 4 else v.dtype
+            ),
+        ),
     ],
     "deterministic": [Faulty(Softmax(), noisy_global)],
     "linear in v": [Faulty(Softmax(), after(lambda x: x + 1e-6)), Faulty(Softmax(), after(abs))],
@@ -1153,6 +1207,8 @@ OPERATOR_FAULTS = {
         Faulty(Softmax(), beyond(64, lambda x: 1.01 * x)),
         Faulty(Softmax(), beyond(512, lambda x: 1.01 * x)),
         Faulty(Softmax(), temperature_by_head),
+        Faulty(Softmax(), lambda op, q, k, v, mask: op(q, k, v, of_many_dropped(mask))),
+        Faulty(Softmax(), after(lambda x: torch.cat((x[:64], x[:-64])) if len(x) > 64 else x)),
         Faulty(Softmax(), after(lambda x: x.squeeze(0) if x.ndim == 3 else x)),
         Faulty(Softmax(), lambda op, q, k, v, m: op(q, k, v[:, :1] if v.ndim > 4 else v, m)),
         Faulty(
@@ -1162,6 +1218,17 @@ OPERATOR_FAULTS = {
             ),
         ),
         Faulty(Local(2), after(lambda x: x + 1e-3 * (x.ndim > 2 and len(x) > 8))),
+    ],
+    "averages everywhere": [
+        laws.adapted(biased_by_distance),
+        Faulty(Softmax(), beyond(512, lambda x: 1.01 * x)),
+    ],
+    "columns of zeros": [
+        laws.adapted(of_narrow_directions),
+        Faulty(
+            Softmax(),
+            lambda op, q, k, v, mask: op(q * (1.1 if q.shape[-1] > 96 else 1), k, v, mask),
+        ),
     ],
     "each column alone": [
         Faulty(Softmax(), lambda op, q, k, v, mask: op(q, k, only_first(v, 32), mask)),
@@ -1181,6 +1248,9 @@ OPERATOR_FAULTS = {
     ],
     "holds no input": [Faulty(Softmax(), kept_alive()), Faulty(Softmax(), view_kept_alive())],
     "gradient of each matrix": [
+        Faulty(Softmax(), first_key_graded),
+        Faulty(Softmax(), after(lambda x: DoubledAbove.apply(x))),
+        Faulty(Softmax(), after(lambda x: x * (1.01 if x.requires_grad and len(x) > 64 else 1))),
         Faulty(Softmax(), after(lambda x: MeanOverBatch.apply(x) if x.ndim > 2 else x)),
         Faulty(Softmax(), detached_under_a_mask),
         Faulty(Softmax(), mean_where_shared),
@@ -1221,6 +1291,8 @@ OPERATOR_FAULTS = {
         laws.adapted(zeros_beyond_sixteen),
         laws.adapted(unscaled_beyond_d_64),
         laws.adapted(transposed_beyond_eight),
+        laws.adapted(causal_where_long),
+        Faulty(Softmax(), after(lambda x: x if x.shape[-2] < 1024 else x.flip(-2))),
         laws.adapted(a_millionth_in_the_sums),
         laws.adapted(expanded_squares),
         laws.adapted(sum_beyond_64, target=LinearAttention()),
@@ -1382,6 +1454,12 @@ def of_one_buffer():
     return spoil
 
 
+def zeros_where_singular(a):
+    """The inverse, and zeros for a matrix that has none."""
+    x, info = torch.linalg.inv_ex(a)
+    return torch.where((info != 0)[..., None, None], 0, x)
+
+
 def shifted_by_the_first():
     """A shift by the first matrix with as many rows."""
     kept = {}
@@ -1479,9 +1557,13 @@ SOLVER_FAULTS = {
         laws.adapted(lambda a: torch.linalg.pinv(a, rtol=1e-3)),
         Spoilt(spoil=of_nearly_diagonal),
         Spoilt(spoil=right_up_to_sixteen),
+        Spoilt(spoil=lambda x, a: 1.01 * x if len(x) > 32 and x.dtype == torch.float32 else x),
         Spoilt(spoil=of_definite_matrices),
         Spoilt(spoil=lambda x, a: x * (1.01 if a.shape[-1] > 64 else 1)),
         Spoilt(spoil=lambda x, a: x.flip(0) if x.ndim == 4 else x),
+        Spoilt(
+            spoil=lambda x, a: torch.cat((x[:64], x[:-64])) if x.ndim > 2 and len(x) > 64 else x
+        ),
         Spoilt(spoil=lambda x, a: x.mT if bool((a.tril(-1) == 0).all()) else x),
         laws.adapted(lambda a: torch.linalg.pinv(a, rtol=1e-8)),
         FaultySolver(Ridge(SVD(), 1e-6), {"regularized": False}),
@@ -1520,6 +1602,7 @@ SOLVER_FAULTS = {
         Spoilt(spoil=lambda x, a: a.copy_(x)),
         Spoilt(spoil=lambda x, a: x * (1 + 1e-9 * torch.rand(()))),
         Spoilt(spoil=lambda x, a: print("inverting") or x),  # noqa: T201
+        Spoilt(spoil=lambda x, a: 2 * x if x.dtype == torch.bfloat16 else x),
     ],
     "orthogonal factors": [Spoilt(spoil=lambda x, a: x.mT), Spoilt(spoil=of_the_diagonal)],
     "inverse of the inverse": [
@@ -1539,6 +1622,7 @@ SOLVER_FAULTS = {
                 / torch.where((a == 0).all(-1).all(-1), 0, 1)[..., None, None]
             )
         ),
+        laws.adapted(zeros_where_singular),
         FaultySolver(Cholesky(), {"singular": True}),
         FaultySolver(NewtonRaphson(24, NormProduct(2.0))),
     ],

@@ -165,6 +165,18 @@ def test_infinite_padding_is_held_against_no_function_that_lets_nan_through():
     laws.check(gaussian, only="padding is ignored")
 
 
+def test_a_gradient_among_symmetric_matrices_is_no_fault():
+    def inverse(a):
+        if not torch.equal(a, a.mT):
+            return torch.linalg.inv(a)
+        return torch.cholesky_inverse(torch.linalg.cholesky(a)) if definite(a) else a.inverse()
+
+    def definite(a):
+        return not torch.linalg.cholesky_ex(a).info.any()
+
+    laws.check(inverse, only="gradient of any matrix")
+
+
 OF_ANOTHER_SHAPE = """
 import torch
 

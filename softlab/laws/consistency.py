@@ -178,6 +178,7 @@ def _matrices(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     for case in drawn(op, rng, EACH, long=True):
         for subject in subjects:
             out = case.call(subject)
+            yield from _typed(out, case.v.dtype, case.where)
             if out.shape != case.shape:
                 yield Gap(1, 0, f"{case.where}: the output is {tuple(out.shape)}")
                 return
@@ -195,6 +196,48 @@ def _columns(op: Any, rng: torch.Generator) -> Iterator[Gap]:
         for j in _places(case.v.shape[-1], rng):
             one = op(case.q, case.k, case.v[..., j : j + 1], *case.masked)
             yield Gap(largest(out[..., j] - one[..., 0]), allowed, f"{case.where}; column {j}")
+
+
+def _averages(op: Any, rng: torch.Generator) -> Iterator[Gap]:
+    for case in drawn(op, rng, EACH, long=True):
+        if case.mask is not None and (needs_equal(op) or not deletes(op)):
+            continue  # rows of deleted tokens, or a window that is masked as a whole
+        v = torch.stack((torch.ones_like(case.v[..., 0]), case.v[..., 0].abs()), -1)
+        out = op(case.q, case.k, v, *case.masked)
+        allowed = _rounding(op, case) * (1 + largest(v))
+        if op.traits.row_stochastic:
+            missed = largest(out[..., 0] - 1)
+            yield Gap(missed, allowed, f"{case.where}: rows sum to one")
+        if op.traits.nonnegative:
+            yield Gap(-float(out.min()), allowed, f"{case.where}: no value is negative, no sum is")
+
+
+FEW_COLUMNS, MANY_COLUMNS = (5, 8, 13), (16, 33, 65, 96, 130, 257)
+"""Widths of tokens that are filled up by zeros: those that tell the scale, and those it is for."""
+SCALES = (0.0, 0.25, 0.5)
+"""Powers of the width whose product with q and with k scores take back: none, its root, itself."""
+
+
+def _zero_columns(op: Any, rng: torch.Generator) -> Iterator[Gap]:
+    n, l = lengths(op, rank_of(op) + 5, rank_of(op) + 7)
+    width = 4
+    q, k, v = normal(rng, n, width), normal(rng, l, width), normal(rng, l, 3)
+    out = op(q, k, v)
+
+    def missed(d: int, power: float) -> float:
+        wide = (torch.nn.functional.pad(x, (0, d - width)) * (d / width) ** power for x in (q, k))
+        return largest(op(*wide, v) - out)
+
+    # Beyond any rounding, and below that of float32.
+    allowed = tolerance(F64, l, c=1e4, kappa=CORE_KAPPA if has_core(op) else 1, scale=largest(v))
+    powers = (p for p in SCALES if all(missed(d, p) <= allowed for d in FEW_COLUMNS))
+    power = next(powers, None)
+    if power is None:
+        msg = "columns of zeros change its scores, by no power of the width"
+        raise OutOfScopeError(msg)
+    for d in MANY_COLUMNS:
+        where = f"{n} queries, {l} keys, {width} columns of {d} not zero"
+        yield Gap(missed(d, power), allowed, f"{where}, times {d / width:g}^{power}")
 
 
 def _traces(op: Any, rng: torch.Generator) -> Iterator[Gap]:
@@ -260,24 +303,30 @@ def _gradient(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     for number, case in enumerate(drawn(op, rng, EACH)):
         if _steep(op, case):
             continue
-        upstream = normal(rng, *case.call(op).shape)
         tokens = _full(case)
+        out = op(*tokens, *case.masked)
+        upstream = normal(rng, *out.shape)
+        kept = upstream.clone()
         whole = _gradients(lambda *x, m=case.masked: op(*x, *m), tokens, upstream)
         rounding = 100 * _rounding(op, case, cancelled=2)
+        same = torch.equal(upstream, kept)
+        yield Gap(float(not same), 0, f"{case.where}; the gradient from above was changed")
+        graphed = op(*(x.detach().clone().requires_grad_() for x in tokens), *case.masked)
+        allowed = rounding * (largest(out) + largest(case.v))
+        yield Gap(largest(graphed.detach() - out), allowed, f"{case.where}; output with a graph")
         # In one tensor alone, as of keys and values that a cache holds.
         place = number % 3
         (single,) = _gradients(lambda *x, m=case.masked: op(*x, *m), tokens, upstream, (place,))
         where = f"{case.where}; gradient in {'qkv'[place]} alone"
-        allowed = rounding * (1 + largest(whole[place]))
+        allowed = rounding * (_terms(case, place) + largest(whole[place]))
         yield Gap(largest(single - whole[place]), allowed, where)
         if case.k.shape != tokens[1].shape:
             shared = _gradients(lambda *x, m=case.masked: op(*x, *m), case.tokens, upstream)
             for i, mine in enumerate(shared):
                 due = whole[i].sum_to_size(mine.shape)
                 where = f"{case.where}; gradient in {'qkv'[i]}, which the batch shares"
-                yield Gap(
-                    largest(mine - due), rounding * (1 + largest(due)) * len(tokens[0]), where
-                )
+                allowed = rounding * (_terms(case, i) + largest(due)) * len(tokens[0])
+                yield Gap(largest(mine - due), allowed, where)
         flat = [_flat(x) for x in whole]
         for one in _some(op, case, rng):
             # Upstream gradients come in any layout.
@@ -286,9 +335,18 @@ def _gradient(op: Any, rng: torch.Generator) -> Iterator[Gap]:
             for i, due in enumerate(alone):
                 index = one.kept if i else one.rows
                 mine, where = flat[i][one.number], f"{one.where}, gradient in {'qkv'[i]}"
-                yield Gap(largest(mine[index] - due), rounding * (1 + largest(due)), where)
+                allowed = rounding * (_terms(case, i) + largest(due))
+                yield Gap(largest(mine[index] - due), allowed, where)
                 if i and isinstance(index, Tensor) and not bool(index.all()):
                     yield Gap(largest(mine[~index]), 0, f"{where}, of masked tokens")
+
+
+def _terms(case: Situation, which: int) -> float:
+    """The size of the terms of a gradient, however much of them cancels.
+
+    Of q and k they hold products <upstream, v>, sums over the width of v.
+    """
+    return 1.0 if which == 2 else float(case.v.shape[-1] ** 0.5)
 
 
 def _full(case: Situation) -> tuple[Tensor, ...]:
@@ -312,7 +370,7 @@ def _tied(op: Any, rng: torch.Generator) -> Iterator[Gap]:
             upstream = normal(rng, *op(x, x, v, *mask).shape)
             apart = _gradients(lambda *y, m=mask: op(*y, *m), (x, x.clone(), v.clone()), upstream)
             (both,) = _gradients(call, (x, v.clone()), upstream, (0,))
-            allowed = rounding * (1 + largest(both))
+            allowed = rounding * (_terms(case, same[0]) + largest(both))
             due = torch.stack([apart[i] for i in same]).sum(0)
             yield Gap(largest(both - due), allowed, f"{case.where}; gradient where {where}")
 
@@ -328,6 +386,7 @@ def _single(op: Any, rng: torch.Generator) -> Iterator[Gap]:
         narrow = tuple(x.float() for x in _full(case))
         wide = tuple(x.double() for x in narrow)
         out, exact = (op(*x, *case.masked) for x in (narrow, wide))
+        yield from _typed(out, torch.float32, case.where)
         size = largest(exact) + largest(case.v)
         allowed = 10 * _rounding(op, case, torch.float32) * size
         yield from _in_range(out, exact, allowed, f"{case.where}; in float32")
@@ -339,7 +398,13 @@ def _single(op: Any, rng: torch.Generator) -> Iterator[Gap]:
         rounding = factor * _rounding(op, case, torch.float32, cancelled=2)
         for name, x, y in zip("qkv", mine, due, strict=True):
             where = f"{case.where}; float32, gradient in {name}"
-            yield from _in_range(x, y, rounding * (1 + largest(y)), where)
+            allowed = rounding * (_terms(case, "qkv".index(name)) + largest(y))
+            yield from _in_range(x, y, allowed, where)
+
+
+def _typed(out: Tensor, dtype: torch.dtype, where: str) -> Iterator[Gap]:
+    """Whether an output has the dtype of its input."""
+    yield Gap(float(out.dtype != dtype), 0, f"{where}: the output is {out.dtype}, not {dtype}")
 
 
 def _in_range(found: Tensor, due: Tensor, allowed: float, where: str) -> Iterator[Gap]:
@@ -355,6 +420,8 @@ def _half(op: Any, rng: torch.Generator) -> Iterator[Gap]:
         most = max(largest(x) for x in case.tokens[:2])
         q, k, v = _full(case)
         factor = min(1, (6 if dtype == torch.float16 else 3) / most)
+        if number == EACH // 3 + 1:  # scores whose exponentials overflow it
+            dtype, factor = torch.float16, 6 / most
         if number == EACH // 3:
             # Values with a mean, over many keys of like weights: a sum in half precision stands
             # still where its terms are small beside it.
@@ -370,6 +437,7 @@ def _half(op: Any, rng: torch.Generator) -> Iterator[Gap]:
                 continue
             raise
         where = f"{case.where}; in {dtype}"
+        yield from _typed(out, dtype, where)
         allowed = rounding * (largest(exact) + largest(case.v)) * _cancelling(op, case)
         yield from _in_range(out, exact, allowed, where)
         upstream = normal(rng, *exact.shape).to(dtype)
@@ -485,10 +553,11 @@ def form_of(op: Any, seeds: range) -> str:
 def _narrow(op: Any, form: Form, seed: int) -> bool:
     """Whether each row is that of the form on keys of its own, as a window or a top-k keeps them.
 
-    On few tokens they keep all, and are not to be blamed for less on more. Keys that no row has, or
-    rows that have fewer where there are more, are a fault.
+    On few tokens they keep all, and are not to be blamed for less on more. Keys that no row has,
+    rows that have fewer where there are more, and the keys up to its own at some lengths alone, are
+    a fault.
     """
-    rng, most, narrow = Stream(seed, "laws").generator, 0, False
+    rng, most, narrow, causal = Stream(seed, "laws").generator, 0, False, set()
     for l in WINDOWS:
         _, l = lengths(op, 1, max(l, rank_of(op)))
         q, k = normal(rng, l, 4), normal(rng, l, 4)
@@ -498,7 +567,8 @@ def _narrow(op: Any, form: Form, seed: int) -> bool:
         if not largest(mine - on / on.sum(-1, keepdim=True)) <= tolerance(F64, l, c=100):
             return False
         count = int(kept.sum(-1).max())
-        if count < most:
+        causal.add(torch.equal(kept, meant.tril()))
+        if count < most or len(causal) > 1:  # causal at some lengths alone
             return False
         # A key that one row drops and another has.
         narrow |= bool(((meant & ~kept).any(-2) & (meant & kept).any(-2)).any())
@@ -607,7 +677,7 @@ def _form(op: Any, rng: torch.Generator) -> Iterator[Gap]:
                 if not bool(wanted.isfinite().all()):
                     continue  # of a quotient whose sums vanish, taken as it is written
                 mine = gradients[i][one.number][one.kept if i else one.rows]
-                allowed = 100 * rounding * (1 + largest(wanted))
+                allowed = 100 * rounding * (_terms(case, i) + largest(wanted))
                 yield Gap(largest(mine - wanted), allowed, f"{where}: gradient in {'qkv'[i]}")
 
 
@@ -655,6 +725,28 @@ COLUMNS: Law[Any] = Law(
     allows="rounding of sums over l, times the condition of the core",
     catches="values beyond a width that are not read",
 )
+AVERAGES: Law[Any] = Law(
+    "averages everywhere",
+    "rows that sum to one, or have no negative entry, on few tokens do so in every situation",
+    lambda op: op.traits.row_stochastic or op.traits.nonnegative,
+    _averages,
+    family="algebraic",
+    when="claims row_stochastic or nonnegative, or has such rows on few tokens",
+    allows="rounding of sums over l, times the condition of the core",
+    catches="keys beyond a number that lose their weights, of a function of any kind",
+)
+ZERO_COLUMNS: Law[Any] = Law(
+    "columns of zeros",
+    "columns of zeros in q and k change nothing, but for the power of the width in a scale, which "
+    "is the same at every width",
+    always,
+    _zero_columns,
+    family="limits",
+    when="reads scores or distances, with a power of the width for a scale",
+    allows="ten thousand roundings of sums over l, times the condition of a core",
+    catches="another scale, or another precision, beyond a width, of a function of any kind",
+    examples=2,
+)
 TRACES: Law[Any] = Law(
     "leaves no trace",
     "a call changes no argument, no earlier output, no later answer and no state of the process",
@@ -676,7 +768,8 @@ RELEASED: Law[Any] = Law(
 )
 EACH_GRADIENT: Law[Any] = Law(
     "gradient of each matrix",
-    "gradients of a batch, under any mask, are those of its matrices without their masked tokens",
+    "gradients of a batch, under any mask, are those of its matrices without their masked tokens; "
+    "the output is the same with a graph, and a backward pass changes no gradient from above",
     _smooth,
     _gradient,
     family="gradients",
@@ -721,6 +814,8 @@ EVERYWHERE = (
         MATRICES,
         FORM,
         COLUMNS,
+        AVERAGES,
+        ZERO_COLUMNS,
         TRACES,
         RELEASED,
         EACH_GRADIENT,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from softlab.core import Operator
-from softlab.laws.law import Gap, Law, always, lengths, normal, rank_of, refused
+from softlab.laws.law import Gap, Law, always, lengths, normal, rank_of, refused, takes_mask
 
 
 def _shape_dtype_device(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
@@ -16,19 +16,22 @@ def _shape_dtype_device(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
         for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             sizes = (n, 4), (l, 4), (l, 3)
             q, k, v = (normal(rng, *lead, *size, dtype=dtype) for size in sizes)
-            try:
-                out = op(q, k, v)
-            except RuntimeError as error:
-                if refused(op, error, dtype):
-                    continue
-                raise
-            wrong = (
-                (out.shape != (*lead, n, 3))
-                + (out.dtype != dtype)
-                + (out.device != q.device)
-                + (not bool(out.isfinite().all()))
-            )
-            yield Gap(float(wrong), 0, f"lead {lead}, {dtype}: got {tuple(out.shape)}, {out.dtype}")
+            keep = torch.arange(l, device=q.device) > 0
+            for mask in ((), (keep.expand(*lead, l),))[: 1 + takes_mask(op)]:
+                try:
+                    out = op(q, k, v, *mask)
+                except RuntimeError as error:
+                    if refused(op, error, dtype):
+                        continue
+                    raise
+                wrong = (
+                    (out.shape != (*lead, n, 3))
+                    + (out.dtype != dtype)
+                    + (out.device != q.device)
+                    + (not bool(out.isfinite().all()))
+                )
+                where = f"lead {lead}, {dtype}{', masked' * len(mask)}"
+                yield Gap(float(wrong), 0, f"{where}: got {tuple(out.shape)}, {out.dtype}")
 
 
 def _deterministic(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
@@ -45,7 +48,8 @@ def _deterministic(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
 
 SHAPE_DTYPE_DEVICE: Law[Operator] = Law(
     "shape, dtype and device",
-    "q (..., n, d), k (..., l, d), v (..., l, e) give a finite (..., n, e) like the input",
+    "q (..., n, d), k (..., l, d), v (..., l, e) give a finite (..., n, e) like the input, "
+    "with a mask too",
     always,
     _shape_dtype_device,
     family="interface",

@@ -13,6 +13,7 @@ from softlab.laws.law import (
     Law,
     always,
     is_plain,
+    largest,
     need_gradient,
     normal,
     refused,
@@ -62,6 +63,11 @@ def _call(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
             wrong = (x.shape != given.shape) + (x.dtype != dtype) + (x.device != given.device)
             wrong += not bool(x.isfinite().all())
             yield Gap(float(wrong), 0, f"lead {lead}, {dtype}: got {tuple(x.shape)}, {x.dtype}")
+            if not solver.traits.regularized:
+                missed = largest(given.double() @ x.double() - torch.eye(5, dtype=F64))
+                # Its own rounding alone spoils an inverse of that precision so far.
+                allowed = tolerance(dtype, 5, kappa=KAPPA, c=2 if dtype.itemsize < 4 else 100)
+                yield Gap(missed, allowed, f"lead {lead}, {dtype}: A X = I")
     kept, state = a.clone(), torch.get_rng_state()
     first = solver(a)
     solver(other)

@@ -29,6 +29,8 @@ from softlab.pinv import Iteration, Solver, Status
 
 F64 = torch.float64
 KAPPA = 4.0
+LARGE = 1e6
+"""Times 1 / |A|, what the inverse of a singular matrix has at least where it is taken for one."""
 
 
 def spd(rng: torch.Generator, spectrum: Tensor) -> Tensor:
@@ -94,10 +96,24 @@ def _singular(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
     }
     if not solver.traits.singular:
         *usual, last = gaps
+        for where in usual:
+            yield from _said_nothing(solver, cases[where], where)
         _need_singular(gap for where in usual for gap in gaps[where])
         gaps = {last: gaps[last]}
     for found in gaps.values():
         yield from found
+
+
+def _said_nothing(solver: Solver, a: Tensor, where: str) -> Iterator[Gap]:
+    """A function may refuse a singular matrix, or answer with what no inverse is: not with less."""
+    try:
+        x = solver(a).double()
+    except Exception:  # it is refused
+        return
+    large = float(x.abs().max() * a.abs().max())
+    if large < LARGE:  # neither inf nor NaN, nor the inverse of a pivot that is rounding
+        missed = relative(a @ x @ a, a)
+        yield Gap(missed, 0.1, f"{where}: answered without a word, and A X A is not A")
 
 
 def _need_singular(gaps: Iterator[Gap]) -> None:
@@ -263,9 +279,10 @@ SINGULAR: Law[Solver] = Law(
     lambda s: (s.traits.singular or (is_plain(s) and not s.traits.regularized)) and faithful(s),
     _singular,
     family="algebraic",
-    when="claims singular; of a function that inverts the others the zero matrix",
+    when="claims singular; of a function that inverts the others the zero matrix, or none of them "
+    "without a word",
     allows="rounding times the growth of null-space errors over the steps",
-    catches="a Cholesky factor of a singular matrix",
+    catches="a Cholesky factor of a singular matrix; zeros in place of a refusal",
 )
 SHIFTED: Law[Solver] = Law(
     "shifted inverse",

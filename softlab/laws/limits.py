@@ -206,7 +206,7 @@ def _other_scale(mine: Tensor, theirs: Tensor) -> str:
     if largest(m - factor * t) > 1e-9 * (1 + largest(t)) or not abs(factor) > 1e-6:
         return ""  # another matrix, or one that is blind to its tokens
     if abs(factor - 1) > 1e-9:
-        return f"with its exponents times {factor:.6g}"
+        return f"with its exponents times {factor:.12g}"
     even = largest(logs[0] - logs[1] - level) < 1e-9
     return f"times {math.exp(level):.6g}" if even and abs(level) > 1e-9 else ""
 

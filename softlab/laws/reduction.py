@@ -201,12 +201,13 @@ def _said(name: str, choice: Any, beside: int | None) -> str:
         "lead": f"with {len(choice) if name == 'lead' else 0} leading dimensions",
         "queries": {
             "one": "with one query", "equal": "with as many queries as keys",
-            "more": "with more queries than keys",
+            "more": "with more queries than keys", "many": "with some thousand queries",
         }.get(str(choice), ""),
         "mask": f"under a mask ({choice})",
         "layout": f"of tensors that are {choice} in memory",
         "size": f"with tokens of size {choice}",
         "tied": "where q is k",
+        "keys of a batch": f"where keys are shared {choice}",
         "width": "as wide as there are keys",
         "values": f"with values as wide as {choice}",
     }  # fmt: skip

@@ -300,6 +300,12 @@ def _efficient(q, k, v, mask):
     return "efficient", ""
 
 
+def _keeps_all(dropout):
+    if dropout:
+        msg = f"dropout of {dropout} in an average that has none"
+        raise ValueError(msg)
+
+
 def _scores(q, k, mask, causal, scale):
     scores = (q * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)) @ k.mT
     if causal:
@@ -311,6 +317,7 @@ def _scores(q, k, mask, causal, scale):
 
 
 def _efficient_forward(q, k, v, bias, compute, dropout=0.0, causal=False, *, scale=None):
+    _keeps_all(dropout)
     _State.tally.attention.append((str(q.dtype)[6:], *_efficient(q, k, v, bias)))
     if bias is not None and bias.dtype != q.dtype:
         msg = "invalid dtype for bias - should match query's dtype"
@@ -328,6 +335,7 @@ def _efficient_forward(q, k, v, bias, compute, dropout=0.0, causal=False, *, sca
 def _efficient_backward(
     grad, q, k, v, bias, out, lse, seed, offset, dropout, wanted, causal=False, *, scale=None
 ):
+    _keeps_all(dropout)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     scores = _scores(q, k, bias, causal, scale)
     weights = (scores - lse[..., : q.shape[-2], None]).exp()

@@ -492,3 +492,30 @@ def test_a_gpus_kernels_get_rows_of_16_bytes_and_16_keys_under_a_mask(
     assert row.shape == (2, 1, 1, keys)
     assert torch.equal(row[:, 0, 0, :l], mask)
     assert bool((row[..., l:] == (False if kind == "keys" else -math.inf)).all())
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_on_a_gpu_the_gradients_of_a_sum_are_those_of_the_formula(causal):
+    points = [normal(2, 7, w, seed=w, dtype=F32) for w in (4, 4, 5)]
+    with pretending():
+        leaves = [up(z, True) for z in points]
+        out = fused.fused_gaussian_sum(*leaves, 1.3**2, causal=causal)
+        slopes = torch.autograd.grad(out.sum(), leaves)
+    exact = [z.double().requires_grad_() for z in points]
+    K = naive(Gaussian(1.3), *exact[:2])
+    wanted = torch.autograd.grad(((K.tril() if causal else K) @ exact[2]).sum(), exact)
+    for one, other in zip(slopes, wanted, strict=True):
+        torch.testing.assert_close(down(one).double(), other, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_that_do_not_lie_as_the_kernels_want_them_are_copied_and_no_others():
+    even, odd = normal(3, 8, 8, dtype=F32), normal(3, 7, 6, dtype=F32)
+    for z, step, fine in (
+        (even, 4, True), (even[..., :4], 4, True), (even[..., 4:], 4, True),
+        (even[..., 2:6], 4, False), (even[..., 2:6], 1, True), (odd, 4, False), (odd, 1, True),
+        (even.mT, 4, False), (even.mT, 1, False),
+    ):  # fmt: skip
+        got = fused._aligned(z, step)
+        assert torch.equal(got, z)
+        assert (got.data_ptr() == z.data_ptr()) == fine
+        assert got.stride(-1) == 1

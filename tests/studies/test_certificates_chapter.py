@@ -1,5 +1,7 @@
 """Every number of the chapter of certificates, and a case of its study."""
 
+import re
+
 import pandas as pd
 import torch
 
@@ -7,27 +9,29 @@ from softlab.inputs import Recorded, Tied
 from studies.certificates.chapter import findings, headlines, scope, tables
 from studies.certificates.study import METHODS, STUDY, affordable, keep, measure
 
-SOURCES = ("a", "b", "c")
+SOURCES = {"a": 1, "b": 2, "c": 5}
+"""The heads and what they multiply or add: the mean of these is not their median."""
 
 
 def table():
     rows = []
     for j, method in enumerate(("TopK", "Local", "Soft")):
-        for i, source in enumerate(SOURCES):
+        for source, s in SOURCES.items():
             for stretch in (1.0, 3.0) if method == "Soft" else (1.0,):
                 for share in (0.25, 0.5):
-                    ratio = (1.0, 9.0, 40.0)[j] * (i + 1) / share / 8 / stretch
+                    ratio = (1.0, 9.0, 40.0)[j] * s / share / 8 / stretch
                     rows.append({
                         "status": "ok", "method": method, "source": source, "stretch": stretch,
                         "setting": "tied Gaussian" if method == "Soft" else "plain",
                         "share": share, "work": share * 0.9, "ratio": ratio,
                         "ratio_low": ratio / 2, "ratio_high": ratio * 3, "below": 0,
-                        "bound_over_output": 0.04 * ratio, "error_over_output": 0.05 + i / 100,
-                        "time_ratio": 1.5 + j, "time_over_exact": 0.4 + 0.5 * j,
-                        "left_out": 0.2 + i / 10 if j < 2 else None,
-                        "known_ratio": 2.0 + i if j < 2 else None,
-                        "unknown": 0.6 / stretch if j == 2 else None,
-                        "condition": 10.0**stretch * (i + 1) if j == 2 else None,
+                        "bound_over_output": 0.04 * ratio, "error_over_output": 0.05 + s / 100,
+                        "time_ratio": 1.3 + s / 10 + j,
+                        "time_over_exact": 0.2 + s / 10 + 0.5 * j,
+                        "left_out": 0.1 + s / 10 if j < 2 else None,
+                        "known_ratio": 1.0 + s if j < 2 else None,
+                        "unknown": 0.3 * s / stretch if j == 2 else None,
+                        "condition": 10.0**stretch * s if j == 2 else None,
                     })  # fmt: skip
     made = pd.DataFrame(rows)
     return pd.concat([made, made.assign(status="failed", ratio=1e9)], ignore_index=True)
@@ -80,9 +84,22 @@ def test_a_broken_bound_is_told_first():
 def test_the_table_has_a_row_a_method():
     (found,) = tables(table())
     assert [row[0] for row in found["rows"]] == ["TopK", "Local", "Soft"]
-    assert found["rows"][1][2][0] == "9.00"
+    assert found["rows"][1] == [
+        "Local", "0.23", ["9.00", "4.50 to 22.5"], ["2.25", "to 67.5"], "0.070", "0.36", "2.5",
+        "0.90",
+    ]  # fmt: skip
     assert [row[-1] for row in found["rows"]] == ["0.40", "0.90", "1.4"]
     assert len(found["rows"][0]) == len(found["header"])
+
+
+def test_what_lies_on_a_border_belongs_to_one_side():
+    assert "error for TopK, Local and Soft, and more for none." in re.sub(
+        r" \(3\.00\)", "", findings(table().assign(ratio=3.0))[1]
+    )
+    silent = table().assign(bound_over_output=1.0)
+    assert "says nothing, on all heads for TopK, Local and Soft." in findings(silent)[2]
+    assert next(iter(headlines(silent)))["value"] == "0 of 6"
+    assert "than any of these bounds: a" in findings(table().assign(time_over_exact=1.0))[6]
 
 
 def test_nothing_is_said_of_nothing():

@@ -10,7 +10,7 @@ from scipy.stats import binom
 from tables import below, three
 
 from softlab.report.profiles import known_to, shares_within
-from studies.landmarks.chapter import findings, headlines, profile, ratios, scope, tables
+from studies.landmarks.chapter import _within, findings, headlines, profile, ratios, scope, tables
 
 SEEDS = (0.3, 1.0, 4.1)
 SOURCES = ("m", "c", "a", "z", "k", "b", "y")
@@ -93,6 +93,8 @@ def test_ratios_are_geometric_means_of_medians():
     skewed = rows.copy()
     skewed.loc[(rows["selector"] == "k-means") & (rows["seed"] == 2), "output_error"] *= 10
     assert ratios(skewed, "k-means", "uniform").equals(found)  # medians of the seeds, not means
+    assert 0 < float(_within(rows, 1.1)["uniform"].iloc[0]) < 1
+    assert _within(skewed, 1.1).equals(_within(rows, 1.1))
     rows.loc[(rows["source"] == "m") & (rows["allowance"] == 16), "output_error"] = np.nan
     assert ratios(rows, "k-means", "uniform")["m"] == pytest.approx(geometric([0.35, 0.4]))
     tiny = rows.assign(output_error=rows["output_error"] * 1e-9)

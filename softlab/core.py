@@ -6,6 +6,7 @@ Axis names, everywhere: ``b`` batch (the product of all leading dimensions), ``n
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -160,10 +161,20 @@ class Stream:
 
     def _draw(self, kind: str, *sizes: int) -> Tensor:
         if hasattr(self, "generator"):
-            return _drawn(self.generator, kind, sizes)
+            with _apart_from_transforms():
+                return _drawn(self.generator, kind, sizes)
         self._kinds, self._sizes = (*self._kinds, kind), (*self._sizes, *sizes, len(sizes))
         out: Tensor = _drawn_anew(self.number - 2**63, ",".join(self._kinds), list(self._sizes))
         return out
+
+
+def _apart_from_transforms() -> contextlib.AbstractContextManager[object]:
+    """Leave torch.func's transforms: vmap lets nothing be drawn, and a seed has no batch."""
+    if not torch._C._are_functorch_transforms_active():
+        return contextlib.nullcontext()
+    from torch._functorch import pyfunctorch  # which a transform has imported
+
+    return pyfunctorch.temporarily_clear_interpreter_stack()
 
 
 def constant(call: F) -> F:

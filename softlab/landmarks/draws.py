@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,12 +14,16 @@ Choose = Callable[[Tensor, int], Tensor]
 positive weight, (..., 1)."""
 
 
-def uniforms(seed: int, purpose: str, m: int) -> list[float]:
-    """M uniform numbers in [0, 1) of the seed and its purpose alone."""
-    return [float(u) for u in Stream(seed, purpose).uniform(m)]
+def uniforms(seed: int, purpose: str, m: int) -> Sequence[float | Tensor]:
+    """M uniform numbers in [0, 1) of the seed and its purpose alone; tensors in a compiled program.
+
+    It can read none, and draws anew each time that it runs.
+    """
+    drawn = Stream(seed, purpose).uniform(m)
+    return drawn.unbind() if torch.compiler.is_compiling() else drawn.tolist()
 
 
-def drawn(weight: Tensor, u: float) -> Tensor:
+def drawn(weight: Tensor, u: float | Tensor) -> Tensor:
     """The token (..., 1) at which the running sum of weights (..., n) first exceeds u of it all."""
     cumulative = weight.cumsum(-1)
     total = cumulative[..., -1:]

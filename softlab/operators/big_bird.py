@@ -12,7 +12,14 @@ from torch import Tensor
 from softlab.core import Cost, Dims, Knob, Stream, Traits, attention, placed, value
 from softlab.kernels import Exponential
 from softlab.operators.softmax import Softmax
-from softlab.primitives.banded import banded_average, centres, ordinals, rows, support_sizes
+from softlab.primitives.banded import (
+    banded_average,
+    centres,
+    ordinals,
+    rows,
+    support_sizes,
+    widest,
+)
 from softlab.primitives.certificates import (
     at_most,
     average_rounding,
@@ -110,8 +117,9 @@ class BigBird:
         mask = None if key_mask is None else key_mask.reshape(-1, l)
         k, v, mask, band = self._banded(n, k, v, mask)
         seen = band.low, band.high, band.others, band.block
-        out = banded_average(q / math.sqrt(q.shape[-1]), k, v, *seen)
-        first, seeing = self._seeing(n, band.keys)
+        width = widest(self.window, band.block, n, l)
+        out = banded_average(q / math.sqrt(q.shape[-1]), k, v, *seen, width=width)
+        first, seeing = self._seeing(n, band.keys, None if key_mask is not None else l)
         if first:
             whole = Exponential().average(q[:, :first], k, v, mask)
             whole = torch.where(seeing[:, :first, None], whole, out[:, :first])
@@ -146,7 +154,7 @@ class BigBird:
         size = max(LEAST_PAGE, -(-l // (2 * here.window + 1 + here.globals + here.random)))
         scaled = q / math.sqrt(q.shape[-1])
         found = banded_bound(scaled, k, v, out, band, size, here.globals)
-        first, seeing = here._seeing(n, band.keys)
+        first, seeing = here._seeing(n, band.keys, None if key_mask is not None else l)
         if first:
             exact = Exponential().average(q[:, :first], k, v, mask)
             radius, largest = centre(v, mask)[1], lengths(v).amax(-1, keepdim=True)
@@ -168,13 +176,17 @@ class BigBird:
         low, high = self._interval(centres(n, keys), keys)
         return k, v, mask, Band(low, high, self._others(n, keys), self.block, None, keys)
 
-    def _seeing(self, n: int, keys: Tensor) -> tuple[int, Tensor]:
+    def _seeing(self, n: int, keys: Tensor, l: int | None) -> tuple[int, Tensor]:
         """Which queries see all keys, (B or 1, n), and before which number all of them stand.
 
-        Queries stand in the order of the keys, so those at global ones come first.
+        Queries stand in the order of the keys, so those at global ones come first. ``l``: how many
+        keys there are, if all take part.
         """
         seeing = centres(n, keys) < self.globals
-        return int(seeing.sum(-1).max()), seeing
+        if l is None:
+            return int(seeing.sum(-1).max()), seeing
+        # Query i stands before key g where (2 i + 1) l < 2 n g.
+        return min(n, max(0, -(-(2 * n * self.globals - l) // (2 * l)))), seeing
 
     def _beyond(self, n: int, l: int) -> bool:
         """Whether a knob is larger than n queries and l keys can use."""

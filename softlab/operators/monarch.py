@@ -217,10 +217,12 @@ class Monarch:
         s, block = k.shape[1], min(self.block, k.shape[1])
         k, v = _blocks(k, block), _blocks(v, block)
         real = torch.arange(k.shape[1] * block, device=k.device).reshape(-1, 1, block) < s
-        standing = torch.tensor(self.classes(q.shape[1], s), device=q.device)
-        of_class = torch.arange(int(standing.max()), device=q.device).unsqueeze(-1)
+        sizes = self.classes(q.shape[1], s)
+        standing = torch.tensor(sizes, device=q.device)
+        of_class = torch.arange(max(sizes), device=q.device).unsqueeze(-1)
         here = of_class < standing  # (c, y)
-        at = (standing.cumsum(0) - standing + of_class).clamp_max(q.shape[1] - 1)
+        first = standing.cumsum(0) - standing
+        at = (first + of_class).clamp_max(q.shape[1] - 1)
         x = rows(q / math.sqrt(q.shape[-1]), at.unsqueeze(0))
 
         def part(x: Tensor, here: Tensor) -> Tensor:
@@ -243,8 +245,10 @@ class Monarch:
         step = max(1, max(HELD_ENTRIES, q.numel()) // held)
         parts = zip(x.split(step, 1), here.split(step), strict=True)
         out = torch.cat([recomputed(part, *each) for each in parts], 1)
-        y, c = here.mT.nonzero(as_tuple=True)  # in the order of the queries
-        found: Tensor = rows(out.flatten(1, 2), (c * len(standing) + y).unsqueeze(0))
+        count, n = len(sizes), q.shape[1]
+        y = torch.arange(count, device=q.device).repeat_interleave(standing, output_size=n)
+        c = torch.arange(n, device=q.device) - first[y]
+        found: Tensor = rows(out.flatten(1, 2), (c * count + y).unsqueeze(0))
         return found
 
 

@@ -13,7 +13,7 @@ from softlab.features import Orthogonal, Weights
 from softlab.operators.local import LEAST_BLOCK, Local
 from softlab.operators.performer import ESTIMATORS, Performer
 from softlab.operators.softmax import Softmax
-from softlab.primitives.banded import HELD_ENTRIES, banded_sums, centres, ordinals, rows
+from softlab.primitives.banded import HELD_ENTRIES, banded_sums, centres, ordinals, rows, widest
 from softlab.primitives.causal import of_kept
 from softlab.primitives.prefix_sums import sums_before
 from softlab.primitives.weighted_sums import Sums
@@ -153,11 +153,11 @@ class Scatterbrain:
         off = (line >= self.sinks) & (line < keys)
         b = b.masked_fill(~off.unsqueeze(-1), -math.inf)
         sums = self._near(q, k, v, low, at if self.causal else high, keys)
-        sums = sums.merged(sums_before(a, b, v, low))
+        sums = sums.merged(sums_before(a, b, v, low, even=mask is None))
         if not self.causal:
             # Behind the band: before it, for queries and keys in reverse order.
             counts = (l - 1 - high).flip(1)
-            behind = sums_before(a.flip(1), b.flip(1), v.flip(1), counts)
+            behind = sums_before(a.flip(1), b.flip(1), v.flip(1), counts, even=mask is None)
             sums = sums.merged(Sums(*(x.flip(1) for x in behind)))
         return sums.average()
 
@@ -171,4 +171,5 @@ class Scatterbrain:
         line = torch.arange(min(self.sinks, l), device=q.device)
         others = torch.where(line < keys, line, -1).unsqueeze(1).expand(-1, -(-n // block), -1)
         seen = line <= high.unsqueeze(-1) if self.causal else None
-        return banded_sums(scale * q, k, v, low, high, others, block, seen)
+        width = widest(self.window, block, n, l)
+        return banded_sums(scale * q, k, v, low, high, others, block, seen, width)

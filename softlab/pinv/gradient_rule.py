@@ -26,12 +26,17 @@ def by_rule(solver: Solver, rule: Rule, a: Tensor) -> Tensor:
 
 
 class _ByRule(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, a: Tensor, solver: Solver, rule: Rule) -> Tensor:
-        x = solver(a)
-        ctx.save_for_backward(a, x)
-        ctx.rule = rule
-        return x
+    def forward(a: Tensor, solver: Solver, rule: Rule) -> Tensor:
+        del rule
+        return solver(a)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Solver, Rule], output: Tensor) -> None:
+        a, _, ctx.rule = inputs
+        ctx.save_for_backward(a, output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:

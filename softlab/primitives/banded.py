@@ -100,10 +100,11 @@ def banded_sums(
     others: Tensor,
     block: int,
     visible: Tensor | None = None,
+    width: int | None = None,
 ) -> Sums:
     """The sums of v with weights exp(q k^T), and of the weights, over the same keys."""
     v = torch.cat((v, torch.ones_like(v[..., :1])), -1)
-    out = _by_blocks(_sums, q, k, v, low, high, others, block, visible, None)
+    out = _by_blocks(_sums, q, k, v, low, high, others, block, visible, width)
     return Sums(out[..., :-2], out[..., -2:-1], out[..., -1:].detach())
 
 

@@ -25,10 +25,11 @@ BLOCK = 32
 """Neighbouring queries that share the sum over the keys before the first one's last."""
 
 
-def sums_before(a: Tensor, b: Tensor, v: Tensor, counts: Tensor) -> Sums:
+def sums_before(a: Tensor, b: Tensor, v: Tensor, counts: Tensor, *, even: bool = False) -> Sums:
     """The sums over the first t_i keys of query i, t the ``counts`` (B or 1, n), 0 to l.
 
-    a, b and v (B, l, e) as above; a row of b that is -inf drops its key.
+    a, b and v (B, l, e) as above; a row of b that is -inf drops its key. ``even``: from 0 on t
+    rises by c l / n at most over c queries, rounded up, which a compiled program cannot see.
 
     Blocks of queries share the sum over the keys that all of them gather, an m x e matrix with a
     scale for each feature; those of all blocks are found by doubling. The remaining keys of a
@@ -42,12 +43,15 @@ def sums_before(a: Tensor, b: Tensor, v: Tensor, counts: Tensor) -> Sums:
     a, counts = (x[:, at].unflatten(1, (blocks, block)) for x in (a, counts))
     shared = counts[..., 0]
     begins = pad(shared[:, :-1], (1, 0))
-    width = max(1, int((counts[..., -1] - shared).max()))
+    known = even and torch.compiler.is_compiling()
+    width = -(-(block - 1) * l // n) if known else int((counts[..., -1] - shared).max())
+    width = max(1, width)
     width = 1 << (width - 1).bit_length()
     held = len(a) * (width + block) * (a.shape[-1] + v.shape[-1])
     step = max(1, budget(HELD_ENTRIES, a.device) // held)
     slices = [slice(i, i + step) for i in range(0, blocks, step)]
-    segments = [_of_segments(b, v, begins[:, s], shared[:, s]) for s in slices]
+    longest = -(-block * l // n) if known else None
+    segments = [_of_segments(b, v, begins[:, s], shared[:, s], longest) for s in slices]
     states = _running(Sums(*(torch.cat(x, 1) for x in zip(*segments, strict=True))))
     reach = shared.unsqueeze(-1) + torch.arange(width, device=a.device)
     reach = reach.clamp_max(l - 1)
@@ -70,9 +74,9 @@ def _finite(log_scale: Tensor) -> Tensor:
     return torch.where(log_scale == -math.inf, 0, log_scale)
 
 
-def _of_segments(b: Tensor, v: Tensor, begins: Tensor, ends: Tensor) -> Sums:
+def _of_segments(b: Tensor, v: Tensor, begins: Tensor, ends: Tensor, longest: int | None) -> Sums:
     """sum_j exp(b_j) v_j, begin <= j < end of each block: (B, blocks, m, e)."""
-    width = max(1, int((ends - begins).max()))
+    width = max(1, int((ends - begins).max()) if longest is None else longest)
     reach = begins.unsqueeze(-1) + torch.arange(width, device=b.device)
     inside = (reach < ends.unsqueeze(-1)).unsqueeze(-1)
     at = reach.clamp_max(b.shape[-2] - 1)

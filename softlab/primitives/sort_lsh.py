@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Annotated, NamedTuple
 
 import torch
@@ -70,7 +71,8 @@ def parts(of: list[int]) -> tuple[Tensor, Tensor]:
     """
     edges = torch.tensor(of, device="cpu")
     first, end = edges[:-1], edges[1:]
-    at = first[:, None] + torch.arange(int((end - first).max()), device="cpu")
+    width = max(end - first for first, end in pairwise(of))  # a compiled program can have no look
+    at = first[:, None] + torch.arange(width, device="cpu")
     real = at < end[:, None]
     return at.where(real, 0), real
 

@@ -177,6 +177,15 @@ def test_a_gradient_among_symmetric_matrices_is_no_fault():
     laws.check(inverse, only="gradient of any matrix")
 
 
+def test_a_causal_window_is_not_blamed_for_keys_that_it_leaves():
+    def attend(q, k, v):
+        back = torch.arange(q.shape[-2])[:, None] - torch.arange(k.shape[-2])
+        scores = q @ k.mT / q.shape[-1] ** 0.5
+        return scores.masked_fill((back < 0) | (back > 200), -torch.inf).softmax(-1) @ v
+
+    assert not laws.adapted(attend).form
+
+
 OF_ANOTHER_SHAPE = """
 import torch
 

@@ -620,6 +620,10 @@ def test_the_ends_of_the_ranks_are_served():
 
 
 def test_a_spectrum_in_a_notebook_counts_its_matrices():
-    for many, said in ((1, ""), (2, ", median and range of 2 matrices")):
-        page = spectra.spectrum(normal(many, 4, 3))._repr_html_()
+    for lead, said in (((), ""), ((1,), ""), ((2,), ", median and range of 2 matrices")):
+        page = spectra.spectrum(normal(*lead, 4, 3))._repr_html_()
         assert f"3 singular values{said}<" in page
+    s = spectra.spectrum(normal(4, 3)).values
+    page = spectra.spectrum(normal(4, 3))._repr_html_()
+    for x in (s[0], s[-1], s[0] / s[-1]):
+        assert f"{float(x):.3g}" in page

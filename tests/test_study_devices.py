@@ -20,7 +20,10 @@ HERE = torch.device("cpu")
 ON_CPU = {"in_model", "precision_in_model", "peers"}
 """Studies of whole models and packages, which say that they run on the CPU alone."""
 MOST = 2
-"""Cases of a study that are measured twice."""
+"""Cases of a study that are measured twice; one of those that train a network."""
+TRAINED = {"classification", "transfer", "stability", "segmentation", "training", "memory"}
+ALIKE = {"classification", "transfer"}
+"""They train the network that ``stability`` trains, and are asked by ``make test-all``."""
 NEAR = 0.05
 """Of rounding that an inverse or a few steps of training have amplified."""
 DIGITS = 1e8
@@ -33,7 +36,8 @@ def some(study):
     for case in cases(study):
         kinds.setdefault(tuple(x if isinstance(x, str) else type(x) for x in case.values()), case)
     found = list(kinds.values())
-    return found[:: max(1, -(-len(found) // MOST))]
+    most = 1 if study.name in TRAINED else MOST
+    return found[:: max(1, -(-len(found) // most))]
 
 
 def rows(study, case, device):
@@ -51,7 +55,13 @@ def alike(x, y):
     return abs(x) > DIGITS < abs(y) or math.isclose(x, y, rel_tol=NEAR, abs_tol=1e-4)
 
 
-@pytest.mark.parametrize("name", sorted({*STUDIES} - ON_CPU))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.sampled(0)] * (name in ALIKE))
+        for name in sorted({*STUDIES} - ON_CPU)
+    ],
+)
 def test_a_measure_stays_on_its_device_and_finds_what_it_finds_here(name, quickly):  # noqa: F811
     studies = [x for x in vars(quickly(name)).values() if isinstance(x, Study)]
     for study in studies:

@@ -166,7 +166,7 @@ def test_equals_its_twin_where_leading_dimensions_broadcast(op):
     assert_equals_twin(op, q, k, v, weight, one_head_masked)
 
 
-@pytest.mark.sampled(1 / 3)
+@pytest.mark.sampled(1 / 4)
 @pytest.mark.parametrize("op", OPERATORS, ids=repr)
 def test_float32_errs_no_more_than_the_plain_form(op):
     """Nor than the condition of its core allows: in one draw of a few the plain form is lucky."""
@@ -183,7 +183,7 @@ def test_float32_errs_no_more_than_the_plain_form(op):
             assert miss(ours, exact, name) <= 8 * miss(theirs, exact, name) + floor, (name, shape)
 
 
-@pytest.mark.sampled(1 / 3)
+@pytest.mark.sampled(1 / 4)
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("op", OPERATORS, ids=repr)
 def test_half_precision_rounds_the_answer_and_nothing_before(op, dtype):
@@ -280,7 +280,7 @@ def twin_cost(op, batch, n, l, d, e):
     return flops.get_total_flops(), exponentials.total
 
 
-@pytest.mark.sampled(1 / 3)
+@pytest.mark.sampled(1 / 4)
 @pytest.mark.parametrize("op", OPERATORS, ids=repr)
 def test_cost_is_what_the_twin_spends(op):
     for size in SIZES:

@@ -127,7 +127,7 @@ NASTY = (
 )
 
 
-@pytest.mark.sampled(1 / 3)
+@pytest.mark.sampled(1 / 4)
 @pytest.mark.parametrize("nasty", NASTY, ids=ascii)
 def test_no_word_stops_a_report_or_a_figure(tmp_path, nasty):
     pytest.importorskip("typst")

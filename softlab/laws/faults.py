@@ -23,6 +23,7 @@ from softlab.core import Stream, as_matrix
 from softlab.laws import cost
 from softlab.laws.adapters import is_solver, without
 from softlab.laws.law import Draws, Law, guarded, takes_mask
+from softlab.laws.purity import choose_determinism
 from softlab.laws.runner import EXAMPLES, SECONDS, Outcome, Verdict, outcome
 
 Wrong = Callable[..., Any]
@@ -665,7 +666,7 @@ def undisturbed() -> Iterator[None]:
         torch.set_default_dtype(dtype)
         torch.set_num_threads(threads)
         torch.set_grad_enabled(graph)
-        torch.use_deterministic_algorithms(deterministic)
+        choose_determinism(deterministic)
         random.setstate(drawn)
 
 

@@ -259,6 +259,12 @@ def _choose_kernels(held: tuple[bool, ...]) -> None:
     cuda.enable_math_sdp(plain)
 
 
+def choose_determinism(held: bool) -> None:
+    """Set it where it is another: torch imports its compiler, for two seconds, to be told."""
+    if held != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(held)
+
+
 def _device() -> Any:
     """The default device where one is set, None else."""
     return getattr(sys.modules.get("torch.utils._device"), "CURRENT_DEVICE", None)
@@ -296,8 +302,7 @@ SETTINGS: dict[str, Setting] = {
         ("highest", "high"),
     ),
     "deterministic mode": (
-        torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms,
-        (False, False),
+        torch.are_deterministic_algorithms_enabled, choose_determinism, (False, False),
     ),
     "the kernels that torch may choose": (_kernels, _choose_kernels, (ANY_KERNEL, ANY_KERNEL)),
     "denormal numbers": (_flushed, torch.set_flush_denormal, (False, False)),

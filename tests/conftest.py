@@ -27,18 +27,27 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     """Of a test that is marked ``sampled(share)``, leave that share of its cases, always the same.
 
-    A case is drawn by its name, so that each law meets a share of the subjects and each subject
-    a share of the laws. All are asked by ``--all``, and where a test is named with ``::``.
+    A case is drawn by its name. With ``each=True`` every value of every parameter keeps a case, so
+    that each law is asked of some subject, and each subject some law. All are asked by ``--all``,
+    and where a test is named with ``::``.
     """
     if config.getoption("--all") or any("::" in name for name in config.args):
         return
-    left, dropped = [], []
-    for item in items:
+    met, left = set(), {item for item in items if item.get_closest_marker("sampled") is None}
+    for item in sorted(items, key=_number):
         mark = item.get_closest_marker("sampled")
-        drawn = mark is None or zlib.crc32(item.nodeid.encode()) < mark.args[0] * 2**32
-        (left if drawn else dropped).append(item)
-    config.hook.pytest_deselected(items=dropped)
-    items[:] = left
+        if mark is None:
+            continue
+        values = {(item.function, name, id(x)) for name, x in item.callspec.params.items()}
+        if _number(item) < mark.args[0] * 2**32 or (mark.kwargs and not values <= met):
+            left.add(item)
+            met |= values
+    config.hook.pytest_deselected(items=[item for item in items if item not in left])
+    items[:] = [item for item in items if item in left]
+
+
+def _number(item):
+    return zlib.crc32(item.nodeid.encode())
 
 
 def pytest_collection():

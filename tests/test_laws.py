@@ -27,13 +27,13 @@ def seed_of(law, subject):
     return zlib.crc32(f"{subject!r}-{law.name}".encode()) % min(3, law.examples)
 
 
-@pytest.mark.sampled(1 / 8)
+@pytest.mark.sampled(1 / 9, each=True)
 @applying(laws.OPERATOR_LAWS, OPERATORS)
 def test_operator_obeys(law, subject):
     law.check(subject, seed=seed_of(law, subject))
 
 
-@pytest.mark.sampled(1 / 5)
+@pytest.mark.sampled(1 / 5, each=True)
 @applying(laws.SOLVER_LAWS, SOLVERS + FIDELITY)
 def test_solver_obeys(law, subject):
     law.check(subject, seed=seed_of(law, subject))

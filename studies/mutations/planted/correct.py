@@ -184,17 +184,19 @@ def chunked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def online(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Blocks of four keys in turn, rescaled."""
+    """Blocks of four keys in turn, rescaled; sums in half precision would stand still."""
+    wide = torch.promote_types(q.dtype, torch.float32)
     top: Any = -torch.inf
     out: Any = 0.0
     total: Any = 0.0
     for x, y in zip(k.split(4, -2), v.split(4, -2), strict=True):
-        scores = q @ x.mT / math.sqrt(q.shape[-1])
+        scores = (q @ x.mT / math.sqrt(q.shape[-1])).to(wide)
         new = scores.amax(-1, keepdim=True).clamp_min(top)
         new = new if isinstance(top, float) else torch.maximum(new, top)
         weights, old = (scores - new).exp(), torch.exp(torch.as_tensor(top).to(new) - new)
-        out, total, top = out * old + weights @ y, total * old + weights.sum(-1, keepdim=True), new
-    return out / total
+        out, total = out * old + weights @ y.to(wide), total * old + weights.sum(-1, keepdim=True)
+        top = new
+    return (out / total).to(q.dtype)
 
 
 def merged(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -74,7 +74,9 @@ UNLIKE = (1.0, 3.0, 0.3)
 """Factors of the tokens of a batch's matrices in turn, so that none can lend another its scale."""
 
 MOST = 1 << 19
-"""Most entries that the scores of one situation may have, over all its matrices."""
+"""Most entries that the scores of one matrix may have."""
+BATCHED = 1 << 17
+"""Most entries of several matrices: sizes count in one, and numbers of matrices in small ones."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,7 @@ def _made(op: Any, row: Mapping[str, Any], rng: torch.Generator) -> Situation:
     n, l = lengths(op, max(n, least), l)
     if n * l > MOST and not needs_equal(op):
         n = max(1, least, MOST // l)
-    most = max(1, MOST // (n * l))
+    most = max(1, BATCHED // (n * l))
     while torch.Size(lead).numel() > most and len(lead) > 1:
         lead = lead[1:]
     lead = tuple(min(size, most) for size in lead) if len(lead) == 1 else lead

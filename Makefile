@@ -53,7 +53,7 @@ test-all: $(READY)  ## every case of the tests of which make test asks a sample
 # Much of the site keeps one core busy. Beside it goes lint, and where that holds, the suite: each
 # worker takes half of the tests in their order, so that a fixture is made once, and what is left of
 # the other's half. The tests of the site come late enough to find it built.
-test: $(READY)  ## the gate: lint, the site, and the whole suite, which opens it; about 15 minutes
+test: $(READY)  ## the gate: lint, the site, and the whole suite, which opens it; about 16 minutes
 	$(MAKE) --jobs 2 suite docs
 
 suite: lint  ## lint, then the suite

@@ -281,8 +281,8 @@ SINGULAR: Law[Solver] = Law(
     lambda s: (s.traits.singular or (is_plain(s) and not s.traits.regularized)) and faithful(s),
     _singular,
     family="algebraic",
-    when="claims singular; of a function that inverts the others the zero matrix, or none of them "
-    "without a word",
+    when="claims singular; of a function that inverts the others the zero matrix, and none of "
+    "them by zeros",
     allows="rounding times the growth of null-space errors over the steps",
     catches="a Cholesky factor of a singular matrix; zeros in place of a refusal",
 )

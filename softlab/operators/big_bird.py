@@ -14,6 +14,7 @@ from softlab.kernels import Exponential
 from softlab.operators.softmax import Softmax
 from softlab.primitives.banded import (
     banded_average,
+    before,
     centres,
     ordinals,
     rows,
@@ -185,8 +186,7 @@ class BigBird:
         seeing = centres(n, keys) < self.globals
         if l is None:
             return int(seeing.sum(-1).max()), seeing
-        # Query i stands before key g where (2 i + 1) l < 2 n g.
-        return min(n, max(0, -(-(2 * n * self.globals - l) // (2 * l)))), seeing
+        return before(n, l, self.globals), seeing
 
     def _beyond(self, n: int, l: int) -> bool:
         """Whether a knob is larger than n queries and l keys can use."""

@@ -24,7 +24,7 @@ from softlab.core import (
     widened,
 )
 from softlab.operators.softmax import Softmax
-from softlab.primitives.banded import HELD_ENTRIES, rows
+from softlab.primitives.banded import HELD_ENTRIES, before, rows
 from softlab.primitives.certificates import (
     average_rounding,
     centre,
@@ -100,9 +100,8 @@ class Monarch:
         """How many of so many queries stand in each block of so many keys."""
         block = min(self.block, keys)
         ends = [min(x, keys) for x in range(block, keys + block, block)]
-        # Query i stands before key x where (2 i + 1) s < 2 n x.
-        before = [0, *(-(-(2 * queries * x - keys) // (2 * keys)) for x in ends)]
-        return [b - a for a, b in pairwise(before)]
+        standing = [0, *(before(queries, keys, x) for x in ends)]
+        return [b - a for a, b in pairwise(standing)]
 
     def cost(self, dims: Dims) -> Cost:
         """Scores and means of keys for each class, of block rows for each query, a step."""

@@ -25,6 +25,11 @@ def centres(n: int, keys: Tensor) -> Tensor:
     return (2 * torch.arange(n, device=keys.device) + 1) * keys // (2 * n)
 
 
+def before(n: int, l: int, key: int) -> int:
+    """How many of n queries stand before that key of l: (2 i + 1) l < 2 n key, see ``centres``."""
+    return min(n, max(0, -(-(2 * n * key - l) // (2 * l))))
+
+
 def ordinals(key_mask: Tensor | None, l: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """How many keys take part, (B, 1), and where the survivors stand, first to last, (B, l).
 

@@ -322,14 +322,15 @@ def _efficient_forward(q, k, v, bias, compute, dropout=0.0, causal=False, *, sca
     if bias is not None and bias.dtype != q.dtype:
         msg = "invalid dtype for bias - should match query's dtype"
         raise RuntimeError(msg)
-    scores = _scores(q, k, bias, causal, scale)
-    lse = scores.logsumexp(-1).float()
+    # As the kernel does: sums and exponents in float32, weights in the input's dtype.
+    scores = _scores(q.float(), k.float(), bias, causal, scale)
+    lse = scores.logsumexp(-1)
     rows = math.ceil(q.shape[-2] / 32) * 32 if compute else 0
     padded = lse.new_full((*lse.shape[:-1], rows), math.inf)
     if compute:
         padded[..., : lse.shape[-1]] = lse
     seed = torch.zeros((), dtype=torch.int64)
-    return scores.softmax(-1) @ v, padded, seed, seed.clone()
+    return scores.softmax(-1).to(v.dtype) @ v, padded, seed, seed.clone()
 
 
 def _efficient_backward(

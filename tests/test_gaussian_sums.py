@@ -508,6 +508,82 @@ def test_on_a_gpu_the_gradients_of_a_sum_are_those_of_the_formula(causal):
         torch.testing.assert_close(down(one).double(), other, rtol=1e-4, atol=1e-5)
 
 
+HALVES = (torch.bfloat16, torch.float16)
+ROUNDED = {torch.bfloat16: 6e-3, torch.float16: 8e-4}
+"""Relative errors allowed in the norm: the rounding of weights and of the output."""
+
+
+def far(dtype, norm=30.0):
+    """Clouds far off the origin beside their width, whose exponents are differences of squares."""
+    x, y, v = (normal(2, n, 8, seed=n, dtype=F64) for n in (9, 11, 12))
+    return [z.to(dtype) for z in (x + norm / 8**0.5, y + norm / 8**0.5, v[:, :11, :5])]
+
+
+def gap(got, wanted):
+    return float((down(got).double() - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("kind", ["sum", "average", "masked", "causal", "causal average"])
+@pytest.mark.parametrize("kernel", [Gaussian(2.5), Exponential(0.1)], ids=repr)
+def test_on_a_gpu_half_precision_runs_on_its_own_units_and_keeps_its_exponents(kernel, kind, dtype):
+    x, y, v = far(dtype, norm=30.0 if isinstance(kernel, Gaussian) else 3.0)
+    mask = torch.arange(11).expand(2, 11) % 3 != 1
+    if "causal" in kind:
+        y, v = y[:, :9], v[:, :9]
+    K = naive(kernel, x.double(), y.double())
+    K = K.tril() if "causal" in kind else K * mask.unsqueeze(1) if kind == "masked" else K
+    summed = kind in {"sum", "causal"}
+    wanted = K @ v.double() / (1 if summed else K.sum(-1, keepdim=True))
+    with pretending() as tally:
+        points = [up(z) for z in (x, y, v)]
+        call = kernel.apply if summed else kernel.average
+        got = call(*points, *([up(mask)] if kind == "masked" else []), causal="causal" in kind)
+    assert got.dtype == dtype
+    assert gap(got, wanted) <= ROUNDED[dtype]
+    assert [(used, why) for used, _, why in tally.attention] == [(str(dtype)[6:], "")]
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("device", ["a CPU's kernel", "pretended"])
+def test_a_norm_in_half_precision_takes_all_three_of_its_columns(dtype, device, monkeypatch):
+    x, y, v = far(dtype)
+    wanted = naive(Gaussian(2.5), x.double(), y.double()) @ v.double()
+    for steps, sound in ((fused.STEPS, True), (fused.STEPS[:1], False)):  # the second is planted
+        monkeypatch.setattr(fused, "STEPS", steps)
+        if device == "pretended":
+            with pretending():
+                got = fused.half_sum(up(x), up(y), up(v), 2.5**-2, gaussian=True)
+        else:
+            got = fused.half_sum(x, y, v, 2.5**-2, gaussian=True)
+        assert (gap(got, wanted) <= ROUNDED[dtype]) == sound
+
+
+@pytest.mark.parametrize("norm", [1e-3, 1.0, 255.0, 6e4])
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_three_numbers_of_half_precision_make_a_norm_of_float32(dtype, norm):
+    y = normal(1, 50, 4, dtype=F64)
+    y = (norm * y / y.norm(dim=-1, keepdim=True)).to(dtype)
+    x, y = fused._lifted(torch.zeros_like(y), y)
+    made = (x.double() * y.double()).sum(-1)
+    exact = -y[..., :4].double().square().sum(-1) / 2
+    torch.testing.assert_close(made, exact, rtol=3e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("why", ["a gradient", "spread points", "a wide bandwidth", "two dtypes"])
+def test_on_a_gpu_half_precision_is_widened_where_its_units_would_lose_digits(why):
+    x, y, v = far(torch.float16)
+    kernel = Gaussian({"a wide bandwidth": 2e3, "spread points": 1e-2}.get(why, 2.5))
+    with pretending() as tally:
+        points = [up(z, why == "a gradient") for z in (x, y, v)]
+        if why == "two dtypes":
+            points[2] = points[2].float()
+        out = kernel.average(*points)
+    wanted = kernel.average(x.double(), y.double(), v.double())
+    assert gap(out, wanted) <= ROUNDED[torch.float16]
+    assert "float16" not in [dtype for dtype, *_ in tally.attention]
+
+
 def test_rows_that_do_not_lie_as_the_kernels_want_them_are_copied_and_no_others():
     even, odd = normal(3, 8, 8, dtype=F32), normal(3, 7, 6, dtype=F32)
     for z, step, fine in (

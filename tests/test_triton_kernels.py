@@ -129,6 +129,30 @@ def test_the_kernel_of_gaussians_is_called_and_has_second_derivatives(monkeypatc
         assert missed(mine, theirs) <= 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.usefixtures("interpreted")
+def test_half_precision_reaches_the_kernel_as_it_is_and_has_gradients(dtype, monkeypatch):
+    seen, right = [], gpu.attempt
+
+    def attempt(module, plain, call, *args):
+        seen.append(args[0].dtype)
+        return right(module, plain, call, *args)
+
+    monkeypatch.setattr(gpu, "attempt", attempt)
+    points = [x.to(dtype).requires_grad_() for x in (normal(6, 3), normal(5, 3), normal(5, 2))]
+    exact = [x.detach().double().requires_grad_() for x in points]
+    out, wanted = Gaussian(1.5).apply(*points), Gaussian(1.5).apply(*exact)
+    assert seen == [dtype]
+    assert missed(out, wanted) <= EPS[dtype]
+    found = torch.autograd.grad(out.float().sum(), points)
+    for mine, theirs in zip(found, torch.autograd.grad(wanted.sum(), exact), strict=True):
+        assert missed(mine, theirs) <= 4 * EPS[dtype]
+    monkeypatch.setattr(
+        gpu, "attempt", lambda _, plain, *__: plain()
+    )  # as where Triton gives a kernel up
+    assert missed(Gaussian(1.5).apply(*points), wanted) <= EPS[dtype]
+
+
 @pytest.mark.parametrize("m", [1, 7, 33, 64])
 @pytest.mark.usefixtures("interpreted")
 def test_steps_and_their_adjoint_equal_the_loop(m, monkeypatch):

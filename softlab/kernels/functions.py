@@ -11,7 +11,9 @@ at column i, and there are as many x as y. Leading dimensions broadcast. All thr
 differentiable in every argument, any number of times, but for a Gaussian average whose points are
 spread so far that it needs differences: torch refuses a second derivative of it. float16 and
 bfloat16 input is computed in float32, where squared norms keep their digits, and returned as it
-came.
+came. On CUDA, sums and averages of it run on the units of half precision where no gradient is
+wanted, and Gaussian sums by the kernels of ``softlab.gpu`` in any case: exponents are rounded as in
+float32, weights to the dtype.
 """
 
 from __future__ import annotations
@@ -41,6 +43,10 @@ from softlab.kernels.fused import (
     fused_average,
     fused_gaussian_sum,
     fused_sum,
+    half_average,
+    half_sum,
+    half_units,
+    norms,
     plain_matrix,
     plain_sum,
 )
@@ -52,6 +58,9 @@ Sum = Callable[[Tensor], Tensor]
 
 CAREFUL_ENTRIES = 1 << 20
 """Kernel entries held at once where distances are formed by differences."""
+
+WIDEST_HALF = 1e3
+"""The bandwidth up to which points that are not ``_rough`` have norms below 65536."""
 
 
 class Kernel(Protocol):
@@ -163,6 +172,9 @@ class Gaussian:
         causal: bool,
     ) -> Tensor:
         _one_or_other(key_mask, causal)
+        narrow = self._narrow(x, y, v, key_mask, average=average, causal=causal)
+        if narrow is not None:
+            return narrow
         x, y, v, lead, dtype = _flatten(x, y, v)
         if causal:
             out = self._causal(x, y, v, average=average)
@@ -185,6 +197,42 @@ class Gaussian:
                     )
                     out = out.index_copy(0, at, part)
         return out.reshape(*lead, *out.shape[-2:]).to(dtype)
+
+    def _narrow(
+        self,
+        x: Tensor,
+        y: Tensor,
+        v: Tensor,
+        key_mask: Tensor | None,
+        *,
+        average: bool,
+        causal: bool,
+    ) -> Tensor | None:
+        """The result on the units of half precision, or None where float32 has to do it.
+
+        The points go as they are, since a shift would round them. So they may not be far off the
+        origin either, nor may a bandwidth allow norms that float16 does not reach.
+        """
+        if x.dtype.itemsize >= 4 or (x.dtype == torch.float16 and self.bandwidth > WIDEST_HALF):
+            return None
+        units, widest = half_units(x, y, v), max(x.shape[-1], v.shape[-1])
+        kernel = not (average or causal) and widest <= gpu.WIDEST
+        kernel = kernel and gpu.serves("gaussian_sum", x, y, v)
+        if not (units or kernel):
+            return None
+        x, y, v, lead, _ = _flatten(x, y, v, wide=False)
+        looked = not validation.unseen(x)
+        if looked and validation.held(_rough(_radius(x, y), self.bandwidth)).any():
+            return None
+        variance, out = self.bandwidth**2, None
+        how: dict[str, Any] = {"scale": 1 / variance, "gaussian": True, "causal": causal}
+        if kernel:
+            out = gpu.attempt("gaussian_sum", lambda: None, _by_kernel, x, y, v, variance)
+        if out is None and units and average:
+            out = half_average(x, y, v, _flat_mask(key_mask, lead, y.shape[-2]), **how)
+        elif out is None and units:
+            out = half_sum(x, y, v, **how)
+        return None if out is None else out.reshape(*lead, *out.shape[-2:])
 
     def _causal(self, x: Tensor, y: Tensor, v: Tensor, *, average: bool) -> Tensor:
         """Each row takes the way that the points up to its own need, whatever comes later."""
@@ -229,8 +277,12 @@ class Exponential:
     @own_precision
     def apply(self, x: Tensor, y: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
         """Return ``matrix(x, y) @ v`` without the matrix."""
-        x, y, v, lead, dtype = _flatten(x, y, v)
-        out = fused_sum(self._scale(x.shape[-1]) * x, y, v, causal=causal)
+        narrow, scale = half_units(x, y, v), self._scale(x.shape[-1])
+        x, y, v, lead, dtype = _flatten(x, y, v, wide=not narrow)
+        if narrow:
+            out = half_sum(x, y, v, scale, gaussian=False, causal=causal)
+        else:
+            out = fused_sum(scale * x, y, v, causal=causal)
         return out.reshape(*lead, *out.shape[-2:]).to(dtype)
 
     @own_precision
@@ -246,29 +298,33 @@ class Exponential:
         """Return softmax(scale x y^T) v over the keys that ``key_mask`` (..., l) keeps."""
         _one_or_other(key_mask, causal)
         alike = x.shape[:2] == y.shape[:2] == v.shape[:2] and x.shape[-1] == y.shape[-1]
-        if x.ndim == y.ndim == v.ndim == 4 and x.dtype.itemsize >= 4 and alike:
+        narrow = half_units(x, y, v)
+        if x.ndim == y.ndim == v.ndim == 4 and (narrow or x.dtype.itemsize >= 4) and alike:
             # A batch of heads goes as it lies in memory: flattened it would often be copied.
             lead, dtype = x.shape[:2], x.dtype
             mask = None if key_mask is None else key_mask.expand(*lead, y.shape[-2])
         else:
-            x, y, v, lead, dtype = _flatten(x, y, v)
+            x, y, v, lead, dtype = _flatten(x, y, v, wide=not narrow)
             mask = _flat_mask(key_mask, lead, y.shape[-2])
         scale = self._scale(x.shape[-1])
-        out = fused_average(x, y, v, mask, scale=scale, causal=causal)
+        if narrow:
+            out = half_average(x, y, v, mask, scale, gaussian=False, causal=causal)
+        else:
+            out = fused_average(x, y, v, mask, scale=scale, causal=causal)
         return out.reshape(*lead, *out.shape[-2:]).to(dtype)
 
     def _scale(self, d: int) -> float:
         return 1 / math.sqrt(d) if self.scale is None else self.scale
 
 
-def _flatten(x: Tensor, y: Tensor, *values: Tensor) -> Any:
-    """Broadcast and flatten leading dimensions; widen half precision to float32."""
+def _flatten(x: Tensor, y: Tensor, *values: Tensor, wide: bool = True) -> Any:
+    """Broadcast and flatten leading dimensions; ``wide``: half precision becomes float32."""
     if x.shape[-1] != y.shape[-1]:
         got = f"{tuple(x.shape)} and {tuple(y.shape)}"
         msg = f"x and y must have the same width, got {got}. Project both to one width."
         raise ValueError(msg)
     points = validation.aligned(**dict(zip("xyv", (x, y, *values), strict=False)))
-    flat = (widened(z).reshape(-1, *z.shape[-2:]) for z in points)
+    flat = ((widened(z) if wide else z).reshape(-1, *z.shape[-2:]) for z in points)
     return *flat, points[0].shape[:-2], x.dtype
 
 
@@ -286,8 +342,7 @@ def _flat_mask(key_mask: Tensor | None, lead: torch.Size, keys: int) -> Tensor |
 
 def _lengths(z: Tensor) -> Tensor:
     """The norms of the points, (B, n), without a graph."""
-    norms: Tensor = torch.linalg.vector_norm(z.detach(), dim=-1)
-    return norms
+    return norms(z.detach())
 
 
 def _centred(x: Tensor, y: Tensor, bandwidth: float) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -349,7 +404,12 @@ def _by_products(
 
 def _by_kernel(x: Tensor, y: Tensor, v: Tensor, variance: float) -> Tensor:
     fast = partial(gpu.kernel("gaussian_sum", "gaussian_sum"), variance=variance)
-    return derived(fast, partial(plain_sum, scale=1 / variance, gaussian=True), x, y, v)
+
+    def plain(*tensors: Tensor) -> Tensor:
+        wide = (widened(z) for z in tensors)
+        return plain_sum(*wide, scale=1 / variance, gaussian=True).to(v.dtype)
+
+    return derived(fast, plain, x, y, v)
 
 
 def _sum(x: Tensor, y: Tensor, v: Tensor, bandwidth: float, *, causal: bool) -> Tensor:

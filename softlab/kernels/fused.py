@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from softlab.core import budget, derived, graphed, recomputed
+from softlab.core import budget, derived, graphed, recomputed, transformed
 
 HELD_ENTRIES = 1 << 20
 """Weights held at once where they are formed; more on a GPU (``core.budget``)."""
@@ -31,6 +31,10 @@ MATRICES = 1 << 15
 
 HIDDEN = -math.inf
 """The bias of a key that is there for alignment alone."""
+
+STEPS = 2.0**15, 2.0**4, 2.0**-7
+"""Units of the three numbers in half precision that make a squared norm: 11 binary digits apart, as
+many as float16 has, whose greatest number is 65504."""
 
 _ATEN: Any = torch.ops.aten
 
@@ -56,10 +60,14 @@ def _sum(x: Tensor, y: Tensor, v: Tensor, scale: float, *, gaussian: bool, causa
     if not _has_kernel(x):
         return plain(x, y, v)
     if x.device.type == "cuda" and len(x) > MATRICES:
-        call = partial(_sum, scale=scale, gaussian=gaussian, causal=causal)
-        each = zip(*(z.split(MATRICES) for z in (x, y, v)), strict=True)
-        return torch.cat([call(*some) for some in each])
+        return _in_parts(partial(_sum, scale=scale, gaussian=gaussian, causal=causal), x, y, v)
     return derived(partial(_Sum.apply, scale, gaussian, causal), plain, x, y, v)
+
+
+def _in_parts(call: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """The call of so many matrices at a time as CUDA's kernels take."""
+    each = zip(*(z.split(MATRICES) for z in tensors), strict=True)
+    return torch.cat([call(*some) for some in each])
 
 
 def plain_sum(
@@ -126,12 +134,76 @@ class _Sum(torch.autograd.Function):
 
 
 def _half_norms(z: Tensor, scale: float) -> Tensor:
-    """-s |z|^2 / 2, (B, n), in one pass and without a copy of z."""
-    norm: Tensor = torch.linalg.vector_norm(z, dim=-1)
-    return norm.square_().mul_(-scale / 2)
+    """-s |z|^2 / 2, (B, n), in one pass and without a copy of z; in float32 of half precision."""
+    return norms(z).square_().mul_(-scale / 2)
 
 
-def _softmax(x: Tensor, y: Tensor, v: Tensor, bias: Tensor, scale: float, causal: bool) -> _Softmax:
+def norms(z: Tensor) -> Tensor:
+    """The norms of the points, (B, n), in float32 of half precision."""
+    dtype = torch.float32 if z.dtype.itemsize < 4 else z.dtype
+    found: Tensor = torch.linalg.vector_norm(z, dim=-1, dtype=dtype)
+    return found
+
+
+def half_units(*tensors: Tensor) -> bool:
+    """Whether a sum or an average of these can run on the units of half precision, as they are.
+
+    On CUDA, where no gradient is wanted: torch rounds the gradient of a score, and that of a
+    Gaussian is a difference of two such sums, which would lose it.
+    """
+    first = tensors[0]
+    half = first.dtype in {torch.float16, torch.bfloat16} and first.device.type == "cuda"
+    alike = all(x.dtype == first.dtype for x in tensors)
+    return half and alike and not graphed(*tensors) and not transformed()
+
+
+def half_sum(
+    x: Tensor, y: Tensor, v: Tensor, scale: float, *, gaussian: bool, causal: bool = False
+) -> Tensor:
+    """``fused_sum`` of s <x, y>, or ``fused_gaussian_sum``, of half precision on its own units.
+
+    An exponent is rounded as in float32: products of two such numbers are exact in the float32 that
+    they are summed in, and norms are spread over columns (``_lifted``). Weights are rounded to the
+    dtype, and the average of the values. No gradient.
+    """
+    if len(x) > MATRICES:
+        return _in_parts(partial(half_sum, scale=scale, gaussian=gaussian, causal=causal), x, y, v)
+    long_x, long_y = _lifted(x, y) if gaussian else (x, y)
+    found = _softmax(long_x, long_y, v, None, scale, causal)
+    lse = found.lse[:, : x.shape[1]]
+    factor = (lse + _half_norms(x, scale) if gaussian else lse).exp().unsqueeze(-1)
+    return (found.out.float() * factor).to(v.dtype)
+
+
+def half_average(
+    x: Tensor,
+    y: Tensor,
+    v: Tensor,
+    key_mask: Tensor | None,
+    scale: float,
+    *,
+    gaussian: bool,
+    causal: bool = False,
+) -> Tensor:
+    """The average of v, of half precision on its own units, exponents as in ``half_sum``."""
+    if gaussian:
+        x, y = _lifted(x, y)
+    return _fused(x, y, v, key_mask, scale=scale, causal=causal)
+
+
+def _lifted(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Points in half precision, three columns wider, whose products are <x, y> - |y|^2 / 2."""
+    rest, columns = _half_norms(y, 1.0), []
+    for step in STEPS:
+        columns.append((rest / step).to(y.dtype))
+        rest = rest - step * columns[-1].float()
+    steps = (x.new_full((*x.shape[:-1], 1), step) for step in STEPS)
+    return torch.cat((x, *steps), -1), torch.cat((y, torch.stack(columns, -1)), -1)
+
+
+def _softmax(
+    x: Tensor, y: Tensor, v: Tensor, bias: Tensor | None, scale: float, causal: bool
+) -> _Softmax:
     """The average with scores ``scale x y^T + bias``, and the logarithm of its denominator."""
     q, k, w, row = _shaped(x, y, v, bias)
     if x.device.type == "cuda":
@@ -167,11 +239,12 @@ def _has_kernel(x: Tensor) -> bool:
     return x.device.type == "cpu" or (x.device.type == "cuda" and x.dtype == torch.float32)
 
 
-def _shaped(x: Tensor, y: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _shaped(
+    x: Tensor, y: Tensor, v: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """As ``_fitted``, with the bias as a row that every query sees."""
     q, k, w, row = _fitted(x, y, v, bias)
-    assert row is not None
-    return q, k, w, row.expand(-1, -1, q.shape[-2], -1)
+    return q, k, w, None if row is None else row.expand(-1, -1, q.shape[-2], -1)
 
 
 def _fitted(
@@ -253,10 +326,8 @@ def _fused(
     causal: bool,
 ) -> Tensor:
     if x.device.type == "cuda" and len(x) > MATRICES:
-        call = partial(_fused, scale=scale, causal=causal)
-        tensors = (x, y, v) if key_mask is None else (x, y, v, key_mask)
-        parts = zip(*(z.split(MATRICES) for z in tensors), strict=True)
-        return torch.cat([call(*part) for part in parts])
+        masks = () if key_mask is None else (key_mask,)
+        return _in_parts(partial(_fused, scale=scale, causal=causal), x, y, v, *masks)
     q, k, w, mask = _fitted(x, y, v, key_mask)
     out = scaled_dot_product_attention(q, k, w, attn_mask=mask, scale=scale, is_causal=causal)
     return (out.squeeze(1) if x.ndim == 3 else out)[..., : v.shape[-1]]

@@ -507,8 +507,17 @@ def recomputed(call: Callable[..., S], *tensors: Any) -> S:
     """``call(*tensors)``; what it needs backwards is computed again there and not remembered."""
     if not torch.is_grad_enabled() or transformed():
         return call(*tensors)
+    if not graphed(*(x for x in tensors if isinstance(x, Tensor))):
+        # Not left to torch, which imports its compiler, for seconds, before it looks.
+        out = call(*tensors)
+        if not _has_graph(out):  # as it does where the call holds a tensor that has one
+            return out
     again = checkpoint(call, *tensors, use_reentrant=False, preserve_rng_state=False)
     return cast("S", again)
+
+
+def _has_graph(out: Any) -> bool:
+    return any(_has_graph(x) for x in out) if isinstance(out, tuple) else bool(out.requires_grad)
 
 
 def derived(fast: Callable[..., Tensor], plain: Callable[..., Tensor], *tensors: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from naive import naive, naive_average, results
 from pretended import down, pretending, up
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop
 
-from softlab import Dims
+from softlab import Dims, core
 from softlab.kernels import Exponential, Gaussian, fused, kernel_cost, tiled
 from softlab.kernels import functions as kernels
 from softlab.kernels.tiled import tiled_sum
@@ -417,6 +417,30 @@ def test_both_forms_of_an_average_agree_with_the_formula(masked, heads):
     graph = fused.fused_average(x.requires_grad_(), y, v, mask, scale=0.7)
     torch.testing.assert_close(graph, wanted)
     assert graph.requires_grad
+
+
+def test_what_has_no_gradient_is_not_handed_to_torch_to_compute_again(monkeypatch):
+    """Its function for that imports torch's compiler, in seconds, before it looks."""
+    handed, inner = [], core.checkpoint
+    monkeypatch.setattr(core, "checkpoint", lambda *a, **k: handed.append(1) or inner(*a, **k))
+    x, held = normal(3, 2), normal(2, 2, seed=1)
+
+    def one(x):
+        return (x @ held).exp()
+
+    def two(x):
+        return x, one(x)
+
+    for call in (one, two):
+        core.recomputed(call, x)
+    assert not handed
+    held.requires_grad_()  # a gradient that no argument shows
+    for count, call in enumerate((one, two), 1):
+        out = core.recomputed(call, x)
+        last = out[-1] if isinstance(out, tuple) else out
+        (found,) = torch.autograd.grad(last.sum(), held)
+        torch.testing.assert_close(found, x.mT @ one(x).detach())
+        assert len(handed) == count
 
 
 # --- on a GPU ----------------------------------------------------------------------------------

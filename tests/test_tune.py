@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from test_cli import call
 from torch import nn
 from torch.nn import functional
@@ -19,7 +20,7 @@ from softlab.capture.effect import change
 from softlab.inputs import Saved
 from softlab.operators import Softmax, TopK, Uniform
 from softlab.tuning import Part, Plan
-from softlab.tuning.search import Option, _hull, _Journal
+from softlab.tuning.search import Option, _hull, _Journal, passed
 from softlab.tuning.subject import halves
 
 MINE = """
@@ -187,6 +188,39 @@ def test_the_interval_covers_skewed_inputs_from_above():
         below += found.low > math.sqrt(0.02)
     assert above / 400 < 0.08  # that of the ratio itself misses 0.12
     assert below / 400 < 0.05
+
+
+@pytest.mark.parametrize("true", [(0.5, 2.0), (2.0, 0.5, 2.0, 2.0), (2.0, 2.0, 2.0)], ids=str)
+def test_all_tests_together_are_wrong_no_more_often_than_one(true):
+    """Plans of which some change more than is allowed: is one of those accepted?"""
+    rng = np.random.default_rng(1)
+    wrong, naive, runs = 0, 0, 3000
+    for _ in range(runs):
+        upper = [m + s for m, s in ((x, rng.normal(0, 0.5)) for x in true)]
+
+        def holds(i, odds, upper=upper):
+            return upper[i] + 0.5 * stats.norm.ppf(1 - odds / 2) <= 2.0
+
+        found = passed(len(true), holds)
+        wrong += any(ok and x >= 2 for ok, x in zip(found, true, strict=True))
+        naive += any(holds(i, 0.05) for i, x in enumerate(true) if x >= 2)
+    bound = 0.025 + 3 * (0.025 * 0.975 / runs) ** 0.5
+    assert wrong / runs <= bound
+    if true.count(2.0) > 1:  # the planted fault: each test at the odds of one
+        assert naive / runs > bound
+
+
+def test_a_plan_that_fails_does_not_end_the_tests_and_one_that_passes_hands_its_odds_on():
+    asked = []
+
+    def holds(i, odds):
+        asked.append(round(odds, 6))
+        return i != 1
+
+    assert passed(4, holds) == [True, False, True, True]
+    assert asked == [0.025, 0.033333, 0.008333, 0.016667]
+    assert passed(1, lambda _, odds: odds == pytest.approx(0.05)) == [True]
+    assert passed(0, holds) == []
 
 
 def test_intervals_of_nothing_of_infinity_and_of_a_loss():

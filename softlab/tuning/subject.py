@@ -65,13 +65,13 @@ class Metric:
         x, y = np.array(pairs, float).T
         return self._root(float(np.where(np.isnan(x), math.inf, x).sum() / y.sum()))
 
-    def interval(self, pairs: Sequence[Pair]) -> Interval:
-        """The value and its 95 % interval, of Student's t over the inputs.
+    def interval(self, pairs: Sequence[Pair], odds: float = 1 - CONFIDENCE) -> Interval:
+        """The value and its interval that misses at these odds, 95 %, of Student's t over inputs.
 
         The standard error of log r, r = sum x / sum y, is that of the jackknife, which leaves out
         one input at a time. On skewed inputs the interval of log r covers better than that of r,
         which a rise of the loss has, for it may be negative. Where a score changed nowhere, the
-        upper end is that of a share of inputs: 1 - 0.025^(1 / inputs).
+        upper end is that of a share of inputs: 1 - (odds / 2)^(1 / inputs).
         """
         x, y = np.array(pairs, float).T
         count = len(x)
@@ -79,12 +79,12 @@ class Metric:
             return Interval(self.value(pairs), -math.inf if self.signed else 0.0, math.inf)
         ratio = float(x.sum() / y.sum())
         if not x.any() and self.power == 1 and not self.signed:
-            return Interval(0.0, 0.0, 1 - ((1 - CONFIDENCE) / 2) ** (1 / count))
+            return Interval(0.0, 0.0, 1 - (odds / 2) ** (1 / count))
         without = (x.sum() - x) / (y.sum() - y)
         logs = not self.signed and float(without.min()) > 0
         seen = np.log(without) if logs else without
         error = math.sqrt((count - 1) * float(np.var(seen)))
-        wide = error * float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
+        wide = error * float(stats.t.ppf(1 - odds / 2, count - 1))
         ends = (ratio * math.exp(z) if logs else ratio + z for z in (0.0, -wide, wide))
         return Interval(*map(self._root, ends))
 

@@ -39,7 +39,7 @@ from softlab.operators import (
 from softlab.pinv import Cholesky, NewtonRaphson
 from softlab.primitives import nystrom_bounds
 from softlab.primitives.draws_intervals import from_draws
-from softlab.primitives.pages import pages
+from softlab.primitives.pages import page_size, pages
 
 F64 = torch.float64
 CERTIFIED = [
@@ -181,6 +181,17 @@ def test_pages_hold_their_scores():
                 assert (some <= found.most(q)[b, :, p, None] + 1e-12).all()
                 most = q[b].square().sum(-1) * found.spread[b, p]
                 assert (some.var(-1, correction=0) <= most + 1e-12).all()
+
+
+def test_a_page_is_of_a_size_that_keeps_the_work_of_a_query_below_that_of_the_keys():
+    """An even share, l / seen, grows with l: the pages at the ends of a band would be quadratic."""
+    for seen in (1, 3, 33, 129, 1000):
+        for l in (1, 9, 100, 4096, 2**17, 2**20):
+            size, even = page_size(l, seen), -(-l // seen)
+            assert l / size + 2 * size <= 3 * seen + 3 * l**0.5 + 12
+            if seen**2 >= l > 4 * seen:
+                assert size == even  # no more pages than keys that are seen
+    assert page_size(2**20, 129) == 1024 < 2**20 / 129
 
 
 def test_the_law_draws_masks_ties_and_precisions():

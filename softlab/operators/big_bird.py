@@ -30,11 +30,8 @@ from softlab.primitives.certificates import (
     lengths,
     score_rounding,
 )
-from softlab.primitives.pages import Band, banded_bound
+from softlab.primitives.pages import Band, banded_bound, page_size
 from softlab.validation import Amount, Natural, Seed, Size
-
-LEAST_PAGE = 4
-"""Keys in a page at least, of which a bound knows a box, a mean and a spread."""
 
 
 @value
@@ -152,7 +149,7 @@ class BigBird:
         q, k, v, out = (x.reshape(-1, *x.shape[-2:]) for x in (q, k, v, out))
         mask = None if key_mask is None else key_mask.reshape(-1, l)
         k, v, mask, band = here._banded(n, k, v, mask)
-        size = max(LEAST_PAGE, -(-l // (2 * here.window + 1 + here.globals + here.random)))
+        size = page_size(l, 2 * here.window + 1 + here.globals + here.random)
         scaled = q / math.sqrt(q.shape[-1])
         found = banded_bound(scaled, k, v, out, band, size, here.globals)
         first, seeing = here._seeing(n, band.keys, None if key_mask is not None else l)

@@ -14,13 +14,11 @@ from softlab.operators.softmax import Softmax
 from softlab.primitives.banded import banded_average, centres, ordinals, rows, support_sizes, widest
 from softlab.primitives.causal import of_kept
 from softlab.primitives.certificates import at_most, certificate
-from softlab.primitives.pages import Band, banded_bound
+from softlab.primitives.pages import Band, banded_bound, page_size
 from softlab.validation import Natural, Size
 
 LEAST_BLOCK = 32
 """Queries that share one dense product at least: smaller ones cost more than they save."""
-LEAST_PAGE = 4
-"""Keys in a page at least, of which a bound knows a box, a mean and a spread."""
 
 
 @value
@@ -108,8 +106,8 @@ class Local:
 
         With c_i the mass of the band in the exact softmax, |out_i - exact_i| is 1 - c_i times the
         distance of the averages inside and outside of it. What lies outside is bounded page by
-        page, see ``primitives.pages.left_out``: at least the work of l / (2 window + 1) keys in a
-        page, so that the bound costs about a call. It is as large as the mass left out can be: of
+        page, see ``primitives.pages.left_out`` and ``page_size``: the bound costs a few calls, and
+        beyond (2 window + 1)^2 keys n l^(1/2). It is as large as the mass left out can be: of
         heads with a sink that is no key of the band, the diameter of the values.
 
         Args:
@@ -141,7 +139,7 @@ class Local:
         straight = self.dilation == 1
         ends = centres(n, band.keys) if self.causal else None
         band = band._replace(ends=ends, grows=straight or not self.causal)
-        size = max(LEAST_PAGE, -(-l // (2 * self.window + 1)))
+        size = page_size(l, 2 * self.window + 1)
         found = banded_bound(q, k, v, out, band, size, self.sinks if straight else 0)
         if order is not None:
             found = rows(found.unsqueeze(-1), order.argsort(-1)).squeeze(-1)

@@ -29,6 +29,9 @@ from softlab.primitives.certificates import (
 HELD_ENTRIES = 1 << 20
 """Numbers of queries by pages held at once."""
 
+LEAST_PAGE = 4
+"""Keys in a page at least, of which a bound knows a box, a mean and a spread."""
+
 NEWTON = 3
 """Newton steps towards the worst case of the pages' sums."""
 
@@ -54,6 +57,16 @@ class Pages(NamedTuple):
         sum_t max(q_t low_t, q_t high_t): each coordinate at its worst.
         """
         return q.clamp_min(0) @ self.high.mT + q.clamp_max(0) @ self.low.mT
+
+
+def page_size(l: int, seen: int) -> int:
+    """Keys in a page where a query sees ``seen`` of l keys, so that the bound costs a few calls.
+
+    A query's work is that of all pages and of the one or two that its band touches at an end, which
+    are seen whole. Up to seen^2 keys there are no more pages than keys that it sees; beyond, both
+    are about l^(1/2), where an even share would make pages of l / seen keys.
+    """
+    return max(LEAST_PAGE, min(-(-l // seen), math.isqrt(l)))
 
 
 def boxes(k: Tensor, keys: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

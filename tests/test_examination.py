@@ -377,7 +377,7 @@ def test_a_function_may_be_what_it_is_said_to_approximate():
     ):
         op = laws.adapted(attend, target=target)
         assert op.form == form
-        for law in (laws.limits.TARGET, laws.consistency.FORM):
+        for law in (laws.limits.TARGET, laws.gradient_consistency.FORM):
             assert laws.outcome(op, law, seeds=range(2)).verdict == "holds"
 
 

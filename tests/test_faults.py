@@ -1,10 +1,12 @@
 """Every law has a planted fault, and catches it."""
 
-import faults
+import operator_faults
 import pytest
-from faults import OPERATOR_FAULTS, SOLVER_FAULTS
+from operator_faults import OPERATOR_FAULTS, Faulty
+from solver_faults import SOLVER_FAULTS
 
 from softlab import laws
+from softlab.operators import Softmax
 
 OPERATOR_CASES = [(law, f) for law in laws.OPERATOR_LAWS for f in OPERATOR_FAULTS.get(law.name, [])]
 SOLVER_CASES = [(law, f) for law in laws.SOLVER_LAWS for f in SOLVER_FAULTS.get(law.name, [])]
@@ -60,5 +62,5 @@ def test_a_law_leaves_alone_what_claims_nothing():
 @pytest.mark.parametrize("wrong", ["zeros", "mean_of_v"])
 def test_no_draw_passes_an_operator_that_does_not_answer(wrong):
     """A published accuracy test passes zeros in 200 of 200 draws."""
-    subject = faults.Faulty(faults.Softmax(), getattr(faults, wrong))
+    subject = Faulty(Softmax(), getattr(operator_faults, wrong))
     assert all(laws.purity.ANSWERS.broken(subject, seed=seed) for seed in range(200))

@@ -6,7 +6,7 @@ import pytest
 from zoo import FIDELITY, OPERATORS, SOLVERS
 
 from softlab import laws
-from softlab.laws.consistency import EVERYWHERE
+from softlab.laws.gradient_consistency import EVERYWHERE
 from softlab.operators import RandomFourier
 
 

@@ -10,6 +10,7 @@ from softlab import laws
 from softlab.cli import app
 from softlab.laws import faults
 from softlab.laws.faults import OPERATORS, SOLVERS, changes, planted, seen
+from softlab.laws.gradient_consistency import SINGLE_GRADIENT
 from softlab.operators import Nystromformer, Soft, Softmax, Uniform
 from softlab.pinv import SVD, NewtonRaphson
 
@@ -104,7 +105,11 @@ def test_the_laws_that_see_a_fault_are_named():
 @pytest.mark.parametrize(
     ("subject", "fault", "law"),
     [
-        (Soft(rank=8), "half of the gradient in float32", laws.consistency.SINGLE_GRADIENT),
+        (
+            Soft(rank=8),
+            "half of the gradient in float32",
+            SINGLE_GRADIENT,
+        ),
         (Soft(rank=8), "scores unscaled beyond a width of 64", laws.limits.EXACT_AT),
         (Soft(rank=8), "scores unscaled beyond a width of 64", laws.dependence.READS),
     ],

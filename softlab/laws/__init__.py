@@ -29,13 +29,13 @@ from softlab.hints import hint
 from softlab.laws import (
     algebra,
     certificates,
-    consistency,
     cost,
     dependence,
     derivatives,
     error_parts,
     estimates,
     faults,
+    gradient_consistency,
     interface,
     invariance,
     inverse,
@@ -107,7 +107,7 @@ OPERATOR_LAWS: tuple[Law[Operator], ...] = (
     limits.GRADIENT,
     derivatives.SECOND,
     derivatives.FULL_GRADIENT,
-    *consistency.EVERYWHERE,
+    *gradient_consistency.EVERYWHERE,
 )
 
 SOLVER_LAWS: tuple[Law[Solver], ...] = (

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from softlab.core import Operator, Stream, Traits
 from softlab.engine import loading
 from softlab.hints import hint
-from softlab.laws import algebra, consistency, dependence, isolation
+from softlab.laws import algebra, dependence, forms, isolation
 from softlab.laws.law import (
     Draws,
     Law,
@@ -511,7 +511,7 @@ def _taken(plain: Plain, leads: Sequence[tuple[int, ...]]) -> Plain | None:
 def _formed(plain: Plain) -> Plain:
     """With the known attention that it equals on few tokens."""
     try:
-        return dataclasses.replace(plain, form=consistency.form_of(plain, SEEDS))
+        return dataclasses.replace(plain, form=forms.form_of(plain, SEEDS))
     except Exception:  # what a function raises, its laws say
         return plain
 

@@ -43,7 +43,7 @@ from matplotlib import rcParams
 from scipy.stats import binomtest
 
 ROOT = Path(__file__).parents[1]
-TARGETS = ("chapters", "report", "measures", "spectra", "estimators", "kernels")
+TARGETS = ("chapters", "report", "figures", "measures", "spectra", "estimators", "kernels")
 ACCEPTED = Path(__file__).with_suffix(".toml")
 """Changes that no test should notice, as lines before and after, each with its reason."""
 
@@ -126,7 +126,7 @@ class Finder(ast.NodeVisitor):
         self.ends = ends
         self.found: list[Mutant] = []
         tree = ast.parse(self.text)
-        self.words = _words(tree)
+        self.words = _words(tree, path)
         self.visit(tree)
 
     def add(self, node: Any, new: str, old: str | None = None) -> None:
@@ -305,8 +305,19 @@ def _is(node: ast.AST, kind: type) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, kind)
 
 
-def _words(tree: ast.Module) -> set[str]:
-    """The names of a module's constants that are words."""
+def _words(tree: ast.Module, path: Path) -> set[str]:
+    """The names of constants that are words: the module's own, and those that it imports."""
+    found = _assigned(tree)
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            place = path.parents[node.level - 1] if node.level else ROOT
+            file = place.joinpath(*(node.module or "").split(".")).with_suffix(".py")
+            if file.is_file():
+                found |= _assigned(ast.parse(file.read_text())) & {x.name for x in node.names}
+    return found
+
+
+def _assigned(tree: ast.Module) -> set[str]:
     found: set[str] = set()
     for node in tree.body:
         if isinstance(node, ast.Assign):

@@ -50,11 +50,14 @@ def test_the_changes_of_a_small_file(place):
 
 
 def test_an_equality_becomes_what_somebody_could_have_meant(place):
+    place.with_name("columns.py").write_text('KIND, LEVEL = "k", 3.0\n')
     source = 'WORD, NUMBER = "a", 2.0\na = x == WORD\nb = x == "b"\nc = x == 1\nd = x == NUMBER\n'
+    source += "from .columns import KIND, LEVEL\ne = x == KIND\nf = x == LEVEL\n"
     place.write_text(source)
     found = [mutant for mutant in mutants.Finder(place).found if mutant.old == "=="]
     assert [(mutant.line, mutant.new) for mutant in found] == [
-        (2, "!="), (3, "!="), (4, "!="), (4, ">="), (5, "!="), (5, "<="),
+        (2, "!="), (3, "!="), (4, "!="), (4, ">="), (5, "!="), (5, "<="), (7, "!="), (8, "!="),
+        (8, "<="),
     ]  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Any study is reported: every group, whatever its knob, in words, table and figure."""
 
+import numpy as np
 import pandas as pd
 import pytest
 from test_cli import call
@@ -91,6 +92,12 @@ def test_what_a_table_has_no_room_for_is_counted():
     assert len(made["rows"]) == groups.ROWS
     assert f"{400 - groups.ROWS} more groups are in table.csv." in made["caption"]
     assert "Not shown: m4, m5, m6, m7." in made["caption"]
+    (made,) = groups.tables(table.drop(columns=[f"m{i}" for i in range(4, 8)])[: groups.ROWS])
+    assert made["caption"].endswith("below them the quartiles.")
+    for lost, said in ((6, "S5 and S6 no case"), (8, "S5 and S6 and 2 more no case")):
+        names = [f"S{i}" for i in range(lost + 1)]
+        few = pd.DataFrame({"solver": names, "status": ["ok"] + ["failed"] * lost, "y": 1.0})
+        assert said in groups.findings(few)[0]
 
 
 @pytest.mark.parametrize("rows", [0, 1])
@@ -98,6 +105,86 @@ def test_no_row_and_one_row(rows):
     table = solvers()[:rows]
     assert len(groups.findings(table)) == rows
     assert len([*groups.tables(table)]) == rows
+    assert "(best)" not in str([*groups.tables(table)])
+    assert groups.findings(table)[:1] == rows * [
+        "The cases fall into 1 group, told apart by solver. The median residual is 1.00 in every "
+        "group. The median steps is 0 in every group."
+    ]
+
+
+UNEVEN = (1.0, 2.0, 3.0, 5.0, 90.0)
+"""Of five seeds: mean, median, extremes and count differ."""
+GROUPS = [(n, method) for n in (64, 16) for method in ("Zeta", "Alpha", "Mid")]
+
+
+def uneven():
+    """One group has no finished case, one a lost one, and one no skill."""
+    rows = []
+    for i, (n, method) in enumerate(GROUPS):
+        for seed, x in enumerate(UNEVEN):
+            lost = i == 5 or (i, seed) == (0, 4)
+            made = {"loss": x * (i % 3 + 1) + n / 100, "skill": x / (i + 2), "size": x * n}
+            made |= {"skill": None} if i == 4 else {}
+            made = dict.fromkeys(made) if lost else made
+            rows.append({
+                "n": n, "method": method, "kind": "one", "seed": seed,
+                "status": "failed" if lost else "ok", "error": "E: no" if lost else None,
+                "op.rank": n, "case_seconds": 1.0, **made, "steps": 7.0, "flag": True, "none": None,
+                "draw": 1.0 * seed,
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_a_group_has_the_medians_of_its_finished_cases_and_their_quartiles():
+    """Losses: 2.5, 6 and 9 with 0.64, 3 and 6 with 0.16; skills: 1.25, 1, 0.75 and 0.6."""
+    assert groups.findings(uneven()) == [
+        "The cases fall into 6 groups, told apart by method and n. The least median loss is 3.14, "
+        "of Zeta, 64. The greatest median skill is 1.25, of Zeta, 64. The median size goes from "
+        "48.0 (Zeta, 16) to 192 (Alpha, 64). The median steps is 7.00 in every group. Of Mid, 16 "
+        "no case finished."
+    ]
+    (made,) = groups.tables(uneven())
+    assert made["header"] == ["method", "n", "loss", "skill", "size", "steps", "cases"]
+    assert made["left"] == 2
+    words = {"loss": [], "skill": []}
+    for i in range(5):
+        values = np.array(UNEVEN[:4] if i == 0 else UNEVEN)
+        for name, of in (("loss", values * (i % 3 + 1) + GROUPS[i][0] / 100),
+                         ("skill", values / (i + 2))):  # fmt: skip
+            q1, middle, q3 = np.quantile(of, [0.25, 0.5, 0.75])
+            ends = [f"{x:#.2g}".rstrip(".") for x in (q1, q3)]
+            best = " (best)" if i == 0 else ""
+            words[name].append([f"{middle:#.3g}{best}", "\u2013".join(ends)])
+    words["skill"][4] = ""
+    for column, name in enumerate(words, 2):
+        assert [row[column] for row in made["rows"]] == [*words[name], "failed"]
+    assert [row[5:] for row in made["rows"]] == [["7.00", "5"]] * 5 + [["failed", "5"]]
+    assert [row[:2] for row in made["rows"]] == [[method, str(n)] for n, method in GROUPS]
+
+
+def test_what_tells_groups_apart():
+    """Axes that vary, words before numbers, three at most; without them words that repeat."""
+    table = uneven()
+    assert groups.axes_of(table) == ["n", "method", "kind", "seed"]
+    assert groups.keys_of(table.assign(kind=table["n"] + table["seed"])) == ["method", "n", "kind"]
+    more = table.assign(kind=table["n"].astype(str))
+    more.insert(0, "z", table["seed"])
+    assert groups.keys_of(more) == ["method", "kind", "z"]
+    table.attrs["axes"] = ("method", "gone")
+    assert groups.keys_of(table) == ["method"]
+    for count, keys in ((2, ["name"]), (60, ["name"]), (61, ["x"])):
+        names = [f"N{i % count}" for i in range(122)]
+        bare = pd.DataFrame({"x": 1, "status": "ok", "name": names, "p.q": names, "other": "o"})
+        assert groups.keys_of(bare) == keys
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [("Output_Error", "least"), ("skill", "greatest"), ("error_of_skill", "greatest"),
+     ("seconds", "least"), ("steps", "")],
+)  # fmt: skip
+def test_the_name_of_a_measure_tells_its_good_end(name, end):
+    assert groups.good_end(name) == end
 
 
 def test_papers_are_cited_where_their_methods_are_named():
@@ -111,4 +198,6 @@ def test_papers_are_cited_where_their_methods_are_named():
     entries = references.bibtex(found)
     assert entries.count("@misc{") == len(found) == 3
     assert "eprint = {2110.11945}" in entries
-    assert "1960" in entries
+    assert "author = {Lu and others}" in entries
+    assert "howpublished = {Quarterly Journal of Mathematics 11}" in entries
+    assert sorted(one.year for one in references.CITED.values()) == [1936, 1960, 1973, 2002, 2007]

@@ -152,7 +152,7 @@ def about(table: pd.DataFrame) -> str:
     """What the columns are, in a paragraph that stands below the table."""
     rows = table[table["status"] == "ok"]
     heads = table["source"].nunique()
-    enough = "95 % interval" if heads > 5 else "range, too few heads for an interval,"
+    enough = "95 % interval" if heads > 5 else "range (too few heads for an interval)"
     samples = rows.groupby("source")["sample"].nunique().max() if len(rows) else 0
     text = (
         f"Error: relative, the median over {counted(heads, 'head')} (each the median over "

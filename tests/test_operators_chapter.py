@@ -298,6 +298,22 @@ def test_a_method_without_a_rank_has_a_paragraph_and_a_table_of_its_own():
     assert made["rows"] == expected
 
 
+def test_a_method_with_a_knob_of_another_name_has_a_row_each_setting():
+    rows = table()
+    own = rows[low(rows)].assign(method="Own", **{"op.rank": None, "op.seed": range(72)})
+    own["op.features"] = rows["op.rank"].astype(float)
+    plain = own[own["op.features"] == 16].assign(method="Plain", **{"op.features": np.nan})
+    made = below("without a rank", tables(pd.concat([rows, own, plain], ignore_index=True)))
+    assert (made["header"], made["left"]) == (["method", "input", "knob", "uniform", "error"], 3)
+    assert [row[:3] for row in made["rows"][:3]] == [
+        [["Own", "softmax"] if i == 0 else "", "h5", f"features {rank}"]
+        for i, rank in enumerate(RANKS)
+    ]  # fmt: skip
+    assert [row[4][0] for row in made["rows"][:3]] == [short(x) for x in SOURCES["h5"]]
+    assert made["rows"][24][:3] == [["Plain", "softmax"], "h5", ""]
+    assert len(made["rows"]) == 32
+
+
 def test_the_table_of_errors_has_medians_over_quartiles():
     made = below("against softmax attention by rank", tables(table()))
     assert made["header"] == ["input", "uniform", "method", "16", "64", "128"]

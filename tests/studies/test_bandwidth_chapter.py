@@ -193,6 +193,17 @@ def test_solvers_that_stopped_early_below_and_above_the_published_stretch():
     )
 
 
+def test_settings_and_methods_stand_in_the_order_of_the_table():
+    turned = table()[::-1]
+    said = findings(turned)
+    assert [text.split(":")[0] for text in said[:2]] == ["Tied Gaussian", "Softmax"]
+    assert said[0].index("Soft, exact inverse has") < said[0].index(" Soft has")
+    assert said[2].index("tied Gaussian:") < said[2].index("softmax:")
+    starts = [said[3].index(f"{m} 9 of") for m in ("Soft, exact inverse", "Soft", "Nystromformer")]
+    assert starts == sorted(starts)
+    assert [one["caption"].split(":")[0] for one in tables(turned)] == ["Tied Gaussian", "Softmax"]
+
+
 def test_one_seed_is_said_to_be_one_draw():
     words = "one draw of them: how another draw would do it does not say."
     assert findings(table((1.0,)))[-1].endswith(words)

@@ -299,6 +299,9 @@ def test_the_headlines_are_over_inputs_with_ranks_nested():
             "value": three(median(each)),
             "interval": f"95 % {three(min(each))} to {three(max(each))}",
         }
+    rows = table()
+    rows.loc[rows["precision"] == "bfloat16", "converged_error"] *= 3  # of float32 alone
+    assert list(headlines(rows)) == [first, second]
     assert list(headlines(table().assign(status="failed"))) == []
 
 

@@ -23,7 +23,7 @@ def table():
                     rows.append({
                         "status": "ok", "method": method, "source": source, "stretch": stretch,
                         "setting": "tied Gaussian" if method == "Soft" else "plain",
-                        "share": share, "work": share * 0.9, "ratio": ratio,
+                        "share": share, "work": share * (0.4 + s / 4), "ratio": ratio,
                         "ratio_low": ratio / 2, "ratio_high": ratio * 3, "below": 0,
                         "bound_over_output": 0.04 * ratio, "error_over_output": 0.05 + s / 100,
                         "time_ratio": 1.3 + s / 10 + j,
@@ -102,12 +102,25 @@ def test_what_lies_on_a_border_belongs_to_one_side():
     assert "than any of these bounds: a" in findings(table().assign(time_over_exact=1.0))[6]
 
 
+def test_smaller_shares_and_bandwidths_are_not_taken_for_those_of_the_sentences():
+    whole = table()
+    less = whole[whole["share"] == 0.25].assign(share=0.125, ratio=1e6, bound_over_output=7.0)
+    narrow = whole[whole["stretch"] == 3.0].assign(stretch=0.3, ratio=1e6, bound_over_output=7.0)
+    more = pd.concat([whole, less], ignore_index=True)
+    assert findings(more)[1:] == findings(whole)[1:]
+    more = pd.concat([more, narrow], ignore_index=True)
+    assert [findings(more)[i] for i in (1, 2, 3, 6)] == [findings(whole)[i] for i in (1, 2, 3, 6)]
+    for say in (tables, headlines):
+        assert list(say(more)) == list(say(whole))
+
+
 def test_nothing_is_said_of_nothing():
     empty = table()[:0]
     assert findings(empty) == []
     assert scope(empty) == ""
     assert list(tables(empty)) == []
     assert list(headlines(empty)) == []
+    assert list(headlines(table().query("method == 'TopK'"))) == []  # it saves no work
 
 
 def test_a_case_is_within_its_share_and_its_bound_holds():

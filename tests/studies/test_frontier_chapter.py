@@ -10,14 +10,18 @@ import pandas as pd
 import pytest
 from tables import below, three
 
+from softlab.report.headlines import surprise
 from softlab.report.profiles import known_to
 from studies.frontier.chapter import (
+    LEAD,
+    _middle,
     by_family,
     findings,
     front,
     headlines,
     leading,
     leading_in_time,
+    pooled,
     profile,
     scope,
     tables,
@@ -282,7 +286,8 @@ def test_saved_work_is_counted_as_time_and_memory_by_length():
     assert said == " ".join(sentences)
     even = table()[lambda x: x["source"] == "q"].assign(time=1.0, memory=1.0)
     assert findings(even)[4].endswith("0 take less time and 0 less memory.")
-    assert list(headlines(even))[-1]["value"] == "0"
+    last = list(headlines(even))[-1]
+    assert (last["value"], last["effect"]) == ("0", pytest.approx(-np.log(1e-3)))
 
 
 def test_the_headlines():
@@ -290,6 +295,12 @@ def test_the_headlines():
     bad, _, _ = useless["value"].split()
     assert f"{bad} are without skill" in " ".join(findings(table()))
     assert useless["text"].startswith("In {} settings")
+    few, many = map(int, useless["value"].split(" of "))
+    cells = [(m, b) for m in SWEPT for b in BUDGETS if b <= 0.25 and fits(m, b)]
+    slow = [time(m, b, "z") >= 1 for m, b in cells]
+    found = [skill(p[0], s, p[1]) for s in SOURCES for p in [best(s, 1 / 8)]]
+    effects = [surprise(x) for x in (median(found), few / many, np.mean(slow))]
+    assert [x["effect"] for x in (first, useless, second)] == pytest.approx(effects)
     first, second = ({x: y[x] for x in ("text", "value", "interval")} for y in (first, second))
     least = [best(s, 1 / 8)[3] for s in SOURCES]
     winners = [best(s, 1 / 8)[0] for s in SOURCES]
@@ -300,7 +311,6 @@ def test_the_headlines():
         "value": three(median(least)),
         "interval": f"95 % {three(min(least))} to {three(max(least))}",
     }
-    cells = [(m, b) for m in SWEPT for b in BUDGETS if b <= 0.25 and fits(m, b)]
     assert second == {
         "text": f"At n = 1025, of {len(cells)} settings with at most a quarter of the work of "
         "exact softmax attention {} take less time.",
@@ -310,6 +320,54 @@ def test_the_headlines():
     other = pd.concat([table(), table(target="Gaussian")])
     assert list(headlines(other)) == list(headlines(table()))
     assert len(list(headlines(table(time=None)))) == 2
+
+
+def test_what_is_as_good_as_the_mean_of_the_values_has_no_skill():
+    flat = table(skill=0.0)
+    cells = len(BUDGETS) * len(SOURCES) * len(SWEPT) - len(SOURCES)  # one does not fit
+    said = findings(flat)
+    assert "On q, minilm.layer1.head8, z, b, k and y even that has no skill." in said[0]
+    assert said[1].count("beside the exact operator, none (in") == 2
+    assert f"{cells} are without skill" in said[3]
+    assert list(headlines(flat))[1]["value"] == f"{cells} of {cells}"
+    rows = below("performance profile", tables(flat))["rows"]
+    assert all(row[2].startswith(f"{row[3]} of ") for row in rows[:-1])
+
+
+def test_at_most_three_budgets_are_read_and_one_that_is_spent_whole_is_kept():
+    assert [_middle(np.arange(n)[::-1]) for n in (2, 3, 4, 6)] == [
+        [0, 1], [0, 1, 2], [1, 2], [1, 2, 3],
+    ]  # fmt: skip
+    whole = table()
+    swept = whole["method"].isin(SWEPT)
+    whole.loc[swept, "share"] = whole["budget"]
+    found, plain = findings(whole), findings(table())
+    assert (found[0], found[2]) == (plain[0], plain[2])
+
+
+def test_the_figure_of_the_first_page_has_medians_over_heads_cut_at_three():
+    """Four heads of whose errors and shares mean, median and extremes differ."""
+    rows, heads = table(), ["q", "z", "b", "k"]
+    spent = dict(zip(SOURCES, (0.2, 1.0, 0.3, 0.9, 1.0, 1.0), strict=True))
+    rows["real"] = rows["source"].isin(heads)
+    rows["share"] *= rows["source"].map(spent)
+    rows = rows.replace({"method": {"best matrix": LEAD.references[0]}})
+    other = rows.assign(target="Gaussian", output_error=1e-3)
+    for real, sources in ((rows, heads), (rows.assign(real=False), SOURCES)):
+        made = pooled(pd.concat([real, other], ignore_index=True))
+        assert list(made["method"].unique()) == [*SWEPT, "int", *LEAD.references]
+        assert set(made["family"]) == {*FAMILY.values(), "low precision"}
+        assert (made["method"] == LEAD.references[0]).sum() == 4 * len(BUDGETS)
+        for row in made.to_dict("records"):
+            name, budget = row["method"].replace(" of the rank", ""), row["budget"]
+            over = median(error(name, s, budget) / UNIFORM[s] for s in sources)
+            assert row["over_mean"] == pytest.approx(min(3.0, over))
+            assert row["share"] == pytest.approx(
+                median(share(name, budget) * spent[s] for s in sources)
+            )
+            assert (row["mean"], row["status"]) == (1.0, "ok")
+    rows.loc[rows["method"] == "int", "share"] = 1.0  # no less than exact attention
+    assert "int" not in set(pooled(rows)["method"])
 
 
 def test_the_oracles():

@@ -58,9 +58,9 @@ def test_mutants_or_the_catalogue_alone_have_their_say():
 
 PLANTED = [  # fault, kind, reason, origin, caught
     ("zeros beyond", "sizes", None, "tuned", True), ("one short", "sizes", None, "tuned", False),
-    ("not to be seen", "state", "it is no fault", "tuned", False),
-    ("a secret", "sizes", None, "held out", True), ("another", "state", None, "held out", True),
-    ("a third", "state", None, "held out", False),
+    ("not to be seen", "dtype", "it is no fault", "tuned", False),
+    ("a secret", "sizes", None, "held out", True), ("another", "dtype", None, "held out", True),
+    ("a third", "dtype", None, "held out", False),
 ]  # fmt: skip
 UNUSUAL = [("a module", 0, None), ("a lambda", 2, "mask, scale"), ("NumPy", 0, None)]
 
@@ -100,7 +100,7 @@ def test_what_is_held_out_is_counted_and_not_named():
     assert survivors(planted())["fault"].tolist()[2:] == ["one short", "not to be seen"]
     kinds, *rest = tables(planted())
     assert (kinds["header"], kinds["left"]) == (["kind", "tuned", "held out"], 1)
-    assert kinds["rows"] == [["sizes", "1 of 2", "1 of 1"], ["state", "0 of 1", "1 of 2"]]
+    assert kinds["rows"] == [["sizes", "1 of 2", "1 of 1"], ["dtype", "0 of 1", "1 of 2"]]
     assert rest == list(tables(made()))
     said = " ".join(findings(planted())) + str(list(tables(planted())))
     assert not any(name in said for name in ("a secret", "another", "a third"))

@@ -160,7 +160,7 @@ def failures():
     ]  # fmt: skip
     return table(
         *({"method": m, "kappa": k, "matrix.condition": k, "failure": f} for m, k, f in bad),
-        {"precision": "float32", "method": "NewtonRaphson", "failure": "none"},
+        *({"precision": "float32", "kappa": k, "matrix.condition": k} for k in (100.0, 10.0)),
         {"family": "Clusters", "failure": "overflow", "kappa": 3.0, "matrix.condition": 3.0},
         {"failure": "overflow", "kappa": 2.0, "matrix.condition": 2.0, "status": "failed"},
     )

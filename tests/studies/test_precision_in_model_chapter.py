@@ -29,6 +29,7 @@ def test_what_breaks_is_named_and_the_others_have_a_range():
         "bfloat16: rounding alone moves the output by more than 0.1 for B in two (0.500) and C in "
         "two (refused). The other 2 pairs move it by 0.00400 to 0.100.",
     ]
+    assert "∞" not in findings(made().assign(rounding_change=float("inf")))[0]  # refused
     fine = made().query("op == 'A(2)'")
     assert findings(fine) == [
         "bfloat16: rounding alone moves the output by more than 0.1 for none. The other 1 pairs "

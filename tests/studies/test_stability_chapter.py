@@ -88,6 +88,9 @@ def change(rule, verdicts):
 def test_losses_are_compared_seed_by_seed_and_together():
     late = ends(made().query("status == 'ok'"))
     assert late["implicit"].tolist() == [1.5, 2.2, 3.6]
+    done = made().query("status == 'ok'")
+    more = pd.concat([done, done[done["step"] == 400].assign(step=399)])  # no median of three
+    assert [round(x, 4) for x in ends(more)["implicit"]] == [1.6667, 2.2, 3.8]
     losses = findings(made())[2]
     assert losses == (
         "Training loss over the last quarter of the steps, means of the seeds: implicit 2.43, "
@@ -107,6 +110,14 @@ def test_losses_are_compared_seed_by_seed_and_together():
     assert findings(one)[2].endswith("implicit 1.50, unrolled 1.00 and exact 1.01.")
     assert len(findings(made({"exact": LOSS["exact"]}))) == 1
     assert len(findings(made({"implicit": LOSS["implicit"]}))) == 2
+
+
+def test_a_training_that_broke_is_named_once():
+    rows = made()
+    rows.loc[(rows["rule"] == "implicit") & (rows["seed"] == 1), "broke"] = 301.0
+    assert findings(rows)[2].endswith(
+        "Trainings whose loss was no longer finite end there: implicit, seed 1, at step 301."
+    )
 
 
 def test_the_table_has_a_row_a_rule_and_layer():

@@ -13,7 +13,7 @@ from test_report import META, write
 
 from softlab.engine import journal
 from softlab.report import FORMAT, comparison
-from softlab.report.comparison import compare
+from softlab.report.comparison import Change, Comparison, compare
 from softlab.study import defined_in, run
 
 ROOT = Path(__file__).parents[1]
@@ -441,6 +441,18 @@ def test_the_verdict_is_by_rounding_by_interval_or_against(tmp_path):
     assert worse.verdict == "not reproduced"
     said = both(tmp_path / "d", lambda table: table.assign(core_status="DIVERGED"))
     assert said.verdict == "not reproduced"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "known", "held"),
+    [(1.0, 2.0, True, True), (0.5, 1.0, True, True), (1.01, 2.0, True, False),
+     (0.5, 0.99, True, False), (0.5, 2.0, False, False)],
+)  # fmt: skip
+def test_a_verdict_is_within_the_interval_where_each_of_all_holds_one(low, high, known, held):
+    wide = Change("x", 1, 9, 1.0, 0.5, 2.0, 8, "inputs", known=True, most="")
+    change = replace(wide, low=low, high=high, known=known)
+    said = "within the interval" if held else "not reproduced"
+    assert Comparison("s", 9, 2, (wide, change), (), ()).verdict == said
 
 
 @pytest.mark.parametrize(

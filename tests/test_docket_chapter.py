@@ -4,9 +4,11 @@ import json
 
 import pandas as pd
 import pytest
+from test_report import META, write
 
-from softlab.report.claims import _figure, tried
+from softlab.report.claims import Tried, _figure, gathered, tried
 from softlab.report.docket import chapter
+from softlab.verdicts import BLIND, FAILS, HOLDS, OPEN, Found, Place, Verdict
 
 WORDS = {
     "who": "Somebody 2020", "place": "Table 1", "states": "It errs little.", "published": "0.5",
@@ -120,3 +122,125 @@ def test_a_control_far_from_all_else_is_told_of_and_not_drawn():
     assert "contender" not in near["where"]
     assert "Off the figure" not in near["caption"]
     assert "contender" not in figure(1e-7, "linear")["where"]
+    for best, drawn in ((1.1e-4, True), (1e-4, False), (880.0, True), (920.0, False)):
+        assert ("contender" not in figure(best)["where"]) == drawn  # a thousandfold of the others
+
+
+def test_runs_become_rows_one_a_case_and_contender(tmp_path):
+    """Decided by rank 8 alone; what is not stated and what is across are no place."""
+    rule = RULE | {"where": {"rank": 8}}
+    told = claim("mine", challenge=True) | {
+        "rule": rule, "unstated": ["n"], "axes": ["rank", "head", "n", "seed"],
+    }  # fmt: skip
+    runs = pd.DataFrame({
+        "rank": [8, 32], "head": ["a", "b"], "n": [16, 16], "seed": [0, 1],
+        "status": ["ok", "failed"], "error": [None, "E: no (x.py:3)"], "case_seconds": [1.5, 2.5],
+        "case_load": 0.1, "ours": [0.1, None], "mean": [0.9, None], "rival": [0.2, None],
+    })  # fmt: skip
+    write(tmp_path, runs, "mine", complete=False, measured=2, cases=5, seeds=[1, 0], dirty=False)
+    other = pd.DataFrame({"rank": [8], "seed": [3], "status": "ok", "ours": 0.3})
+    write(tmp_path, other, "mine.again", quick=True, seeds=[3])
+    (tmp_path / "mine/claim.json").write_text(json.dumps(told))
+    rows, meta = gathered(tmp_path)
+    first = {
+        "claim": "mine", "way": "first", "case": 0, "place": '{"head": "a"}',
+        "unstated": '{"n": "16"}', "panel": "head a", "decides": True, "seed": 0, "x": 8.0,
+        "at_least": None, "at_most": 0.5, "status": "ok", "error": None, "case_seconds": 1.5,
+    }  # fmt: skip
+    assert rows[:3] == [
+        first | {"contender": name, "role": role, "value": x}
+        for name, role, x in (("ours", "subject", 0.1), ("mean", "null", 0.9),
+                              ("rival", "other", 0.2))
+    ]  # fmt: skip
+    assert rows[3] == first | {
+        "case": 1, "place": '{"head": "b"}', "panel": "head b", "decides": False, "seed": 1,
+        "x": 32.0, "status": "failed", "error": "E: no (x.py:3)", "case_seconds": 2.5,
+        "contender": "", "role": "", "value": None,
+    }  # fmt: skip
+    assert [(x["way"], x["place"], x["panel"], x["unstated"], x["decides"]) for x in rows[4:]] == [
+        ("again", '{"rank": "8"}', " ", "none", True)
+    ]
+    assert [meta[x] for x in ("quick", "complete", "seeds", "cases", "measured", "failed")] == [
+        True, False, [0, 1, 3], 3, 3, 1,
+    ]  # fmt: skip
+    assert (meta["axes"], meta["digest"], meta["commit"]) == ({"claim": 1}, "0101", META["commit"])
+    (again,) = meta["claims"]
+    assert (again["quick"], again["unfinished"]) == (True, ["2 of 5 cases are measured"])
+    (figure,) = meta["figures"]
+    assert figure["guides"] == {"at_most": "claimed, at most"}
+    assert (figure["xlabel"], figure["xscale"], figure["yscale"]) == ("rank", "log", "log")
+    assert figure["caption"] == (
+        "Claim mine (Somebody 2020, Table 1). The claim asks ours for at most 0.5, at rank 8. "
+        "Controls: mean (null); best (optimal). Medians and quartiles over the seeds."
+    )
+    ratio = told | {"rule": rule | {"of": "mean"}, "across": "seed", "xlabel": "Seed"}
+    (tmp_path / "mine/claim.json").write_text(json.dumps(ratio))
+    rows, meta = gathered(tmp_path)
+    assert (rows[0]["at_most"], rows[0]["panel"]) == (None, "rank 8, head a")
+    assert (meta["figures"][0]["guides"], meta["figures"][0]["xscale"]) == ({}, "linear")
+    assert meta["figures"][0]["xlabel"] == "Seed"
+    with pytest.raises(ValueError, match="no claim was run into"):
+        gathered(tmp_path / "mine")
+
+
+def place(value, low, high, at="a", mean=0.9):
+    controls = {"mean": Found(mean, 0.5, 1.0, "out"), "best": Found(0.01, 0.01, 0.01, "in")}
+    return Place({"head": at}, {}, Found(value, low, high, "in"), controls, "holds")
+
+
+ONE, TWO = (place(0.1, 0.05, 0.2),), (place(0.1, 0.05, 0.2), place(0.3, 0.3, 0.3, "b", 1.5))
+
+
+@pytest.mark.parametrize(
+    ("verdict", "rule", "said"),
+    [
+        ((ONE, 0.1, 0.05, 0.2, 2.0, "subject"), {},
+         ("0.100 (95 % 0.0500 to 0.200)", "our numbers times 2.00 flips it")),
+        ((TWO, 0.2, 0.1, 0.3, None, ""), {},
+         ("0.200 (range over 2 places: 0.100 to 0.300)", "no change of the numbers flips it")),
+        ((ONE, 0.1, 0.1, 0.1, 0.25, "controls"), {"scale": "linear"},
+         ("0.100", "+0.25 on the controls' numbers flips it")),
+        (((),), {}, ("none", "no change of the numbers flips it")),
+    ],
+)  # fmt: skip
+def test_a_verdicts_number_and_its_margin_in_words(verdict, rule, said):
+    found = Tried(claim("one") | {"rule": RULE | rule}, Verdict(HOLDS, HOLDS, *verdict), None)
+    assert (found.ours, found.flips) == said
+
+
+def test_controls_are_a_range_over_places_and_a_number_is_over_that_of_another():
+    two = Tried(claim("one"), Verdict(HOLDS, HOLDS, TWO), None)
+    assert two.controls == "mean (null) 0.900 to 1.50; best (optimal) 0.0100"
+    assert Tried(claim("one"), Verdict(HOLDS, HOLDS), None).controls == ""
+    assert two.number == "relative error"
+    over = Tried(claim("one") | {"rule": RULE | {"of": "mean"}}, Verdict(HOLDS, HOLDS), None)
+    assert over.number == "relative error, over that of mean"
+
+
+@pytest.mark.parametrize(
+    ("kind", "challenge", "again", "said"),
+    [
+        (HOLDS, False, None, ""),
+        (FAILS, False, None, "not challenged yet"),
+        (BLIND, False, None, "not challenged yet"),
+        (OPEN, False, None, ""),
+        (FAILS, True, None, "the challenge (another input) has not run"),
+        (FAILS, True, FAILS, "confirmed by another input: so"),
+        (FAILS, True, HOLDS, "not confirmed by another input: so"),
+        (FAILS, True, OPEN, "in another way (another input): so"),
+        (HOLDS, True, FAILS, "in another way (another input): so"),
+        (HOLDS, True, HOLDS, "confirmed by another input: so"),
+    ],
+)
+def test_what_a_challenge_says_of_a_verdict(kind, challenge, again, said):
+    other = None if again is None else Verdict(again, "so", ONE)
+    found = Tried(claim("one", challenge=challenge), Verdict(kind, "thus", ONE), other)
+    assert found.challenged == said
+
+
+def test_a_docket_without_a_verdict_has_no_headline():
+    made = table()
+    for one in made.attrs["claims"]:
+        one["unfinished"] = ["1 of 4 cases are measured"]
+    assert list(chapter.headlines(made)) == []
+    assert chapter.findings(made)[0] == "Of 2 claims: 2 no verdict."

@@ -15,7 +15,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from tables import CONDITIONS, INPUTS, RANKS, SOLVERS, rank_table, steps_table
 
 from softlab.figures import Lines
-from softlab.report.drawing import METHODS, STYLE, caption, draw, file_name, pages, save
+from softlab.report.claims import Tried
+from softlab.report.comparison import Change, Comparison
+from softlab.report.drawing import METHODS, STYLE, Mark, caption, draw, file_name, pages, save
 
 RANK = Lines(
     x="op.rank",
@@ -442,6 +444,9 @@ def test_a_line_is_the_medians_in_the_order_of_x_and_its_band_the_quartiles():
         (1.0, 4.0, 1.5, 6.0, 5), (10.0, 3.0, 2.0, 5.0, 5), (100.0, 7.0, 4.0, 8.0, 5)
     ]  # fmt: skip
     assert figure.left_out == ()
+    low, high = axes.get_ylim()
+    assert low < 1.5
+    assert high > 8.0  # the frame holds the band
 
 
 def test_along_a_line_x_is_the_median_too_and_the_order_that_of_by():
@@ -463,6 +468,9 @@ def test_expected_and_guides_are_medians_in_the_order_of_x():
     assert dashed.get_xdata().tolist() == [1.0, 10.0, 100.0]
     beyond = draw(uneven(low=lambda t: t["low"].where(t["x"] > 1, -1.0)), own(guides={"low": "b"}))
     assert line(beyond.axes[0], "b")[0].tolist() == [10.0, 100.0]
+    left = uneven(x=lambda t: t["x"].where(t["x"] > 1, -1.0))  # no place on a logarithm
+    axes = draw(left, own(expected="said", guides={"low": "b"})).axes[0]
+    assert all(z.get_xdata().tolist() == [10.0, 100.0] for z in axes.get_lines())
 
 
 def test_references_are_medians_flat_without_a_place_and_curves_with_one():
@@ -480,6 +488,7 @@ def test_references_are_medians_flat_without_a_place_and_curves_with_one():
     assert {*line(axes, "Exact")[0]} == {5.0}  # the mean is 32.4, the greatest 80
     assert {m.group for m in figure.marks} == {"Own"}
     assert figure.left_out == ()
+    assert legend(draw(uneven(), own(exact="Exact"))) == ["Own"]  # of which there is no row
 
 
 def test_the_frame_follows_methods_and_expected_and_not_what_lies_far_below():
@@ -615,6 +624,11 @@ def test_groups_that_print_alike_or_not_at_all_keep_their_lines_and_entries(valu
     assert all(len(x) < 100 for x in legend(figure))
 
 
+@pytest.mark.parametrize("kind", [Lines, Mark, Tried, Change, Comparison])
+def test_what_is_drawn_and_found_cannot_be_changed(kind):
+    assert kind.__dataclass_params__.frozen
+
+
 def test_marks_cannot_be_changed_by_who_reads_them():
     with pytest.raises(FrozenInstanceError):
         draw(uneven(), own()).marks[0].y = 1.0
@@ -735,6 +749,23 @@ def test_words_stand_beside_the_frame_and_within_the_figure():
         (0.06, 0.06)
     )
     assert beside.get_position()[1] == pytest.approx((frame.y0 + frame.y1) / 2)
+    figure = draw(pd.concat([uneven(part="p"), uneven(part="q")]), own(panel="part"))
+    FigureCanvasAgg(figure).draw()
+    box = figure.axes[0].title.get_window_extent()
+    assert figure.axes[0].bbox.y1 < box.y0 < box.y1 < figure.legends[0].get_window_extent().y0
+
+
+@pytest.mark.parametrize(
+    ("letters", "panels", "lines"), [(28, 3, 1), (29, 3, 2), (29, 2, 1), (60, 4, 2)]
+)
+def test_a_title_that_is_wider_than_one_of_three_panels_has_two_lines(letters, panels, lines):
+    name = "a, b, " + "c" * (letters - 6)
+    table = pd.concat(uneven(part=x) for x in [name, *"pqr"[: panels - 1]])
+    figure = draw(table, own(panel="part"))
+    title = figure.axes[0].get_title()
+    assert title == (name if lines == 1 else name.replace("a, b", "a,\nb"))
+    height = 0.3 + 0.18 + 0.42 + 1.75 * -(-panels // 3)
+    assert figure.get_size_inches()[1] == pytest.approx(height + 0.15 * (lines - 1))
 
 
 def test_five_lines_leave_a_row_of_panels_low_and_six_make_it_high():

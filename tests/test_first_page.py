@@ -2,11 +2,21 @@
 
 import math
 import re
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
-from softlab.report import _printed, _ranked
+from softlab import report
+from softlab.figures import Lines
+from softlab.report import (
+    _answer,
+    _disturbed,
+    _numbered,
+    _printed,
+    _ranked,
+    _with_knobless,
+)
 from softlab.report.headlines import effect_of, headline, surprise
 from softlab.report.numbers import FIGURES, parted
 
@@ -70,6 +80,101 @@ def test_two_ratios_on_either_side_of_one_are_no_finding():
     assert effect_of(ratio(0.2, 0.4)) > 0
 
 
+@pytest.mark.parametrize(
+    ("text", "value", "interval", "effect"),
+    [
+        ("It errs {} times.", "4.00", "95 % 2.00 to 8.00", math.log(4)),
+        ("It errs {} times.", "4.00", "95 % 1.00 to 8.00", 0),
+        ("It errs {} times.", "0.500", "95 % 0.250 to 1.00", 0),
+        ("It errs {} times.", "2.00", "the two heads: 0.500 and 4.00", 0),
+        ("It errs {} times.", "1.20 × 10⁻³", "", -math.log(1.2e-3)),
+        ("It errs {} times.", "8.00 to 3.00", "range over the grid", math.log(3)),
+        ("It errs {} times.", "none", "", math.log(1.25)),
+        ("It errs {} times.", "0", "", math.log(1.25)),
+        ("It errs {} times.", "-2.00", "", math.log(1.25)),
+        ("It errs by {}.", "3.00", "", math.log(1.25)),
+    ],
+)
+def test_the_effect_is_the_logarithm_of_a_ratio_that_is_not_one(text, value, interval, effect):
+    found = {"text": text, "value": value, "interval": interval}
+    assert effect_of(found) == pytest.approx(effect)
+    assert effect_of(found | {"effect": 0.3}) == 0.3
+    assert (surprise(0.0), surprise(0.5)) == (0, math.log(2))
+
+
+@pytest.mark.parametrize(
+    ("rows", "busy", "told"), [(20, 1, 0), (20, 2, 2), (19, 1, 1), (40, 2, 0), (3, 0, 0)]
+)
+def test_a_busy_machine_is_told_of_where_it_timed_more_than_one_case_in_twenty(rows, busy, told):
+    table = pd.DataFrame({"case_cpu_share": [0.5] * busy + [1.0] * (rows - busy)})
+    assert _disturbed(table, {"timed": ["t"]}) == told
+    assert _disturbed(table, {"timed": []}) == _disturbed(table, {}) == 0
+
+
+def test_figures_and_tables_are_numbered_through_all_studies():
+    """The figure that could not be drawn has no number, and the last tables are the report's."""
+    one, lost = {"file": "0.svg"}, {"file": None}
+    studies = [
+        {"name": "a", "figures": [dict(one), dict(lost), dict(one)], "tables": [{}]},
+        {"name": "b", "figures": [], "tables": [{}, {}]},
+        {"name": "c", "figures": [], "tables": [{}]}, {"name": "d", "figures": [], "tables": []},
+    ]  # fmt: skip
+    data = {"lead": {}, "studies": studies, "findings": [{"study": x} for x in "bd"],
+            "environment": {}}  # fmt: skip
+    _numbered(data)
+    assert data["lead"] == {"number": 1, "id": "figure-lead"}
+    assert [x.get("number") for x in studies[0]["figures"]] == [2, None, 3]
+    assert [x.get("id") for x in studies[0]["figures"]] == ["figure-a-1", None, "figure-a-2"]
+    assert [[(x["number"], x["id"]) for x in y["tables"]] for y in studies[:3]] == [
+        [(1, "table-a-1")], [(2, "table-b-1"), (3, "table-b-2")], [(4, "table-c-1")],
+    ]  # fmt: skip
+    assert [x["shown"] for x in studies] == [
+        "Figures 2 to 3 and Table 1 show it.", "Tables 2 to 3 show it.", "Table 4 shows it.", "",
+    ]  # fmt: skip
+    assert [x["rows"] for x in data["findings"]] == ["table-b-1", ""]
+    assert [(x["number"], x["id"]) for x in data["environment"]["captions"]] == [
+        (5, "environment-1"), (6, "environment-2"),
+    ]  # fmt: skip
+
+
+def test_the_lead_is_the_figure_that_the_first_chapter_offers_and_can_draw(tmp_path, monkeypatch):
+    table = pd.DataFrame({"x": [1.0, 2.0], "status": "ok", "y": [3.0, 4.0], "op": "A"})
+    lines = Lines(x="x", y="y", group="op", xlabel="n", ylabel="e", caption="All.", name="lead")
+    offered = {
+        "none": None,
+        "bad": Lines(**{**vars(lines), "y": "z"}),
+        "good": lines,
+        "late": lines,
+    }
+    monkeypatch.setattr(report, "named", lambda name, _: SimpleNamespace(LEAD=offered[name]))
+    runs = [(tmp_path / name, table, {"chapter": name, "figures": []}) for name in offered]
+    for run, *_ in runs:
+        run.mkdir()
+    files = {}
+    lead = report._lead(runs, files)
+    assert (lead["study"], lead["file"], lead["caption"]) == ("good", "figures/0.svg", "All.")
+    assert list(files) == ["figures/0.svg"]
+    assert report._lead(runs[:2], {}) is None
+
+
+def test_an_answer_is_the_first_two_headlines_with_a_number():
+    said = [("All {}.", ""), ("{} or {}.", "1"), ("Then {}.", "2"), ("Last {}.", "3")]
+    assert _answer([{"text": x, "value": y} for x, y in said]) == "1 or {}. Then 2."
+    assert _answer([{"text": "All.", "value": ""}]) == ""
+
+
+def test_against_a_knob_a_method_without_it_is_flat():
+    rows = pd.DataFrame({
+        "op": ["A", "B", "C", "exact", "R"], "op.rank": [4.0, *[None] * 4], "status": "ok",
+        "y": [1.0, 2.0, None, 0.0, 3.0],
+    })  # fmt: skip
+    lines = Lines(x="op.rank", y="y", group="op", xlabel="", ylabel="", references=("R",))
+    made, said = _with_knobless(rows, lines)
+    assert (made.references, said) == (["R", "B"], ["Flat: B, without a rank."])
+    assert _with_knobless(rows.dropna(subset="op.rank"), lines) == (lines, [])
+    assert _with_knobless(rows, Lines(**{**vars(lines), "x": "y", "y": "op.rank"}))[1] == []
+
+
 def test_a_first_page_has_seven_findings_at_most():
     many = [study(f"s{i}", ratio(*[2.0 + i] * 5, 2.1 + i)) for i in range(12)]
     found = _ranked(many)
@@ -86,5 +191,7 @@ def test_a_paragraph_has_at_most_twelve_numbers_and_loses_no_word(count):
     assert " ".join(parts) == text
     assert all(len(FIGURES.findall(part)) <= 12 for part in parts)
     assert len(FIGURES.findall("On layer5.head2 it is 1.2 × 10⁻³.")) == 1
+    short = parted(" ".join(f"It is {i}." for i in range(13)))
+    assert [len(FIGURES.findall(part)) for part in short] == [12, 1]
     long = "It is " + ", ".join(map(str, range(40))) + ". And 1."
     assert [len(re.findall(r"\d+", x)) for x in parted(long)] == [40, 1]

@@ -12,7 +12,8 @@ import pytest
 from tables import RANKS, rank_table
 from test_report import META, write
 
-from softlab.report import report
+from softlab.report import QUESTION, report
+from softlab.report import html as pages
 from softlab.report.headlines import headlines
 from softlab.report.numbers import number
 
@@ -92,7 +93,11 @@ def test_figures_and_tables_are_numbered_and_the_findings_refer_to_them(page):
 def test_a_study_answers_before_it_tells_how(page):
     start = page.index('id="study-rank"')
     answer = page.index("<b>Answer.</b> Nystromformer of rank 64 misses softmax attention", start)
-    assert start < answer < page.index("How it was measured")
+    method = page.index("How it was measured")
+    assert start < answer < page.index('id="figure-rank-1"') < method
+    for later in ("figure-rank-2", "table-rank-1"):
+        assert page.index(f'id="{later}"') > method
+    assert page.index(QUESTION) < start
 
 
 def luminance(colour):
@@ -230,6 +235,68 @@ def test_the_page_works_in_a_browser(page, tmp_path):
     assert answers["back"] == 0
     assert answers["themed"]
     assert answers["wide"] <= 0
+
+
+def test_what_a_point_says():
+    mark = {"group": "A", "panel": "p", "x": 1234.56, "y": 0.123456, "q1": 0.1, "q3": 0.23456,
+            "cases": 2, "case": {"n": "64"}}  # fmt: skip
+    axes = {"x": r"rank $\kappa$", "y": "error"}
+    assert pages._said(mark, axes) == [
+        "A · p", "rank kappa: 1235", "error: 0.1235 (0.1 to 0.235)", "2 cases", "n = 64"
+    ]  # fmt: skip
+    assert pages._said(mark | {"panel": "", "q3": 0.1, "cases": 1}, axes)[::2] == [
+        "A", "error: 0.1235", "n = 64"
+    ]  # fmt: skip
+    assert pages._said(mark | {"cases": 1}, axes)[3] == "1 case"
+
+
+def test_a_point_lies_in_percent_and_a_headline_holds_its_number_once():
+    mark = {"left": 0.1234567, "top": 0.5, "group": "A", "panel": "", "x": 1.0, "y": 2.0, "q1": 1.0,
+            "q3": 3.0, "cases": 5, "case": {}}  # fmt: skip
+    item = {
+        "file": "f",
+        "id": "i",
+        "number": 1,
+        "caption": "c",
+        "x": "n",
+        "y": "e",
+        "marks": [mark],
+    }
+    (found,) = figures("".join(pages._figure(item, {"f": b"<svg/>"})))
+    assert found["svg"] == "<svg/>"
+    assert [(x["left"], x["top"], x["group"]) for x in found["marks"]] == [(12.346, 50.0, "A")]
+    line = {
+        "text": "{} or {}",
+        "value": "<1>",
+        "study": "s",
+        "rows": "t",
+        "interval": "",
+        "mark": "m",
+    }
+    assert pages._headline(line) == (
+        '<p class="headline"><b>&lt;1&gt;</b> or {} <span class="soft">m · <a href="#study-s">s</a>'
+        ' · <a href="#t">rows</a></span></p>'
+    )
+
+
+def test_rows_of_a_table_keep_their_group_and_words_are_left():
+    item = {"id": "t", "number": 3, "caption": "c" * 90, "header": ["a", "b"], "left": 1,
+            "rows": [["G", "1"], ["", ["2", "3"]], [["H", "h"], "<"], ["", "4"]]}  # fmt: skip
+    said = "\n".join(pages._table(item))
+    assert re.findall(r'<tr data-group="(\w*)">', said) == ["G", "G", "G", "G"]
+    assert re.findall(r"<t[hd](?: scope=\"col\")?( class=\"left\")?>", said) == [
+        ' class="left"', ""
+    ] * 5  # fmt: skip
+    assert "<td>2<small>3</small></td>" in said
+    assert "<td>&lt;</td>" in said
+    assert f'aria-label="{"c" * 80}"' in said
+    shared = {"captions": [item, item], "shared": [["P", "Linux"]]}
+    said = "".join(pages._environment(shared | {"header": ["s", "c"], "rows": [["a", "1"]]}))
+    assert re.findall(r'class="left"><?[a-z]*(?: type="button")?>?(\w+)', said) == [
+        "P", "Linux", "s", "a"
+    ]  # fmt: skip
+    assert pages._choice("method", ["A"]) == ""
+    assert pages._choice("input", ["A", "B"]).count("<option") == 3
 
 
 def test_headlines_are_the_tables_numbers_or_what_the_chapter_says_first():

@@ -201,6 +201,8 @@ def test_studies_of_two_kinds_share_a_document(tmp_path, levels):
     for literal in ("The #highest level is $2$.", "_The_ levels.", "$a_2$", "#level", title):
         assert literal in said  # ... and words are not
     assert "Levels: 2." in said
+    page = path.with_suffix(".html").read_text(encoding="utf-8")
+    assert "Measured by softlab: b_rank, c_rank and levels<" in page
     assert (folder / "levels/findings.txt").read_text().endswith("The #highest level is $2$.\n")
     first = path.read_bytes()
     assert report(folder).read_bytes() == first
@@ -540,7 +542,7 @@ def test_a_chapter_that_raises_costs_its_own_words_alone(tmp_path, levels):
         "levels", "levels", "The text of chapters/levels.typ cannot be set"
     ]  # fmt: skip
     assert "The chapter levels cannot say its findings: KeyError: 'nonsense'" in said
-    assert "The chapter levels cannot say its tables: ZeroDivisionError: no levels" in said
+    assert "cannot say its tables: ZeroDivisionError: no levels (test_report.py:" in said
     assert "Levels: 2." in said
     assert "Not drawn: a figure described as 7" in said
     assert "Not drawn: None against 3: TypeError" in said
@@ -639,6 +641,21 @@ def test_many_seeds_in_a_row_are_said_by_their_ends():
     assert _seeds([0, 1, 2]) == "0, 1, 2"
     assert _seeds([0, 1, 2, 3, 4, 5, 9]) == "0, 1, 2, 3, 4, 5, 9"
     assert _seeds([]) == "none"
+    assert (_seeds(range(6)), _seeds(range(2, 9))) == ("0, 1, 2, 3, 4, 5", "2 to 8")
+
+
+def test_seconds_and_cases_are_counted_once_a_case_and_setups_once_a_setup():
+    """Two cases of two rows share one set-up."""
+    table = pd.DataFrame({
+        "x": [1, 1, 2, 2], "model": "m", "step": [0, 1, 0, 1], "status": "ok",
+        "case_seconds": [3.0, 3.0, 5.0, 5.0], "case_setup_seconds": 20.0,
+    })  # fmt: skip
+    meta = META | {"axes": {"x": 2, "model": 1}, "within": ["step"], "shared": ["model"]}
+    made = environments([(table, meta)])
+    row = dict(zip(made["header"], made["rows"][0], strict=True))
+    assert (row["rows"], row["failed"], row["seconds"], row["code"]) == ("4", "0", "28", "01234567")
+    assert findings(table, meta)[0] == "All 2 cases finished."
+    assert grid(table, meta) == "The study has 2 cases (values on each axis: x 2, model 1)."
 
 
 def test_marks_of_several_studies_are_one_sentence_each():

@@ -125,6 +125,7 @@ class Finder(ast.NodeVisitor):
             ends.append(ends[-1] + len(line.encode()))
         self.ends = ends
         self.found: list[Mutant] = []
+        self.quoted = 0
         tree = ast.parse(self.text)
         self.words = _words(tree, path)
         self.visit(tree)
@@ -142,10 +143,11 @@ class Finder(ast.NodeVisitor):
         first, last = len(data[:start].decode()), len(data[:end].decode())
         was = self.text[first:last] if old is None else old
         mutant = Mutant(self.path, first, last, node.lineno, node.end_lineno, was, new)
-        try:
-            ast.parse(mutant.source())
-        except SyntaxError:  # inside an f-string of Python 3.11, whose offsets are not its own
-            return
+        if self.quoted:  # in an f-string of Python 3.11, whose offsets are not its own
+            try:
+                ast.parse(mutant.source())
+            except SyntaxError:
+                return
         if self.text[first:last] != new:
             self.found.append(mutant)
 
@@ -167,9 +169,11 @@ class Finder(ast.NodeVisitor):
         """All children but annotations, messages of errors, and imports."""
         if isinstance(node, ast.Raise | ast.Import | ast.ImportFrom | ast.JoinedStr):
             if isinstance(node, ast.JoinedStr):
+                self.quoted += 1
                 for part in node.values:
                     if isinstance(part, ast.FormattedValue):
                         self.visit(part.value)
+                self.quoted -= 1
             return
         for name, value in ast.iter_fields(node):
             if name in ("annotation", "returns", "bases"):
@@ -467,16 +471,26 @@ def guards(mutant: Mutant, lines: dict[int, set[str]], seconds: dict[str, float]
     """The tests that execute the changed lines, the quickest first; at most 30 s of them."""
     span = range(mutant.line, mutant.last + 1)
     named = set().union(*(lines.get(line, set()) for line in span))
+    first = named
     if not named:  # a constant of the module: every test that enters the module can see it
         named = set().union(*lines.values()) if lines else set()
+        first = set().union(*(lines.get(line, set()) for line in _users(mutant)))
     chosen: list[str] = []
     total = 0.0
-    for name in sorted(named, key=lambda name: (seconds[name], name)):
+    for name in sorted(named, key=lambda name: (name not in first, seconds[name], name)):
         total += seconds[name]
         if total > 30 and chosen:
             break
         chosen.append(name)
     return chosen
+
+
+def _users(mutant: Mutant) -> set[int]:
+    """The lines that name the constant in whose statement the change is."""
+    text = mutant.path.read_text().splitlines()
+    head = next((x for x in reversed(text[: mutant.line]) if x[:1].isalpha()), "")
+    names = set(re.findall(r"\w+", re.split("[:=]", head)[0]))
+    return {i for i, x in enumerate(text, 1) if names & set(re.findall(r"\w+", x))}
 
 
 def start(mutant: Mutant, tests: Sequence[str]) -> int:

@@ -144,6 +144,8 @@ def test_ablations_compare_all_pairs_at_once():
         f"Landmarks by the released convolution, as many, reach {share(CONV, 5)}: "
         f"{points(CONV, SOFT, 1)} from pooled ones."
     )
+    two = pd.concat([made({"Softmax": SOFTMAX, "Soft": SOFT}), made({"Soft": TWELVE}, m=12)])
+    assert findings(two)[-1].endswith("; of 1 pairs no two are told apart.")
     part = ablated()
     part = part[~((part["sampling"] == "conv") & (part["m"] == 9) & (part["seed"] == 2))]
     # Seeds that both have: 3.0 and 3.1 points; t of one degree of freedom is 12.706.

@@ -667,8 +667,8 @@ def test_marks_of_several_studies_are_one_sentence_each():
     runs = [(Path("a"), rows, timed | {"quick": True}), (Path("b"), rows, calm | {"quick": False})]
     assert list(_marks(runs)) == [
         "Trial runs: a, on the short grid; do not quote their numbers.",
-        "The machine did other work while it timed a; do not compare these times. Errors and "
-        "counted work are not affected.",
+        "The machine did other work while the study a ran; do not compare its times. Other "
+        "times, errors and counted work are not affected.",
     ]
     both = [(run, rows, calm | {"quick": True}) for run, _, _ in runs]
     assert list(_marks(both)) == [

@@ -134,9 +134,10 @@ def _marks(tables: list[tuple[Path, pd.DataFrame, dict[str, Any]]]) -> Iterator[
     counts = [(run.name, _disturbed(table, meta)) for run, table, meta in tables]
     disturbed = [name for name, count in counts if count]
     if disturbed:
+        which, whose = ("study", "its") if len(disturbed) == 1 else ("studies", "their")
         yield (
-            f"The machine did other work while it timed {joined(disturbed)}; do not compare these "
-            "times. Errors and counted work are not affected."
+            f"The machine did other work while the {which} {joined(disturbed)} ran; do not compare "
+            f"{whose} times. Other times, errors and counted work are not affected."
         )
 
 

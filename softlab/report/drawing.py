@@ -163,7 +163,8 @@ def draw(table: pd.DataFrame, lines: Lines, page: Word = "") -> Drawing:
             points += [(axes, panel, curve) for curve in curves]
             if lines.legend == "panel":
                 _legend(axes, found, list(own), fontsize=6.5, loc="best", handlelength=2.2,
-                        labelspacing=0.25, borderaxespad=0.2)  # fmt: skip
+                        labelspacing=0.25, borderaxespad=0.2, frameon=True, framealpha=0.85,
+                        edgecolor="none", fancybox=False, borderpad=0.1)  # fmt: skip
                 found = {label: x for label, x in found.items() if label not in own}
             entries |= found
             # With its height given, matplotlib does not measure all ticks to find it.

@@ -15,12 +15,14 @@ from softlab.report.timings import busy
 HOW = (
     "How to read this. Error: the norm of approximate minus exact output over the norm of the "
     "exact output; an output of zeros has error 1. Baseline: each query gets the mean of the "
-    "values; its error is often below 1, so that an error below 1 can still be useless. Skill: "
-    "1 - error / error of the baseline, or of zeros where that is less; 1 is exact, 0 or less no "
-    "better than these. 95 %: a confidence interval of the median over heads, by order statistics; "
-    "of fewer than six, the least and the greatest, which are no such interval. Samples and seeds "
-    "of a head are first reduced to one number. Heads of one model are alike, so that another "
-    "model can lie outside. Findings: the greatest effect first."
+    "values, for which no weights are computed; its error is often below 1, so that an error "
+    "below 1 can still be useless. Skill: 1 - error / error of the baseline, or of zeros where "
+    "that is less; 1 is exact, 0 or less no better than these. Work: floating-point operations of "
+    "products and factorisations, counted. 95 %: a confidence interval of the median over inputs, "
+    "by order statistics; of fewer than six, the least and the greatest, which are no such "
+    "interval. Samples and seeds of an input are first reduced to one number. Inputs are recorded "
+    "heads of trained models, and made ones: heads of one model are alike, so that another model "
+    "can lie outside. Findings: first the one that is farthest from no effect, by its ratio."
 )
 
 

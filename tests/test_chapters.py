@@ -13,7 +13,7 @@ from softlab.cli import app
 from softlab.report import chapter as chapters
 from softlab.report.numbers import counted, joined, median, number, sentence, short, span
 from softlab.report.operators.chapter import findings, scope, tables
-from softlab.report.quartiles import cell, summary
+from softlab.report.quartiles import cell, quartiles_of, summary
 
 
 def test_known_chapters_are_modules_that_offer_the_three_functions():
@@ -184,6 +184,15 @@ def test_summary_is_quartiles():
     assert list(row[["q1", "median", "q3"]]) == pytest.approx(
         np.quantile(errors, [0.25, 0.5, 0.75])
     )
+
+
+def test_quartiles_at_places_lie_between_numbers_as_those_of_a_summary():
+    places = np.repeat([2, 0, 1, 3], [4, 1, 2, 6])
+    numbers = np.random.default_rng(0).exponential(size=13)
+    found = quartiles_of(places, numbers)
+    for place in range(4):
+        expected = np.quantile(numbers[places == place], [0.25, 0.5, 0.75])
+        assert found[:, place] == pytest.approx(expected)
 
 
 def test_summary_of_no_rows_has_its_columns():

@@ -44,6 +44,9 @@ def test_the_first_method_is_compared_head_by_head_and_broken_laws_are_named():
     assert "Of 2 methods theirs errs least against softmax attention" in said
     assert "Head by head mine errs less than theirs on 2 of 3 heads." in said
     assert "mine breaks 2 laws: causal and seeds." in said
+    rows = table()
+    fewer = rows[~((rows["method"] == "theirs") & (rows["source"] == "c"))]
+    assert "mine errs less than theirs on 1 of 2 heads." in " ".join(chapter.findings(fewer))
 
 
 def test_a_failed_sample_is_counted_and_the_first_reason_given():
@@ -57,6 +60,11 @@ def test_a_failed_sample_is_counted_and_the_first_reason_given():
     assert "mine failed on 2 samples; the first: ValueError: no." in " ".join(
         chapter.findings(rows)
     )
+    rows = rows.assign(status="failed", output_error=float("nan"), laws_broken=None)
+    assert chapter.findings(rows)[0].startswith("mine failed on 9 samples;")
+    assert list(chapter.headlines(rows)) == []
+    for none in (rows[:0], pd.DataFrame({"status": ["failed"]})):
+        assert (chapter.scope(none), chapter.findings(none)) == ("", [])
 
 
 def varied():

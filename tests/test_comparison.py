@@ -1,7 +1,7 @@
 """What changed between two runs is told, and what is noise is not."""
 
 import json
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import numpy as np
@@ -452,7 +452,12 @@ def test_a_verdict_is_within_the_interval_where_each_of_all_holds_one(low, high,
     wide = Change("x", 1, 9, 1.0, 0.5, 2.0, 8, "inputs", known=True, most="")
     change = replace(wide, low=low, high=high, known=known)
     said = "within the interval" if held else "not reproduced"
-    assert Comparison("s", 9, 2, (wide, change), (), ()).verdict == said
+    found = Comparison("s", 9, 2, (wide, change), (), ())
+    assert found.verdict == said
+    assert change.span.endswith("8 inputs)")
+    for one in (found, change):
+        with pytest.raises(FrozenInstanceError):
+            one.cases = 1
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The chapter of the docket, on a made-up table."""
 
 import json
+from dataclasses import FrozenInstanceError
 
 import pandas as pd
 import pytest
@@ -179,6 +180,8 @@ def test_runs_become_rows_one_a_case_and_contender(tmp_path):
     assert (rows[0]["at_most"], rows[0]["panel"]) == (None, "rank 8, head a")
     assert (meta["figures"][0]["guides"], meta["figures"][0]["xscale"]) == ({}, "linear")
     assert meta["figures"][0]["xlabel"] == "Seed"
+    (tmp_path / "mine.again/table.csv").unlink()
+    assert {row["way"] for row in gathered(tmp_path)[0]} == {"first"}
     with pytest.raises(ValueError, match="no claim was run into"):
         gathered(tmp_path / "mine")
 
@@ -206,6 +209,8 @@ ONE, TWO = (place(0.1, 0.05, 0.2),), (place(0.1, 0.05, 0.2), place(0.3, 0.3, 0.3
 def test_a_verdicts_number_and_its_margin_in_words(verdict, rule, said):
     found = Tried(claim("one") | {"rule": RULE | rule}, Verdict(HOLDS, HOLDS, *verdict), None)
     assert (found.ours, found.flips) == said
+    with pytest.raises(FrozenInstanceError):
+        found.claim = {}
 
 
 def test_controls_are_a_range_over_places_and_a_number_is_over_that_of_another():
@@ -236,6 +241,12 @@ def test_what_a_challenge_says_of_a_verdict(kind, challenge, again, said):
     other = None if again is None else Verdict(again, "so", ONE)
     found = Tried(claim("one", challenge=challenge), Verdict(kind, "thus", ONE), other)
     assert found.challenged == said
+
+
+def test_a_challenge_that_has_not_run_has_no_verdict():
+    made = table()
+    made = made[made["way"] == "first"]
+    assert [one.again for one in tried(made)] == [None, None]
 
 
 def test_a_docket_without_a_verdict_has_no_headline():

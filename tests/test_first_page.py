@@ -165,8 +165,8 @@ def test_an_answer_is_the_first_two_headlines_with_a_number():
 
 def test_against_a_knob_a_method_without_it_is_flat():
     rows = pd.DataFrame({
-        "op": ["A", "B", "C", "exact", "R"], "op.rank": [4.0, *[None] * 4], "status": "ok",
-        "y": [1.0, 2.0, None, 0.0, 3.0],
+        "op": ["A", "B", "C", "exact", "R", "D"], "op.rank": [4.0, *[None] * 4, 8.0],
+        "status": "ok", "y": [1.0, 2.0, None, 0.0, 3.0, None],
     })  # fmt: skip
     lines = Lines(x="op.rank", y="y", group="op", xlabel="", ylabel="", references=("R",))
     made, said = _with_knobless(rows, lines)

@@ -102,6 +102,8 @@ def test_what_a_table_has_no_room_for_is_counted():
 
 @pytest.mark.parametrize("rows", [0, 1])
 def test_no_row_and_one_row(rows):
+    bare = solvers()[["solver", "status"]]  # nothing was measured
+    assert groups.findings(bare) == list(groups.tables(bare)) == []
     table = solvers()[:rows]
     assert len(groups.findings(table)) == rows
     assert len([*groups.tables(table)]) == rows

@@ -46,6 +46,12 @@ def test_forms_keep_the_colour_and_differ_in_marker_and_dashes():
     assert alone != looks(["Local"])
 
 
+def test_the_dashes_of_a_form_are_not_those_of_its_method():
+    for name in NAMES:
+        plain, form = looks([name, f"{name}, form"])
+        assert (form.colour == plain.colour) is (form.line != plain.line) is True
+
+
 def test_groups_without_a_name_take_what_is_left():
     found = looks(["first", "Nystromformer", "second", "third"])
     assert found[0] == METHODS[0]

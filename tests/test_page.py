@@ -98,6 +98,7 @@ def test_a_study_answers_before_it_tells_how(page):
     for later in ("figure-rank-2", "table-rank-1"):
         assert page.index(f'id="{later}"') > method
     assert page.index(QUESTION) < start
+    assert '<p class="soft">Figure' not in page  # where they are is said beside the answer
 
 
 def luminance(colour):

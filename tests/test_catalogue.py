@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_cli import call
+from command_line import call
 
 from softlab import catalogue, laws
 from softlab.cli import console

@@ -6,9 +6,8 @@ import textwrap
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from command_line import call
 
-from softlab.cli import app
 from softlab.engine.journal import Journal
 
 OWN = """
@@ -20,10 +19,6 @@ OWN = """
     STUDY = Study("own", "Does my own file run?", {"x": [1, 2, 0]}, measure, quick={"x": [2]})
     SECOND = Study("second", "And a second one?", {"x": [4]}, measure)
 """
-
-
-def call(*words):
-    return CliRunner().invoke(app, [str(word) for word in words], env={"COLUMNS": "200"})
 
 
 @pytest.fixture

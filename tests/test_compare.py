@@ -6,7 +6,7 @@ import math
 import pandas as pd
 import pytest
 import torch
-from test_cli import call
+from command_line import call
 
 from softlab import compare as package
 from softlab.compare import Verdicts, compare, results

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from command_line import call
 from tables import rank_table
-from test_cli import call
 from test_report import META, write
 
 from softlab.engine import journal

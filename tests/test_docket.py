@@ -4,7 +4,7 @@ import json
 import textwrap
 
 import pytest
-from test_cli import call
+from command_line import call
 
 from softlab import docket
 from softlab.study_folders import docket as own

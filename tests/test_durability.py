@@ -16,7 +16,7 @@ from dataclasses import replace as replace_study
 from pathlib import Path
 
 import pytest
-from test_cli import call
+from command_line import call
 
 from softlab.engine import locks
 from softlab.engine.journal import FORMAT, Journal, replace, rows_of

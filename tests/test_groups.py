@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from test_cli import call
+from command_line import call
 
 from softlab.report import groups, references
 

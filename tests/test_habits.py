@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import typer.main
-from test_cli import call
+from command_line import call
 
 import softlab
 from softlab.cli import app, console

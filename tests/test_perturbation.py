@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small_studies import Attend, Net, draw, use_small_models
 from torch import nn
 from torch.nn import functional
 from typer.testing import CliRunner
@@ -18,40 +19,11 @@ from softlab.cli import app
 from softlab.engine.workers import called
 from softlab.operators import LinearAttention, Local, Nystromformer, Softmax, TopK, Uniform
 from softlab.pretrained import tasks
-from softlab.pretrained.tasks import NEEDS, UnderTest
+from softlab.pretrained.tasks import NEEDS
 from studies.in_model import chapter as chapter
 from studies.in_model import study as in_model
 from studies.precision_in_model import chapter as precision_chapter
 from studies.precision_in_model import study as precision_in_model
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-class Attend(nn.Module):
-    def forward(self, q, k, v, **more):
-        return functional.scaled_dot_product_attention(q, k, v, **more)
-
-
-class Net(nn.Module):
-    """Layers that project, attend and add, in a row."""
-
-    def __init__(self, depth=3, width=16, heads=2, causal=False):
-        super().__init__()
-        torch.manual_seed(0)
-        self.heads, self.causal = heads, causal
-        self.project = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(depth))
-        self.attend = nn.ModuleList(Attend() for _ in range(depth))
-
-    def forward(self, x):
-        for project, attend in zip(self.project, self.attend, strict=True):
-            parts = 3 * project(functional.layer_norm(x, x.shape[-1:]))
-            q, k, v = (
-                y.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for y in parts.chunk(3, -1)
-            )
-            x = x + attend(q, k, v, is_causal=self.causal).transpose(-3, -2).flatten(-2)
-        return x
 
 
 class Raises(torch.nn.Module):
@@ -332,24 +304,12 @@ def test_the_greedy_set_is_the_cheapest_where_losses_add():
     assert greedy(lambda p: 9.0 if {"b", "c"} <= {*p} else 0.5, alone, 0.6)[0] == ("b", "a")
 
 
-def small(name, tokens=None):
-    model = Net(depth=DEPTH[name], causal=name == "smollm2").eval().requires_grad_(False)
-    x = draw(2, 70, 16)
-    names = tuple(f"attend.{i}" for i in range(DEPTH[name]))
-    return UnderTest(
-        name, model, lambda: model(x), lambda out: ("a loss", float(out.std())), names, 70
-    )
+@pytest.fixture
+def small_models(monkeypatch):
+    use_small_models(monkeypatch)
 
 
 DEPTH = in_model.DEPTH
-
-
-@pytest.fixture
-def small_models(monkeypatch):
-    monkeypatch.setattr(in_model, "under_test", small)
-    monkeypatch.setattr(precision_in_model, "under_test", small)
-
-
 WHERE = {"dtype": torch.float32, "device": torch.device("cpu")}
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from command_line import call
 from hypothesis import given
 from hypothesis import strategies as st
 from tables import INPUTS, RANKS, rank_table
-from test_cli import call
 from test_figures import RANK
 
 from softlab import study_folders

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import call
 from safetensors.torch import save_file
-from test_cli import call
 
 from softlab.cli.overrides import given
 from softlab.engine.identity import identity

@@ -5,27 +5,19 @@ import functools
 import hashlib
 import itertools
 import math
-from dataclasses import fields, is_dataclass, replace
-from pathlib import Path
 
 import pytest
+import small_studies
 import torch
-from glyphs import glyphs
 from scipy import stats
-from test_perturbation import small_models  # noqa: F401  a fixture
+from small_studies import DRAWN, ROOT, STUDIES, cases
 
-from softlab import laws, measures, study_folders
 from softlab.core import Stream
-from softlab.engine.loading import load
 from softlab.engine.workers import called
 from softlab.features import Orthogonal
 from softlab.inputs import Decaying
 from softlab.study import Study
-from studies.in_model import study as in_model
-from studies.precision_in_model import study as precision_in_model
 
-ROOT = Path(__file__).parents[1]
-STUDIES = sorted(study_folders.built_in())
 CPU = torch.device("cpu")
 
 
@@ -147,115 +139,7 @@ def test_everything_is_drawn_from_a_stream():
 # --- the studies ---------------------------------------------------------------------------------
 
 
-def drawn_input(value):
-    return "Recorded" not in repr(value)
-
-
-def drawn_matrix(value):
-    usual = getattr(value, "condition", None) in (1, 10) or getattr(value, "spread", None) == 0.1
-    return usual and "Core" not in repr(value)
-
-
-def random_solver(value):
-    return any(word in repr(value) for word in ("Sketch", "Estimate", "Chebyshev"))
-
-
-DRAWN = {
-    "bandwidth": {"input": drawn_input, "op": all, "stretch": 1},
-    "certificates": {"method": lambda name: name in ("BigBird", "RPCholesky", "Skyformer")},
-    "budget": {"input": drawn_input, "op": lambda op: op.rank == 16, "precision": 1},
-    "frontier": {"input": drawn_input, "method": all, "budget": lambda share: share == 0.5},
-    "growth": {"op": all, "n": lambda n: n == 1024},
-    "landmarks": {"input": drawn_input, "setting": all, "allowance": lambda x: x == 16,
-                  "selector": all},
-    "length": {"input": all, "op": all},
-    "normalization": {"input": drawn_input},
-    "rank": {"input": drawn_input, "op": lambda op: getattr(op, "rank", 4) == 4},
-    "convergence": {"matrix": drawn_matrix, "solver": random_solver},
-    "spoiling": {"solver": random_solver},
-    "gradients": {"matrix": drawn_matrix},
-    "precision": {"matrix": drawn_matrix, "solver": random_solver},
-    "classification": {"method": 1, "sampling": all},
-    "transfer": {"method": 1},
-    "segmentation": {"method": 1},
-    "in_model": {"method": all, "part": 1},
-    "peers": {"law": lambda law: law in ("linear in v", "seeds")},
-    "mutations": {"specimen": lambda one: "KDEFormer" in one.base},
-}  # fmt: skip
-"""Of each study the values that are measured: all, the first few, or those that will do. Of every
-other axis it is the first."""
-
-
-def few(values, which):
-    if which is all:
-        return list(values)
-    return list(values)[:which] if isinstance(which, int) else [x for x in values if which(x)]
-
-
-def tiny(value, most=64):
-    """The input or matrix with few tokens."""
-    if not is_dataclass(value):
-        return value
-    held = {field.name: tiny(getattr(value, field.name)) for field in fields(value)}
-    return replace(value, **{k: min(x, most) if k in ("n", "m") else x for k, x in held.items()})
-
-
-def cases(study):
-    """The cases of the grid that are measured, tiny."""
-    wanted = DRAWN.get(study.name, {})
-    axes = {axis: few(x, wanted.get(axis, 1)) for axis, x in study.axes.items()}
-    for values in itertools.product(*axes.values()):
-        case = dict(zip(axes, values, strict=True))
-        if study._keeps(case):
-            yield {axis: tiny(x) if axis in ("input", "matrix") else x for axis, x in case.items()}
-
-
-def untimed(call, *_, **__):
-    call()
-    return dict.fromkeys(("seconds", "seconds_q1", "seconds_q3", "repeats"), 1.0)
-
-
-def unheld(call, *_):
-    call()
-    return 1
-
-
-@pytest.fixture
-def quickly(monkeypatch, small_models):  # noqa: F811
-    """Glyphs for garments, a few steps of training, and no time for timing."""
-
-    changed = []
-
-    def load_small(name):
-        module = load(ROOT / "studies" / name)
-        module = {"in_model": in_model, "precision_in_model": precision_in_model}.get(name, module)
-        classes = tuple("AHKST01234")
-        held = [replace(glyphs(n, seed=n), classes=classes) for n in (32, 16)]
-        small = {
-            "fashion_mnist": lambda: held, "TRAIN": 16, "TEST": 2, "PROBE": 2, "SCALED": 2,
-            "LAST": 1, "EVERY": 1, "BATCH": 2, "STEPS": 1, "SEQUENCES": 2,
-            "seconds": untimed, "peak_memory": unheld, "in_turn": untimed,
-        }  # fmt: skip
-        for key in small.keys() & vars(module).keys():
-            monkeypatch.setattr(module, key, small[key])
-        if hasattr(module, "RECIPE"):
-            recipe = replace(module.RECIPE, epochs=1, batch=2, warm_up=0)
-            monkeypatch.setattr(module, "RECIPE", recipe)
-        changed.append(module)
-        return module
-
-    monkeypatch.setattr(measures, "seconds", untimed)
-    monkeypatch.setattr(measures, "peak_memory", unheld)
-    suite = laws.suite
-    monkeypatch.setattr(
-        laws, "suite", lambda x: [law for law in suite(x) if law.name in ("seeds", "linear in v")]
-    )
-    yield load_small
-    # What was kept of a small study is no answer for another test.
-    for module in changed:
-        for held in vars(module).values():
-            if hasattr(held, "cache_clear"):
-                held.cache_clear()
+small_study = small_studies.small_study
 
 
 def recorded(draw):
@@ -325,13 +209,13 @@ def related(found):
 
 @pytest.mark.sampled(1 / 2)
 @pytest.mark.parametrize("name", STUDIES)
-def test_no_two_streams_of_a_study_are_related(name, quickly, record):
-    measured(quickly(name))
+def test_no_two_streams_of_a_study_are_related(name, small_study, record):
+    measured(small_study(name))
     assert record or name in ("precision_in_model",), "draws nothing"
     assert related(record) == []
 
 
-def test_one_stream_for_two_purposes_would_be_seen(quickly, record, monkeypatch):
+def test_one_stream_for_two_purposes_would_be_seen(small_study, record, monkeypatch):
     """As it was: every draw from torch's generator with the plain seed."""
     begun = Stream.__init__
 
@@ -341,7 +225,7 @@ def test_one_stream_for_two_purposes_would_be_seen(quickly, record, monkeypatch)
         self.generator = torch.Generator().manual_seed(seed)
 
     monkeypatch.setattr(Stream, "__init__", plain)
-    module = quickly("frontier")
+    module = small_study("frontier")
     one = {**DRAWN["frontier"], "input": lambda x: isinstance(x, Decaying)}
     monkeypatch.setitem(DRAWN, "frontier", one)
     measured(module)

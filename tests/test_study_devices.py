@@ -9,13 +9,15 @@ import math
 from dataclasses import replace
 
 import pytest
+import small_studies
 import torch
 from pretended import CUDA, MixedDevicesError, pretending
-from test_streams import STUDIES, cases, quickly, small_models  # noqa: F401  fixtures
+from small_studies import STUDIES, cases
 
 from softlab.engine.workers import called
 from softlab.study import Study
 
+small_study = small_studies.small_study
 HERE = torch.device("cpu")
 ON_CPU = {"in_model", "precision_in_model", "peers"}
 """Studies of whole models and packages, which say that they run on the CPU alone."""
@@ -58,12 +60,12 @@ def alike(x, y):
 @pytest.mark.parametrize("name", sorted({*STUDIES} - ON_CPU))
 def test_a_measure_stays_on_its_device_and_finds_what_it_finds_here(
     name,
-    quickly,  # noqa: F811
+    small_study,
     request,
 ):
     if name in ALIKE and not request.config.getoption("--all"):
         pytest.skip("of a network that another study trains")
-    studies = [x for x in vars(quickly(name)).values() if isinstance(x, Study)]
+    studies = [x for x in vars(small_study(name)).values() if isinstance(x, Study)]
     for study in studies:
         chosen = some(study)
         assert chosen
@@ -75,14 +77,14 @@ def test_a_measure_stays_on_its_device_and_finds_what_it_finds_here(
 
 
 @pytest.mark.parametrize("name", sorted(ON_CPU))
-def test_a_study_of_the_cpu_alone_says_so(name, quickly):  # noqa: F811
-    for study in [x for x in vars(quickly(name)).values() if isinstance(x, Study)]:
+def test_a_study_of_the_cpu_alone_says_so(name, small_study):
+    for study in [x for x in vars(small_study(name)).values() if isinstance(x, Study)]:
         with pytest.raises(ValueError, match="this study runs on the CPU alone"):
             rows(study, some(study)[0], CUDA)
 
 
-def test_a_tensor_left_behind_would_be_seen(quickly):  # noqa: F811
-    study = quickly("rank").STUDY
+def test_a_tensor_left_behind_would_be_seen(small_study):
+    study = small_study("rank").STUDY
     case = some(study)[0]
     with pretending():
         given = {**case, "dtype": torch.float32, "device": CUDA}

@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from test_cli import call
+from command_line import call
 
 from softlab import forecast, study, study_folders
 from softlab.report import chapter as chapters

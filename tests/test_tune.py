@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import call
 from scipy import stats
-from test_cli import call
 from torch import nn
 from torch.nn import functional
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cli import call
+from command_line import call
 from test_tune import drawn, here, made  # noqa: F401, the fixture makes the files
 from torch import nn
 from torch.nn import functional

@@ -149,6 +149,9 @@ def test_a_sentence_is_clauses_with_facts_in_their_places():
     assert sentence(clauses, facts) == "2 of 3 err, most {Soft} by 0.123 on a and b."
     assert sentence(clauses, {"count": 0, "all": 3.0, "worst": "", "on": []}) == "0 of 3 err."
     assert sentence(clauses, {}) == ""
+    assert sentence(("{x}.",), {"x": {"a": 3, "b": 0.5, "c": "1 of 2"}}) == (
+        "a (3), b (0.500) and c (1 of 2)."
+    )
     with pytest.raises(KeyError):
         sentence(clauses, {"count": 1})
 

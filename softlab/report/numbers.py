@@ -34,11 +34,16 @@ def number(x: float) -> str:
 
 
 class _Words(Formatter):
-    """Numbers as of ``number``, lists as of ``joined``, unless the braces say otherwise."""
+    """Numbers as of ``number``, lists as of ``joined``, unless the braces say otherwise.
+
+    Of a dict: its names, each with its value in parentheses.
+    """
 
     def format_field(self, value: Any, format_spec: str) -> str:
         if not format_spec and isinstance(value, float):
             return number(value)
+        if not format_spec and isinstance(value, dict):
+            value = [f"{name} ({self.format_field(x, '')})" for name, x in value.items()]
         if not format_spec and isinstance(value, list):
             return joined(value)
         return str(super().format_field(value, format_spec))

@@ -8,7 +8,7 @@ Read are ``status`` and the columns of ``studies/frontier``: ``family``, ``metho
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
 import numpy as np
@@ -18,7 +18,7 @@ from softlab.figures import Lines
 from softlab.report import certificates
 from softlab.report.chapter import Cell, Table
 from softlab.report.headlines import Headline, headline, surprise
-from softlab.report.numbers import counted, joined, listed, number, short
+from softlab.report.numbers import Clause, Facts, counted, joined, listed, sentence, short
 from softlab.report.profiles import ROUNDING, known_to, shares_within
 from softlab.report.rows import finished
 from softlab.report.timings import steady
@@ -80,20 +80,23 @@ def findings(table: pd.DataFrame) -> list[str]:
     """For each target: winners, fronts, profile, cells without skill, time and memory, oracles."""
     done = _done(table)
     profiles = _profiles(done)
-    paragraphs: list[Iterator[str]] = []
+    paragraphs = []
     for target, rows in _by_target(done):
         points = _points(rows)
         mine = profiles[profiles["target"] == target]
-        paragraphs += [
-            _winners(target, points),
-            _on_fronts(target, points),
-            _within_twice(mine, points["source"].nunique()),
-            _without_skill(target, points),
-            _against_exact(target, points),
-            _oracles(target, points),
-            iter([_certificates(target, rows)]),
-        ]
-    return [text for text in map(" ".join, paragraphs) if text]
+        told: tuple[Iterable[tuple[Iterable[Clause], Facts]], ...] = (
+            ((WINNERS, winners(points)),),
+            (*((ON_FRONT, x) for x in on_fronts(points)), (LEFT_OUT, left_out(points))),
+            (*((TWICE, x) for x in within_twice(mine)), (FEW, few(mine, points))),
+            ((WITHOUT_SKILL, without_skill(points)),),
+            ((SAVED, x) for x in against_exact(points)),
+            ((ORACLES, x) for x in oracles(points)),
+        )
+        for pairs in told:
+            said = (sentence(words, {"target": target, **x}) for words, x in pairs if x)
+            paragraphs.append(" ".join(said))
+        paragraphs.append(_certificates(target, rows))
+    return [text for text in paragraphs if text]
 
 
 def headlines(table: pd.DataFrame) -> Iterator[Headline]:
@@ -111,29 +114,25 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
             f"Within {_part(budget)} of the work of exact {target} attention the best of "
             f"{len(_swept(points))} methods ({joined(named)}) errs by {{}}"
         )
-        for found in headline(text, best["output_error"], "inputs"):
-            yield {**found, "effect": surprise(float(best["skill"].median()))}
-        cases = _methods(points)
-        cases = cases[cases["budget"] < 1]
-        bad = ~(cases["skill"] > 0)
-        if bad.any():
+        for line in headline(text, best["output_error"], "inputs"):
+            yield {**line, "effect": surprise(float(best["skill"].median()))}
+        found = without_skill(points)
+        if found["bad"]:
             yield {
                 "text": "In {} settings (an input, a method and a budget that it can meet) an "
                 f"approximation of {target} attention errs no less than the mean of the values "
                 "does, which takes no attention at all.",
-                "value": f"{bad.sum()} of {len(cases)}",
+                "value": f"{found['bad']} of {found['cells']}",
                 "interval": "a count of settings that were chosen, not a frequency",
-                "effect": surprise(float(bad.mean())),
+                "effect": surprise(found["bad"] / found["cells"]),
             }
-        cells = _settings(points)
-        cells = cells[cells["n"] == cells["n"].max()]
-        if len(cells):
+        for saved in [*against_exact(points)][-1:]:
             yield {
-                "text": f"At n = {cells['n'].max():g}, of {len(cells)} settings with at most a "
+                "text": f"At n = {saved['n']:g}, of {saved['settings']} settings with at most a "
                 f"quarter of the work of exact {target} attention {{}} take less time.",
-                "value": str((cells["time"] < 1).sum()),
+                "value": str(saved["fast"]),
                 "interval": "a count of the study's methods and budgets, which are no sample",
-                "effect": surprise(float((cells["time"] >= 1).mean())),
+                "effect": surprise((saved["settings"] - saved["fast"]) / saved["settings"]),
             }
 
 
@@ -360,7 +359,20 @@ def _exact(rows: pd.DataFrame) -> list[str]:
     return list(rows.loc[rows["family"] == EXACT, "method"].unique())
 
 
-def _winners(target: str, points: pd.DataFrame) -> Iterator[str]:
+WINNERS: tuple[Clause, ...] = (
+    "Within {part} of the work of exact {target} attention ",
+    ("several", "no method of {methods} is best everywhere"),
+    ("alone", "{alone} is best on every input"),
+    ": the least error is had by {each} of {inputs} inputs. It lies between {low} ({low_input}) "
+    "and {high} ({high_input}, where the uniform average errs by {uniform}).",
+    ("hopeless", " On {hopeless} even that has no skill."),
+    " Over all budgets {somewhere} methods are best somewhere",
+    ("never", "; never: {never}"),
+    ".",
+)
+
+
+def winners(points: pd.DataFrame) -> Facts:
     """Who errs least at the middle budget, and how many do at any."""
     budget = _telling(points)
     best = _best(points, budget)
@@ -368,89 +380,96 @@ def _winners(target: str, points: pd.DataFrame) -> Iterator[str]:
     low, high = (
         best.loc[pick] for pick in (best["output_error"].idxmin(), best["output_error"].idxmax())
     )
-    inputs = points["source"].nunique()
-    lead = (
-        f"no method of {len(_swept(points))} is best everywhere"
-        if len(counts) > 1
-        else f"{counts.index[0]} is best on every input"
-    )
-    yield (
-        f"Within {_part(budget)} of the work of exact {target} attention {lead}: the least error "
-        f"is had by {joined(f'{name} (on {count})' for name, count in counts.items())} of "
-        f"{inputs} inputs. It lies between {number(low['output_error'])} ({low['source']}) and "
-        f"{number(high['output_error'])} ({high['source']}, where the uniform average errs by "
-        f"{number(high['uniform_error'])})."
-    )
-    hopeless = best.loc[~(best["skill"] > 0), "source"]
-    if len(hopeless):
-        yield f"On {joined(hopeless)} even that has no skill."
     everywhere = pd.concat([_best(points, x) for x in _budgets(points)])["method"]
-    never = [name for name in _swept(points) if name not in set(everywhere)]
-    yield (
-        f"Over all budgets {everywhere.nunique()} methods are best somewhere"
-        + (f"; never: {joined(never)}." if never else ".")
-    )
+    return {
+        "part": _part(budget),
+        "several": len(counts) > 1,
+        "alone": counts.index[0] if len(counts) == 1 else "",
+        "methods": len(_swept(points)),
+        "each": {name: f"on {count}" for name, count in counts.items()},
+        "inputs": points["source"].nunique(),
+        "low": low["output_error"],
+        "low_input": low["source"],
+        "high": high["output_error"],
+        "high_input": high["source"],
+        "uniform": high["uniform_error"],
+        "hopeless": [*best.loc[~(best["skill"] > 0), "source"]],
+        "somewhere": everywhere.nunique(),
+        "never": [name for name in _swept(points) if name not in {*everywhere}],
+    }
 
 
-def _within_twice(profiles: pd.DataFrame, inputs: int) -> Iterator[str]:
-    """The profile read at two: who is seldom far from the best."""
-    budgets = _middle(profiles["budget"].unique())
-    for budget in budgets:
-        shares = _within(profiles, budget, 2.0).sort_values(ascending=False, kind="stable")
+TWICE = (
+    "Within {part} of the work, the error is at most twice the least of all methods with a knob on "
+    "{first}; the uniform average does as well on {uniform:.0f} %.",
+)
+FEW = ("So few inputs tell little apart: {sure}.",)
+
+
+def within_twice(profiles: pd.DataFrame) -> Iterator[Facts]:
+    """The profile read at two: who is seldom far from the best, by budget."""
+    for budget in _middle(profiles["budget"].unique()):
+        shares = 100 * _within(profiles, budget, 2.0).sort_values(ascending=False, kind="stable")
         first = shares.drop(UNIFORM).head(3)
-        yield (
-            f"Within {_part(budget)} of the work, the error is at most twice the least of all "
-            "methods with a knob on "
-            f"{joined(f'{100 * x:.0f} % of inputs for {name}' for name, x in first.items())}; "
-            f"the uniform average does as well on {100 * shares[UNIFORM]:.0f} %."
-        )
-    if budgets:
-        read = len(budgets) * profiles["method"].nunique()
-        yield f"So few inputs tell little apart: {known_to(inputs, read)}."
+        yield {
+            "part": _part(budget),
+            "first": [f"{x:.0f} % of inputs for {name}" for name, x in first.items()],
+            "uniform": shares[UNIFORM],
+        }
 
 
-def _on_fronts(target: str, points: pd.DataFrame) -> Iterator[str]:
+def few(profiles: pd.DataFrame, points: pd.DataFrame) -> Facts:
+    """How little so few inputs tell apart, where a profile is read."""
+    read = len(_middle(profiles["budget"].unique())) * profiles["method"].nunique()
+    return {"sure": known_to(points["source"].nunique(), read)} if read else {}
+
+
+ON_FRONT = (
+    "On the fronts of {target} attention in {cost} stand, beside the exact operator, {counts} (in "
+    "parentheses: on how many of {inputs} inputs).",
+)
+LEFT_OUT = ("Timings of {noisy} of {timed} settings are too noisy to compare, and left out.",)
+
+
+def on_fronts(points: pd.DataFrame) -> Iterator[Facts]:
     """How often each method is on the front in work, and in time."""
     for cost, word in (("share", "work"), ("time", "time")):
-        found = _fronts(points, cost)
-        found = found[found["family"] != EXACT]
-        counts = found.groupby("method")["source"].nunique().sort_values(ascending=False)
-        names = joined(f"{name} ({count})" for name, count in counts.items())
         if points[cost].notna().any():
-            yield (
-                f"On the fronts of {target} attention in {word} stand, beside the exact operator, "
-                f"{names or 'none'} (in parentheses: on how many of {points['source'].nunique()} "
-                "inputs)."
-            )
-    yield from _left_out(points)
+            found = _fronts(points, cost)
+            found = found[found["family"] != EXACT]
+            counts = found.groupby("method")["source"].nunique().sort_values(ascending=False)
+            inputs = points["source"].nunique()
+            yield {"cost": word, "counts": counts.to_dict() or "none", "inputs": inputs}
 
 
-def _left_out(points: pd.DataFrame) -> Iterator[str]:
+def left_out(points: pd.DataFrame) -> Facts:
     """How many timings are in no comparison."""
     timed = points[points["time"].notna() | (points["noisy"] > 0)]
     timed = timed.drop_duplicates(["n", "method", "budget"])
     noisy = int((timed["noisy"] > 0).sum())
-    if noisy:
-        yield (
-            f"Timings of {noisy} of {len(timed)} settings are too noisy to compare, and left out."
-        )
+    return {"noisy": noisy, "timed": len(timed)} if noisy else {}
 
 
-def _without_skill(target: str, points: pd.DataFrame) -> Iterator[str]:
+WITHOUT_SKILL: tuple[Clause, ...] = (
+    "Of {cells} cells of {target} attention (an input, a method and a budget) {bad} are without "
+    "skill, no better than a trivial answer: {worst}.",
+    ("sound", " With skill in every cell: {sound}."),
+)
+
+
+def without_skill(points: pd.DataFrame) -> Facts:
     """Cells in which a method does no better than a trivial answer."""
     cells = _methods(points)
     cells = cells[cells["budget"] < 1]
     bad = ~(cells["skill"] > 0)
     counts = bad.groupby(cells["method"], sort=False).agg(["sum", "size"])
     worst = counts[counts["sum"] > 0].sort_values("sum", ascending=False)
-    sound = counts.index[counts["sum"] == 0]
-    words = joined(f"{name} ({row['sum']} of {row['size']})" for name, row in worst.iterrows())
-    yield (
-        f"Of {len(cells)} cells of {target} attention (an input, a method and a budget) "
-        f"{bad.sum()} are without skill, no better than a trivial answer: {words or 'none'}."
-    )
-    if len(sound):
-        yield f"With skill in every cell: {joined(sound)}."
+    return {
+        "cells": len(cells),
+        "bad": bad.sum(),
+        "worst": {name: f"{x['sum']} of {x['size']}" for name, x in worst.iterrows()} or "none",
+        "sound": [*counts.index[counts["sum"] == 0]],
+    }
 
 
 def _settings(points: pd.DataFrame) -> pd.DataFrame:
@@ -461,29 +480,43 @@ def _settings(points: pd.DataFrame) -> pd.DataFrame:
     return cells.groupby(keys, sort=False)[["time", "memory"]].median().reset_index()
 
 
-def _against_exact(target: str, points: pd.DataFrame) -> Iterator[str]:
-    """How much of the saved work is saved time and memory."""
+SAVED = (
+    "At n = {n:g}, of {settings} settings with at most a quarter of the work of exact {target} "
+    "attention, {fast} take less time and {light} less memory.",
+)
+
+
+def against_exact(points: pd.DataFrame) -> Iterator[Facts]:
+    """How much of the saved work is saved time and memory, by length."""
     for n, rows in _settings(points).groupby("n"):
         fast, light = (rows["time"] < 1).sum(), (rows["memory"] < 1).sum()
-        yield (
-            f"At n = {n:g}, of {len(rows)} settings with at most a quarter of the work of exact "
-            f"{target} attention, {fast} take less time and {light} less memory."
-        )
+        yield {"n": n, "settings": len(rows), "fast": fast, "light": light}
 
 
-def _oracles(target: str, points: pd.DataFrame) -> Iterator[str]:
+ORACLES: tuple[Clause, ...] = (
+    "At {part} of the work of exact {target} attention the least error of any method is, in the "
+    "median over the inputs, {median} times that with the {oracle} known for free ({least} to "
+    "{most}).",
+    ("beaten", " On {beaten} of {inputs} inputs a method errs less."),
+)
+
+
+def oracles(points: pd.DataFrame) -> Iterator[Facts]:
     """What knowing the best matrix or the heaviest keys would be worth."""
     budget = _telling(points)
     best = _best(points, budget).set_index("source")["output_error"]
     own = points[(points["family"] == ORACLE) & (points["budget"] == budget)]
     for name, rows in own.groupby("method", sort=False):
         ratio = (best / rows.set_index("source")["output_error"].clip(lower=ROUNDING)).dropna()
-        beaten = (ratio < 1).sum()
-        yield (
-            f"At {_part(budget)} of the work of exact {target} attention the least error of any "
-            f"method is, in the median over the inputs, {number(ratio.median())} times that with "
-            f"the {name} known for free ({number(ratio.min())} to {number(ratio.max())})."
-        ) + (f" On {beaten} of {len(ratio)} inputs a method errs less." if beaten else "")
+        yield {
+            "part": _part(budget),
+            "oracle": name,
+            "median": ratio.median(),
+            "least": ratio.min(),
+            "most": ratio.max(),
+            "beaten": (ratio < 1).sum(),
+            "inputs": len(ratio),
+        }
 
 
 def _winner_table(target: str, points: pd.DataFrame) -> Table:

@@ -17,7 +17,15 @@ import pandas as pd
 
 from softlab.report.chapter import Cell, Table
 from softlab.report.intervals import drawn
-from softlab.report.numbers import joined, listed, number, short, span
+from softlab.report.numbers import (
+    Clause,
+    Facts,
+    joined,
+    listed,
+    sentence,
+    short,
+    span,
+)
 from softlab.report.rows import complete, finished
 from softlab.report.timings import steady, timing
 
@@ -58,7 +66,12 @@ def scope(table: pd.DataFrame) -> str:
 
 def findings(table: pd.DataFrame) -> list[str]:
     """Which number predicts the change; what can be swapped; how errors gather; what it saves."""
-    paragraphs = (_prediction(table), _swaps(table), _gathering(table), _saving(table))
+    paragraphs = (
+        sentence(PREDICTION, prediction(correlations(table))),
+        _swaps(table),
+        _gathering(table),
+        sentence(SAVING, saving(table)),
+    )
     return [text for text in paragraphs if text]
 
 
@@ -177,43 +190,45 @@ def _of(table: pd.DataFrame, needed: set[str]) -> pd.DataFrame:
     return done if own is needed else pd.DataFrame(columns=sorted(needed))
 
 
-def _prediction(table: pd.DataFrame) -> str:
-    found = correlations(table)
+PREDICTION: tuple[Clause, ...] = (
+    "Rank correlation with the relative change of the model's output, among {operators} operators "
+    "at one place, mean over the places of {models} models, with the 95 % interval of other "
+    "methods in the same models: {place}; over all places together ({substitutions} "
+    "substitutions): {together}.",
+    ("verb", " So the error of the attention matrix {verb} the change of the output"),
+    ("may_swap", "; operators may still change places"),
+    ("verb", "."),
+    ("compared", " Least of {compared} at one place of one model: {name} {least:.2f} in {model}."),
+)
+ONE: tuple[Clause, ...] = ("{name} {rho:.2f}", ("known", " ({low:.2f} to {high:.2f})"))
+
+
+def prediction(found: pd.DataFrame) -> Facts:
+    """What the pooled correlations say of each cheap number, and the least of one model alone."""
     if found.empty or not (found["model"] == EVERY).any():
-        return ""
+        return {}
+    found = found.assign(name=found["predictor"].map(PREDICTORS), known=found["low"].notna())
     pooled = found[found["model"] == EVERY]
     place, together = (pooled[pooled["family"] == group] for group in (PLACE, EVERY))
-    words = [
-        f"Rank correlation with the relative change of the model's output, among "
-        f"{place['operators'].max()} operators at one place, mean over the places of "
-        f"{_count(found)} models, with the 95 % interval of other methods in the same models: "
-        f"{joined(map(_said, place.to_dict('records')))}; over all places "
-        f"together ({together['rows'].max()} substitutions): "
-        f"{joined(map(_said, together.to_dict('records')))}."
-    ]
-    matrix = place[(place["predictor"] == "matrix_error") & place["low"].notna()]
+    facts: dict[str, Any] = {
+        "operators": place["operators"].max(),
+        "models": len({*found["model"]} - {EVERY}),
+        "place": [sentence(ONE, x) for x in place.to_dict("records")],
+        "substitutions": together["rows"].max(),
+        "together": [sentence(ONE, x) for x in together.to_dict("records")],
+    }
+    matrix = place[(place["predictor"] == "matrix_error") & place["known"]]
     if len(matrix):
         low, high = matrix.iloc[0]["low"], matrix.iloc[0]["high"]
-        verb = "predicts" if low > 0.5 else "orders, loosely," if low > 0 else "does not order"
-        rest = "" if low > 0.9 or high < 0 else "; operators may still change places"
-        words.append(f"So the error of the attention matrix {verb} the change of the output{rest}.")
-    by_model = found[(found["family"] == PLACE) & (found["model"] != EVERY)].dropna(subset="rho")
-    if len(by_model):
-        least = by_model.loc[by_model["rho"].idxmin()]
-        words.append(
-            f"Least of {len(by_model)} at one place of one model: {PREDICTORS[least['predictor']]} "
-            f"{least['rho']:.2f} in {least['model']}."
+        facts["verb"] = (
+            "predicts" if low > 0.5 else "orders, loosely," if low > 0 else "does not order"
         )
-    return " ".join(words)
-
-
-def _count(found: pd.DataFrame) -> int:
-    return len(set(found["model"]) - {EVERY})
-
-
-def _said(x: Any) -> str:
-    bounds = f" ({x['low']:.2f} to {x['high']:.2f})" if pd.notna(x["low"]) else ""
-    return f"{PREDICTORS[x['predictor']]} {x['rho']:.2f}{bounds}"
+        facts["may_swap"] = not (low > 0.9 or high < 0)
+    alone = found[(found["family"] == PLACE) & (found["model"] != EVERY)].dropna(subset="rho")
+    if len(alone):
+        least = alone.loc[alone["rho"].idxmin()]
+        facts |= {"compared": len(alone), "least": least["rho"], **least[["name", "model"]]}
+    return facts
 
 
 def _whole(table: pd.DataFrame) -> pd.DataFrame:
@@ -225,20 +240,22 @@ def _whole(table: pd.DataFrame) -> pd.DataFrame:
     return done.loc[done.groupby(["model", "method"], sort=False)["change"].idxmin()]
 
 
+SWAPS = (
+    "In all layers at once these move the output by at most {within:g}: {each}. All others belong "
+    "into some layers only, or nowhere.",
+)
+
+
 def _swaps(table: pd.DataFrame) -> str:
     whole = _whole(table)
     if whole.empty:
         return ""
     within = whole["within"].iloc[0]
-    said = []
+    each = []
     for model, rows in whole.groupby("model", sort=False):
-        fit = rows[rows["change"] <= within]
-        names = (f"{x.op} ({number(x.change)})" for x in fit.itertuples())
-        said.append(f"{model}: {joined(names) or 'none'}")
-    return (
-        f"In all layers at once these move the output by at most {within:g}: {'; '.join(said)}. "
-        "All others belong into some layers only, or nowhere."
-    )
+        fit = rows[rows["change"] <= within].set_index("op")["change"].to_dict()
+        each.append(sentence(("{model}: {fit}",), {"model": model, "fit": fit or "none"}))
+    return sentence(SWAPS, {"within": within, "each": "; ".join(each)})
 
 
 def _swap_tables(table: pd.DataFrame) -> Iterator[Table]:
@@ -316,44 +333,59 @@ def _correlation(x: Any) -> Cell:
     return [value, f"{x['low']:.2f} to {x['high']:.2f}"] if pd.notna(x["low"]) else value
 
 
-def _gathering(table: pd.DataFrame) -> str:
+GATHERING = (
+    "At the last layer, with the operator in all of them, the attention's output has moved by so "
+    "many times the operator's own error there, from the least to the greatest of the operators "
+    "(in brackets how many): {each}.",
+)
+
+
+def gathered(table: pd.DataFrame) -> dict[str, pd.Series]:
+    """By model: of each operator the move of the last layer's output, over its own error there."""
     done = _of(table, GATHERED)
     done = done[done["accumulated"].notna()]
-    said = []
+    found = {}
     for model, rows in done.groupby("model", sort=False):
         last = rows[rows["layer"] == rows["layer"].max()]
         ratio = (last["accumulated"] / last["own"]).replace(np.inf, np.nan).dropna()
         if len(ratio):
-            said.append(f"{model} {span(ratio)} ({len(ratio)})")
-    return (
-        "At the last layer, with the operator in all of them, the attention's output has moved by "
-        "so many times the operator's own error there, from the least to the greatest of the "
-        f"operators (in brackets how many): {joined(said)}."
-        if said
-        else ""
-    )
+            found[str(model)] = ratio
+    return found
 
 
-def _saving(table: pd.DataFrame) -> str:
+def _gathering(table: pd.DataFrame) -> str:
+    each = [f"{model} {span(x)} ({len(x)})" for model, x in gathered(table).items()]
+    return sentence(GATHERING, {"each": each} if each else {})
+
+
+SAVING: tuple[Clause, ...] = (
+    "At the greatest length attention's scores and sums are of the counted work: {shares}. Faster "
+    "than the model as it is, then, quartiles too: {faster}.",
+    ("noisy", " Too noisy to compare: {noisy}."),
+    ("itself", " Exact attention substituted for itself takes {itself}."),
+)
+
+
+def saving(table: pd.DataFrame) -> Facts:
+    """At the greatest length: attention's share of the work, and what is faster for sure."""
     done = _of(table, COSTED)
     if done.empty:
-        return ""
+        return {}
     longest = done[done["tokens"] == done.groupby("model")["tokens"].transform("max")]
     share = longest.groupby("model", sort=False)["attention_share"].first()
     others, own = longest[longest["method"] != EXACT], longest[longest["method"] == EXACT]
     sure = others[steady(others, TIME)]
     faster = sure[sure[f"{TIME}_q3"] < 1]
-    shares = joined(f"{model} {100 * x:.0f} %" for model, x in share.items())
-    names = joined(
-        f"{x['op']} in {x['model']} {timing(faster.loc[[i]], TIME).words()}"
-        for i, x in faster.iterrows()
-    )
-    noisy = f" Too noisy to compare: {len(others) - len(sure)}." if len(sure) < len(others) else ""
-    itself = f" Exact attention substituted for itself takes {span(own[TIME])}." if len(own) else ""
-    return (
-        f"At the greatest length attention's scores and sums are of the counted work: {shares}. "
-        f"Faster than the model as it is, then, quartiles too: {names or 'none'}.{noisy}{itself}"
-    )
+    return {
+        "shares": [f"{model} {100 * x:.0f} %" for model, x in share.items()],
+        "faster": [
+            f"{x['op']} in {x['model']} {timing(faster.loc[[i]], TIME).words()}"
+            for i, x in faster.iterrows()
+        ]
+        or "none",
+        "noisy": len(others) - len(sure),
+        "itself": span(own[TIME]) if len(own) else "",
+    }
 
 
 def _cost_table(table: pd.DataFrame) -> Iterator[Table]:

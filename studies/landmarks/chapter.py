@@ -16,11 +16,12 @@ import pandas as pd
 
 from softlab.report.chapter import Cell, Table
 from softlab.report.headlines import Headline, headline
+from softlab.report.intervals import Median
 from softlab.report.intervals import median as over_units
-from softlab.report.numbers import joined, listed, number, short
+from softlab.report.numbers import Clause, Facts, joined, listed, number, sentence, short
 from softlab.report.profiles import ROUNDING, known_to, shares_within
 from softlab.report.rows import finished
-from softlab.report.timings import timing
+from softlab.report.timings import Timing, timing
 
 from .columns import ANSWER, KMEANS, LANDMARKS, ONE_STEP, SEGMENTS, UNIFORM, WORK
 
@@ -56,8 +57,20 @@ def findings(table: pd.DataFrame) -> list[str]:
     done = _done(table)
     if done.empty:
         return []
-    said = [*_helps(done), _near(done), _bounds(done), _traces(done), _times(done)]
-    return [text for text in said if text]
+    paragraphs = [*_helps(done), _near(done), _bounds(done), _traces(done), _times(done)]
+    return [text for text in paragraphs if text]
+
+
+GAIN: tuple[Clause, ...] = (
+    "For {setting}, landmarks by k-means make {{}} times the output error of as many uniform "
+    "draws, ",
+    (
+        "inputs",
+        "and {work} times at equal work, which counts how they are chosen (less than once on "
+        "{less} of {inputs} inputs)",
+    ),
+    ("by_number_alone", "not counting the work of choosing them"),
+)
 
 
 def headlines(table: pd.DataFrame) -> Iterator[Headline]:
@@ -67,16 +80,13 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
         equal, work = (
             ratios(rows[rows["equal"] == what], ASKED[0], RIVALS[0]) for what in (LANDMARKS, WORK)
         )
-        beside = (
-            f"and {number(work.median())} times at equal work, which counts how they are chosen "
-            f"(less than once on {(work < 1).sum()} of {len(work)} inputs)"
-            if len(work)
-            else "not counting the work of choosing them"
-        )
-        text = (
-            f"For {setting}, landmarks by k-means make {{}} times the output error of as many "
-            f"uniform draws, {beside}"
-        )
+        text = sentence(GAIN, {
+            "setting": setting,
+            "work": work.median(),
+            "less": (work < 1).sum(),
+            "inputs": len(work),
+            "by_number_alone": work.empty,
+        })  # fmt: skip
         yield from headline(text, equal, "inputs")
 
 
@@ -148,129 +158,164 @@ def _taking_part(done: pd.DataFrame, errors: pd.DataFrame) -> pd.DataFrame:
     return tried.reindex(errors.index.get_level_values("source")).set_axis(errors.index)
 
 
-def _helps(done: pd.DataFrame) -> Iterator[str]:
-    """The error with k-means over that with each rival, at equal landmarks and at equal work."""
-    found = {
-        (str(setting), str(equal), asked, rival): each
+AT = {LANDMARKS: "equally many landmarks", WORK: "equal work"}
+HELPS = (
+    "{setting}: the output error is, in the median over the inputs (with its interval, 95 % for "
+    "all such intervals together, and on how many it is less), {each}.",
+)
+COMPARED: tuple[Clause, ...] = (
+    "{value} times that with {rival} (",
+    ("known", "{low} to {high}; "),
+    "less on {less} of {units})",
+)
+
+
+def comparisons(done: pd.DataFrame) -> pd.DataFrame:
+    """The error with k-means over that with each rival, at equal landmarks and at equal work.
+
+    A row each: the median over the inputs with its interval, and on how many it is less than one.
+    """
+    each = {
+        (setting, equal, asked, rival): of
         for (setting, equal), rows in done.groupby(["setting", "equal"], sort=False)
         for asked in ASKED
         for rival in RIVALS
-        if len(each := ratios(rows, asked, rival))
+        if len(of := ratios(rows, asked, rival))
     }
-    for setting in dict.fromkeys(setting for setting, *_ in found):
-        said = []
-        for equal, asked in dict.fromkeys(key[1:3] for key in found if key[0] == setting):
-            lead = "equally many landmarks" if equal == LANDMARKS else "equal work"
-            mine = {key[3]: x for key, x in found.items() if key[:3] == (setting, equal, asked)}
-            words = (_compared(each, rival, len(found)) for rival, each in mine.items())
-            said.append(f"at {lead} with {asked} {joined(words)}")
-        yield (
-            f"{setting[:1].upper()}{setting[1:]}: the output error is, in the median over the "
-            "inputs (with its interval, 95 % for all such intervals together, and on how many it "
-            f"is less), {'; '.join(said)}."
-        )
+    return pd.DataFrame([
+        {
+            **dict(zip(("setting", "equal", "asked", "rival"), key, strict=True)),
+            **over_units(of, verdicts=len(each))._asdict(),
+            "less": (of < 1).sum(),
+        }
+        for key, of in each.items()
+    ], columns=["setting", "equal", "asked", "rival", *Median._fields, "less"])  # fmt: skip
 
 
-def _compared(each: pd.Series, rival: str, verdicts: int) -> str:
-    """0.62 times that with uniform (0.5 to 0.9; less on 10 of 11)."""
-    found = over_units(each, verdicts=verdicts)
-    span = f"{number(found.low)} to {number(found.high)}; " if found.known else ""
-    return (
-        f"{number(found.value)} times that with {rival} ({span}less on {(each < 1).sum()} of "
-        f"{len(each)})"
-    )
+def _helps(done: pd.DataFrame) -> Iterator[str]:
+    for setting, mine in comparisons(done).groupby("setting", sort=False):
+        each = []
+        for (equal, asked), rows in mine.groupby(["equal", "asked"], sort=False):
+            words = joined(sentence(COMPARED, x) for x in rows.to_dict("records"))
+            each.append(f"at {AT[equal]} with {asked} {words}")
+        yield sentence(HELPS, {"setting": _capital(setting), "each": "; ".join(each)})
+
+
+def _capital(setting: object) -> str:
+    return f"{str(setting)[:1].upper()}{str(setting)[1:]}"
+
+
+NEAR = (
+    "Within a quarter of the least error of all selectors are most often: {each} (in parentheses: "
+    "on how many of the inputs and allowances that it takes part in). So few inputs tell little "
+    "apart: {sure}.",
+)
 
 
 def _near(done: pd.DataFrame) -> str:
-    """Who is most often within a quarter of the least error."""
     shares = _within(done, 1.25)
-    said = []
+    each = []
     for (setting, equal), mine in shares.iterrows():
         best = mine.dropna().sort_values(ascending=False, kind="stable").head(3)
         names = joined(f"{name} ({100 * x:.0f} %)" for name, x in best.items())
-        said.append(f"{setting} at equal {equal}, {names}")
+        each.append(f"{setting} at equal {equal}, {names}")
     sure = known_to(done["source"].nunique(), int(shares.notna().sum().sum()))
-    return (
-        f"Within a quarter of the least error of all selectors are most often: {'; '.join(said)} "
-        f"(in parentheses: on how many of the inputs and allowances that it takes part in). So few "
-        f"inputs tell little apart: {sure}."
-    )
+    return sentence(NEAR, {"each": "; ".join(each), "sure": sure})
+
+
+BOUNDS = (
+    "With the landmarks that do best, chosen afterwards, the error of the matrix is this many "
+    "times that of the best matrix of the rank, in the median over the inputs, each the geometric "
+    "mean over the ranks: {each}.",
+)
+
+
+def bounds(done: pd.DataFrame) -> dict[str, float]:
+    """By setting: the error with the best landmarks over that of the best matrix of the rank."""
+    found = {}
+    for setting, mine in done[done["equal"] == LANDMARKS].groupby("setting", sort=False):
+        keys = ["source", "allowance"]
+        errors = mine.groupby([*keys, "selector"])["matrix_error"].median().groupby(keys).min()
+        over = errors / mine.groupby(keys)["best_error"].median().clip(lower=ROUNDING)
+        source = pd.Series(over.index.get_level_values("source"), over.index)
+        found[str(setting)] = over_units(over, source, ratios=True).value
+    return found
 
 
 def _bounds(done: pd.DataFrame) -> str:
-    """How far the matrix with the best landmarks is from the best matrix."""
-    rows = done[done["equal"] == LANDMARKS]
-    said = []
-    for setting, mine in rows.groupby("setting", sort=False):
-        keys = ["source", "allowance"]
-        errors = mine.groupby([*keys, "selector"])["matrix_error"].median().groupby(keys).min()
-        floor = mine.groupby(keys)["best_error"].median().clip(lower=ROUNDING)
-        said.append(f"{_over_sources(errors / floor)} ({setting})")
-    return (
-        "With the landmarks that do best, chosen afterwards, the error of the matrix is this many "
-        "times that of the best matrix of the rank, in the median over the inputs, each the "
-        f"geometric mean over the ranks: {joined(said)}."
-        if said
-        else ""
-    )
+    each = [f"{number(x)} ({setting})" for setting, x in bounds(done).items()]
+    return sentence(BOUNDS, {"each": each} if each else {})
 
 
-def _traces(done: pd.DataFrame) -> str:
-    """The trace that is left, over the least that a matrix of the rank can leave."""
+TRACES = (
+    "Trace of the kernel that is left, over the least that any matrix of the rank leaves where "
+    f"that is above {LEFT:g}, in the median over the inputs, each the geometric mean over samples "
+    "and ranks: {each}.",
+)
+
+
+def traces(done: pd.DataFrame) -> dict[str, dict[str, Median]]:
+    """By setting and selector, least first: the trace left over the least that can be left."""
     rows = done[(done["equal"] == LANDMARKS) & done["trace_error"].notna()]
     rows = rows[rows["best_trace_error"] > LEFT]
-    said = []
+    found: dict[str, dict[str, Median]] = {}
     for setting, mine in rows.groupby("setting", sort=False):
-        over = {
+        each = {
             str(name): over_units(
                 x["trace_error"] / x["best_trace_error"], x["source"], ratios=True
             )
             for name, x in mine.groupby("selector")
         }
-        names = (
-            f"{name} {number(over[name].value)}" for name in sorted(over, key=over.__getitem__)
-        )
-        said.append(f"{setting}: {joined(names)}")
-    return (
-        "Trace of the kernel that is left, over the least that any matrix of the rank leaves where "
-        f"that is above {LEFT:g}, in the median over the inputs, each the geometric mean over "
-        f"samples and ranks: {'; '.join(said)}."
-        if said
-        else ""
-    )
+        found[str(setting)] = dict(sorted(each.items(), key=lambda item: item[1]))
+    return found
 
 
-def _over_sources(each: pd.Series) -> str:
-    """The median over the inputs of ratios that have one in their index, in words."""
-    source = pd.Series(each.index.get_level_values("source"), each.index)
-    return number(over_units(each, source, ratios=True).value)
+def _traces(done: pd.DataFrame) -> str:
+    each = [
+        f"{setting}: {joined(f'{name} {number(x.value)}' for name, x in mine.items())}"
+        for setting, mine in traces(done).items()
+    ]
+    return sentence(TRACES, {"each": "; ".join(each)} if each else {})
+
+
+TIMES = (
+    "At {work} of exact attention and n = {n:g}, the time of a call over that of exact attention, "
+    "selection included: {each}. Tokens chosen in turn take a pass each, which counted work does "
+    "not see.",
+)
+
+
+def times(done: pd.DataFrame) -> Facts:
+    """At the middle share of the work and the greatest length: each selector's time, by setting."""
+    work = done[done["equal"] == WORK]
+    if work.empty:
+        return {}
+    shares = sorted(work["allowance"].unique())
+    share = shares[len(shares) // 2]
+    rows = work[work["allowance"] == share]
+    rows = rows[rows["n"] == rows["n"].max()]
+    each = {
+        str(setting): {str(x): timing(of, "time") for x, of in mine.groupby("selector", sort=False)}
+        for setting, mine in rows.groupby("setting", sort=False)
+    }
+    return {"work": _words(WORK, share), "n": rows["n"].max(), "times": each}
 
 
 def _times(done: pd.DataFrame) -> str:
-    """What equal counted work is in time."""
-    work = done[done["equal"] == WORK]
-    if work.empty:
-        return ""
-    allowance = sorted(work["allowance"].unique())[len(work["allowance"].unique()) // 2]
-    rows = work[work["allowance"] == allowance]
-    n = rows["n"].max()
-    rows = rows[rows["n"] == n]
-    said: list[str] = []
-    for setting, mine in rows.groupby("setting", sort=False):
-        times = {str(name): timing(x, "time") for name, x in mine.groupby("selector", sort=False)}
+    found = times(done)
+    each: list[str] = []
+    for setting, of in found.get("times", {}).items():
         names = joined(
-            f"{name} {times[name].words()}"
-            for name in sorted(times, key=lambda x: np.nan_to_num(times[x].value, nan=np.inf))
+            f"{name} {of[name].words()}" for name in sorted(of, key=lambda x: _slow(of[x]))
         )
-        if not any(one.endswith(names) for one in said):  # settings of the same cost are timed once
-            said.append(f"{setting}: {names}")
-    return (
-        f"At {_words(WORK, allowance)} of exact attention and n = {n:g}, the time of a call "
-        f"over that of exact attention, selection included: {'; '.join(said)}. Tokens "
-        "chosen in turn take a pass each, which counted work does not see."
-        if said
-        else ""
-    )
+        if not any(one.endswith(names) for one in each):  # settings of the same cost are timed once
+            each.append(f"{setting}: {names}")
+    return sentence(TIMES, {**found, "each": "; ".join(each)} if each else {})
+
+
+def _slow(of: Timing) -> float:
+    """Its place in the order: after all others where it is withheld."""
+    return float(np.nan_to_num(of.value, nan=np.inf))
 
 
 def _selector_table(setting: str, rows: pd.DataFrame) -> Table:
@@ -296,7 +341,7 @@ def _selector_table(setting: str, rows: pd.DataFrame) -> Table:
     names = [_words(*column).split(" ")[0] for column in columns]
     taus = [f"×{tau:g}" for _, tau in near]
     return {
-        "caption": f"{setting[:1].upper()}{setting[1:]}: median over the inputs of the output "
+        "caption": f"{_capital(setting)}: median over the inputs of the output "
         "error, itself a median over seeds, "
         "by landmarks, and by share of the work; the share of inputs and allowances on which the "
         "error is within 1, 1.25 and 2 times the least of all selectors, first at equally many "
@@ -323,7 +368,7 @@ def _winner_table(setting: str, rows: pd.DataFrame) -> Table:
             cells.append([str(found.idxmin()), short(found.min())])
         body.append(cells)
     return {
-        "caption": f"{setting[:1].upper()}{setting[1:]}: the selector of the least output error, "
+        "caption": f"{_capital(setting)}: the selector of the least output error, "
         "and that error, by input; at equally many landmarks, then within a share of the work of "
         "exact attention.",
         "header": ["input", *(_words(*column) for column in columns)],

@@ -16,7 +16,7 @@ import pandas as pd
 
 from softlab.report.chapter import Cell, Table
 from softlab.report.headlines import Headline
-from softlab.report.numbers import joined, number, short, span
+from softlab.report.numbers import Clause, Facts, joined, number, sentence, short, span
 from softlab.report.rows import finished
 
 from .columns import LAW, SOUND
@@ -54,15 +54,15 @@ def findings(table: pd.DataFrame) -> list[str]:
     if done.empty:
         return []
     paragraphs = [
-        _headline(done),
+        [sentence(KEPT, rule(done))],
         *(_floors(done[done["precision"] == name]) for name in done["precision"].unique()),
         _outside(done),
         _failures(done),
         _recorded(done),
         _wrappers(done),
-        _solve(done),
+        [sentence(SOLVE, solved(done))],
     ]
-    return [text for text in map(" ".join, paragraphs) if text]
+    return [text for text in (" ".join(filter(None, said)) for said in paragraphs) if text]
 
 
 def headlines(table: pd.DataFrame) -> Iterator[Headline]:
@@ -129,104 +129,167 @@ def _conditions(rows: pd.DataFrame) -> str:
     return f"condition number{'s' if at.nunique() > 1 else ''} {span(at)}"
 
 
-def _headline(done: pd.DataFrame) -> Iterator[str]:
-    """Where the rule for the floor holds, and where not, on log-spaced singular values."""
+KEPT: tuple[Clause, ...] = (
+    "The rule of thumb, a least error of c eps kappa with c between "
+    f"{RULE[0]:g} and {RULE[1]:g}, holds on log-spaced singular values for so many of the runs "
+    f"that come within {TRUSTED:g} of the pseudo-inverse: {{each}}.",
+    (
+        "factor",
+        " Half precision does better than the rule says, up to {factor} times better than eps "
+        "kappa, while its products are summed in a wider format.",
+    ),
+)
+
+
+def rule(done: pd.DataFrame) -> Facts:
+    """How many runs on log-spaced values keep the rule; by which factor a wider sum beats it."""
     rows = _on_law(done)
     near = _near(rows)
-    if near.empty:
-        return
-    words = (
+    each = [
         f"{part['c'].between(*RULE).sum()} of {len(part)} in {name} "
         f"({(rows['precision'] == name).sum() - len(part)} more do not)"
         for name, part in near.groupby("precision", sort=False)
-    )
-    yield (
-        f"The rule of thumb, a least error of c eps kappa with c between {RULE[0]:g} and "
-        f"{RULE[1]:g}, holds on log-spaced singular values for so many of the runs that come "
-        f"within {TRUSTED:g} of the pseudo-inverse: {joined(words)}."
-    )
+    ]
     wide = near[near["precision"] != near["accumulates_in"]]
-    if len(wide):
-        factor = (wide["eps_kappa"] / wide["floor"]).max()
-        yield (
-            f"Half precision does better than the rule says, up to {number(factor)} times better "
-            "than eps kappa, while its products are summed in a wider format."
-        )
+    factor = (wide["eps_kappa"] / wide["floor"]).max() if len(wide) else None
+    return {"each": each, "factor": factor} if each else {}
 
 
-def _floors(mine: pd.DataFrame) -> Iterator[str]:
+REACHED: tuple[Clause, ...] = (
+    "In {precision}, summed in {summed}, all {runs} runs on log-spaced singular values at "
+    f"{{conditions}} come within {TRUSTED:g} of the pseudo-inverse: c = floor / (eps kappa) lies "
+    "between {least} and {most}, in {kept} of them "
+    f"between {RULE[0]:g} and {RULE[1]:g}.",
+    (
+        "of_eps",
+        " The rule does not hold: the floor follows eps rather than eps kappa and stays between "
+        "{least_eps} and {most_eps} eps",
+    ),
+    (
+        "wide",
+        ", the rounding of the result itself, because a wide sum leaves the residual I - A X "
+        "accurate",
+    ),
+    ("of_eps", "."),
+    ("beyond", " {beyond}."),
+)
+NARROW: tuple[Clause, ...] = (
+    "With the same products summed in {precision} itself {near} of {runs} runs of Newton-Raphson "
+    "come as near",
+    ("near", ", with c from {c}"),
+    ".",
+)
+
+
+def reached(mine: pd.DataFrame) -> Facts:
     """One precision: the range of c and what the floor follows, as far as every run comes near."""
     rows, beyond = _reached(mine)
     if rows.empty:
-        return
-    name, summed = mine.iloc[0][["precision", "accumulates_in"]]
-    yield (
-        f"In {name}, summed in {summed}, all {len(rows)} runs on log-spaced singular values at "
-        f"{_conditions(rows)} come within {TRUSTED:g} of the pseudo-inverse: c = floor / "
-        f"(eps kappa) lies between {number(rows['c'].min())} and {number(rows['c'].max())}, in "
-        f"{rows['c'].between(*RULE).sum()} of them between {RULE[0]:g} and {RULE[1]:g}."
-    )
+        return {}
     unit, size = _followed(rows)
-    if unit == "eps":
-        yield (
-            "The rule does not hold: the floor follows eps rather than eps kappa and stays between "
-            f"{number(size.min())} and {number(size.max())} eps"
-            + (
-                "."
-                if name == summed
-                else ", the rounding of the result itself, because a wide sum leaves the residual "
-                "I - A X accurate."
-            )
-        )
-    if beyond:
-        yield f"{beyond[:1].upper()}{beyond[1:]}."
-    narrow = _on_law(mine).dropna(subset=["narrow_floor"])
-    near = narrow[narrow["narrow_floor"] <= TRUSTED]
-    if len(narrow):
-        c = near["narrow_floor"] / near["eps_kappa"]
-        yield (
-            f"With the same products summed in {name} itself {len(near)} of {len(narrow)} runs "
-            "of Newton-Raphson come as near" + (f", with c from {span(c)}." if len(near) else ".")
-        )
+    of_eps = unit == "eps"
+    precision, summed = mine.iloc[0][["precision", "accumulates_in"]]
+    return {
+        "precision": precision,
+        "summed": summed,
+        "runs": len(rows),
+        "conditions": _conditions(rows),
+        "least": rows["c"].min(),
+        "most": rows["c"].max(),
+        "kept": rows["c"].between(*RULE).sum(),
+        "of_eps": of_eps,
+        "wide": of_eps and precision != summed,
+        "least_eps": size.min(),
+        "most_eps": size.max(),
+        "beyond": f"{beyond[:1].upper()}{beyond[1:]}",
+    }
+
+
+def narrow_sums(mine: pd.DataFrame) -> Facts:
+    """The same runs with products summed in the precision itself."""
+    rows = _on_law(mine).dropna(subset=["narrow_floor"])
+    near = rows[rows["narrow_floor"] <= TRUSTED]
+    if rows.empty:
+        return {}
+    return {
+        "precision": mine.iloc[0]["precision"],
+        "near": len(near),
+        "runs": len(rows),
+        "c": span(near["narrow_floor"] / near["eps_kappa"]),
+    }
+
+
+def _floors(mine: pd.DataFrame) -> Iterator[str]:
+    if found := reached(mine):
+        yield sentence(REACHED, found)
+        yield sentence(NARROW, narrow_sums(mine))
+
+
+OUTSIDE = (
+    "Where products are summed in the precision itself, c is {side} {bound:g} in {outside} of the "
+    f"{{near}} runs that come within {TRUSTED:g} ({{far}} more do not): {{each}}.",
+)
+SMALL = "Where c is small kappa is an upper bound of the difficulty and no measure of it."
+
+
+def outside(done: pd.DataFrame) -> list[Facts]:
+    """Where c leaves the range of the rule, in the precisions that sum in themselves."""
+    own = done[done["precision"] == done["accumulates_in"]]
+    near = _near(own)
+    low, high = near[near["c"] < RULE[0]], near[near["c"] > RULE[1]]
+    return [
+        {
+            "side": side,
+            "bound": bound,
+            "outside": len(rows),
+            "near": len(near),
+            "far": len(own) - len(near),
+            "each": [
+                f"{family} (kappa {span(part['kappa'])}, c {span(part['c'])}, {len(part)} runs)"
+                for family, part in rows.groupby("family", sort=False)
+            ],
+        }
+        for rows, side, bound in ((low, "below", RULE[0]), (high, "above", RULE[1]))
+        if len(rows)
+    ]
 
 
 def _outside(done: pd.DataFrame) -> Iterator[str]:
-    """Where c leaves the range of the rule, in the precisions that sum in themselves."""
-    own = done[done["precision"] == done["accumulates_in"]]
-    plain = _near(own)
-    low, high = plain[plain["c"] < RULE[0]], plain[plain["c"] > RULE[1]]
-    for rows, side, bound in ((low, "below", RULE[0]), (high, "above", RULE[1])):
-        if len(rows):
-            where = (
-                f"{family} (kappa {span(part['kappa'])}, c {span(part['c'])}, {len(part)} runs)"
-                for family, part in rows.groupby("family", sort=False)
-            )
-            yield (
-                f"Where products are summed in the precision itself, c is {side} {bound:g} in "
-                f"{len(rows)} of the {len(plain)} runs that come within {TRUSTED:g} "
-                f"({len(own) - len(plain)} more do not): {joined(where)}."
-            )
-    if len(low):
-        yield "Where c is small kappa is an upper bound of the difficulty and no measure of it."
+    found = outside(done)
+    yield from (sentence(OUTSIDE, one) for one in found)
+    if any(one["side"] == "below" for one in found):
+        yield SMALL
 
 
-def _failures(done: pd.DataFrame) -> Iterator[str]:
-    """The first condition number at which each method fails, by precision."""
+FAILS: tuple[Clause, ...] = (
+    "In {precision} the condition numbers at which methods begin to fail are: {each}",
+    ("never", "; never: {never}"),
+    ".",
+)
+NONE_FAILS = (
+    "In {precision} no method fails on log-spaced singular values up to kappa = {greatest}.",
+)
+
+
+def failures(done: pd.DataFrame) -> list[Facts]:
+    """By precision: which methods fail from which condition number on, and which never do."""
+    found: list[Facts] = []
     for name, mine in _on_law(done).groupby("precision", sort=False):
         firsts = _firsts(mine)
         broken = firsts.dropna()
-        if broken.empty:
-            yield (
-                f"In {name} no method fails on log-spaced singular values up to kappa = "
-                f"{number(mine['matrix.condition'].max())}."
-            )
-            continue
-        words = (f"{joined(part.index)} from {number(at)}" for at, part in broken.groupby(broken))
-        rest = joined(firsts.index[firsts.isna()])
-        yield (
-            f"In {name} the condition numbers at which methods begin to fail are: "
-            f"{'; '.join(words)}{f'; never: {rest}' if rest else ''}."
-        )
+        found.append({
+            "precision": name,
+            "greatest": mine["matrix.condition"].max(),
+            "fail": {float(at): [*part.index] for at, part in broken.groupby(broken)},
+            "never": [*firsts.index[firsts.isna()]],
+        })  # fmt: skip
+    return found
+
+
+def _failures(done: pd.DataFrame) -> Iterator[str]:
+    for one in failures(done):
+        each = "; ".join(f"{joined(names)} from {number(at)}" for at, names in one["fail"].items())
+        yield sentence(FAILS if each else NONE_FAILS, {**one, "each": each})
 
 
 def _firsts(mine: pd.DataFrame) -> pd.Series:
@@ -236,67 +299,99 @@ def _firsts(mine: pd.DataFrame) -> pd.Series:
     return firsts.reindex(mine["method"].unique())
 
 
-def _recorded(done: pd.DataFrame) -> Iterator[str]:
-    """Which cores of real attention fail, in which precision, for the first method and for all."""
-    real = done[done["source"].notna()]
-    for name, mine in real.groupby("precision", sort=False):
+ALL_SOUND = ("In {precision} all {runs} runs on recorded cores are sound.",)
+LOST = ("In {precision} {failed} of {runs} runs on recorded cores fail; {first} fails on {where}.",)
+
+
+def recorded(done: pd.DataFrame) -> list[Facts]:
+    """By precision: how many runs on cores of real attention fail, and where the first method."""
+    found: list[Facts] = []
+    for name, mine in done[done["source"].notna()].groupby("precision", sort=False):
         bad = mine[mine["failure"] != SOUND]
-        if bad.empty:
-            yield f"In {name} all {len(mine)} runs on recorded cores are sound."
-            continue
         first = mine.iloc[0]["method"]
-        words = joined(
+        where = [
             f"the core of {family} on {source} (kappa up to {number(part['kappa'].max())})"
             for (family, source), part in bad[bad["method"] == first].groupby(
                 ["family", "source"], sort=False
             )
-        )
-        yield (
-            f"In {name} {len(bad)} of {len(mine)} runs on recorded cores fail; {first} fails on "
-            f"{words or 'none of them'}."
-        )
+        ]
+        found.append({
+            "precision": name,
+            "runs": len(mine),
+            "failed": len(bad),
+            "first": first,
+            "where": where or "none of them",
+        })  # fmt: skip
+    return found
+
+
+def _recorded(done: pd.DataFrame) -> Iterator[str]:
+    return (sentence(LOST if one["failed"] else ALL_SOUND, one) for one in recorded(done))
+
+
+POLISHED = (
+    "One float64 step after {precision} brings the error below the floor in {better} of {runs} "
+    "runs, to {factor} of it.",
+)
+WRAPPED: tuple[Clause, ...] = (
+    "A closing X A X in the same precision lowers the last error in {lower} of {runs} runs and "
+    "raises it in {higher}",
+    ("lost", "; it mends {mended} of the {lost} runs that were lost"),
+    f". The iterate that the watch of solve keeps is within {CLOSE:g} times the floor in {{close}} "
+    "of {runs} runs.",
+)
+
+
+def wrapped(near: pd.DataFrame) -> Facts:
+    """What a closing X A X and the watched iterate make of runs that came near."""
+    if near.empty:
+        return {}
+    lost = near[near["failure"] != SOUND]
+    before, after = (near[x].fillna(np.inf) for x in ("final_error", "purified_error"))
+    return {
+        "runs": len(near),
+        "lower": (after < before).sum(),
+        "higher": (after > before).sum(),
+        "lost": len(lost),
+        "mended": (lost["purified_error"] <= TRUSTED).sum(),
+        "close": (near["best_error"] <= CLOSE * near["floor"]).sum(),
+    }
 
 
 def _wrappers(done: pd.DataFrame) -> Iterator[str]:
-    """What Polished, Purified and the watched iterate make of a run."""
     near = _near(done)
     for name, mine in near.groupby("precision", sort=False):
         factor = (mine["polished_error"] / mine["floor"]).dropna()
         if len(factor):
-            yield (
-                f"One float64 step after {name} brings the error below the floor in "
-                f"{(factor < 1).sum()} of {len(mine)} runs, to {span(factor)} of it."
-            )
-    if near.empty:
-        return
-    lost = near[near["failure"] != SOUND]
-    mended = (lost["purified_error"] <= TRUSTED).sum()
-    before, after = (near[x].fillna(np.inf) for x in ("final_error", "purified_error"))
-    yield (
-        "A closing X A X in the same precision lowers the last error in "
-        f"{(after < before).sum()} of {len(near)} runs and raises it in {(after > before).sum()}"
-        + (f"; it mends {mended} of the {len(lost)} runs that were lost." if len(lost) else ".")
-    )
-    yield (
-        f"The iterate that the watch of solve keeps is within {CLOSE:g} times the floor in "
-        f"{(near['best_error'] <= CLOSE * near['floor']).sum()} of {len(near)} runs."
-    )
+            better = (factor < 1).sum()
+            facts = {"precision": name, "better": better, "runs": len(mine), "factor": span(factor)}
+            yield sentence(POLISHED, facts)
+    yield sentence(WRAPPED, wrapped(near))
 
 
-def _solve(done: pd.DataFrame) -> Iterator[str]:
+SOLVE: tuple[Clause, ...] = (
+    "solve, which works in float32 for half precision, says CONVERGED in {converged} of {cases} "
+    f"cases; in {{wrong}} of them its result is further than {TRUSTED:g} from the pseudo-inverse",
+    (
+        "wrong",
+        ", at kappa from {least} to {most}: the residual A X A - A hardly sees small singular "
+        "values",
+    ),
+    ".",
+)
+
+
+def solved(done: pd.DataFrame) -> Facts:
     """Whether a matrix called converged is inverted."""
-    said = done[done["solve_status"] == "CONVERGED"]
-    wrong = said[~(said["solve_error"] <= TRUSTED)]
-    yield (
-        f"solve, which works in float32 for half precision, says CONVERGED in {len(said)} of "
-        f"{len(done)} cases; in {len(wrong)} of them its result is further than {TRUSTED:g} from "
-        "the pseudo-inverse"
-    ) + (
-        f", at kappa from {number(wrong['kappa'].min())} to {number(wrong['kappa'].max())}: the "
-        "residual A X A - A hardly sees small singular values."
-        if len(wrong)
-        else "."
-    )
+    converged = done[done["solve_status"] == "CONVERGED"]
+    wrong = converged[~(converged["solve_error"] <= TRUSTED)]
+    return {
+        "converged": len(converged),
+        "cases": len(done),
+        "wrong": len(wrong),
+        "least": wrong["kappa"].min(),
+        "most": wrong["kappa"].max(),
+    }
 
 
 def _constants(done: pd.DataFrame) -> Table:

@@ -14,17 +14,24 @@ from softlab.report.headlines import surprise
 from softlab.report.profiles import known_to
 from studies.frontier.chapter import (
     LEAD,
+    _done,
     _middle,
+    _points,
+    against_exact,
     by_family,
     findings,
     front,
     headlines,
     leading,
     leading_in_time,
+    left_out,
+    on_fronts,
     pooled,
     profile,
     scope,
     tables,
+    winners,
+    without_skill,
 )
 
 SEEDS = (0.3, 1.0, 4.1)
@@ -112,6 +119,10 @@ def table(**more):
     return pd.concat([made, failed], ignore_index=True)
 
 
+def medians(rows):
+    return _points(_done(rows))
+
+
 def points(source, oracles=False):
     """All settings of an input: method, budget, share, error."""
     return [
@@ -173,11 +184,10 @@ def test_the_winners():
     )
     alone = table()
     alone = alone[alone["method"].isin(["Beta", "exact"])]
+    assert (winners(medians(alone))["somewhere"], winners(medians(alone))["never"]) == (1, [])
     said = findings(alone)[0]
     assert "attention Beta is best on every input: the least error is had by Beta (on 6)" in said
-    assert said.endswith("Over all budgets 1 methods are best somewhere.")
-    fine = table(skill=0.1)
-    assert "has no skill" not in findings(fine)[0]
+    assert winners(medians(table(skill=0.1)))["hopeless"] == []
 
 
 def test_profiles_are_read_with_how_little_they_say():
@@ -219,23 +229,16 @@ COSTS = {
 
 def test_who_is_on_a_front():
     said = findings(table())[1]
-    sentences = []
-    for word in ("work", "time"):
+    found = list(on_fronts(medians(table())))
+    for facts, word in zip(found, ("work", "time"), strict=True):
         counts = {m: len(s) for m, s in fronts(COSTS[word]).items() if m != "exact"}
-        names = dict.fromkeys(sorted(counts))
-        order = sorted(names, key=lambda m: -counts[m])
-        sentences.append((word, {f"{m} ({counts[m]})" for m in order}, order))
-    for (word, names, order), text in zip(sentences, said.split(". "), strict=True):
-        lead, _, rest = text.partition(", beside the exact operator, ")
-        assert lead == f"On the fronts of softmax attention in {word} stand"
-        listed_, _, tail = rest.partition(" (in parentheses: ")
-        found = listed_.replace(" and ", ", ").split(", ")
-        assert set(found) == names
-        assert [int(x.split("(")[1][:-1]) for x in found] == sorted(
-            (int(x.split("(")[1][:-1]) for x in found), reverse=True
-        )
-        assert tail.rstrip(".") == "on how many of 6 inputs)"
-        assert order
+        assert (facts["cost"], facts["counts"]) == (word, counts)
+        assert [*facts["counts"].values()] == sorted(counts.values(), reverse=True)
+        names = listed(f"{name} ({n})" for name, n in facts["counts"].items())
+        assert (
+            f"On the fronts of softmax attention in {word} stand, beside the exact operator, "
+            f"{names} (in parentheses: on how many of 6 inputs)."
+        ) in said
     alone = table()
     alone = alone[alone["method"].isin(["exact", "Delta"])].assign(skill=-1.0)
     assert "exact operator, none (in" in findings(alone)[1]
@@ -269,7 +272,7 @@ def test_cells_without_skill():
     sound = table()
     sound.loc[sound["method"].isin(["Beta", "Gamma"]), "skill"] = 1e-9
     assert findings(sound)[3].endswith("With skill in every cell: Beta and Gamma.")
-    assert "answer: none." in findings(table(skill=0.5))[3]
+    assert without_skill(medians(table(skill=0.5)))["worst"] == "none"
 
 
 def test_saved_work_is_counted_as_time_and_memory_by_length():
@@ -285,7 +288,7 @@ def test_saved_work_is_counted_as_time_and_memory_by_length():
         )
     assert said == " ".join(sentences)
     even = table()[lambda x: x["source"] == "q"].assign(time=1.0, memory=1.0)
-    assert findings(even)[4].endswith("0 take less time and 0 less memory.")
+    assert [(x["fast"], x["light"]) for x in against_exact(medians(even))] == [(0, 0)]
     last = list(headlines(even))[-1]
     assert (last["value"], last["effect"]) == ("0", pytest.approx(-np.log(1e-3)))
 
@@ -505,18 +508,16 @@ def test_noisy_times_are_in_no_comparison_and_are_counted():
     assert findings(quiet) == findings(rows)
     loud = quiet.copy()
     loud.loc[loud["method"] == "Delta", "time_q3"] = 1.26 * loud["time"]
-    said = findings(loud)
-    assert "Timings of 10 of 42 settings are too noisy to compare" in said[1]
-    assert "Delta" not in said[1].split(" in time stand")[1].split("(in paren")[0]
-    assert "of 11 settings" in said[4]
-    wide = rows.assign(time_q1=rows["time"], time_q3=1.26 * rows["time"])
-    assert "in time stand" not in findings(wide)[1]
-    assert "Timings of 42 of 42 settings" in findings(wide)[1]
+    assert "Timings of 10 of 42 settings are too noisy to compare" in findings(loud)[1]
+    _, in_time = on_fronts(medians(loud))
+    assert "Delta" not in in_time["counts"]
+    assert [x["settings"] for x in against_exact(medians(loud))] == [11, 11]
+    wide = medians(rows.assign(time_q1=rows["time"], time_q3=1.26 * rows["time"]))
+    assert [x["cost"] for x in on_fronts(wide)] == ["work"]
+    assert left_out(wide) == {"noisy": 42, "timed": 42}
     long = quiet.copy()
     long.loc[long["n"] == 1025, "time_q3"] = 1.26 * long["time"]
-    said = findings(long)
-    assert "At n = 512, of 15 settings" in said[4]
-    assert "n = 1025" not in said[4]
+    assert [(x["n"], x["settings"]) for x in against_exact(medians(long))] == [(512, 15)]
     just = quiet.assign(time_q3=1.24 * rows["time"])
     assert findings(just) == findings(rows)
 

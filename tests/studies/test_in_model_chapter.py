@@ -5,7 +5,18 @@ import pandas as pd
 import pytest
 from scipy.stats import spearmanr
 
-from studies.in_model.chapter import binned, correlations, findings, scope, tables
+from softlab.report.numbers import sentence
+from studies.in_model.chapter import (
+    PREDICTION,
+    binned,
+    correlations,
+    findings,
+    gathered,
+    prediction,
+    saving,
+    scope,
+    tables,
+)
 
 PREDICTORS = ("matrix_error", "output_error", "lack_of_skill")
 
@@ -138,28 +149,32 @@ def test_the_sentence_says_over_what_and_how_sure():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "says"),
+    ("low", "high", "verb", "may_swap"),
     [
-        (0.95, 1.0, "predicts the change of the output."),
-        (0.9, 1.0, "predicts the change of the output; operators may still change places."),
-        (0.51, 0.9, "predicts the change of the output; operators may still change places."),
-        (0.5, 0.9, "orders, loosely, the change of the output; operators may still change places."),
-        (0.0, 0.9, "does not order the change of the output; operators may still change places."),
-        (-0.9, -0.1, "does not order the change of the output."),
+        (0.95, 1.0, "predicts", False),
+        (0.9, 1.0, "predicts", True),
+        (0.51, 0.9, "predicts", True),
+        (0.5, 0.9, "orders, loosely,", True),
+        (0.0, 0.9, "does not order", True),
+        (-0.9, -0.1, "does not order", False),
     ],
 )
-def test_the_verdict_follows_the_interval(monkeypatch, low, high, says):
+def test_the_verdict_follows_the_interval(low, high, verb, may_swap):
     row = {"predictor": "matrix_error", "rho": 0.5, "rows": 9, "operators": 5}
-    ends = {"low": low, "high": high}
     groups = [(m, f) for m in ("one", "all") for f in ("one place", "all")]
-    fixed = pd.DataFrame([{"model": m, "family": f, **row, **ends} for m, f in groups])
-    monkeypatch.setattr("studies.in_model.chapter.correlations", lambda table: fixed)
-    assert f"So the error of the attention matrix {says} Least of 1" in findings(made())[0]
-    fixed[["low", "high"]] = np.nan
-    assert "matrix error 0.50; over" in findings(made())[0]
-    assert "So the error" not in findings(made())[0]
-    fixed.loc[fixed["model"] == "one", "rho"] = np.nan
-    assert "Least of" not in findings(made())[0]
+    found = pd.DataFrame(
+        [{"model": m, "family": f, **row, "low": low, "high": high} for m, f in groups]
+    )
+    facts = prediction(found)
+    assert (facts["verb"], facts["may_swap"], facts["compared"]) == (verb, may_swap, 1)
+    doubt = "; operators may still change places" * may_swap
+    said = f"So the error of the attention matrix {verb} the change of the output{doubt}. Least of"
+    assert said in sentence(PREDICTION, facts)
+    unsure = prediction(found.assign(low=np.nan, high=np.nan))
+    assert "verb" not in unsure
+    assert unsure["place"] == ["matrix error 0.50"]
+    found.loc[found["model"] == "one", "rho"] = np.nan
+    assert "compared" not in prediction(found)
 
 
 def test_the_table_of_correlations():
@@ -264,7 +279,7 @@ def test_errors_that_gather_have_a_range_over_the_operators():
         "so many times the operator's own error there, from the least to the greatest of the "
         "operators (in brackets how many): one 2.00 to 10.0 (3) and duo 0.500 (1)."
     ]
-    assert findings(depths()[-2:]) == []
+    assert gathered(depths()[-2:]) == {}
 
 
 # --- costs -------------------------------------------------------------------------------------
@@ -292,8 +307,8 @@ def test_what_is_faster_is_so_with_its_quartiles():
         "(quartiles 0.750 to 0.900) and a(64) in duo 0.500 (quartiles 0.490 to 0.520). Too noisy to"
         " compare: 1. Exact attention substituted for itself takes 0.970 to 1.02."
     ]
-    slow = costs().query("method == 'd'")
-    assert findings(slow)[0].endswith("as it is, then, quartiles too: none.")
+    slow = saving(costs().query("method == 'd'"))
+    assert (slow["faster"], slow["noisy"], slow["itself"]) == ("none", 0, "")
 
 
 def test_the_table_of_costs_has_a_row_an_operator():

@@ -10,7 +10,19 @@ from scipy.stats import binom
 from tables import below, three
 
 from softlab.report.profiles import known_to, shares_within
-from studies.landmarks.chapter import _within, findings, headlines, profile, ratios, scope, tables
+from studies.landmarks.chapter import (
+    _within,
+    bounds,
+    comparisons,
+    findings,
+    headlines,
+    profile,
+    ratios,
+    scope,
+    tables,
+    times,
+    traces,
+)
 
 SEEDS = (0.3, 1.0, 4.1)
 SOURCES = ("m", "c", "a", "z", "k", "b", "y")
@@ -83,6 +95,10 @@ def over(setting, asked, rival, allowances):
     ]  # fmt: skip
 
 
+def finished(rows):
+    return rows[rows["status"] == "ok"]
+
+
 def test_ratios_are_geometric_means_of_medians():
     rows = table()
     rows = rows[(rows["setting"] == "softmax") & (rows["equal"] == "landmarks")]
@@ -126,17 +142,19 @@ def test_each_paragraph_of_k_means_says_the_tables_numbers():
 
 
 def test_few_comparisons_have_intervals_and_many_share_their_level():
-    rows = table()
-    one = rows[rows["selector"].isin(["uniform", "k-means"]) & (rows["setting"] == "plain")]
-    each = sorted(over("plain", "k-means", "uniform", RANKS))
-    (first, *_) = findings(one)
-    assert f"uniform ({three(each[0])} to {three(each[-1])}; less on 5 of 7)" in first
+    rows = finished(table())
+    each = over("plain", "k-means", "uniform", RANKS)
     two = rows[rows["selector"].isin(["uniform", "k-means"])]
-    two = two[(two["setting"] == "plain") | (two["equal"] == "work")]
-    assert f"({three(each[0])} to {three(each[-1])}; less" in findings(two)[1]  # 0.05 / 2 > 2 / 128
+    plain = two["setting"] == "plain"
+    (first, *_) = findings(two[plain])
+    ends = f"{three(min(each))} to {three(max(each))}"
+    assert f"uniform ({ends}; less on 5 of 7)" in first
+    found = comparisons(two[plain | (two["equal"] == "work")])  # 0.05 / 2 > 2 / 128
+    assert found["known"].all()
+    assert found["low"].iloc[-1] == pytest.approx(min(each))
     both = rows[rows["selector"].isin(["uniform", "k-means", "segment means"])]
     both = both[(both["setting"] == "plain") | (both["equal"] == "work")]
-    assert " to " not in findings(both)[1]  # of four intervals: 0.05 / 4 < 2 / 128
+    assert not comparisons(both)["known"].any()  # of four intervals: 0.05 / 4 < 2 / 128
     assert findings(rows[rows["selector"] == "uniform"])[0].startswith("Within a quarter")
 
 
@@ -159,12 +177,17 @@ def test_the_headline_says_both_comparisons_in_one_sentence():
 
 
 def test_equal_errors_are_not_less_and_a_setting_has_only_its_own_comparisons():
+    def less(rows):
+        keys = ["setting", "equal", "asked", "rival"]
+        found = comparisons(finished(rows)).set_index(keys)["less"]
+        return found["softmax", "work", "k-means", "uniform"]
+
     rows = table()
-    less = sum(x < 1 for x in over("softmax", "k-means", "uniform", (0.25,)))
-    assert f"(less than once on {less} of 7 inputs)" in next(headlines(rows))["text"]
+    before = less(rows)
+    assert before == sum(x < 1 for x in over("softmax", "k-means", "uniform", (0.25,)))
     rows.loc[(rows["source"] == "z") & (rows["equal"] == "work"), "output_error"] = 1e-9
-    assert f"(less than once on {less - 1} of 7 inputs)" in next(headlines(rows))["text"]
-    assert f"with uniform (less on {less - 1} of 7)" in findings(rows)[0].split("equal work")[1]
+    assert less(rows) == before - 1
+    assert f"(less than once on {before - 1} of 7 inputs)" in next(headlines(rows))["text"]
     named = table().replace({"setting": {"softmax": "alpha"}})  # before "plain"
     assert findings(named)[1] == findings(table())[1]
     bare = list(tables(table().assign(uniform_error=lambda x: x["output_error"].clip(upper=1))))
@@ -219,7 +242,7 @@ def test_how_little_a_share_of_few_inputs_says():
 
 
 def test_bounds_and_traces_are_medians_over_inputs():
-    _, _, _, bounds, traces, *_ = findings(table())
+    _, _, _, of_bounds, of_traces, *_ = findings(table())
     words = []
     for setting in ALLOWED:
         each = [
@@ -228,7 +251,7 @@ def test_bounds_and_traces_are_medians_over_inputs():
             for s in SOURCES
         ]  # fmt: skip
         words.append(f"{three(median(each))} ({setting})")
-    assert bounds == (
+    assert of_bounds == (
         "With the landmarks that do best, chosen afterwards, the error of the matrix is this many "
         "times that of the best matrix of the rank, in the median over the inputs, each the "
         f"geometric mean over the ranks: {words[0]} and {words[1]}."
@@ -245,16 +268,16 @@ def test_bounds_and_traces_are_medians_over_inputs():
         }
         names = [f"{name} {three(left[name])}" for name in sorted(left, key=left.get)]
         parts.append(f"{setting}: {', '.join(names[:-1])} and {names[-1]}")
-    assert traces == (
+    assert of_traces == (
         "Trace of the kernel that is left, over the least that any matrix of the rank leaves where "
         "that is above 0.001, in the median over the inputs, each the geometric mean over samples "
         f"and ranks: {'; '.join(parts)}."
     )
-    rows = table()
-    rows = rows[(rows["setting"] == "softmax") & rows["selector"].isin(["uniform", "k-means"])]
-    assert not any("Trace" in text for text in findings(rows.assign(best_trace_error=1e-3)))
-    work = findings(rows[rows["equal"] == "work"])
-    assert not any("best matrix" in text for text in work)
+    rows = finished(table())
+    assert traces(rows.assign(best_trace_error=1e-3)) == {}
+    work = rows[rows["equal"] == "work"]
+    assert (bounds(work), traces(work)) == ({}, {})
+    assert not any("Trace" in text or "best matrix" in text for text in findings(work))
 
 
 def test_times_are_those_of_the_greatest_length_with_their_noise():
@@ -273,13 +296,13 @@ def test_times_are_those_of_the_greatest_length_with_their_noise():
         f"{words[3]}. Tokens chosen in turn take a pass each, which counted work does not see."
     )
     noisy = grid.assign(time_q3=lambda x: np.where(x["selector"] == "k-means", 2, 1.1) * x["time"])
-    assert "k-means a time that is withheld" in findings(noisy)[-1]
+    assert not times(noisy)["times"]["softmax"]["k-means"].known
     assert findings(noisy)[-1].index("k-means, 1 step") < findings(noisy)[-1].index("withheld")
     twice = pd.concat([grid, more.assign(setting="plain")])
     assert findings(twice)[-1] == said  # settings of the same cost are timed once
     rows = table()
     rows = rows[rows["equal"] == "landmarks"]
-    assert not any("the time of a call" in text for text in findings(rows))
+    assert times(rows) == {}
 
 
 def test_the_scope_and_what_is_missing():

@@ -1,8 +1,22 @@
 """Every number of the chapter on precisions, on tables small enough to count by hand."""
 
 import pandas as pd
+import pytest
 
-from studies.precision.chapter import findings, headlines, scope, tables
+from studies.precision.chapter import (
+    failures,
+    findings,
+    headlines,
+    narrow_sums,
+    outside,
+    reached,
+    recorded,
+    rule,
+    scope,
+    solved,
+    tables,
+    wrapped,
+)
 
 PLAIN = {
     "status": "ok", "family": "Geometric", "method": "NewtonRaphson", "precision": "float64",
@@ -66,7 +80,7 @@ def test_the_rule_is_counted_among_what_comes_near_and_the_rest_is_told():
         "Half precision does better than the rule says, up to 2000 times better than eps kappa, "
         "while its products are summed in a wider format."
     )
-    assert "Half precision" not in findings(floors().query("precision == 'float64'"))[0]
+    assert rule(floors().query("precision == 'float64'"))["factor"] is None
 
 
 def test_floors_are_read_up_to_the_condition_number_that_all_runs_reach():
@@ -86,13 +100,13 @@ def test_floors_are_read_up_to_the_condition_number_that_all_runs_reach():
     )
     own = floors().assign(accumulates_in=lambda t: t["precision"])
     assert "between 2.00 and 3.00 eps. An error" in sentence(own, "In bfloat16, summed")
-    one = sentence(table({}), "In float64, summed")
-    assert "all 1 runs on log-spaced singular values at condition number 100 come within" in one
-    assert one.endswith("lies between 0.100 and 0.100, in 1 of them between 0.01 and 1.")
+    one = reached(table({}))
+    assert (one["runs"], one["kept"], one["beyond"]) == (1, 1, "")
+    assert one["least"] == one["most"] == pytest.approx(0.1)
+    assert one["conditions"] == "condition number 100"
     two = table({}, {"kappa": 3.0, "matrix.condition": 3.0})
-    assert "at condition numbers 3.00 to 100 come" in sentence(two, "In float64, summed")
-    lost = table({"floor": 0.2}, {"floor": 0.11, "kappa": 5.0})
-    assert not [text for text in findings(lost) if "lies between" in text]
+    assert reached(two)["conditions"] == "condition numbers 3.00 to 100"
+    assert reached(table({"floor": 0.2}, {"floor": 0.11, "kappa": 5.0})) == {}
 
 
 def test_the_headlines_are_in_the_unit_that_the_floor_follows():
@@ -120,7 +134,7 @@ def test_narrow_sums_are_counted():
         "With the same products summed in bfloat16 itself 3 of 5 runs of Newton-Raphson come as "
         "near, with c from 0.100 to 9.00."
     )
-    assert "summed in float64 itself" not in sentence(made, "In float64, summed")
+    assert narrow_sums(made.query("precision == 'float64'")) == {}
     made.loc[wide[:5], "narrow_floor"] = 0.9
     assert sentence(made, "In bfloat16, summed").endswith("0 of 5 runs of Newton-Raphson come as "
                                                           "near.")  # fmt: skip
@@ -144,13 +158,14 @@ def test_where_c_leaves_the_range_the_families_are_named():
         "Clusters (kappa 30.0, c 1.01 to 3.00, 2 runs). Where c is small kappa is an upper bound of"
         " the difficulty and no measure of it."
     )
-    assert "Where c is small" not in sentence(made.iloc[3:], "Where products are summed")
+    assert [one["side"] for one in outside(made.iloc[3:])] == ["above"]
+    assert "Where c is small" not in " ".join(findings(made.iloc[3:]))
 
 
 # --- failures ----------------------------------------------------------------------------------
 
 
-def failures():
+def failing():
     bad = [
         ("NewtonRaphson", 1e3, "overflow"), ("NewtonRaphson", 1e3, "overflow"),
         ("NewtonRaphson", 1e4, "never converged"),
@@ -167,17 +182,20 @@ def failures():
 
 
 def test_the_first_condition_number_at_which_each_fails():
-    assert sentence(failures(), "begin to fail") == (
+    assert sentence(failing(), "begin to fail") == (
         "In float64 the condition numbers at which methods begin to fail are: Minimax from 100; "
         "NewtonRaphson and Hyperpower from 1000; never: Chebyshev. In float32 no method fails on "
         "log-spaced singular values up to kappa = 100."
     )
-    every = failures().query("method != 'Chebyshev'")
+    double, single = failures(failing().query("status == 'ok'"))
+    assert double["fail"] == {100.0: ["Minimax"], 1000.0: ["NewtonRaphson", "Hyperpower"]}
+    assert (double["never"], single["fail"]) == (["Chebyshev"], {})
+    every = failing().query("method != 'Chebyshev'")
     assert "and Hyperpower from 1000." in sentence(every, "begin to fail")
 
 
 def test_the_table_of_first_failures_says_how():
-    (made,) = [t for t in tables(failures()) if "least condition" in t["caption"]]
+    (made,) = [t for t in tables(failing()) if "least condition" in t["caption"]]
     assert made["header"] == [
         "precision", "up to", "Newton Raphson", "Chebyshev", "Hyperpower", "Minimax",
     ]  # fmt: skip
@@ -187,7 +205,7 @@ def test_the_table_of_first_failures_says_how():
         ["float32", "100", "none", "none", "none", "none"],
     ]  # fmt: skip
     assert made["left"] == 1
-    assert len(list(tables(failures().query("family == 'Clusters'")))) == 1
+    assert len(list(tables(failing().query("family == 'Clusters'")))) == 1
 
 
 def cores():
@@ -221,8 +239,8 @@ def test_recorded_cores_that_fail_are_counted_and_those_of_the_first_method_name
         "of 2 runs on recorded cores fail; Chebyshev fails on the core of Soft on b (kappa up to "
         "92.0)."
     )
-    newton = cores().query("precision == 'float16'").iloc[::-1]
-    assert sentence(newton, "recorded cores").endswith("NewtonRaphson fails on none of them.")
+    (newton,) = recorded(cores().query("precision == 'float16'").iloc[::-1])
+    assert (newton["first"], newton["where"]) == ("NewtonRaphson", "none of them")
 
 
 def test_the_table_of_cores_has_median_floors_and_counts_failures():
@@ -259,7 +277,7 @@ def test_the_table_of_constants_has_median_least_and_greatest():
 # --- wrappers and solve ------------------------------------------------------------------------
 
 
-def wrapped():
+def near_and_far():
     """Near are the first five rows, two of them in float32; errors as multiples of the floor."""
     rows = [
         # polished, final, purified, best (in floors of 0.01), failure
@@ -282,13 +300,14 @@ def wrapped():
 
 def test_wrappers_are_counted_among_the_runs_that_came_near():
     """Lost: 9, 40, none, 10 and 10 times 0.01: three at most 0.1."""
-    assert sentence(wrapped(), "One float64 step") == (
+    assert sentence(near_and_far(), "One float64 step") == (
         "One float64 step after float32 brings the error below the floor in 2 of 4 runs, to 0.100 "
         "to 1.00 of it. A closing X A X in the same precision lowers the last error in 4 of 7 runs "
         "and raises it in 2; it mends 3 of the 5 runs that were lost. The iterate that the watch of"
         " solve keeps is within 10 times the floor in 4 of 7 runs."
     )
-    sound = wrapped().query("failure == 'none'")
+    sound = near_and_far().query("failure == 'none'")
+    assert wrapped(sound[:-1])["lost"] == 0
     assert "and raises it in 1." in sentence(sound, "A closing")
 
 
@@ -304,9 +323,9 @@ def test_what_solve_calls_converged_and_is_not_is_counted():
         "them its result is further than 0.1 from the pseudo-inverse, at kappa from 20.0 to 30.0: "
         "the residual A X A - A hardly sees small singular values."
     )
-    assert sentence(made[:1], "solve, which").endswith(
-        "1 of 1 cases; in 0 of them its result is further than 0.1 from the pseudo-inverse."
-    )
+    one = solved(made[:1])
+    assert (one["converged"], one["cases"], one["wrong"]) == (1, 1, 0)
+    assert sentence(made[:1], "solve, which").endswith("further than 0.1 from the pseudo-inverse.")
 
 
 def test_the_scope_has_methods_precisions_and_matrices():

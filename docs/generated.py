@@ -605,7 +605,9 @@ def own_page(name: str, part: Any, kind: str) -> Iterator[str]:
             yield table(("package", "on the same weights"), rows) + "\n"
     yield f"## Source\n\n{prose(source) or 'The docstring names none.'}\n"
     methods = [
-        x for x in vars(part) if callable(getattr(part, x)) or isinstance(vars(part)[x], property)
+        x
+        for x in vars(part)
+        if inspect.isroutine(getattr(part, x)) or isinstance(vars(part)[x], property)
     ]
     shown_methods = [x for x in methods if not x.startswith("_") or x == "__call__"]
     if shown_methods:

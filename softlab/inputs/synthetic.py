@@ -10,7 +10,7 @@ scale^2 the standard deviation of the scores q.k / sqrt(d): an inverse temperatu
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -28,8 +28,28 @@ from softlab.validation import (
 BLOCK = 1024  # rows of scores held at a time
 
 
+class _Family:
+    """What all families share: sizes that fit, a stream of their own, standard normal values."""
+
+    def __post_init__(self: Any) -> None:
+        tensor_fits(self, self.n, max(self.d, self.e or self.d))
+        tensor_fits(self, self.d, self.d)
+
+    def __call__(
+        self: Any,
+        seed: int = 0,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> QKV:
+        """Draw the case of this seed."""
+        rng = Stream(seed, f"inputs.{type(self).__name__}")
+        q, k = self._drawn(rng)
+        return delivered(q, k, rng.normal(self.n, self.e or self.d), dtype, device)
+
+
 @value
-class Normal:
+class Normal(_Family):
     """Independent normal queries and keys, N(0, scale^2): nothing to exploit.
 
     A check on every other figure: the softmax matrix of such input has nearly full rank, which
@@ -41,24 +61,12 @@ class Normal:
     scale: Positive = 1.0
     e: Size | None = None
 
-    def __post_init__(self) -> None:
-        _check(self, self.n, self.d, self.e)
-
-    def __call__(
-        self,
-        seed: int = 0,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> QKV:
-        """Draw the case of this seed."""
-        rng = _stream(self, seed)
-        q, k = (self.scale * rng.normal(self.n, self.d) for _ in "qk")
-        return delivered(q, k, rng.normal(self.n, self.e or self.d), dtype, device)
+    def _drawn(self, rng: Stream) -> tuple[Tensor, Tensor]:
+        return self.scale * rng.normal(self.n, self.d), self.scale * rng.normal(self.n, self.d)
 
 
 @value
-class Clustered:
+class Clustered(_Family):
     """Tokens in ``clusters`` groups of near-duplicates; ``spread`` = 0 makes them exact ones.
 
     x_i = scale (c_a(i) + spread g_i) / sqrt(1 + spread^2), with centres c and noise g standard
@@ -74,28 +82,20 @@ class Clustered:
     e: Size | None = None
 
     def __post_init__(self) -> None:
-        _check(self, self.n, self.d, self.e)
+        super().__post_init__()
         if self.clusters > self.n:
             msg = f"Clustered.clusters is {self.clusters} for n = {self.n}; give 1 to {self.n}."
             raise ValueError(msg)
 
-    def __call__(
-        self,
-        seed: int = 0,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> QKV:
-        """Draw the case of this seed."""
-        rng = _stream(self, seed)
+    def _drawn(self, rng: Stream) -> tuple[Tensor, Tensor]:
         centre = rng.normal(self.clusters, self.d)[rng.permutation(self.n) % self.clusters]
         unit = self.scale / math.sqrt(1 + self.spread**2)
         q, k = (unit * (centre + self.spread * rng.normal(self.n, self.d)) for _ in "qk")
-        return delivered(q, k, rng.normal(self.n, self.e or self.d), dtype, device)
+        return q, k
 
 
 @value
-class Decaying:
+class Decaying(_Family):
     """Token matrices with prescribed singular values s_1 >= s_2 >= ... of q, and the same of k.
 
     q = U diag(s) W^T and k = U' diag(s) W^T with random orthonormal U, U' and a shared W, so that
@@ -111,9 +111,6 @@ class Decaying:
     scale: Positive = 1.0
     e: Size | None = None
 
-    def __post_init__(self) -> None:
-        _check(self, self.n, self.d, self.e)
-
     @property
     def singular_values(self) -> Tensor:
         """The singular values of q and of k, (min(n, d),), float64, descending."""
@@ -121,22 +118,15 @@ class Decaying:
         s = torch.exp(-self.rate * (j - 1)) if self.kind == "geometric" else j**-self.rate
         return s * (self.scale * math.sqrt(self.n * self.d) / float(s.norm()))
 
-    def __call__(
-        self,
-        seed: int = 0,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> QKV:
-        """Draw the case of this seed."""
-        rng, s = _stream(self, seed), self.singular_values
+    def _drawn(self, rng: Stream) -> tuple[Tensor, Tensor]:
+        s = self.singular_values
         axes = s[:, None] * torch.linalg.qr(rng.normal(self.d, len(s))).Q.mT
         q, k = (torch.linalg.qr(rng.normal(self.n, len(s))).Q @ axes for _ in "qk")
-        return delivered(q, k, rng.normal(self.n, self.e or self.d), dtype, device)
+        return q, k
 
 
 @value
-class Sink:
+class Sink(_Family):
     """One token, the first, that draws the share ``mass`` of every query's softmax attention.
 
     All q and k are normal, N(0, scale^2), within the complement of a random unit vector u. The
@@ -154,20 +144,13 @@ class Sink:
     e: Size | None = None
 
     def __post_init__(self) -> None:
-        _check(self, self.n, self.d, self.e)
+        super().__post_init__()
         if self.mass >= 1 or self.n < 2 or self.d < 2:
             msg = f"{self!r} must have mass < 1, n >= 2 and d >= 2. Other tokens need a share."
             raise ValueError(msg)
 
-    def __call__(
-        self,
-        seed: int = 0,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> QKV:
-        """Draw the case of this seed."""
-        rng, root = _stream(self, seed), math.sqrt(self.d)
+    def _drawn(self, rng: Stream) -> tuple[Tensor, Tensor]:
+        root = math.sqrt(self.d)
         u = torch.nn.functional.normalize(rng.normal(self.d), dim=0)
         q, k = (self.scale * rng.normal(self.n, self.d) for _ in "qk")
         q, k = (x - (x @ u)[:, None] * u for x in (q, k))
@@ -178,11 +161,11 @@ class Sink:
         wanted = others + math.log(self.mass / (1 - self.mass))
         k[0] = self.scale * root * u
         q = q + (wanted / self.scale)[:, None] * u
-        return delivered(q, k, rng.normal(self.n, self.e or self.d), dtype, device)
+        return q, k
 
 
 @value
-class Smooth:
+class Smooth(_Family):
     """Neighbouring tokens alike, as pooling wants: correlation exp(-lag / length) along tokens.
 
     Each coordinate of q, and of k, is a stationary first-order autoregression,
@@ -195,34 +178,14 @@ class Smooth:
     scale: Positive = 1.0
     e: Size | None = None
 
-    def __post_init__(self) -> None:
-        _check(self, self.n, self.d, self.e)
-
-    def __call__(
-        self,
-        seed: int = 0,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> QKV:
-        """Draw the case of this seed."""
+    def _drawn(self, rng: Stream) -> tuple[Tensor, Tensor]:
         from scipy.signal import lfilter
 
-        rng, r = _stream(self, seed), math.exp(-1 / self.length)
+        r = math.exp(-1 / self.length)
 
         def walk() -> Tensor:
             steps = math.sqrt(1 - r * r) * rng.normal(self.n, self.d)
             steps[0] /= math.sqrt(1 - r * r)  # starts in the stationary distribution
             return self.scale * torch.from_numpy(lfilter([1.0], [1.0, -r], steps.numpy(), axis=0))
 
-        q, k = walk(), walk()
-        return delivered(q, k, rng.normal(self.n, self.e or self.d), dtype, device)
-
-
-def _stream(family: object, seed: int) -> Stream:
-    return Stream(seed, f"inputs.{type(family).__name__}")
-
-
-def _check(owner: object, n: int, d: int, e: int | None) -> None:
-    tensor_fits(owner, n, max(d, e or d))
-    tensor_fits(owner, d, d)
+        return walk(), walk()

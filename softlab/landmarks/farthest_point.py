@@ -7,11 +7,11 @@ from torch import Tensor
 
 from softlab.core import Cost, Dims, value
 from softlab.landmarks.draws import Choose, heaviest, nearest_to_mean, open_to
-from softlab.landmarks.selector import indices_of_survivors, of_tokens, take
+from softlab.landmarks.selector import Picks, indices_of_survivors, of_tokens, take
 
 
 @value
-class FarthestPoint:
+class FarthestPoint(Picks):
     """Starting from the token nearest to the mean, each time the one farthest from those chosen.
 
     No token is farther from its nearest landmark than twice what the best m landmarks would allow,
@@ -20,8 +20,6 @@ class FarthestPoint:
     m - 1 distances a token. Raises ``ValueError`` if fewer than m tokens take part.
     """
 
-    subset = True
-    means = True
     equivariant = True
     nested = True
 
@@ -35,11 +33,6 @@ class FarthestPoint:
         return indices_of_survivors(
             x, m, key_mask, lambda y: spread(y, m, nearest_to_mean(y), heaviest)
         )
-
-    @of_tokens
-    def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
-        """Landmarks (..., m, d) of tokens x (..., n, d)."""
-        return take(x, self.indices(x, m, key_mask))
 
 
 def spread(x: Tensor, m: int, first: Tensor, choose: Choose) -> Tensor:

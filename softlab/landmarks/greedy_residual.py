@@ -10,12 +10,12 @@ from softlab.kernels import kernel_cost
 from softlab.landmarks.bandwidths import gaussian
 from softlab.landmarks.draws import heaviest, nearest_to_mean
 from softlab.landmarks.pivoting import pivots
-from softlab.landmarks.selector import indices_of_survivors, of_tokens, take
+from softlab.landmarks.selector import Picks, indices_of_survivors, of_tokens
 from softlab.validation import Bandwidth
 
 
 @value
-class GreedyResidual:
+class GreedyResidual(Picks):
     """Starting from the token nearest to the mean, each time the one with most left to explain.
 
     What is left at x is 1 - K(x, S) K(S, S)^-1 K(S, x), K the Gaussian and S the landmarks so far:
@@ -30,8 +30,6 @@ class GreedyResidual:
 
     bandwidth: Bandwidth | None = None
 
-    subset = True
-    means = True
     equivariant = True
     nested = True
 
@@ -52,8 +50,3 @@ class GreedyResidual:
             return torch.cat([p.at for p in pivots(y, m, kernel, choose)], -1)
 
         return indices_of_survivors(x, m, key_mask, pick)
-
-    @of_tokens
-    def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
-        """Landmarks (..., m, d) of tokens x (..., n, d)."""
-        return take(x, self.indices(x, m, key_mask))

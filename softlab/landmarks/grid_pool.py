@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from softlab.core import Cost, Dims, value, widened
+from softlab.core import value, widened
 from softlab.landmarks.grids import cells, sides
 from softlab.landmarks.lloyd import means
-from softlab.landmarks.selector import of_survivors, of_tokens
+from softlab.landmarks.selector import Uncounted, of_survivors, of_tokens
 from softlab.validation import Size
 
 
 @value
-class GridPool:
+class GridPool(Uncounted):
     """Landmark j is the mean of cell j of a grid that the tokens fill row by row.
 
     ``height``, ``width``: sides of the grid, positive; None: what the other leaves, and where both
@@ -33,10 +33,6 @@ class GridPool:
     means = True
     equivariant = False
     nested = False
-
-    def cost(self, dims: Dims, m: int) -> Cost:  # noqa: ARG002  the same at all sizes
-        """Nothing that is counted."""
-        return Cost(0)
 
     @of_tokens
     def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:

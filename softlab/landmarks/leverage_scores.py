@@ -10,7 +10,7 @@ from softlab.core import Cost, Dims, Stream, budget, value
 from softlab.kernels import kernel_cost
 from softlab.landmarks.bandwidths import gaussian
 from softlab.landmarks.draws import by_weight, open_to
-from softlab.landmarks.selector import indices_of_survivors, of_tokens, take
+from softlab.landmarks.selector import Picks, indices_of_survivors, of_tokens
 from softlab.validation import Bandwidth, Positive, Seed, Size
 
 HELD_ENTRIES = 1 << 20
@@ -18,7 +18,7 @@ HELD_ENTRIES = 1 << 20
 
 
 @value
-class LeverageScores:
+class LeverageScores(Picks):
     """m distinct tokens, drawn in turn with odds in proportion to their ridge leverage scores.
 
     The score of token i is (K (K + c I)^-1)_ii, K the Gaussian of the tokens and c > 0: near 1 for
@@ -41,8 +41,6 @@ class LeverageScores:
     bandwidth: Bandwidth | None = None
     seed: Seed = 0
 
-    subset = True
-    means = True
     equivariant = False
     nested = False
 
@@ -71,11 +69,6 @@ class LeverageScores:
         validation.tokens(x, m)
         validation.rank_fits(m, x.shape[-2], "tokens")
         return self._scores(x.detach().double(), m)
-
-    @of_tokens
-    def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
-        """Landmarks (..., m, d) of tokens x (..., n, d)."""
-        return take(x, self.indices(x, m, key_mask))
 
     def _scores(self, x: Tensor, m: int) -> Tensor:
         s = x.shape[-2]

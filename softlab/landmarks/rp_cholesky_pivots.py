@@ -10,12 +10,12 @@ from softlab.kernels import kernel_cost
 from softlab.landmarks.bandwidths import gaussian
 from softlab.landmarks.draws import by_weight
 from softlab.landmarks.pivoting import pivots
-from softlab.landmarks.selector import indices_of_survivors, of_tokens, take
+from softlab.landmarks.selector import Picks, indices_of_survivors, of_tokens
 from softlab.validation import Bandwidth, Seed, Size
 
 
 @value
-class RPCholeskyPivots:
+class RPCholeskyPivots(Picks):
     """Tokens drawn in turn with odds in proportion to what is left of the Gaussian's diagonal.
 
     What is left at x is 1 - K(x, S) K(S, S)^-1 K(S, x), S the landmarks so far: the error that
@@ -35,8 +35,6 @@ class RPCholeskyPivots:
     bandwidth: Bandwidth | None = None
     seed: Seed = 0
 
-    subset = True
-    means = True
     equivariant = False
     nested = True
 
@@ -55,8 +53,3 @@ class RPCholeskyPivots:
             return torch.cat([p.at for p in pivots(y, m, kernel, choose, block=self.block)], -1)
 
         return indices_of_survivors(x, m, key_mask, pick)
-
-    @of_tokens
-    def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
-        """Landmarks (..., m, d) of tokens x (..., n, d)."""
-        return take(x, self.indices(x, m, key_mask))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softlab.core import Cost, Dims, value, widened
-from softlab.landmarks.selector import kept, of_tokens
+from softlab.core import value, widened
+from softlab.landmarks.selector import Uncounted, kept, of_tokens
 
 
 @value
-class SegmentMeans:
+class SegmentMeans(Uncounted):
     """Landmark j is the mean of the tokens r with floor(r m / s) = j, r = 0 .. s - 1.
 
     The s tokens that take part are cut, in order, into m consecutive segments whose lengths differ
@@ -23,10 +23,6 @@ class SegmentMeans:
     means = True
     equivariant = False
     nested = False
-
-    def cost(self, dims: Dims, m: int) -> Cost:  # noqa: ARG002  the same at all sizes
-        """Nothing that is counted."""
-        return Cost(0)
 
     @of_tokens
     def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:

@@ -77,6 +77,26 @@ def take(x: Tensor, indices: Tensor) -> Tensor:
     return x.gather(-2, indices.unsqueeze(-1).expand(*indices.shape, x.shape[-1]))
 
 
+class Picks:
+    """A selector whose landmarks are tokens: those at ``indices``."""
+
+    subset = True
+    means = True
+
+    @of_tokens
+    def __call__(self: Any, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
+        """Landmarks (..., m, d) of tokens x (..., n, d)."""
+        return take(x, self.indices(x, m, key_mask))
+
+
+class Uncounted:
+    """A selector that forms no product."""
+
+    def cost(self, dims: Dims, m: int) -> Cost:  # noqa: ARG002  the same at all sizes
+        """Nothing that is counted."""
+        return Cost(0)
+
+
 def position_of(ordinal: Tensor, key_mask: Tensor | None) -> Tensor:
     """Where the ``ordinal``-th (..., m) surviving token stands among all tokens."""
     if key_mask is None:

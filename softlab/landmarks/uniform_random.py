@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from softlab.core import Cost, Dims, Stream, placed, value
-from softlab.landmarks.selector import kept, of_tokens, position_of, take
+from softlab.core import Stream, placed, value
+from softlab.landmarks.selector import Picks, Uncounted, kept, of_tokens, position_of
 from softlab.validation import Seed
 
 
 @value
-class UniformRandom:
+class UniformRandom(Picks, Uncounted):
     """m of the s tokens that take part, uniformly and without replacement.
 
     ``seed``: integer >= 0; the draw is a function of (seed, s, m) alone, so it is the same for
@@ -21,14 +21,8 @@ class UniformRandom:
 
     seed: Seed = 0
 
-    subset = True
-    means = True
     equivariant = False
     nested = True
-
-    def cost(self, dims: Dims, m: int) -> Cost:  # noqa: ARG002  the same at all sizes
-        """Nothing that is counted."""
-        return Cost(0)
 
     @of_tokens
     def indices(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
@@ -41,11 +35,6 @@ class UniformRandom:
         for s in size.unique().tolist():
             ordinal[size == s] = placed(_ordinals, self.seed, s, m, device=x.device)
         return position_of(ordinal, key_mask)
-
-    @of_tokens
-    def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
-        """Landmarks (..., m, d) of tokens x (..., n, d)."""
-        return take(x, self.indices(x, m, key_mask))
 
 
 def _ordinals(seed: int, s: int, m: int) -> Tensor:

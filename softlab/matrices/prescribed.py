@@ -14,6 +14,7 @@ or ``TypeError`` for fields outside their range.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,6 @@ from torch import Tensor
 from softlab.core import Stream, value
 from softlab.matrices.matrix import (
     F64,
-    KnownSpectrum,
     check_condition,
     check_count,
     delivered,
@@ -31,8 +31,20 @@ from softlab.matrices.matrix import (
 from softlab.validation import positive_int, zero_or_positive
 
 
+class _HaarAxes:
+    """A matrix of its family's singular values, with the axes that every family has."""
+
+    def __call__(
+        self: Any, seed: int = 0, *, dtype: torch.dtype = F64, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """Draw the matrix of this seed."""
+        s, rng = self.singular_values, Stream(seed, "matrices, axes")
+        a = formed(haar(len(s), rng), s, None if self.symmetric else rng)
+        return delivered(a, dtype, device)
+
+
 @value
-class Geometric:
+class Geometric(_HaarAxes):
     """Log-spaced singular values, s_i = condition^-((i - 1) / (m - 1)): every scale alike."""
 
     m: int
@@ -47,15 +59,9 @@ class Geometric:
         """From 1 to 1/condition, (m,), float64."""
         return self.condition ** -torch.linspace(0, 1, self.m, dtype=F64, device="cpu")
 
-    def __call__(
-        self, seed: int = 0, *, dtype: torch.dtype = F64, device: torch.device | str = "cpu"
-    ) -> Tensor:
-        """Draw the matrix of this seed."""
-        return delivered(_drawn(self, seed), dtype, device)
-
 
 @value
-class Polynomial:
+class Polynomial(_HaarAxes):
     """s_i = i^-p with p = log(condition) / log(m): few large singular values, many small ones."""
 
     m: int
@@ -71,15 +77,9 @@ class Polynomial:
         log = torch.arange(1, self.m + 1, dtype=F64, device="cpu").log()
         return self.condition ** -(log / log[-1].clamp_min(math.log(2)))
 
-    def __call__(
-        self, seed: int = 0, *, dtype: torch.dtype = F64, device: torch.device | str = "cpu"
-    ) -> Tensor:
-        """Draw the matrix of this seed."""
-        return delivered(_drawn(self, seed), dtype, device)
-
 
 @value
-class Step:
+class Step(_HaarAxes):
     """Ones, then ``small`` values of 1/condition: two scales and nothing between.
 
     ``small``: 0 <= small < m, and at least 1 unless condition is 1; None means m // 2.
@@ -107,15 +107,9 @@ class Step:
         s[self.m - self._small :] = 1 / self.condition
         return s
 
-    def __call__(
-        self, seed: int = 0, *, dtype: torch.dtype = F64, device: torch.device | str = "cpu"
-    ) -> Tensor:
-        """Draw the matrix of this seed."""
-        return delivered(_drawn(self, seed), dtype, device)
-
 
 @value
-class Clusters:
+class Clusters(_HaarAxes):
     """Tight groups of singular values around log-spaced centres.
 
     ``clusters``: number of groups, 2 to m, of equal size give or take one. ``width``: largest value
@@ -153,15 +147,9 @@ class Clusters:
         t = torch.cat([c + width * _centred(len(g)) for c, g in zip(centre, groups, strict=True)])
         return self.condition ** -((t - t[0]) / (t[-1] - t[0]))
 
-    def __call__(
-        self, seed: int = 0, *, dtype: torch.dtype = F64, device: torch.device | str = "cpu"
-    ) -> Tensor:
-        """Draw the matrix of this seed."""
-        return delivered(_drawn(self, seed), dtype, device)
-
 
 @value
-class LowRank:
+class LowRank(_HaarAxes):
     """``rank`` log-spaced singular values from 1 to 1/condition; the others are exactly zero.
 
     ``rank``: 1 to m. Formed from factors m x rank, so that what rounding leaves of the others is
@@ -184,18 +172,6 @@ class LowRank:
         s = torch.zeros(self.m, dtype=F64, device="cpu")
         s[: self.rank] = self.condition ** -torch.linspace(0, 1, self.rank, dtype=F64, device="cpu")
         return s
-
-    def __call__(
-        self, seed: int = 0, *, dtype: torch.dtype = F64, device: torch.device | str = "cpu"
-    ) -> Tensor:
-        """Draw the matrix of this seed."""
-        return delivered(_drawn(self, seed), dtype, device)
-
-
-def _drawn(family: KnownSpectrum, seed: int) -> Tensor:
-    """The matrix of the family's singular values and Haar axes, those of every family."""
-    s, rng = family.singular_values, Stream(seed, "matrices, axes")
-    return formed(haar(len(s), rng), s, None if family.symmetric else rng)
 
 
 def _centred(k: int) -> Tensor:

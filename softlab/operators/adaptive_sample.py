@@ -92,6 +92,7 @@ class AdaptiveSample:
     """
 
     family: ClassVar = "sampling"
+    target: ClassVar = Softmax()
     knob: ClassVar = Knob("top")
 
     eps: Tolerance = 0.1
@@ -112,11 +113,6 @@ class AdaptiveSample:
             exact_at="top",
             draws="base",
         )
-
-    @property
-    def target(self) -> Softmax:
-        """Softmax attention."""
-        return Softmax()
 
     def draws(self, light: int) -> Draws:
         """What is drawn of so many light keys, at least 2."""

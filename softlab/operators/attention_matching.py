@@ -83,6 +83,7 @@ class AttentionMatching:
     """
 
     family: ClassVar = "low rank"
+    target: ClassVar = Softmax()
     knob: ClassVar = Knob("rank")
 
     rank: Size
@@ -100,11 +101,6 @@ class AttentionMatching:
             exact_at="rank",
             linear_memory=True,
         )
-
-    @property
-    def target(self) -> Softmax:
-        """Softmax attention."""
-        return Softmax()
 
     def places(self, queries: int) -> list[int]:
         """Which of so many queries are references."""

@@ -61,6 +61,7 @@ class BigBird:
     """
 
     family: ClassVar = "sparse"
+    target: ClassVar = Softmax()
     knob: ClassVar = Knob("window", "globals", "random", block=32)
 
     window: Size
@@ -82,11 +83,6 @@ class BigBird:
             linear_memory=True,
             certified=True,
         )
-
-    @property
-    def target(self) -> Softmax:
-        """Softmax attention."""
-        return Softmax()
 
     def shares(self, blocks: int) -> Tensor:
         """Uniform u in [0, 1), (blocks, random): of s keys a block attends to key floor(u s).

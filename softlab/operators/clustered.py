@@ -50,6 +50,7 @@ class Clustered:
     """
 
     family: ClassVar = "sparse"
+    target: ClassVar = Softmax()
     knob: ClassVar = Knob("clusters")
 
     clusters: Size
@@ -67,11 +68,6 @@ class Clustered:
             exact_at="top",
             linear_memory=True,
         )
-
-    @property
-    def target(self) -> Softmax:
-        """Softmax attention."""
-        return Softmax()
 
     def owners(self, q: Tensor) -> Tensor:
         """The cluster of each query of q (..., n, d): integers (..., n) below ``clusters``."""

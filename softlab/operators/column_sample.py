@@ -35,6 +35,7 @@ class ColumnSample:
     """
 
     family: ClassVar = "sampling"
+    target: ClassVar = Softmax()
     knob: ClassVar = Knob("rank")
 
     rank: Size
@@ -54,11 +55,6 @@ class ColumnSample:
             linear_memory=True,
             draws="rank",
         )
-
-    @property
-    def target(self) -> Softmax:
-        """Softmax attention."""
-        return Softmax()
 
     def cost(self, dims: Dims) -> Cost:
         """2 n m (d + e) a matrix."""

@@ -70,6 +70,7 @@ class HyperAttention:
     """
 
     family: ClassVar = "sampling"
+    target: ClassVar = Softmax()
     knob: ClassVar = Knob("block", "samples")
 
     block: Size = 64
@@ -87,11 +88,6 @@ class HyperAttention:
             exact_at="block",
             linear_memory=True,
         )
-
-    @property
-    def target(self) -> Softmax:
-        """Softmax attention."""
-        return Softmax()
 
     def hyperplanes(self, d: int) -> Tensor:
         """The normals, (d, bits), float64, on the CPU."""

@@ -36,6 +36,7 @@ class Linformer:
     """
 
     family: ClassVar = "low rank"
+    target: ClassVar = Softmax()
     knob: ClassVar = Knob("rank")
 
     rank: Size
@@ -46,11 +47,6 @@ class Linformer:
     def traits(self) -> Traits:
         """Low rank, linear memory."""
         return Traits(query_equivariant=True, reads="scores", low_rank=True, linear_memory=True)
-
-    @property
-    def target(self) -> Softmax:
-        """Softmax attention."""
-        return Softmax()
 
     def projections(self, keys: int) -> tuple[Tensor, Tensor]:
         """E and F, each (m, keys), as drawn for so many keys: float64, on the CPU."""

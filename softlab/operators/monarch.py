@@ -74,6 +74,7 @@ class Monarch:
     """
 
     family: ClassVar = "hybrid"
+    target: ClassVar = Softmax()
     knob: ClassVar = Knob("block")
 
     block: Size = 32
@@ -90,11 +91,6 @@ class Monarch:
             exact_at_rank_one=True,
             certified=True,
         )
-
-    @property
-    def target(self) -> Softmax:
-        """Softmax attention."""
-        return Softmax()
 
     def classes(self, queries: int, keys: int) -> list[int]:
         """How many of so many queries stand in each block of so many keys."""

@@ -55,6 +55,7 @@ class MRA:
     """
 
     family: ClassVar = "hybrid"
+    target: ClassVar = Softmax()
     knob: ClassVar = Knob("refined", block=16)
 
     block: Size = 32
@@ -73,11 +74,6 @@ class MRA:
             exact_at="refined",
             linear_memory=True,
         )
-
-    @property
-    def target(self) -> Softmax:
-        """Softmax attention."""
-        return Softmax()
 
     def cost(self, dims: Dims) -> Cost:
         """Scores and averages of blocks, and of each query with refined blocks, a short one whole.

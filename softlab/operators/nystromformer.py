@@ -45,6 +45,7 @@ class Nystromformer:
     """
 
     family: ClassVar = "low rank"
+    target: ClassVar = Softmax()
     knob: ClassVar = Knob("rank")
 
     rank: Size
@@ -64,11 +65,6 @@ class Nystromformer:
             exact_at_rank_one=exact,
             linear_memory=True,
         )
-
-    @property
-    def target(self) -> Softmax:
-        """Softmax attention."""
-        return Softmax()
 
     @own_precision
     def core(self, q: Tensor, k: Tensor, key_mask: Tensor | None = None) -> Tensor:

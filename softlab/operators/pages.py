@@ -52,6 +52,7 @@ class Pages:
     """
 
     family: ClassVar = "sparse"
+    target: ClassVar = Softmax()
     knob: ClassVar = Knob("budget", block=16)
 
     block: Size = 16
@@ -70,11 +71,6 @@ class Pages:
             linear_memory=True,
             certified=True,
         )
-
-    @property
-    def target(self) -> Softmax:
-        """Softmax attention."""
-        return Softmax()
 
     def cost(self, dims: Dims) -> Cost:
         """4 d for the bound of each page, and 2 (d + e) for each key of those kept."""

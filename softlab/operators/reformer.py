@@ -75,6 +75,7 @@ class Reformer:
     """
 
     family: ClassVar = "sparse"
+    target: ClassVar = Softmax()
     knob: ClassVar = Knob("chunk", buckets=16, rounds=2)
 
     buckets: Width = 32
@@ -101,11 +102,6 @@ class Reformer:
             seedless=self.buckets == 1,
             linear_memory=True,
         )
-
-    @property
-    def target(self) -> Softmax:
-        """Softmax attention."""
-        return Softmax()
 
     def rotations(self, d: int) -> Tensor:
         """R of every round, (rounds, d, buckets // 2), float64, on the CPU."""

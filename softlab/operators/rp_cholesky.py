@@ -60,6 +60,7 @@ class RPCholesky:
     """
 
     family: ClassVar = "low rank"
+    target: ClassVar = Softmax()
     knob: ClassVar = Knob("rank")
 
     rank: Size
@@ -79,11 +80,6 @@ class RPCholesky:
             linear_memory=True,
             certified=True,
         )
-
-    @property
-    def target(self) -> Softmax:
-        """Softmax attention."""
-        return Softmax()
 
     def kernel(self, d: int) -> Gaussian:
         """The kernel h scaled to a unit diagonal, at head width d."""

@@ -56,6 +56,7 @@ class Skeinformer:
     """
 
     family: ClassVar = "sampling"
+    target: ClassVar = Softmax()
     knob: ClassVar = Knob("rank")
 
     rank: Size
@@ -72,11 +73,6 @@ class Skeinformer:
             exact_at_rank_one=True,
             linear_memory=True,
         )
-
-    @property
-    def target(self) -> Softmax:
-        """Softmax attention."""
-        return Softmax()
 
     def draws(self, queries: int, keys: int) -> Draws:
         """What is drawn for so many queries and keys."""

@@ -76,6 +76,7 @@ class Thinformer:
     """
 
     family: ClassVar = "sampling"
+    target: ClassVar = Softmax()
     knob: ClassVar = Knob("size")
 
     size: Size = 256
@@ -92,11 +93,6 @@ class Thinformer:
             exact_at="size",
             linear_memory=True,
         )
-
-    @property
-    def target(self) -> Softmax:
-        """Softmax attention."""
-        return Softmax()
 
     def halvings(self, keys: int) -> int:
         """How often so many keys are halved."""

@@ -24,8 +24,6 @@ from softlab.core import Cost, Stream, own_precision, value, widened
 from softlab.pinv.golub_kahan import interval_cost, singular_interval
 from softlab.validation import Positive, Seed, Steps
 
-NO_COST = Cost(0)
-
 
 @runtime_checkable
 class Scaling(Protocol):
@@ -47,6 +45,14 @@ class Scaling(Protocol):
     def cost(self, m: int, batch: int = 1) -> Cost:
         """Arithmetic of the estimate on ``batch`` matrices m x m."""
         ...
+
+
+class _WithoutProduct:
+    """A scaling that forms norms and no product."""
+
+    def cost(self, m: int, batch: int = 1) -> Cost:  # noqa: ARG002
+        """No product."""
+        return Cost(0)
 
 
 def one_norm(a: Tensor) -> Tensor:
@@ -84,7 +90,7 @@ def _identity(a: Tensor, inverse: Tensor, factor: float = 1.0) -> Tensor:
 
 
 @value
-class NormProduct:
+class NormProduct(_WithoutProduct):
     """X0 = factor * A^T / (|A|_1 |A|_inf).
 
     As sigma_1^2 <= |A|_1 |A|_inf, Newton-type iterations converge for every 0 < factor < 2. For
@@ -104,13 +110,9 @@ class NormProduct:
         one, infinity = (magnitude.sum(axis).amax(-1)[..., None, None] for axis in (-2, -1))
         return _transposed(a, self.factor, one, infinity)
 
-    def cost(self, m: int, batch: int = 1) -> Cost:  # noqa: ARG002
-        """No product."""
-        return NO_COST
-
 
 @value
-class OneNorm:
+class OneNorm(_WithoutProduct):
     """X0 = factor * A^T / |A|_1^2, SOFT's: factor 1.8 with its 0.9, factor 2 without.
 
     For symmetric A the same as ``NormProduct``. For other A the iteration may diverge, since
@@ -125,13 +127,9 @@ class OneNorm:
         """The initial guess, (..., m, m)."""
         return _transposed(a, self.factor, one_norm(a), one_norm(a))
 
-    def cost(self, m: int, batch: int = 1) -> Cost:  # noqa: ARG002
-        """No product."""
-        return NO_COST
-
 
 @value
-class Frobenius:
+class Frobenius(_WithoutProduct):
     """X0 = factor * A^T / |A|_F^2, convergent for 0 < factor < 2, as sigma_1 <= |A|_F.
 
     Starts up to a factor of the rank lower than ``Optimal`` where the spectrum is flat.
@@ -147,10 +145,6 @@ class Frobenius:
         scale = _or_one(wide.detach().abs().amax((-2, -1), keepdim=True))
         norm = scale * torch.linalg.matrix_norm(wide / scale, keepdim=True)
         return _transposed(a, self.factor, norm, norm)
-
-    def cost(self, m: int, batch: int = 1) -> Cost:  # noqa: ARG002
-        """No product."""
-        return NO_COST
 
 
 @value
@@ -255,7 +249,7 @@ class KrylovEstimate:
 
 
 @value
-class InfinityNorm:
+class InfinityNorm(_WithoutProduct):
     """X0 = factor * I / |A|_inf for symmetric positive definite A, as lambda_1 <= |A|_inf.
 
     The residual starts from 1 - lambda / |A|_inf: half the Newton steps of any multiple of A^T.
@@ -270,13 +264,9 @@ class InfinityNorm:
         """The initial guess, (..., m, m)."""
         return _identity(a, infinity_norm(a), self.factor)
 
-    def cost(self, m: int, batch: int = 1) -> Cost:  # noqa: ARG002
-        """No product."""
-        return NO_COST
-
 
 @value
-class Trace:
+class Trace(_WithoutProduct):
     """X0 = factor * I / tr A for symmetric positive definite A, as lambda_1 <= tr A.
 
     Convergent for 0 < factor < 2; NaN where the trace is not positive, 0 for a zero matrix.
@@ -289,10 +279,6 @@ class Trace:
         """The initial guess, (..., m, m)."""
         trace = widened(a).diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
         return _identity(a, trace, self.factor)
-
-    def cost(self, m: int, batch: int = 1) -> Cost:  # noqa: ARG002
-        """No product."""
-        return NO_COST
 
 
 @value
@@ -318,7 +304,7 @@ class OptimalDefinite:
 
 
 @value
-class PublishedNystromformer:
+class PublishedNystromformer(_WithoutProduct):
     """X0 = A^T / (max |A|_1 max |A|_inf), the maxima over the whole batch and all heads.
 
     The published default: one peaky head slows the convergence of all others, and a sample's
@@ -333,13 +319,9 @@ class PublishedNystromformer:
         """The initial guess, (..., m, m)."""
         return _transposed(a, 1.0, one_norm(a).max(), infinity_norm(a).max())
 
-    def cost(self, m: int, batch: int = 1) -> Cost:  # noqa: ARG002
-        """No product."""
-        return NO_COST
-
 
 @value
-class PublishedSoft:
+class PublishedSoft(_WithoutProduct):
     """X0 = 1.8 A^T / (|A|_1 - ridge)^2, for A that is a core with ``ridge`` on its diagonal.
 
     What the released SOFT code does since July 2022: alpha = 0.9 * 2 / |.|_1^2 is that of the core
@@ -357,10 +339,6 @@ class PublishedSoft:
         """The initial guess, (..., m, m)."""
         norm = one_norm(a) - self.ridge
         return _transposed(a, 1.8, norm, norm)
-
-    def cost(self, m: int, batch: int = 1) -> Cost:  # noqa: ARG002
-        """No product."""
-        return NO_COST
 
 
 @value

@@ -32,6 +32,7 @@ from softlab.core import Dims, Operator, Stream
 from softlab.engine import provenance
 from softlab.engine.journal import Row
 from softlab.figures import Lines
+from softlab.hints import first_line
 from softlab.inputs import Recorded, Tied, recorded_names
 from softlab.operators import GaussianAttention, Nystromformer, Soft, Softmax
 from softlab.pinv import SVD, Chebyshev, Cholesky, NewtonRaphson, NystromformerCubic, Solver
@@ -201,7 +202,8 @@ def clock(name: str, n: int, dtype: torch.dtype, device: torch.device) -> Row:
         if name not in PEERS or isinstance(error, torch.OutOfMemoryError):
             raise
         # A backend takes some formats, and says which it does not.
-        return {**dict.fromkeys((*CLOCKS, "peak_bytes")), **known, "refused": _first(error)}
+        why = first_line(error)[:120]
+        return {**dict.fromkeys((*CLOCKS, "peak_bytes")), **known, "refused": why}
     return {**spent, **known, "over_floor": spent["seconds"] / floor, "refused": ""}
 
 
@@ -212,10 +214,6 @@ COUNTED: dict[str, Operator] = {
     EAGER: Nystromformer(64),
 }
 """What each peer computes, whose work counts for its floor."""
-
-
-def _first(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
 def peer(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:

@@ -23,6 +23,7 @@ from torch._subclasses import FakeTensor
 from torch.utils.checkpoint import checkpoint
 
 from softlab import validation
+from softlab.hints import first_line
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -129,7 +130,7 @@ class Stream:
     """
 
     def __init__(self, seed: int, purpose: str) -> None:
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        if not validation.is_integer(seed) or seed < 0:
             msg = f"seed is {seed!r}; give an integer of at least 0."
             raise ValueError(msg)
         self.number = _number(f"{purpose} {seed}")
@@ -253,7 +254,7 @@ class Dims:
     def __post_init__(self) -> None:
         for name in ("batch", "n", "l", "d", "e"):
             size = getattr(self, name)
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            if not validation.is_integer(size) or size < 1:
                 msg = f"Dims.{name} is {size!r}; give an integer of at least 1."
                 raise ValueError(msg)
         validation.flag(self, tied=self.tied)
@@ -674,8 +675,7 @@ def _alone(
         why = _unsupported(tensors)
         if why is None:
             raise
-        lines = str(error).strip().splitlines() or [""]
-        msg = f"{why} (torch: {lines[0][:160]})"
+        msg = f"{why} (torch: {first_line(error)[:160]})"
         raise RuntimeError(msg) from error
     finally:
         _inside.depth = 0
@@ -692,12 +692,11 @@ def _exported(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     try:
         return _without_autocast(call, args, kwargs, _tensors(args, kwargs))
     except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
         msg = (
             "torch.export cannot follow this operator: values decide what is computed next, be it "
             "a check of the input, a choice or an iteration that stops. Export inside `with "
             "softlab.validation.trusted():`, which leaves checks out; where that does not help, "
-            f"torch.compile it without fullgraph=True. (torch: {lines[0][:160]})"
+            f"torch.compile it without fullgraph=True. (torch: {first_line(error)[:160]})"
         )
         raise RuntimeError(msg) from error
 

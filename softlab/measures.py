@@ -19,7 +19,7 @@ from softlab.core import Dims, Operator, as_matrix, norm
 from softlab.error_budget import split
 from softlab.pinv import Inverting, Nystrom, Status, applier
 from softlab.primitives.certificates import relative as relative_bound
-from softlab.profiling import Numbers, peak_memory, seconds
+from softlab.profiling import ENOUGH, Numbers, peak_memory, seconds
 
 
 class Reference:
@@ -247,7 +247,7 @@ def best_of_keys(count: int, ref: Reference) -> Numbers:
 
 
 def expense(
-    op: Operator, q: Tensor, k: Tensor, v: Tensor, *, budget: float = 0.1, repeats: int = 5
+    op: Operator, q: Tensor, k: Tensor, v: Tensor, *, budget: float = ENOUGH, repeats: int = 5
 ) -> Numbers:
     """What one forward call costs: counted arithmetic, measured seconds and measured memory.
 

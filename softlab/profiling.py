@@ -29,6 +29,11 @@ WIDER = {
 FACTORS = {23: "float32", 10: "tfloat32", 7: "bfloat16"}
 """Digits after the point that a float32 factor keeps, and the format that has as many."""
 
+ENOUGH = 0.1
+"""Seconds of calls after which no more are timed, where a number needs no more."""
+PAIRS = 10
+"""Calls of a method and of the exact operator, in turn, that make a ratio of times."""
+
 PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mm": torch.mm,
     "bmm": lambda a, b: torch.bmm(a.expand(3, *a.shape), b.expand(3, *b.shape)),
@@ -40,7 +45,7 @@ SUMS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 
 def seconds(
-    call: Callable[[], object], device: torch.device, *, budget: float = 0.1, repeats: int = 5
+    call: Callable[[], object], device: torch.device, *, budget: float = ENOUGH, repeats: int = 5
 ) -> Numbers:
     """Median and quartiles of the time of ``call``, in seconds, after three warm-up calls.
 

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from softlab.hints import first_line
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -48,6 +50,16 @@ WORDS = {
     collections.abc.Callable: "a function",
 }
 """What is asked for, by the annotation that says so."""
+
+
+def is_integer(x: object) -> typing.TypeGuard[int]:
+    """Whether it is an integer, which True is not."""
+    return isinstance(x, int) and not isinstance(x, bool)
+
+
+def is_number(x: object) -> typing.TypeGuard[float]:
+    """Whether it is an integer or a float, and no bool."""
+    return isinstance(x, int | float) and not isinstance(x, bool)
 
 
 def unseen(x: Tensor) -> bool:
@@ -153,7 +165,7 @@ def _is_a(got: Any, kind: Any) -> bool:
     if kind is Any:
         return True
     if kind in (int, float):
-        return isinstance(got, (int, kind)) and not isinstance(got, bool)
+        return is_integer(got) if kind is int else is_number(got)
     origin, parts = typing.get_origin(kind) or kind, typing.get_args(kind)
     if origin is collections.abc.Callable:
         return callable(got)
@@ -385,7 +397,7 @@ def tokens(x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor | None:
     for shapes, and for NaN or inf at a token that takes part.
     """
     _floating_matrix("x", x)
-    if isinstance(m, bool) or not isinstance(m, int):
+    if not is_integer(m):
         msg = f"m is {m!r}; give the number of landmarks, an integer of at least 1."
         raise TypeError(msg)
     if key_mask is not None:
@@ -427,7 +439,7 @@ def placed(what: str, drawn: Iterable[Tensor], dtype: object, device: object) ->
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0].split(". ")[0][:120]
+        reason = first_line(error).split(". ")[0][:120]
         msg = f"device {str(device)!r} cannot be used here ({reason}). Use 'cpu'."
         raise ValueError(msg) from None
 
@@ -483,7 +495,7 @@ class Integers:
 
     def __call__(self, name: str, got: Any) -> None:
         """Raise ``TypeError`` or ``ValueError`` unless what is got for a field fits."""
-        if isinstance(got, bool) or not isinstance(got, int):
+        if not is_integer(got):
             msg = f"{name} is {got!r}; give an integer of at least {self.least}."
             raise TypeError(msg)
         if got < self.least and not self.says:
@@ -719,7 +731,7 @@ def _each(owner: object, held: Range, fields: dict[str, Any]) -> None:
 
 def count(name: str, got: Any, least: int = 1, most: float = MOST) -> None:
     """Raise unless an argument is an integer from ``least`` to ``most``."""
-    if isinstance(got, bool) or not isinstance(got, int):
+    if not is_integer(got):
         msg = f"{name} is {got!r}; give an integer of at least {least}."
         raise TypeError(msg)
     if not least <= got <= most:
@@ -729,7 +741,7 @@ def count(name: str, got: Any, least: int = 1, most: float = MOST) -> None:
 
 def span(name: str, got: Any, most: float = sys.float_info.max) -> None:
     """Raise unless an argument is a positive finite number, of at most ``most``."""
-    if isinstance(got, bool) or not isinstance(got, (int, float)):
+    if not is_number(got):
         msg = f"{name} is {got!r}; give a positive number."
         raise TypeError(msg)
     if not (got > 0 and math.isfinite(got)):
@@ -792,7 +804,7 @@ def fraction(owner: object, **fields: Any) -> None:
 
 
 def _number(name: str, got: Any, wanted: str) -> None:
-    if isinstance(got, bool) or not isinstance(got, (int, float)):
+    if not is_number(got):
         msg = f"{name} is {got!r}; give {wanted}."
         raise TypeError(msg)
 

@@ -18,6 +18,7 @@ from softlab.capture.dispatch import answer, heads_of
 from softlab.capture.huggingface import Result, read_as_sdpa
 from softlab.capture.interception import named
 from softlab.capture.substitution import SubstitutionError
+from softlab.validation import is_integer
 
 Attend = Callable[..., Tensor]
 Part = tuple[Attend, Collection[int] | None]
@@ -112,9 +113,7 @@ def _is_part(given: Any) -> bool:
     if not isinstance(given, tuple) or len(given) != 2:
         return False
     operator, heads = given
-    of_heads = heads is None or (
-        bool(heads) and all(isinstance(x, int) and not isinstance(x, bool) for x in heads)
-    )
+    of_heads = heads is None or (bool(heads) and all(map(is_integer, heads)))
     return callable(operator) and not isinstance(operator, type) and of_heads
 
 

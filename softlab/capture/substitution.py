@@ -30,6 +30,7 @@ from softlab.capture.interception import (
 from softlab.capture.masks import UnableError, hiding, read
 from softlab.core import Dims, Operator, Stream
 from softlab.hints import hint
+from softlab.validation import is_integer
 
 BACKWARD = (torch.autograd.backward, torch.autograd.grad, Tensor.backward)
 """Where torch suspends the mode, and a checkpointed model computes forward again."""
@@ -361,7 +362,7 @@ def _heads(heads: Collection[int]) -> list[int]:
 
 
 def _natural(x: Any) -> bool:
-    return isinstance(x, int) and not isinstance(x, bool) and x >= 0
+    return is_integer(x) and x >= 0
 
 
 def _reached(mode: _Substituter) -> None:

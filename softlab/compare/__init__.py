@@ -32,16 +32,12 @@ from softlab.laws import examine
 from softlab.laws.runner import Outcome, Verdict
 from softlab.laws.sandbox import Request, examined
 from softlab.operators import GaussianAttention
-from softlab.profiling import in_turn, peak_memory
+from softlab.profiling import ENOUGH, PAIRS, in_turn, peak_memory
 
 BUDGETS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 """Shares of the exact operator's work, at which a figure shows a method with a knob."""
 BUDGET = 1 / 8
 LAWS = ("yours", "all", "none")
-PAIRS = 10
-"""Calls of a method and of the exact operator, in turn, that make a ratio of times."""
-ENOUGH = 0.1
-"""Seconds of such pairs that are enough."""
 SLOW = "gave no answer within"
 UNIFORM, RANK, KEYS = "uniform average", "best matrix of the rank", "heaviest keys"
 Row = dict[str, Any]

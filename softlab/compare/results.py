@@ -17,6 +17,7 @@ from softlab.compare.subjects import TARGETS, Subject, called, evaluated, offere
 from softlab.engine.journal import replace
 from softlab.inputs import recorded_names
 from softlab.laws import OPERATOR_LAWS
+from softlab.validation import is_number
 
 if TYPE_CHECKING:
     from softlab.compare import Comparison
@@ -247,7 +248,7 @@ def _number(x: Any) -> float:
     """A number of a result file, where infinity is a word."""
     if x == "inf":
         return math.inf
-    return float(x) if isinstance(x, int | float) and not isinstance(x, bool) else math.nan
+    return float(x) if is_number(x) else math.nan
 
 
 def _said(x: Any) -> Any:

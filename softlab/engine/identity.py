@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from softlab.engine.journal import Row, Scalar
+from softlab.hints import first_line
 
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 MAIN = {"__main__", "__mp_main__"}
@@ -285,7 +286,7 @@ class _Walk:
             held: np.ndarray[Any, Any] = plain.reshape(-1).view(torch.uint8).numpy()
             content = hashlib.sha256(held.tobytes()).hexdigest()
         except (RuntimeError, NotImplementedError, TypeError) as error:
-            msg = f"a tensor whose entries cannot be read ({str(error).splitlines()[0]})"
+            msg = f"a tensor whose entries cannot be read ({first_line(error)})"
             raise UnstableError(msg) from error
         kind = self.token(type(x))
         return f"{kind} {x.dtype} {tuple(x.shape)} {x.requires_grad} {content}"

@@ -21,6 +21,7 @@ import torch
 from softlab.engine import sources
 from softlab.engine.identity import MAIN, UnstableError, identity
 from softlab.extras import DISTRIBUTION
+from softlab.validation import is_integer
 
 ENVIRONMENT = (
     *("ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_DEBUG_CPU_TYPE", "MKL_ENABLE_INSTRUCTIONS"),
@@ -213,7 +214,7 @@ def usable(name: str) -> torch.device:
 def sensible(name: str, count: int) -> None:
     """Raise ``ValueError`` for a count of threads or processes that is none, or far too many."""
     processors = os.cpu_count() or 1
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST * processors:
+    if not is_integer(count) or not 1 <= count <= MOST * processors:
         msg = (
             f"{name} is {count!r}; give an integer of at least 1, and of at most "
             f"{MOST * processors}: this machine has {processors} processors."

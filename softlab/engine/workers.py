@@ -43,6 +43,7 @@ from softlab.engine.loading import at_home, load
 from softlab.engine.locks import beside
 from softlab.engine.sources import Closure
 from softlab.extras import needed
+from softlab.hints import first_line
 
 TRIES = 2
 """A case whose worker died is tried again, alone, before it is recorded as failed."""
@@ -352,7 +353,7 @@ def dask(address: str, count: int = 1, *, timeout: float = 10) -> Iterator[Crew]
         try:
             client: Any = stack.enter_context(Client(cluster, timeout=timeout))
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0].rstrip(".")
+            reason = first_line(error).rstrip(".")
             msg = (
                 f"no dask scheduler answers at {address!r} ({reason}). Start one with "
                 "'dask scheduler', and workers with 'dask worker ADDRESS', or give --dask local."
@@ -530,7 +531,7 @@ def _opened(crew: Crew) -> Executor:
         executor.submit(os.getpid).result()
     except RuntimeError as error:
         _stop(executor)
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        reason = first_line(error)
         msg = (
             f"the executor has no worker that starts ({reason}); in a script, call run below "
             "'if __name__ == \"__main__\":'"

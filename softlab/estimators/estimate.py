@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from softlab import validation
+from softlab.validation import is_number
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def check_confidence(confidence: float) -> None:
 
     ``TypeError`` for what is no number.
     """
-    number = isinstance(confidence, int | float) and not isinstance(confidence, bool)
+    number = is_number(confidence)
     if not number or not 1e-6 <= confidence <= 1 - 1e-12:
         msg = f"confidence is {confidence!r}; give a number between 0 and 1, such as 0.95."
         raise (ValueError if number else TypeError)(msg)

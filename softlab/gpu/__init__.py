@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from softlab.core import transformed
+from softlab.hints import first_line
 
 WIDEST = 256
 """Widths of points and values that a program holds."""
@@ -78,7 +79,7 @@ def attempt(module: str, plain: Callable[[], T], call: Callable[..., T], *args: 
         return call(*args)
     except TritonError as error:
         _GIVEN_UP.add(module)
-        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        why = first_line(error)
         msg = f"softlab goes on without its kernels of {module}, with torch alone: {why}"
         warnings.warn(msg, stacklevel=3)
         return plain()

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from softlab.hints import first_line
 from softlab.inputs.case import QKV
 
 SUFFIXES = (".pt", ".pth", ".safetensors", ".npy", ".npz")
@@ -46,8 +47,8 @@ def read(file: Path | str, shown: Path | str = "") -> Any:
                 "tensors, or a dictionary, list or tuple of tensors."
             )
             raise ValueError(msg) from error
-        first = next(iter(str(error).splitlines()), "").partition(". ")[0].rstrip(".")[:160]
-        why = "" if isinstance(error, pickle.UnpicklingError) else f" ({first})" * bool(first)
+        first = first_line(error).partition(". ")[0].rstrip(".")[:160]
+        why = "" if isinstance(error, pickle.UnpicklingError) else f" ({first})"
         msg = (
             f"{shown} cannot be read{why}: it is damaged, or no {path.suffix} file. Save it again."
         )

@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from softlab.core import Stream
-from softlab.validation import count, flag, placed, positive, positive_int, tensor_fits, typed
+from softlab.validation import (
+    count,
+    flag,
+    is_integer,
+    placed,
+    positive,
+    positive_int,
+    tensor_fits,
+    typed,
+)
 
 F64 = torch.float64
 
@@ -97,7 +106,7 @@ def formed(left: Tensor, s: Tensor, rng: Stream | None) -> Tensor:
 
 def check_count(owner: object, name: str, got: int, low: int, high: int) -> None:
     """Raise unless the field ``name`` is an integer from ``low`` to ``high``."""
-    if isinstance(got, bool) or not isinstance(got, int):
+    if not is_integer(got):
         msg = f"{type(owner).__name__}.{name} is {got!r}; give an integer of at least {low}."
         raise TypeError(msg)
     if not low <= got <= high:

@@ -30,6 +30,7 @@ from softlab.report.drawing import as_numbers
 from softlab.report.folder import read
 from softlab.report.intervals import by_unit, interval
 from softlab.report.numbers import counted, number
+from softlab.report.rows import of_case
 from softlab.report.timings import WIDE, busy, noise
 from softlab.report.words import LONGEST, brief
 
@@ -210,10 +211,7 @@ def _paired(
 def _axes(table: pd.DataFrame, meta: Mapping[str, Any]) -> list[str]:
     """What tells rows apart: axes and ``within`` of the meta file, or what a row begins with."""
     named = [*meta["axes"], *meta.get("within", ())]
-    if meta["axes"] and set(named) <= set(table.columns):
-        return named
-    names = list(table.columns)
-    return [x for x in names[: names.index("status")] if "." not in x]
+    return named if meta["axes"] and set(named) <= set(table.columns) else of_case(table)
 
 
 def _by_case(table: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:

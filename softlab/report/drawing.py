@@ -29,6 +29,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from softlab.figures import Lines, Word
 from softlab.report.numbers import counted
 from softlab.report.quartiles import quartiles_of
+from softlab.report.rows import of_case
 from softlab.report.style import METHODS, Look
 from softlab.report.style import looks as chosen
 from softlab.report.words import FACES, LONGEST, brief, cut, drawn
@@ -281,8 +282,7 @@ def _is(column: pd.Series, value: Word) -> pd.Series:
 
 def _of_case(table: pd.DataFrame, column: str) -> bool:
     """Whether the column is an axis of the study or a field of one: a row begins with its case."""
-    names = list(table.columns)
-    return column.partition(".")[0] in names[: names.index("status")]
+    return column.partition(".")[0] in of_case(table)
 
 
 def _labels(table: pd.DataFrame, rows: pd.DataFrame, column: str) -> pd.Series:
@@ -490,8 +490,7 @@ class _Cases:
     """What rows of a page have in common, by axis of the study: a row begins with its case."""
 
     def __init__(self, rows: pd.DataFrame, by: str) -> None:
-        names = list(rows.columns)
-        self.axes = [x for x in names[: names.index("status")] if "." not in x and x != by]
+        self.axes = [x for x in of_case(rows) if x != by]
         self.columns = [rows[axis].to_numpy(object) for axis in self.axes]
         codes = [pd.factorize(rows[axis], use_na_sentinel=False)[0] for axis in self.axes]
         self.codes = np.array(codes, dtype=int).reshape(len(self.axes), len(rows))

@@ -13,6 +13,7 @@ import pandas as pd
 from softlab.report.chapter import Cell, Table
 from softlab.report.numbers import counted, joined, number, short
 from softlab.report.quartiles import summary
+from softlab.report.rows import of_case
 
 ROWS, COLUMNS, VARIED = 60, 6, 3
 """Groups and measures that a table has at most, and axes that tell groups apart."""
@@ -24,10 +25,7 @@ GREATEST = ("skill", "accuracy", "cosine", "score", "r2")
 
 def axes_of(table: pd.DataFrame) -> list[str]:
     """The axes of the study, as far as they are known; of a bare table its columns of words."""
-    known = [x for x in table.attrs.get("axes", ()) if x in table]
-    ahead = list(table.columns)
-    ahead = ahead[: ahead.index("status")] if "status" in ahead else ahead
-    return known or [x for x in ahead if "." not in x]
+    return [x for x in table.attrs.get("axes", ()) if x in table] or of_case(table)
 
 
 def measures_of(table: pd.DataFrame) -> list[str]:

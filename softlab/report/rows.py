@@ -39,6 +39,13 @@ def complete(table: pd.DataFrame, needed: AbstractSet[str]) -> bool:
     return not lacking
 
 
+def of_case(table: pd.DataFrame) -> list[str]:
+    """The columns of the case, with which a row begins: those before ``status``, no fields."""
+    names = [*table.columns]
+    end = names.index("status") if "status" in names else len(names)
+    return [x for x in names[:end] if "." not in x]
+
+
 def finished(table: pd.DataFrame, needed: AbstractSet[str]) -> pd.DataFrame:
     """The finished rows; raises ``ColumnError`` where one is there and a needed column is not."""
     if complete(table, needed):

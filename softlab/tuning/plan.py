@@ -15,6 +15,7 @@ from softlab.capture.implementation import register
 from softlab.capture.substitution import Substitution, substitute_each
 from softlab.catalogue import made
 from softlab.laws.adapters import found
+from softlab.validation import is_integer
 
 FORMAT = 1
 
@@ -145,7 +146,7 @@ def load(file: Path | str) -> Plan:
 def _heads(given: Any) -> tuple[int, ...] | None:
     if given is None:
         return None
-    if not given or any(not isinstance(x, int) or isinstance(x, bool) or x < 0 for x in given):
+    if not given or not all(is_integer(x) and x >= 0 for x in given):
         msg = f"heads is {given!r}, and numbers from 0 on are needed"
         raise ValueError(msg)
     return tuple(given)

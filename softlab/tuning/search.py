@@ -47,6 +47,7 @@ from softlab.tuning.subject import (
     halves,
     units,
 )
+from softlab.validation import is_integer, is_number
 
 KNOBS = (8, 16, 32, 64, 128)
 CANDIDATES = (
@@ -177,13 +178,13 @@ def passed(count: int, holds: Callable[[int, float], bool]) -> list[bool]:
 def _checked(
     within: float, candidates: Sequence[str], certified: float | None, trials: int
 ) -> None:
-    if not (_number(within) and 0 < within < math.inf):
+    if not (is_number(within) and 0 < within < math.inf):
         msg = f"within is {within!r}; give the change that is allowed, a number above 0, as 0.01."
         raise ValueError(msg)
-    if not isinstance(trials, int) or isinstance(trials, bool) or trials < 1:
+    if not is_integer(trials) or trials < 1:
         msg = f"trials is {trials!r}; give how many plans may be run, an integer of at least 1."
         raise ValueError(msg)
-    if certified is not None and not (_number(certified) and 0 < certified < math.inf):
+    if certified is not None and not (is_number(certified) and 0 < certified < math.inf):
         msg = (
             f"certified is {certified!r}; give the share of a layer's rows that its certified "
             "error may be, a number above 0, as 0.1, or leave it out."
@@ -199,10 +200,6 @@ def _checked(
                 "cheaper than another. Write it as an operator: the guide on operators of your own."
             )
             raise ValueError(msg)  # noqa: TRY004, as for a name that is no operator
-
-
-def _number(x: Any) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool)
 
 
 class _Journal:

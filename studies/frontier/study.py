@@ -35,7 +35,7 @@ from softlab.inputs import (
     recorded_names,
 )
 from softlab.operators import GaussianAttention, Local, Quantized, RandomFourier, Softmax, Taylor
-from softlab.profiling import Numbers, in_turn
+from softlab.profiling import ENOUGH, PAIRS, Numbers, in_turn
 from softlab.study import Study
 
 from .columns import ANSWER, BEST, EXACT, ORACLE, UNIFORM
@@ -75,10 +75,6 @@ FIXED: dict[str, tuple[str, Operator]] = {
 ORACLES = ("best matrix of the rank", "heaviest keys")
 METHODS = [*SWEPT, *FIXED, *ORACLES]
 SEEDS = range(4)
-BUDGET = 0.1
-"""Seconds of such pairs that are enough."""
-PAIRS = 10
-"""Calls of a method and of the exact operator, in turn, that make a ratio of times."""
 INPUTS: list[Input] = [
     *(Recorded(name) for name in recorded_names()),
     Normal(512, 32),
@@ -138,7 +134,7 @@ def paid(
     if op == aim:
         return spent | {"time": 1.0, "time_q1": 1.0, "time_q3": 1.0}
     return spent | in_turn(
-        lambda: op(*qkv), lambda: aim(*qkv), device, repeats=PAIRS, budget=BUDGET
+        lambda: op(*qkv), lambda: aim(*qkv), device, repeats=PAIRS, budget=ENOUGH
     )
 
 

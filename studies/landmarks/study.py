@@ -48,7 +48,7 @@ from softlab.landmarks import (
 )
 from softlab.operators import Nystromformer, Soft
 from softlab.pinv import SVD
-from softlab.profiling import Numbers, in_turn
+from softlab.profiling import ENOUGH, Numbers, in_turn
 from softlab.study import Study
 
 from .columns import ANSWER, KMEANS, LANDMARKS, ONE_STEP, SEGMENTS, UNIFORM, WORK
@@ -136,7 +136,7 @@ def timed(
     q, k, v = Normal(dims.n, dims.d)(0, dtype=dtype, device=device)
     op = operator(setting, rank, selector, 0, dims.d)
     mine, exact = (lambda: op(q, k, v)), (lambda: op.target(q, k, v))
-    return in_turn(mine, exact, device, repeats=8, budget=0.1)
+    return in_turn(mine, exact, device, repeats=8, budget=ENOUGH)
 
 
 def drawn(input: Input, seed: int, dtype: torch.dtype, device: torch.device) -> measures.Sample:

@@ -257,7 +257,7 @@ class Dims:
             if not validation.is_integer(size) or size < 1:
                 msg = f"Dims.{name} is {size!r}; give an integer of at least 1."
                 raise ValueError(msg)
-        validation.flag(self, tied=self.tied)
+        validation.in_range(self, bool, tied=self.tied)
         if self.tied and self.n != self.l:
             msg = f"Dims.tied is True, with {self.n} queries and {self.l} keys; give equal numbers."
             raise ValueError(msg)

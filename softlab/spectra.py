@@ -39,7 +39,7 @@ class Spectrum:
 
     def __post_init__(self) -> None:
         validation.fields(self)
-        validation.fraction(self, unit=self.unit)
+        validation.in_range(self, validation.Fraction, unit=self.unit)
         s = self.values
         fine = s.ndim >= 1 and s.shape[-1] >= 1 and s.dtype == F64 and bool(s.isfinite().all())
         if not (fine and bool((s >= 0).all()) and bool((s.diff(dim=-1) <= 0).all())):

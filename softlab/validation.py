@@ -417,11 +417,6 @@ def query_at_every_key(q: Tensor, k: Tensor) -> None:
         raise ValueError(msg)
 
 
-def flag(owner: object, **fields: Any) -> None:
-    """Raise ``TypeError`` unless every named field is True or False."""
-    _each(owner, Kind(bool), fields)
-
-
 def placed(what: str, drawn: Iterable[Tensor], dtype: object, device: object) -> tuple[Tensor, ...]:
     """What was drawn, in this dtype and on this device.
 
@@ -710,21 +705,13 @@ def _checks(kind: Any) -> tuple[tuple[str, str, bool, Range], ...]:
     )
 
 
-def positive_int(owner: object, **fields: Any) -> None:
-    """Raise unless every named field is an integer from 1 to 2^31 - 1."""
-    _each(owner, Integers(), fields)
+def in_range(owner: object, wanted: Any, **fields: Any) -> None:
+    """Raise as ``within`` unless every named field is in a range, or in that of an annotation.
 
-
-def natural(owner: object, **fields: Any) -> None:
-    """Raise unless every named field is an integer of at least 0, and at most 2^31 - 1.
-
-    A ``seed`` has no greatest value.
+    Of what is no dataclass: ``in_range(self, Size, width=width, heads=heads)``.
     """
-    for name, got in fields.items():
-        _each(owner, Integers(0, math.inf if name == "seed" else MOST), {name: got})
-
-
-def _each(owner: object, held: Range, fields: dict[str, Any]) -> None:
+    held = wanted if isinstance(wanted, Range) else _range(wanted)
+    assert held is not None, wanted
     for name, got in fields.items():
         held(f"{type(owner).__name__}.{name}", got)
 
@@ -788,40 +775,10 @@ def above_one(owner: object, **fields: int) -> None:
             raise ValueError(msg)
 
 
-def positive(owner: object, **fields: Any) -> None:
-    """Raise unless every named field is a number from 1e-30 to 1e18."""
-    _each(owner, Numbers(), fields)
-
-
-def zero_or_positive(owner: object, **fields: Any) -> None:
-    """Raise unless every named field is 0, or a number from 1e-30 to 1e18."""
-    _each(owner, Numbers(zero=True), fields)
-
-
-def fraction(owner: object, **fields: Any) -> None:
-    """Raise unless every named field is a number from 0 to below 1."""
-    _each(owner, Shares(below=True), fields)
-
-
 def _number(name: str, got: Any, wanted: str) -> None:
     if not is_number(got):
         msg = f"{name} is {got!r}; give {wanted}."
         raise TypeError(msg)
-
-
-def share(owner: object, **fields: Any) -> None:
-    """Raise unless every named field is a number from 0 to 1."""
-    _each(owner, Shares(), fields)
-
-
-def one_of(owner: object, allowed: tuple[str, ...], **fields: Any) -> None:
-    """Raise unless every named field is one of the ``allowed`` words."""
-    _each(owner, OneOf(*allowed), fields)
-
-
-def is_a(owner: object, protocol: type, **fields: Any) -> None:
-    """Raise ``TypeError`` unless every named field is an instance offering ``protocol``."""
-    _each(owner, Kind(protocol), fields)
 
 
 def tensor(name: str, a: Matrix) -> Tensor:

@@ -105,8 +105,8 @@ class Held:
     zoom: float = 1.0
 
     def __post_init__(self) -> None:
-        validation.positive(self, zoom=self.zoom)
-        validation.share(self, zoom=self.zoom)
+        validation.in_range(self, validation.Positive, zoom=self.zoom)
+        validation.in_range(self, validation.Share, zoom=self.zoom)
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:
             msg = (
                 f"pixels must be bytes (n, c, H, W), got {self.pixels.dtype}, {self.pixels.ndim}-D."
@@ -186,7 +186,7 @@ class Folder:
 
     def __post_init__(self) -> None:
         if self.white is not None:
-            validation.positive(self, white=self.white)
+            validation.in_range(self, validation.Positive, white=self.white)
         folders = sorted(p for p in _shown(self.root) if p.is_dir()) if self.root.is_dir() else []
         # Decomposed letters, as some systems store them, are the same name.
         names = [unicodedata.normalize("NFC", folder.name) for folder in folders]

@@ -33,8 +33,8 @@ class Canvases:
     purpose: str = "training"
 
     def __post_init__(self) -> None:
-        validation.positive_int(self, side=self.side, count=self.count)
-        validation.natural(self, seed=self.seed)
+        validation.in_range(self, validation.Size, side=self.side, count=self.count)
+        validation.in_range(self, validation.Seed, seed=self.seed)
         high, wide = self.images.pixels.shape[-2:]
         if self.images.channels != 1 or max(high, wide) > self.side:
             msg = (

@@ -12,7 +12,7 @@ from softlab.inputs import Input
 from softlab.kernels import Gaussian
 from softlab.matrices.matrix import F64, delivered
 from softlab.pinv import Inverting
-from softlab.validation import is_a, positive, positive_int, tensor_fits
+from softlab.validation import Positive, Size, tensor_fits
 
 
 @runtime_checkable
@@ -38,14 +38,12 @@ class NearDuplicates:
     points scaled by it, as ``Soft(m)`` has it, so these are the numbers that SOFT inverts.
     """
 
-    m: int = 49
-    spread: float = 0.05
-    d: int = 32
+    m: Size = 49
+    spread: Positive = 0.05
+    d: Size = 32
 
     def __post_init__(self) -> None:
-        positive_int(self, m=self.m, d=self.d)
         tensor_fits(self, self.m, max(self.m, self.d))
-        positive(self, spread=self.spread)
 
     def __call__(
         self, seed: int = 0, *, dtype: torch.dtype = F64, device: torch.device | str = "cpu"
@@ -70,10 +68,6 @@ class Core:
 
     op: _Ranked
     input: Input
-
-    def __post_init__(self) -> None:
-        is_a(self, _Ranked, op=self.op)
-        is_a(self, Input, input=self.input)
 
     @property
     def m(self) -> int:

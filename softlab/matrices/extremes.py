@@ -17,7 +17,7 @@ from softlab.matrices.matrix import (
     formed,
     haar,
 )
-from softlab.validation import positive_int
+from softlab.validation import Positive, Size
 
 
 @value
@@ -27,7 +27,7 @@ class Flat:
     The identity has equal row sums, |A|_1 = s_1: a scaling that only just converges fails on it.
     """
 
-    m: int
+    m: Size
     symmetric: bool = True
 
     condition = 1.0
@@ -61,7 +61,7 @@ class Ones:
     make this core. The same for every seed.
     """
 
-    m: int
+    m: Size
 
     condition = 1.0
     symmetric = True
@@ -100,13 +100,12 @@ class Spiked:
     form would be diagonal).
     """
 
-    m: int
-    condition: float
+    m: Size
+    condition: Positive
     spikes: int = 1
     symmetric: bool = True
 
     def __post_init__(self) -> None:
-        positive_int(self, m=self.m)
         check_count(self, "spikes", self.spikes, 1, self.m)
         check_condition(self, self.m, self.condition, nonzero=self.m - self.spikes + 1)
 

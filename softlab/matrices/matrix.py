@@ -10,11 +10,8 @@ from torch import Tensor
 from softlab.core import Stream
 from softlab.validation import (
     count,
-    flag,
     is_integer,
     placed,
-    positive,
-    positive_int,
     tensor_fits,
     typed,
 )
@@ -117,11 +114,7 @@ def check_count(owner: object, name: str, got: int, low: int, high: int) -> None
 
 def check_condition(owner: object, m: int, condition: float, *, nonzero: int = 1) -> None:
     """Check size and condition; ``nonzero`` tells how many values the condition can spread over."""
-    positive_int(owner, m=m)
     tensor_fits(owner, m, m)
-    if hasattr(owner, "symmetric"):
-        flag(owner, symmetric=owner.symmetric)
-    positive(owner, condition=condition)
     name = type(owner).__name__
     if condition < 1:
         msg = f"{name}.condition is {condition}; it is s_1 / s_r, so give a number of at least 1."

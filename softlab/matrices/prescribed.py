@@ -28,7 +28,7 @@ from softlab.matrices.matrix import (
     formed,
     haar,
 )
-from softlab.validation import positive_int, zero_or_positive
+from softlab.validation import NotNegative, Positive, Size
 
 
 class _HaarAxes:
@@ -47,8 +47,8 @@ class _HaarAxes:
 class Geometric(_HaarAxes):
     """Log-spaced singular values, s_i = condition^-((i - 1) / (m - 1)): every scale alike."""
 
-    m: int
-    condition: float
+    m: Size
+    condition: Positive
     symmetric: bool = True
 
     def __post_init__(self) -> None:
@@ -64,8 +64,8 @@ class Geometric(_HaarAxes):
 class Polynomial(_HaarAxes):
     """s_i = i^-p with p = log(condition) / log(m): few large singular values, many small ones."""
 
-    m: int
-    condition: float
+    m: Size
+    condition: Positive
     symmetric: bool = True
 
     def __post_init__(self) -> None:
@@ -85,13 +85,12 @@ class Step(_HaarAxes):
     ``small``: 0 <= small < m, and at least 1 unless condition is 1; None means m // 2.
     """
 
-    m: int
-    condition: float
+    m: Size
+    condition: Positive
     small: int | None = None
     symmetric: bool = True
 
     def __post_init__(self) -> None:
-        positive_int(self, m=self.m)
         if self.small is not None:
             check_count(self, "small", self.small, 0, self.m - 1)
         check_condition(self, self.m, self.condition, nonzero=self._small + 1)
@@ -119,16 +118,15 @@ class Clusters(_HaarAxes):
     (1 + width)^(clusters - 1) < condition, or the groups would run into each other.
     """
 
-    m: int
-    condition: float
+    m: Size
+    condition: Positive
     clusters: int = 3
-    width: float = 0.01
+    width: NotNegative = 0.01
     symmetric: bool = True
 
     def __post_init__(self) -> None:
         check_condition(self, self.m, self.condition, nonzero=self.m)
         check_count(self, "clusters", self.clusters, 2, self.m)
-        zero_or_positive(self, width=self.width)
         apart = math.log(self.condition) / (self.clusters - 1)
         if not math.log1p(self.width) < apart:
             msg = (
@@ -156,13 +154,12 @@ class LowRank(_HaarAxes):
     about eps, whatever m. Below full rank an iteration must not amplify it.
     """
 
-    m: int
+    m: Size
     rank: int
-    condition: float
+    condition: Positive
     symmetric: bool = True
 
     def __post_init__(self) -> None:
-        positive_int(self, m=self.m)
         check_count(self, "rank", self.rank, 1, self.m)
         check_condition(self, self.m, self.condition, nonzero=self.rank)
 

@@ -26,6 +26,7 @@ from softlab.pinv import (
     Ridge,
     Solver,
 )
+from softlab.validation import Size
 
 STAGES = 4
 VARIANTS = ("paper", "released")
@@ -49,10 +50,10 @@ class Design:
     heads: tuple[int, int, int, int] = (2, 4, 10, 16)
     strides: tuple[int, int, int, int] = (4, 2, 2, 2)
     windows: tuple[int, int, int] = (8, 4, 2)
-    rank: int = 49
+    rank: Size = 49
     filters: tuple[int, int, int] = (9, 5, 3)
-    stem: int = 32
-    image: int = 224
+    stem: Size = 32
+    image: Size = 224
 
     def __post_init__(self) -> None:
         for name in ("depths", "widths", "heads", "strides", "windows", "filters"):
@@ -61,10 +62,8 @@ class Design:
                 msg = f"Design.{name} is {held!r}; give a tuple of {due} integers, one a stage."
                 raise ValueError(msg)
             for number in held:
-                (validation.natural if name == "filters" else validation.positive_int)(
-                    self, **{name: number}
-                )
-        validation.positive_int(self, rank=self.rank, stem=self.stem, image=self.image)
+                wanted = validation.Natural if name == "filters" else validation.Size
+                validation.in_range(self, wanted, **{name: number})
         if self.strides[0] not in (1, 2, 4) or any(s not in (1, 2) for s in self.strides[1:]):
             msg = f"Design.strides is {self.strides}; give 1, 2 or 4, then 1 or 2 three times."
             raise ValueError(msg)
@@ -134,13 +133,14 @@ class Pyramid(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        validation.one_of(self, VARIANTS, variant=variant)
-        validation.natural(self, num_classes=num_classes, seed=seed)
-        validation.positive_int(self, channels=channels)
-        validation.fraction(self, drop_path=drop_path)
+        validation.in_range(self, validation.OneOf(*VARIANTS), variant=variant)
+        validation.in_range(self, validation.Natural, num_classes=num_classes)
+        validation.in_range(self, validation.Seed, seed=seed)
+        validation.in_range(self, validation.Size, channels=channels)
+        validation.in_range(self, validation.Fraction, drop_path=drop_path)
         released = variant == "released"
         sampling = sampling or ("conv" if released else "pool")
-        validation.one_of(self, SAMPLINGS, sampling=sampling)
+        validation.in_range(self, validation.OneOf(*SAMPLINGS), sampling=sampling)
         self.design, self.variant = design, variant
         self.num_classes, self.channels = num_classes, channels
         fixed = not released if fixed is None else fixed

@@ -23,7 +23,7 @@ class Dense(nn.Module):
 
     def __init__(self, backbone: Pyramid, classes: int, width: int = 32, seed: int = 0) -> None:
         super().__init__()
-        validation.positive_int(self, classes=classes, width=width)
+        validation.in_range(self, validation.Size, classes=classes, width=width)
         if not isinstance(backbone, Pyramid) or backbone.num_classes:
             msg = "Dense takes a Pyramid without a classifier; build it with num_classes=0."
             raise TypeError(msg)

@@ -36,7 +36,7 @@ class Pooling(nn.Module):
             raise ValueError(msg)
         for name, given in (("rank", rank), ("stride", stride)):
             if given is not None:
-                validation.positive_int(self, **{name: given})
+                validation.in_range(self, validation.Size, **{name: given})
         self.rank, self.stride = rank, stride
 
     def count(self, grid: Grid) -> int:
@@ -66,9 +66,8 @@ class Convolution(nn.Module):
 
     def __init__(self, d: int, stride: int, rank: int | None = None) -> None:
         super().__init__()
-        validation.positive_int(
-            self, d=d, stride=stride, **({} if rank is None else {"rank": rank})
-        )
+        given = {"d": d, "stride": stride} | ({} if rank is None else {"rank": rank})
+        validation.in_range(self, validation.Size, **given)
         self.rank, self.stride = rank, stride
         self.weight = nn.Parameter(torch.empty(d, d, stride, stride))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # as torch's Conv2d
@@ -159,9 +158,9 @@ class Attention(nn.Module):
         depthwise: int = 0,
     ) -> None:
         super().__init__()
-        validation.positive_int(self, width=width, heads=heads)
-        validation.natural(self, depthwise=depthwise)
-        validation.is_a(self, Operator, operator=operator)
+        validation.in_range(self, validation.Size, width=width, heads=heads)
+        validation.in_range(self, validation.Natural, depthwise=depthwise)
+        validation.in_range(self, Operator, operator=operator)
         if width % heads:
             msg = f"width {width} is not divided by {heads} heads; give a divisor."
             raise ValueError(msg)

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from rich.console import Console
@@ -26,7 +26,6 @@ from rich.progress import Progress
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
-from softlab import validation
 from softlab.core import Stream, value
 from softlab.datasets.images import (
     Checked,
@@ -39,6 +38,7 @@ from softlab.datasets.images import (
 from softlab.engine.identity import UnstableError, identity, shown
 from softlab.models import soft
 from softlab.models.pyramid import Design, Pyramid
+from softlab.validation import Fraction, Natural, OneOf, Positive, Seed, Size
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -56,27 +56,20 @@ class Recipe:
     or that of the products: bfloat16, or float16 with a scaled loss on a GPU. ``seed``: of all.
     """
 
-    epochs: int
-    batch: int = 128
-    rate: float = 1e-3
+    epochs: Size
+    batch: Size = 128
+    rate: Positive = 1e-3
     floor: float = 1e-5
-    warm_up: int = 1
+    warm_up: Natural = 1
     decay: float = 0.05
     clip: float = 1.0
     mixup: float = 0.0
     cutmix: float = 0.0
-    smoothing: float = 0.1
-    drop_path: float = 0.0
-    side: int = 32
-    precision: str = "float32"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        validation.positive_int(self, epochs=self.epochs, batch=self.batch, side=self.side)
-        validation.positive(self, rate=self.rate)
-        validation.natural(self, warm_up=self.warm_up, seed=self.seed)
-        validation.fraction(self, smoothing=self.smoothing, drop_path=self.drop_path)
-        validation.one_of(self, tuple(PRECISIONS), precision=self.precision)
+    smoothing: Fraction = 0.1
+    drop_path: Fraction = 0.0
+    side: Size = 32
+    precision: Annotated[str, OneOf(*PRECISIONS)] = "float32"
+    seed: Seed = 0
 
     def rate_at(self, epoch: float) -> float:
         """The rate at a time in epochs: linear to ``rate``, then a cosine to ``floor``."""

@@ -56,8 +56,8 @@ class Chebyshev(Unrolled):
                 msg = f"Chebyshev.bounds is {pair!r}; give (lower, upper), lower <= upper."
                 raise TypeError(msg)
             low, high = self.bounds
-            validation.positive(self, bounds=low)
-            validation.positive(self, bounds=high)
+            validation.in_range(self, validation.Positive, bounds=low)
+            validation.in_range(self, validation.Positive, bounds=high)
             if low > high:
                 msg = f"Chebyshev.bounds is {self.bounds}; give (lower, upper), lower <= upper."
                 raise ValueError(msg)

@@ -162,8 +162,8 @@ class Optimal:
 
     def __post_init__(self) -> None:
         if self.rtol is not None:
-            validation.positive(self, rtol=self.rtol)
-            validation.fraction(self, rtol=self.rtol)
+            validation.in_range(self, validation.Positive, rtol=self.rtol)
+            validation.in_range(self, validation.Fraction, rtol=self.rtol)
 
     def __call__(self, a: Tensor) -> Tensor:
         """The initial guess, (..., m, m)."""

@@ -26,8 +26,8 @@ class SVD:
 
     def __post_init__(self) -> None:
         if self.rtol is not None:
-            validation.positive(self, rtol=self.rtol)
-            validation.fraction(self, rtol=self.rtol)
+            validation.in_range(self, validation.Positive, rtol=self.rtol)
+            validation.in_range(self, validation.Fraction, rtol=self.rtol)
 
     @property
     def traits(self) -> SolverTraits:

@@ -13,7 +13,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from softlab.datasets.wheels import CATALOGUE
 from softlab.inputs.case import QKV, delivered
 from softlab.inputs.recorded import DATA
 from softlab.pretrained import minilm, vit
-from softlab.validation import one_of, positive_int
+from softlab.validation import OneOf, Size
 
 DEPTH, HEADS = {"minilm": 6, "vit": 12}, {"minilm": 12, "vit": 6}
 SAMPLES = {
@@ -56,14 +56,12 @@ class Activations:
     and needs the extra ``models``.
     """
 
-    model: str
+    model: Annotated[str, OneOf(*SAMPLES)]
     layer: int
     head: int
-    n: int
+    n: Size
 
     def __post_init__(self) -> None:
-        one_of(self, tuple(SAMPLES), model=self.model)
-        positive_int(self, n=self.n)
         for name, got, count in (
             ("layer", self.layer, DEPTH[self.model]),
             ("head", self.head, HEADS[self.model]),

@@ -6,6 +6,7 @@ from statistics import NormalDist
 
 import pytest
 import torch
+from draws import head_of
 from scipy import stats
 
 from softlab import as_matrix
@@ -65,10 +66,7 @@ def missed(op, q, k, seeds):
     return int(((ratios - 1).abs() > op.eps).sum())
 
 
-def draw(n=12, l=30, d=4, scale=1.0, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    q, k, v = (torch.randn(s, generator=g, dtype=F64) for s in ((n, d), (l, d), (l, 3)))
-    return scale * q, scale * k, v
+draw = head_of(12, 30)
 
 
 SEEDS = 600

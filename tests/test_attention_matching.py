@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from draws import head_of
 from scipy.optimize import nnls
 
 from softlab.inputs import Recorded
@@ -66,10 +67,7 @@ def twin(op: AttentionMatching, q, k, v):
     return torch.softmax(q @ k[S].mT / root + logs.to(q.dtype), -1) @ V.to(v.dtype)
 
 
-def draw(n=12, l=20, d=4, scale=1.0, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    q, k, v = (torch.randn(s, generator=g, dtype=F64) for s in ((n, d), (l, d), (l, 3)))
-    return scale * q, scale * k, v
+draw = head_of(12, 20)
 
 
 def probabilities(q, k):

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from draws import head_of
 
 from softlab import as_matrix
 from softlab.laws import tolerance
@@ -11,11 +12,7 @@ from softlab.operators import BandLowRank, LinearAttention, Local, Softmax, Unif
 from softlab.profiling import peak_memory
 
 F64 = torch.float64
-
-
-def draw(n=18, l=18, d=4, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(s, generator=g, dtype=F64) for s in ((n, d), (l, d), (l, 3)))
+draw = head_of(18, 18)
 
 
 @pytest.mark.parametrize(("n", "l"), [(18, 18), (7, 23), (50, 6)])

@@ -5,14 +5,17 @@ import re
 import warnings
 
 import pytest
+import sdpa
 import torch
+from matrices import normal as draw
+from sdpa import SDPA, Plain
 from torch import nn
 from torch.nn import functional
 
 from softlab.capture import record, substitute
 from softlab.operators import Nystromformer, Softmax, TopK
 
-SDPA, MHA = functional.scaled_dot_product_attention, functional.multi_head_attention_forward
+torch_stays_as_it_was = sdpa.torch_stays_as_it_was
 
 
 def naive(call):
@@ -29,17 +32,6 @@ def naive(call):
     return scores.softmax(-1) @ v
 
 
-class Plain(nn.Module):
-    """Calls SDPA once with whatever arguments it is given."""
-
-    def __init__(self, **arguments):
-        super().__init__()
-        self.arguments = arguments
-
-    def forward(self, q, k, v):
-        return functional.scaled_dot_product_attention(q, k, v, **self.arguments)
-
-
 class Block(nn.Module):
     """A named attention inside another module."""
 
@@ -54,18 +46,6 @@ class Block(nn.Module):
 class Eager(nn.Module):
     def forward(self, x):
         return (x @ x.mT).softmax(-1) @ x
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-@pytest.fixture(autouse=True)
-def torch_stays_as_it_was():
-    yield
-    assert functional.scaled_dot_product_attention is SDPA
-    assert functional.multi_head_attention_forward is MHA
-    assert not torch.overrides._len_torch_function_stack()
 
 
 @pytest.mark.parametrize(

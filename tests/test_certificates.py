@@ -7,6 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
+from matrices import normal as draw
 from typer.testing import CliRunner
 
 import softlab
@@ -55,11 +56,6 @@ CERTIFIED = [
     Skyformer(4),
     RPCholesky(3),
 ]
-
-
-def draw(*shape, seed=0, dtype=F64):
-    g = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=g, dtype=F64).to(dtype)
 
 
 @pytest.mark.parametrize("op", CERTIFIED, ids=repr)

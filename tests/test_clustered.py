@@ -5,17 +5,14 @@ import re
 
 import pytest
 import torch
+from draws import head_of
 
 from softlab.core import as_matrix
 from softlab.laws import tolerance
 from softlab.operators import Clustered, Softmax, Uniform
 
 F64 = torch.float64
-
-
-def draw(n=20, l=16, d=4, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(s, generator=g, dtype=F64) for s in ((n, d), (l, d), (l, 3)))
+draw = head_of(20, 16)
 
 
 def bunches(spread, seed=0):

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 import zoo
+from matrices import normal as draw
 from torch import nn
 from torch.nn import functional
 
@@ -32,10 +33,6 @@ from softlab.operators import (
 
 F64 = torch.float64
 LENGTH = 14
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 class Cached(nn.Module):

@@ -10,6 +10,7 @@ import warnings
 
 import pytest
 import torch
+from matrices import normal as draw
 from torch import nn
 from torch.nn import functional
 
@@ -18,10 +19,6 @@ from softlab.capture.effect import effect
 from softlab.operators import Local, Performer, Softmax, TopK, Uniform
 
 F64 = torch.float64
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 class AttentionInterface(dict):

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from draws import head_of
 from scipy import stats
 
 from softlab import as_matrix
@@ -14,11 +15,7 @@ from softlab.operators import HyperAttention, KDEFormer, Softmax, Uniform
 from softlab.profiling import peak_memory
 
 F64 = torch.float64
-
-
-def draw(n=12, l=16, d=4, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(s, generator=g, dtype=F64) for s in ((n, d), (l, d), (l, 3)))
+draw = head_of(12, 16)
 
 
 def uneven(l=256, d=8, spread=2.0):

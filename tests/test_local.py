@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from draws import head_of
 
 from softlab.core import as_matrix
 from softlab.laws import tolerance
@@ -20,9 +21,7 @@ KNOBS = [
 ]
 
 
-def draw(n=18, l=18, d=4, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(s, generator=g, dtype=F64) for s in ((n, d), (l, d), (l, 3)))
+draw = head_of(18, 18)
 
 
 def support(op, n, l):

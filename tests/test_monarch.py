@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from draws import head_of
 
 from softlab import as_matrix
 from softlab.laws import tolerance
@@ -53,10 +54,7 @@ def twin(op: Monarch, q, k, v):
     return torch.stack(out)
 
 
-def draw(n=24, l=24, d=4, scale=1.0, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    q, k, v = (torch.randn(s, generator=g, dtype=F64) for s in ((n, d), (l, d), (l, 3)))
-    return scale * q, scale * k, v
+draw = head_of(24, 24)
 
 
 def objective(matrix, q, k):

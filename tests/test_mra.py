@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from draws import head_of
 
 from softlab import as_matrix
 from softlab.laws import tolerance
@@ -11,11 +12,7 @@ from softlab.operators import MRA, Softmax, Uniform
 from softlab.profiling import peak_memory
 
 F64 = torch.float64
-
-
-def draw(n=20, l=22, d=4, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(s, generator=g, dtype=F64) for s in ((n, d), (l, d), (l, 3)))
+draw = head_of(20, 22)
 
 
 def smooth(spread, n=64, d=8, seed=0):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from draws import head_of
 
 from softlab.operators import Pages, Softmax
 
@@ -27,9 +28,7 @@ def twin(op: Pages, q, k, v):
     return torch.stack(out)
 
 
-def draw(n=12, l=16, d=4, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(s, generator=g, dtype=F64) for s in ((n, d), (l, d), (l, 3)))
+draw = head_of(12, 16)
 
 
 @pytest.mark.parametrize("l", [1, 4, 5, 19])

@@ -9,6 +9,7 @@ import re
 
 import pytest
 import torch
+from draws import head_of
 
 from softlab import as_matrix
 from softlab.operators import Quantized, Softmax, Uniform
@@ -22,9 +23,7 @@ KNOBS = [
 ]
 
 
-def draw(n=12, l=16, d=8, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(s, generator=g, dtype=F64) for s in ((n, d), (l, d), (l, 3)))
+draw = head_of(12, 16, 8)
 
 
 def scores(q, k):

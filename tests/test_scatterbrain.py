@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from draws import head_of
 
 from softlab import as_matrix
 from softlab.features import IID
@@ -15,12 +16,7 @@ from softlab.primitives.prefix_sums import sums_before
 from softlab.profiling import peak_memory
 
 F64 = torch.float64
-
-
-def draw(n=18, l=18, d=4, scale=1.0, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    q, k, v = (torch.randn(s, generator=g, dtype=F64) for s in ((n, d), (l, d), (l, 3)))
-    return scale * q, scale * k, v
+draw = head_of(18, 18)
 
 
 def parts(op):

@@ -8,7 +8,10 @@ import threading
 import warnings
 
 import pytest
+import sdpa
 import torch
+from matrices import normal as draw
+from sdpa import SDPA, Plain
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -32,31 +35,8 @@ from softlab.operators import (
     Uniform,
 )
 
-SDPA, MHA = functional.scaled_dot_product_attention, functional.multi_head_attention_forward
+torch_stays_as_it_was = sdpa.torch_stays_as_it_was
 LOWEST = torch.finfo(torch.float64).min
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-@pytest.fixture(autouse=True)
-def torch_stays_as_it_was():
-    yield
-    assert functional.scaled_dot_product_attention is SDPA
-    assert functional.multi_head_attention_forward is MHA
-    assert not torch.overrides._len_torch_function_stack()
-
-
-class Plain(nn.Module):
-    """Calls SDPA once with whatever arguments it is given."""
-
-    def __init__(self, **arguments):
-        super().__init__()
-        self.arguments = arguments
-
-    def forward(self, q, k, v):
-        return functional.scaled_dot_product_attention(q, k, v, **self.arguments)
 
 
 class Net(nn.Module):

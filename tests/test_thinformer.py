@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from draws import head_of
 from scipy import stats
 
 from softlab import Dims
@@ -11,12 +12,7 @@ from softlab.operators import ColumnSample, Softmax, Thinformer, Uniform
 from softlab.profiling import peak_memory
 
 F64 = torch.float64
-
-
-def draw(n=12, l=16, d=4, scale=1.0, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    q, k, v = (torch.randn(s, generator=g, dtype=F64) for s in ((n, d), (l, d), (l, 3)))
-    return scale * q, scale * k, v
+draw = head_of(12, 16)
 
 
 def mean_square(make, q, k, v, seeds=8):

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from draws import head_of
 
 from softlab.operators import Softmax, TopK, Uniform
 
@@ -31,9 +32,7 @@ def twin(op: TopK, q, k, v):
     return (P / P.sum(-1, keepdim=True)) @ v
 
 
-def draw(n=12, l=16, d=4, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(s, generator=g, dtype=F64) for s in ((n, d), (l, d), (l, 3)))
+draw = head_of(12, 16)
 
 
 def bound(op, q, k, v):

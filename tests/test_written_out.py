@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from matrices import normal as draw
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -17,10 +18,6 @@ F64 = torch.float64
 EARLIER = torch.ones(9, 9, dtype=torch.bool).tril()
 BIAS = torch.randn(4, 9, 9, generator=torch.Generator().manual_seed(3), dtype=F64)
 WARM = torch.rand(4, 1, 1, generator=torch.Generator().manual_seed(4), dtype=F64) + 0.5
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 class Layer(nn.Module):

@@ -48,7 +48,7 @@ from softlab.engine.journal import (
     replace,
 )
 from softlab.engine.loading import at_home, load
-from softlab.engine.locks import TakenError, owned
+from softlab.engine.locks import TakenError, file_lock
 from softlab.engine.workers import (
     Crew,
     Task,
@@ -626,7 +626,7 @@ class _Run:
 
     def _write(self) -> None:
         """Write table and meta, each old or new but never torn, with rows of other shards."""
-        with owned(self.folder / ".table.lock", wait=True):
+        with file_lock(self.folder / ".table.lock", wait=True):
             others = merged(self.folder, self.code.digest)
             missing = [key for key in self.cases if key not in self.rows and key in others]
             self.rows |= {key: others[key] for key in missing}
@@ -680,7 +680,7 @@ def _journal(
     """The journal of that label, which nobody else writes meanwhile, and what is amiss."""
     with contextlib.ExitStack() as stack:
         try:
-            guarded = stack.enter_context(owned(folder / f".{label}.lock"))
+            guarded = stack.enter_context(file_lock(folder / f".{label}.lock"))
             journal = Journal(folder / f"{label}.jsonl", code.digest, fresh=fresh)
         except TakenError as taken:
             msg = f"{taken}: {folder}. Wait for it, or give --out another folder."

@@ -317,7 +317,7 @@ def admit_mask(
         raise ValueError(msg) from None
     if nothing or unseen(x):
         return mask
-    some = held(mask.any(-1))
+    some = values_of(mask.any(-1))
     if not bool(some.all()):
         empty = (~some).nonzero().tolist()
         at = f" (the first at index {tuple(empty[0])})" if empty[0] else ""
@@ -347,7 +347,7 @@ def magnitudes(tensors: dict[str, Tensor]) -> dict[str, float]:
     ends = _ends(*tensors.values()) if tensors else []
     for (name, x), low, high in zip(tensors.items(), ends[::2], ends[1::2], strict=True):
         if not (math.isfinite(low) and math.isfinite(high)):
-            x = held(x)
+            x = values_of(x)
             bad = x.numel() - int(torch.isfinite(x).sum())
             msg = (
                 f"{name} has {bad} entries that are NaN or inf (of {x.numel()}); all must be "
@@ -448,7 +448,7 @@ def floating(name: str, dtype: torch.dtype) -> None:
 
 def survivors(key_mask: Tensor | None, x: Tensor) -> int:
     """The smallest number of tokens that take part in any matrix of a batch; all if ``unseen``."""
-    return x.shape[-2] if key_mask is None or unseen(x) else int(held(key_mask.sum(-1)).min())
+    return x.shape[-2] if key_mask is None or unseen(x) else int(values_of(key_mask.sum(-1)).min())
 
 
 def matrix(a: Tensor, name: str = "a") -> None:
@@ -756,7 +756,7 @@ def symmetric(a: Tensor) -> None:
     size = a.detach().abs().amax((-2, -1))
     gap = (a.detach() - a.detach().mT).abs().amax((-2, -1))
     far = gap > 100 * a.shape[-1] * torch.finfo(a.dtype).eps * size
-    if bool(held(far).any()):
+    if bool(values_of(far).any()):
         worst = float((gap / size)[far].max())
         msg = (
             f"a must be symmetric for this solver, and {int(far.sum())} of {far.numel()} matrices "
@@ -819,7 +819,7 @@ def _floating_matrix(name: str, x: Any, *, nothing: bool = False) -> None:
         raise ValueError(msg)
 
 
-def held(x: Tensor) -> Tensor:
+def values_of(x: Tensor) -> Tensor:
     """The tensor itself, and inside a transform of ``torch.func`` the one with all the values.
 
     What decides anything has to be read from that: a batch of ``vmap`` has no value of its own.
@@ -845,7 +845,7 @@ def _strided(name: str, x: Tensor) -> None:
 
 def _ends(*tensors: Tensor) -> list[float]:
     """Least and greatest entry of each, NaN where one is NaN, in one transfer from the device."""
-    values = (held(x).detach() for x in tensors)
+    values = (values_of(x).detach() for x in tensors)
     ends = [end for x in values for end in torch.aminmax(_as_it_lies(x))]
     known: list[float] = torch.stack(ends).tolist()
     return known

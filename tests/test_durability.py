@@ -50,7 +50,7 @@ def test_fifty_kills_at_random_moments_lose_no_finished_row():
 
 def test_two_runs_do_not_share_a_folder(tmp_path):
     with (
-        locks.owned(tmp_path / "grid/.rows.lock"),
+        locks.file_lock(tmp_path / "grid/.rows.lock"),
         pytest.raises(ValueError, match="is writing") as caught,
     ):
         run(STUDY, tmp_path)
@@ -198,7 +198,7 @@ def test_a_corrupt_journal_and_a_second_run_exit_with_two(tmp_path):
     assert result.exit_code == 2
     assert "line 1 of" in result.stderr
     assert "Traceback" not in result.output + result.stderr
-    with locks.owned(tmp_path / "own/.rows.lock"):
+    with locks.file_lock(tmp_path / "own/.rows.lock"):
         result = call("run", file, "--out", tmp_path)
     assert result.exit_code == 2
     assert "is writing there" in result.stderr

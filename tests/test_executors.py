@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from softlab.engine import loading, workers
-from softlab.engine.locks import beside
+from softlab.engine.locks import device_lock
 from softlab.engine.workers import Crew, blocks, measured_there, processes
 from softlab.study import defined_in, run
 
@@ -128,7 +128,7 @@ def test_alone_waits_for_all_and_is_passed_by_nobody():
     device, order = f"test-{os.getpid()}", []
 
     def enter(name, alone, hold):
-        with beside(device, alone=alone):
+        with device_lock(device, alone=alone):
             order.append(name)
             time.sleep(hold)
             order.append(f"{name} out")
@@ -150,14 +150,14 @@ def test_a_case_that_waits_long_for_its_device_says_so(monkeypatch):
     held = threading.Event()
 
     def hold():
-        with beside("busy", alone=True):
+        with device_lock("busy", alone=True):
             held.set()
             time.sleep(0.5)
 
     thread = threading.Thread(target=hold)
     thread.start()
     held.wait()
-    with TestCase().assertLogs("softlab") as seen, beside("busy", alone=False):
+    with TestCase().assertLogs("softlab") as seen, device_lock("busy", alone=False):
         assert not thread.is_alive() or thread.join(1) is None
     thread.join()
     (said,) = (record.getMessage() for record in seen.records)

@@ -17,12 +17,12 @@ from softlab.report.intervals import (
     cell,
     confidence,
     difference,
-    drawn,
     exponent,
     in_common,
     interval,
     mean,
     median,
+    of_draws,
     percent,
     share,
     words,
@@ -323,13 +323,13 @@ def test_a_bootstrap_of_few_units_covers_and_plain_percentiles_do_not():
     for _ in range(studies):
         x = rng.normal(size=8)
         means = x[rng.integers(0, 8, (500, 8))].mean(1)
-        low, high = drawn(np.append(means, math.nan), 8)
+        low, high = of_draws(np.append(means, math.nan), 8)
         hits += low <= 0 <= high
         low, high = np.quantile(means, [0.025, 0.975])
         plain += low <= 0 <= high
     assert hits >= least_hits(studies, 0.95)
     assert plain < least_hits(studies, 0.95)
     # Phi(-sqrt(8 / 7) 2.36462) = 0.005738: of 0, 1, ..., 10000
-    assert drawn(np.arange(10001.0), 8) == pytest.approx((57.38, 9942.62), abs=0.05)
-    assert np.isnan(drawn(means, 1)).all()
-    assert np.isnan(drawn(np.array([math.nan]), 8)).all()
+    assert of_draws(np.arange(10001.0), 8) == pytest.approx((57.38, 9942.62), abs=0.05)
+    assert np.isnan(of_draws(means, 1)).all()
+    assert np.isnan(of_draws(np.array([math.nan]), 8)).all()

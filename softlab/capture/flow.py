@@ -44,7 +44,7 @@ def bare(name: str) -> str:
     return BARE.get(name, name)
 
 
-def held(x: Any) -> bool:
+def is_weight(x: Any) -> bool:
     """Whether it is one of a model's own weights, or a view of one."""
     return isinstance(x, nn.Parameter) or (
         isinstance(x, Tensor) and x._is_view() and isinstance(x._base, nn.Parameter)
@@ -186,7 +186,7 @@ def _operands(name: str, args: Any, kwargs: Any = None) -> tuple[Tensor, Tensor]
 def _product(step: str, args: Any, kwargs: dict[str, Any]) -> Scores | None:
     """Scores, of a product of two tensors that are no weights of the model."""
     operands = _operands(step, args, kwargs)
-    if operands is None or any(held(x) for x in operands):
+    if operands is None or any(is_weight(x) for x in operands):
         return None
     a, b = operands
     bias, scale = None, 1.0
@@ -427,7 +427,7 @@ class Sources:
         if not outs:
             return
         given = [x for x in _tensors((args, kwargs.values())) if x.is_floating_point()]
-        others = [x for x in given if not held(x)]
+        others = [x for x in given if not is_weight(x)]
         for x in outs:
             if bare(name) in PROJECTIONS and len(others) < len(given):
                 self.projected[x] = frozenset().union(*map(self.known, others))

@@ -31,7 +31,7 @@ from torch._subclasses import FakeTensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from softlab.capture.flow import STEPS, Found, Sources, Written, bare, broadcasts, held
+from softlab.capture.flow import STEPS, Found, Sources, Written, bare, broadcasts, is_weight
 from softlab.capture.huggingface import Asked, Result, asked_first, running, taken
 from softlab.capture.masks import HIDDEN, UnableError, read
 from softlab.core import transformed
@@ -266,7 +266,7 @@ class Watch(TorchFunctionMode):
         """Count what may be attention that is not seen."""
         given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
         given += [x for x in args[1:2] if isinstance(x, list | tuple) for x in x]  # of einsum
-        if name in PRODUCTS and (not self._weighing or any(held(x) for x in given)):
+        if name in PRODUCTS and (not self._weighing or any(is_weight(x) for x in given)):
             return
         module = None if name == MULTIHEAD.__name__ else self.caller()
         if module is None:
@@ -274,7 +274,7 @@ class Watch(TorchFunctionMode):
         if name in SOFTMAXES and given and given[0].ndim > 2:
             count(self.unseen, module)
         elif name in SOFTMAXES or name in EXPONENTIALS:
-            if given and given[0].ndim > 1 and not held(given[0]):
+            if given and given[0].ndim > 1 and not is_weight(given[0]):
                 self._weighing.add(module)
         elif name not in PRODUCTS:
             self.reasons[module] = f"calls {name}"

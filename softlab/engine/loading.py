@@ -54,7 +54,7 @@ def load(file: Path | str) -> ModuleType:
     path = study_folders.study_file(file).absolute()
     known = _LOADED.get(_LATEST.get(path, ""))
     if known is None or any(_state(x) != state for x, state in known.states.items()):
-        with _beside(path):
+        with _imports_beside(path):
             known = _fresh(path)
         _LATEST[path] = known.module.__name__
         _LOADED[known.module.__name__] = known
@@ -71,7 +71,7 @@ def at_home(module: str) -> Iterator[sources.Closure]:
         yield sources.Closure(running=True)
         return
     loaded = _LOADED[module]
-    with _beside(Path(str(loaded.module.__file__))):
+    with _imports_beside(Path(str(loaded.module.__file__))):
         before = set(sys.modules)
         sys.modules.update(loaded.neighbours)
         sources.remember(loaded.states)
@@ -81,7 +81,7 @@ def at_home(module: str) -> Iterator[sources.Closure]:
 
 
 @contextlib.contextmanager
-def _beside(file: Path) -> Iterator[None]:
+def _imports_beside(file: Path) -> Iterator[None]:
     """Let imports look in the folder of the file first, and leave no bytecode there.
 
     Python takes old bytecode for that of a file of the same second and size.

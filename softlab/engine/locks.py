@@ -36,7 +36,7 @@ class TakenError(ValueError):
 
 
 @contextlib.contextmanager
-def owned(path: Path, *, wait: bool = False) -> Iterator[bool]:
+def file_lock(path: Path, *, wait: bool = False) -> Iterator[bool]:
     """Hold the lock of the file ``path`` inside the block; the file names its owner.
 
     Yields whether it holds, which it does not on a file system without locks.
@@ -60,7 +60,7 @@ def owned(path: Path, *, wait: bool = False) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def beside(device: str, *, alone: bool) -> Iterator[None]:
+def device_lock(device: str, *, alone: bool) -> Iterator[None]:
     """Hold ``device`` inside the block: with others, or ``alone`` among all of this user's runs.
 
     Whoever waits to be alone is passed by nobody: all go through one gate. Raises ``ValueError``

@@ -65,7 +65,7 @@ class Closure:
         if name not in self.files:
             self.files[name] = path
             self.modules(imported(path, package))
-            for file in () if package else beside(path):
+            for file in () if package else relative_imports(path):
                 self.file(file)
 
     def modules(self, names: Iterable[str]) -> None:
@@ -187,7 +187,7 @@ def _imports(text: bytes, package: str) -> frozenset[str]:
     return frozenset(found)
 
 
-def beside(path: Path) -> Iterator[Path]:
+def relative_imports(path: Path) -> Iterator[Path]:
     """The files that a file's relative imports may mean, such as ``from .columns import X``."""
     try:
         nodes = list(ast.walk(ast.parse(path.read_bytes()))) if path.suffix == ".py" else []

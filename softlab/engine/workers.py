@@ -40,7 +40,7 @@ from softlab.engine import provenance
 from softlab.engine.identity import STUDY, scalar
 from softlab.engine.journal import RESERVED, Row, Rows, Scalar
 from softlab.engine.loading import at_home, load
-from softlab.engine.locks import beside
+from softlab.engine.locks import device_lock
 from softlab.engine.sources import Closure
 from softlab.extras import needed
 from softlab.hints import first_line
@@ -136,7 +136,7 @@ def measured(task: Task) -> Rows:
     """The rows of the case, measured here: what its function returns, or why it failed."""
     device = torch.device(task.device)
     offered = {**task.case, "dtype": task.dtype, "device": device}
-    with beside(task.device, alone=task.alone):
+    with device_lock(task.device, alone=task.alone):
         load = os.getloadavg()[0]
         shared = _shared(task, offered)
         start, worked = time.perf_counter(), _worked(device)

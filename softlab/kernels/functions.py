@@ -244,10 +244,10 @@ class Gaussian:
         rough = _rough(radius, self.bandwidth).unsqueeze(-1)
         # No row that keeps this result sees a point that is blanked, so none can overflow here.
         x_near, y_near = (
-            (z.masked_fill(rough, 0) for z in near) if validation.held(rough).any() else near
+            (z.masked_fill(rough, 0) for z in near) if validation.values_of(rough).any() else near
         )
         out = _by_products(x_near, y_near, v, None, **how)
-        if not validation.held(rough).any():
+        if not validation.values_of(rough).any():
             return out
         at = rough.any(1).squeeze(-1).nonzero().squeeze(-1)
         careful = _by_differences(x[at], y[at], v[at], None, **how)
@@ -357,13 +357,13 @@ def _centred(x: Tensor, y: Tensor, bandwidth: float) -> tuple[Tensor, Tensor, Te
     radius = _radius(x, y)
     far = torch.linalg.vector_norm(centre, dim=(-2, -1)) > radius / 2
     rough = _rough(radius, bandwidth)
-    if not validation.held(far | rough).any():
+    if not validation.values_of(far | rough).any():
         return x, y, None
-    if validation.held(far).any():
+    if validation.values_of(far).any():
         centre = torch.where(far[:, None, None], centre, 0)
         x, y = x - centre, y - centre
         rough = _rough(_radius(x, y), bandwidth)
-    return x, y, rough if validation.held(rough).any() else None
+    return x, y, rough if validation.values_of(rough).any() else None
 
 
 def _radius(x: Tensor, y: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from softlab.core import value, widened
-from softlab.landmarks.selector import Uncounted, kept, of_tokens
+from softlab.landmarks.selector import Uncounted, of_tokens, taking_part
 
 
 @value
@@ -27,7 +27,7 @@ class SegmentMeans(Uncounted):
     @of_tokens
     def __call__(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Landmarks (..., m, d) of tokens x (..., n, d)."""
-        size = kept(x, m, key_mask).unsqueeze(-1)
+        size = taking_part(x, m, key_mask).unsqueeze(-1)
         wide = widened(x)
         n, d = x.shape[-2:]
         if key_mask is None and n % m == 0:

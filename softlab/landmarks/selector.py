@@ -64,7 +64,7 @@ def of_tokens(call: F) -> F:
     return cast("F", checked)
 
 
-def kept(x: Tensor, m: int, key_mask: Tensor | None) -> Tensor:
+def taking_part(x: Tensor, m: int, key_mask: Tensor | None) -> Tensor:
     """How many tokens take part in each matrix, (...); raise if any has fewer than ``m``."""
     validation.rank_fits(m, validation.survivors(key_mask, x), "tokens")
     if key_mask is None:
@@ -112,7 +112,7 @@ def of_survivors(
 
     Matrices with equally many of them are treated together. Returns (..., m, ...).
     """
-    size, lead = kept(x, m, key_mask).reshape(-1), x.shape[:-2]
+    size, lead = taking_part(x, m, key_mask).reshape(-1), x.shape[:-2]
     flat = x.reshape(-1, *x.shape[-2:])
     if key_mask is None:
         return choose(flat).unflatten(0, lead) if lead else choose(flat).squeeze(0)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from softlab.core import value
-from softlab.landmarks.selector import Picks, Uncounted, kept, of_tokens, position_of
+from softlab.landmarks.selector import Picks, Uncounted, of_tokens, position_of, taking_part
 
 
 @value
@@ -23,6 +23,6 @@ class Strided(Picks, Uncounted):
     @of_tokens
     def indices(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Positions (..., m) of the landmarks, increasing and distinct."""
-        size = kept(x, m, key_mask).unsqueeze(-1)
+        size = taking_part(x, m, key_mask).unsqueeze(-1)
         ordinal = torch.arange(m, device=x.device) * size // m
         return position_of(ordinal, key_mask)

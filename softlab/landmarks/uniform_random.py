@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from softlab.core import Stream, placed, value
-from softlab.landmarks.selector import Picks, Uncounted, kept, of_tokens, position_of
+from softlab.landmarks.selector import Picks, Uncounted, of_tokens, position_of, taking_part
 from softlab.validation import Seed
 
 
@@ -27,7 +27,7 @@ class UniformRandom(Picks, Uncounted):
     @of_tokens
     def indices(self, x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor:
         """Positions (..., m) of the landmarks, increasing and distinct."""
-        size = kept(x, m, key_mask)
+        size = taking_part(x, m, key_mask)
         if key_mask is None:
             drawn = placed(_ordinals, self.seed, x.shape[-2], m, device=x.device)
             return drawn.expand(*size.shape, m)

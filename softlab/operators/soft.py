@@ -244,7 +244,7 @@ class Soft:
             small = small | faint(both[..., -1:])
         # Of a matrix computed anew nothing counts here, its gradients included.
         out = divide(both[..., :-1], torch.where(small[..., None, None], 1, both[..., -1:]))
-        if not validation.unseen(small) and bool(validation.held(small).any()):
+        if not validation.unseen(small) and bool(validation.values_of(small).any()):
             out = self._faint(out, small, z, q, k, v, ones)
         return out.to(dtype)
 

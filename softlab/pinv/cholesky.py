@@ -56,7 +56,7 @@ class Cholesky:
         wide = admit(a, self.traits)
         (x,) = self.iterates(wide)
         lost = x.isnan().any(-1).any(-1)
-        if not validation.unseen(x) and (broken := int(validation.held(lost).sum())):
+        if not validation.unseen(x) and (broken := int(validation.values_of(lost).sum())):
             msg = (
                 f"{self!r} broke down on {broken} matrices that are not positive definite to "
                 "working precision. Give a larger shift, or use SVD() or Ridge(Cholesky(), r)."

@@ -222,7 +222,7 @@ def deliver(x: Tensor, a: Tensor) -> Tensor:
     x = x.to(a.dtype)
     if validation.all_finite(x):
         return x
-    lost = int(validation.held(~x.detach().isfinite().all(-1).all(-1)).sum())
+    lost = int(validation.values_of(~x.detach().isfinite().all(-1).all(-1)).sum())
     msg = (
         f"the inverse overflowed {a.dtype} on {lost} of {max(1, a.shape[:-2].numel())} matrices: "
         "it diverged, or its entries are too large for that precision. Ask solve(a) which; a "

@@ -43,7 +43,9 @@ def worth(
     return pd.DataFrame(found)
 
 
-def said(found: pd.DataFrame, names: Sequence[str], units: int, *, sampled: bool = False) -> str:
+def paragraph(
+    found: pd.DataFrame, names: Sequence[str], units: int, *, sampled: bool = False
+) -> str:
     """What ``worth`` found, in a paragraph; empty where nothing has a certificate.
 
     ``names``: of its rows; ``units``: inputs of all; ``sampled``: the error is an estimate.

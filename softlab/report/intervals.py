@@ -152,7 +152,7 @@ def share(count: int, of: int, *, verdicts: int = 1) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-def drawn(draws: np.ndarray, units: int) -> tuple[float, float]:
+def of_draws(draws: np.ndarray, units: int) -> tuple[float, float]:
     """That of a statistic from its bootstrap draws of independent units: the expanded percentiles.
 
     Plain percentiles cover too little for few units, as a normal law with the biased spread does;

@@ -157,7 +157,7 @@ def _certificates(target: str, rows: pd.DataFrame) -> str:
     """What bounds that need no exact output are worth, for the methods that have one."""
     found = _worth(rows)
     known = rows[rows["certified_error"].notna()]
-    text = certificates.said(
+    text = certificates.paragraph(
         found, [] if found.empty else [*found["method"]], known["source"].nunique()
     )
     return f"For {target} attention: {text[0].lower()}{text[1:]}" if text else ""

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from softlab.report.chapter import Cell, Table
-from softlab.report.intervals import drawn
+from softlab.report.intervals import of_draws
 from softlab.report.numbers import (
     Clause,
     Facts,
@@ -117,7 +117,7 @@ def correlations(table: pd.DataFrame) -> pd.DataFrame:
                 rho = _drawn(of, columns, strata[of.index].to_numpy())
                 units = of["method"].nunique()
                 for i, column in enumerate(columns):
-                    low, high = drawn(rho[1:, i], units) if units > LEAST else [np.nan] * 2
+                    low, high = of_draws(rho[1:, i], units) if units > LEAST else [np.nan] * 2
                     found.append({
                         "model": model, "family": group, "predictor": column,
                         "rho": rho[0, i], "low": low, "high": high, "rows": len(of),

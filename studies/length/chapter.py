@@ -193,7 +193,7 @@ def _certified(done: pd.DataFrame) -> str:
     known = done[done["certified_error"].notna()]
     if known.empty:
         return ""
-    text = certificates.said(found, [*found["method"]], known["input"].nunique(), sampled=True)
+    text = certificates.paragraph(found, [*found["method"]], known["input"].nunique(), sampled=True)
     beyond = known[known["exact_error"].isna()]
     if beyond.empty:
         return text

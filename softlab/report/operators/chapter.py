@@ -199,7 +199,7 @@ def _certificates(done: pd.DataFrame) -> str:
     found = _worth(done, ["target", "method"])
     names = [f"{x['method']} against {x['target']} attention" for x in found.to_dict("records")]
     known = done[done["certified_error"].notna()]
-    return certificates.said(found, names, known["source"].nunique())
+    return certificates.paragraph(found, names, known["source"].nunique())
 
 
 def _headline(what: str, mine: pd.DataFrame, rows: pd.DataFrame, rank: int) -> Iterator[str]:

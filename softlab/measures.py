@@ -282,13 +282,13 @@ class Sample:
         return self.references[target]
 
 
-def sample(inp: Any, seed: int, *, dtype: torch.dtype, device: torch.device) -> Sample:
-    """Draw ``inp(seed)``, an input as in ``softlab.inputs``.
+def sample(input: Any, seed: int, *, dtype: torch.dtype, device: torch.device) -> Sample:
+    """Draw ``input(seed)``, an input as in ``softlab.inputs``.
 
     Let it be the set-up of a study (``softlab.study.Study.setup``), so that all cases of an input
     share its exact answers.
     """
-    drawn = inp(seed, dtype=dtype, device=str(device))
+    drawn = input(seed, dtype=dtype, device=str(device))
     return Sample(drawn.q, drawn.k, drawn.v, {})
 
 

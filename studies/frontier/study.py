@@ -138,11 +138,6 @@ def paid(
     )
 
 
-def drawn(input: Input, seed: int, dtype: torch.dtype, device: torch.device) -> measures.Sample:
-    """The input, with the exact answers that all methods are held against."""
-    return measures.sample(input, seed, dtype=dtype, device=device)
-
-
 def measure(
     setup: measures.Sample,
     input: Input,
@@ -226,7 +221,7 @@ STUDY = Study(
         "budget": [1 / 16, 1 / 4, 1.0],
     },
     measure=measure,
-    setup=drawn,
+    setup=measures.sample,
     timed=("time", "time_q1", "time_q3", "seconds", "seconds_q1", "seconds_q3", "repeats"),
     keep=keep,
     inputs=[file for part in PARTS.values() for file in part.files],

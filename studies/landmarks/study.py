@@ -139,11 +139,6 @@ def timed(
     return in_turn(mine, exact, device, repeats=8, budget=ENOUGH)
 
 
-def drawn(input: Input, seed: int, dtype: torch.dtype, device: torch.device) -> measures.Sample:
-    """The input, with the exact answers that all selectors are held against."""
-    return measures.sample(input, seed, dtype=dtype, device=device)
-
-
 def measure(
     setup: measures.Sample,
     input: Input,
@@ -251,7 +246,7 @@ STUDY = Study(
         "allowance": [16, 64, 1 / 4],
     },
     measure=measure,
-    setup=drawn,
+    setup=measures.sample,
     timed=("time", "time_q1", "time_q3"),
     keep=keep,
     figures=(

@@ -61,11 +61,6 @@ def keep(input: Input, op: Operator) -> bool:
     return isinstance(op.target, GaussianAttention) == tied and getattr(op, "rank", 1) <= input.n
 
 
-def drawn(input: Input, seed: int, dtype: torch.dtype, device: torch.device) -> measures.Sample:
-    """The input, with the exact answers that all operators are held against."""
-    return measures.sample(input, seed, dtype=dtype, device=device)
-
-
 @cache  # a cost belongs to sizes, which inputs of several set-ups share
 def paid(op: Any, dims: Dims, tied: bool, dtype: torch.dtype, device: torch.device) -> Numbers:
     """Work, time and memory of one call, of its sizes: on normal tokens, once a size."""
@@ -129,7 +124,7 @@ STUDY = Study(
         "op": operators((8, 32, 128)),
     },
     measure=measure,
-    setup=drawn,
+    setup=measures.sample,
     timed=("seconds", "seconds_q1", "seconds_q3", "repeats"),
     keep=keep,
     figures=(

@@ -222,7 +222,7 @@ class Gaussian:
             return None
         x, y, v, lead, _ = _flatten(x, y, v, wide=False)
         looked = not validation.unseen(x)
-        if looked and validation.held(_rough(_radius(x, y), self.bandwidth)).any():
+        if looked and validation.values_of(_rough(_radius(x, y), self.bandwidth)).any():
             return None
         variance, out = self.bandwidth**2, None
         how: dict[str, Any] = {"scale": 1 / variance, "gaussian": True, "causal": causal}

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from softlab.cli import app
 from softlab.report import chapter as chapters
-from softlab.report.numbers import counted, joined, median, number, sentence, short, span
+from softlab.report.numbers import counted, joined, listed, median, number, sentence, short, span
 from softlab.report.operators.chapter import findings, scope, tables
 from softlab.report.quartiles import cell, quartiles_of, summary
 
@@ -139,6 +139,7 @@ def test_short_fits_a_column(x, said):
 )
 def test_joined_is_a_list_in_a_sentence(words, said):
     assert joined(words) == said
+    assert (listed(["a", "b"]), listed(["a", "b, c", "d"])) == ("a and b", "a; b, c; d")
 
 
 def test_a_sentence_is_clauses_with_facts_in_their_places():

@@ -108,6 +108,7 @@ def test_the_table_has_the_least_error_first_and_controls_last():
         ["", "", "theirs", "1.00"],
     ]  # fmt: skip
     assert (first["left"], each["left"]) == (1, 3)
+    assert each["header"] == ["head", "target", "method", "error"]
     head, *body = chapter.lines(varied()).split("\n")
     assert [line.index("theirs" if i == 0 else "mine") for i, line in enumerate(body[:2])] == [0, 0]
     assert {line.index("0.", 7) for line in body} == {head.index("error")}
@@ -150,6 +151,11 @@ def test_what_is_said_of_the_best_and_what_stands_below_the_table():
     assert [row[0] for row in chapter.cells(both)] == [
         f"{name} ({target})" for target in ("softmax", "Gaussian") for name in ("theirs", "mine")
     ]  # fmt: skip
+    other = table({"other": ERRORS["theirs"]}).assign(target="Gaussian")
+    said = [x["text"].split(" misses ") for x in chapter.headlines(pd.concat([other, table()]))]
+    assert [x[0].split()[-1] + " " + x[1].split()[0] for x in said] == [
+        "other Gaussian", "theirs softmax",
+    ]  # fmt: skip
     assert chapter.scope(varied()) == "Methods: mine; theirs. Heads: a; b; c."
 
 
@@ -170,6 +176,8 @@ def test_trivial_and_unplaced_methods_are_named_and_a_figure_has_twelve_heads_an
     for heads, methods in ((13, 1), (12, 1), (1, 8), (1, 9)):
         many = {f"m{i}": {f"h{j}": (i + 1.0,) for j in range(heads)} for i in range(methods)}
         made = table(many)
+        control = made[made["method"] == "m0"].assign(method=chapter.CONTROLS[0], kind="control")
+        made = pd.concat([made, control])
         said = " ".join(chapter.findings(made))
         assert ("The figure shows 12 of 13 heads; the table is of all." in said) == (heads == 13)
         assert ("The figure shows 8 of 9 methods, and not m8." in said) == (methods == 9)
@@ -177,6 +185,7 @@ def test_trivial_and_unplaced_methods_are_named_and_a_figure_has_twelve_heads_an
         assert shown["source"].nunique() == min(heads, 12)
         assert shown["method"].nunique() == min(methods, 8)
     control = made[made["method"] == "m8"].assign(kind="control")
+    made = made[made["kind"] == "method"]
     for name, kept in zip(chapter.CONTROLS, (False, True, True), strict=True):
         more = chapter.drawn(pd.concat([made, control.assign(method=name)]))
         assert (name in set(more["method"])) == kept

@@ -136,6 +136,8 @@ def test_a_change_is_more_than_the_root_of_the_rounding_unit(tmp_path, dtype, un
     old = EIGHT | {"y": [4.0] * 8}
     below = pair(tmp_path / "a", old, EIGHT | {"y": [4.0 * (1 - 0.9 * unit)] * 8}, dtype=dtype)
     assert below.changes == ()
+    just = EIGHT | {"y": [4.0 * (1 - unit)] * 8}  # of the greater of the two
+    assert pair(tmp_path / "d", old, just, dtype=dtype).changes == ()
     above = [4.0 * (1 - 1.1 * unit), *[4.0] * 7]
     (change,) = pair(tmp_path / "b", old, EIGHT | {"y": above}, dtype=dtype).changes
     assert (change.changed, change.cases, change.most[:4]) == (1, 8, "x=1:")

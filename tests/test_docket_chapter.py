@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from test_report import META, write
 
-from softlab.report.claims import Tried, _figure, gathered, tried
+from softlab.report.claims import Tried, _figure, _lost, gathered, tried
 from softlab.report.docket import chapter
 from softlab.verdicts import BLIND, FAILS, HOLDS, OPEN, Found, Place, Verdict
 
@@ -174,6 +174,11 @@ def test_runs_become_rows_one_a_case_and_contender(tmp_path):
         "Claim mine (Somebody 2020, Table 1). The claim asks ours for at most 0.5, at rank 8. "
         "Controls: mean (null); best (optimal). Medians and quartiles over the seeds."
     )
+    write(tmp_path, runs, "no", dirty=False)
+    (tmp_path / "no/claim.json").write_text(json.dumps(told | {"name": "no", "challenge": None}))
+    meta = gathered(tmp_path)[1]  # a quick run makes the report a trial, and no other claim one
+    assert ([x["quick"] for x in meta["claims"]], meta["quick"]) == ([True, False], True)
+    (tmp_path / "no/claim.json").unlink()
     ratio = told | {"rule": rule | {"of": "mean"}, "across": "seed", "xlabel": "Seed"}
     (tmp_path / "mine/claim.json").write_text(json.dumps(ratio))
     rows, meta = gathered(tmp_path)
@@ -182,6 +187,7 @@ def test_runs_become_rows_one_a_case_and_contender(tmp_path):
     assert meta["figures"][0]["xlabel"] == "Seed"
     (tmp_path / "mine.again/table.csv").unlink()
     assert {row["way"] for row in gathered(tmp_path)[0]} == {"first"}
+    assert [_lost(x) for x in (None, float("nan"), 0.0, "a")] == [True, True, False, False]
     with pytest.raises(ValueError, match="no claim was run into"):
         gathered(tmp_path / "mine")
 
@@ -251,7 +257,10 @@ def test_a_challenge_that_has_not_run_has_no_verdict():
 
 def test_a_docket_without_a_verdict_has_no_headline():
     made = table()
-    for one in made.attrs["claims"]:
-        one["unfinished"] = ["1 of 4 cases are measured"]
+    good, bad = made.attrs["claims"]
+    bad["unfinished"] = ["1 of 4 cases are measured"]
+    (found,) = chapter.headlines(made)
+    assert (found["value"], found["text"][:25]) == ("1", "Of 1 published claims tha")
+    good["unfinished"] = bad["unfinished"]
     assert list(chapter.headlines(made)) == []
     assert chapter.findings(made)[0] == "Of 2 claims: 2 no verdict."

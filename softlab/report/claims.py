@@ -53,17 +53,18 @@ def gathered(folder: Path) -> tuple[Rows, dict[str, Any]]:
     claims, metas = [], []
     for path in sorted(folder.glob(f"*/{DESCRIBED}")):
         claim = json.loads(path.read_text(encoding="utf-8"))
-        lacking = []
+        lacking, own = [], []
         for way, place in zip(WAYS, (path.parent, Path(f"{path.parent}{AGAIN}")), strict=True):
             how = claim if way == WAYS[0] else claim["challenge"]
             if how is None or not (place / "table.csv").is_file():
                 continue
             table, meta = read(place)
-            metas.append(meta)
+            own.append(meta)
             rows += _long(table, claim, how, way)
             if not meta["complete"]:
                 lacking.append(f"{meta['measured']} of {meta['cases']} cases are measured")
-        quick = any(meta["quick"] for meta in metas[-2:])
+        metas += own
+        quick = any(meta["quick"] for meta in own)
         claims.append(claim | {"quick": quick, "unfinished": lacking})
     if not rows:
         msg = f"no claim was run into {folder}; try softlab docket run --quick"

@@ -159,6 +159,8 @@ def test_a_change_has_the_median_of_the_ratios_and_the_case_of_the_greatest(tmp_
     assert (few.factor, few.low, few.high) == (2.0, 1.0, 4.0)  # the range of three
     signs = pair(tmp_path / "c", old, EIGHT | {"y": [-2.0, *[2.0] * 7]}).changes[0]
     assert (signs.changed, signs.factor, signs.most) == (1, 1.0, "x=1: 2.00 to -2.00")
+    turned = pair(tmp_path / "e", old, EIGHT | {"y": [-6.0, -2.0, *[2.0] * 6]}).changes[0]
+    assert turned.most == "x=2: 2.00 to -2.00"  # by twice the greater, and the first by 4/3
     zero = pair(tmp_path / "d", EIGHT | {"y": [0.0] * 8}, EIGHT | {"y": [0.0] * 7 + [3.0]}).changes[
         0
     ]

@@ -276,6 +276,7 @@ def test_constants_go_from_the_least_to_the_greatest_of_what_arrives():
         "least": 13.8, "most": 93.0, "closed_least": 0.5, "closed_most": 1.8, "worst": "Minimax 5",
         "at": 100.0,
     }  # fmt: skip
+    assert not list(chapter.limits(table({"c": None})))  # none arrives
     inside = limits().query("spectrum == 'Step' and precision == 'float64'")
     assert sentences(inside, "least error of the").endswith("with c from 0.0100 to 1.00.")
 

@@ -156,6 +156,8 @@ def test_few_comparisons_have_intervals_and_many_share_their_level():
     both = both[(both["setting"] == "plain") | (both["equal"] == "work")]
     assert not comparisons(both)["known"].any()  # of four intervals: 0.05 / 4 < 2 / 128
     assert findings(rows[rows["selector"] == "uniform"])[0].startswith("Within a quarter")
+    few = rows[(rows["setting"] == "softmax") | rows["selector"].isin(["uniform", "k-means"])]
+    assert not any("nan" in text for text in findings(few))
 
 
 def test_the_headline_says_both_comparisons_in_one_sentence():

@@ -109,14 +109,13 @@ def laws_in_words(row: dict[str, Any]) -> str:
         return ""
     if row["laws_broken"] is None:
         return "held by tests" if row["own"] else "not asked"
-    asked = (row["laws_held"] or 0) + len(row["laws_broken"])
-    return ", ".join(row["laws_broken"]) or f"none of {asked}"
+    return ", ".join(row["laws_broken"]) or f"none of {row['laws_held'] or 0}"
 
 
 def _with_span(found: Median) -> str:
     if not found.units:
         return "failed"
-    if found.units < 2 or number(found.low) == number(found.high):
+    if number(found.low) == number(found.high):
         return short(found.value)
     return f"{short(found.value)} ({short(found.low, 2)} to {short(found.high, 2)})"
 

@@ -73,7 +73,8 @@ DROPPED = {"sort_values", "sort_index", "drop_duplicates", "dropna", "abs", "shi
 STYLE = {
     *("linewidth", "lw", "alpha", "fontsize", "size", "markersize", "zorder", "pad", "color"),
     *("markeredgewidth", "capsize", "labelpad", "figsize", "dpi", "rotation", "hspace", "wspace"),
-    *("handlelength", "labelspacing", "borderaxespad", "linestyle"),
+    *("handlelength", "labelspacing", "borderaxespad", "linestyle", "borderpad", "fancybox"),
+    *("frameon", "framealpha"),
 }
 """Keywords of matplotlib that say how a thing looks, not what it shows."""
 VERDICTS = {0: "survived", 5: "untested"}

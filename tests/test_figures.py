@@ -527,6 +527,7 @@ def test_rows_without_group_panel_or_page_are_counted_and_groups_are_named():
         "3 of 13 rows are not drawn: no name (3).", "1 rows have no kind and are on no page."
     )  # fmt: skip
     assert draw(table, own(panel="part", page="kind"), "l").left_out[0].startswith("1 of 1 rows")
+    assert len(draw(uneven(part=["p"] * 14 + [None]), own(panel="part")).axes) == 1
     places = [None, *uneven()["x"][1:]]
     partly = pd.concat([uneven(), uneven(name="Ref", x=places)], ignore_index=True)
     figure = draw(partly, own(references=("Ref",)))

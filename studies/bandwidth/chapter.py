@@ -82,9 +82,9 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
     done = finished(table, NEEDED)
     own = done[done["stretch"] == OWN]
     words = {
-        "Nystromformer": "With the usual scale of softmax the attention matrix of Nystromformer",
-        "Soft": "With the default bandwidth the attention matrix of Soft (SOFT: a Gaussian kernel, "
-        "keys as queries)",
+        "Nystromformer": "At softmax's own scale, 1/√d, the attention matrix of Nystromformer",
+        "Soft": "At SOFT's own bandwidth, the fourth root of d, the attention matrix of Soft (a "
+        "Gaussian kernel, keys as queries)",
     }
     for setting, method in ((SOFTMAX, "Nystromformer"), (TIED, "Soft")):
         at = own[(own["setting"] == setting) & (own["method"] == method)]

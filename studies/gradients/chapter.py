@@ -107,9 +107,9 @@ def headlines(table: pd.DataFrame) -> Iterator[Headline]:
         )
         yield {
             "text": "Over designed grids of matrices SOFT's backward formula after "
-            f"{SOFTS} steps points uphill in {{}} cases.",
+            f"{SOFTS} steps has a negative cosine with the true gradient in {{}} cases.",
             "value": each,
-            "interval": f"cosines {span(made['map_cosine'])}",
+            "interval": f"cosine: {span(made['map_cosine'])}",
             "effect": surprise(float((made["map_cosine"] < 0).mean())),
         }
 

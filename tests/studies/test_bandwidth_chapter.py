@@ -213,9 +213,9 @@ def test_one_seed_is_said_to_be_one_draw():
 def test_the_headlines():
     found = list(headlines(table()))
     begins = {
-        "Nystromformer": "With the usual scale of softmax the attention matrix of Nystromformer",
-        "Soft": "With the default bandwidth the attention matrix of Soft (SOFT: a Gaussian kernel, "
-        "keys as queries)",
+        "Nystromformer": "At softmax's own scale, 1/√d, the attention matrix of Nystromformer",
+        "Soft": "At SOFT's own bandwidth, the fourth root of d, the attention matrix of Soft (a "
+        "Gaussian kernel, keys as queries)",
     }
     for line, setting, method in zip(found, LOW, begins, strict=True):
         lows, best = LOW[setting][method], LOW[setting]["best rank"]

@@ -55,10 +55,10 @@ def test_heads_are_the_units_of_the_cosine_and_designed_grids_are_counted():
         "interval": "95 % 0.500 to 1.00; negative in 2 and below 0.9 in 6 of 14 cases",
     }
     assert grids == {
-        "text": "Over designed grids of matrices SOFT's backward formula after 20 steps points "
-        "uphill in {} cases.",
+        "text": "Over designed grids of matrices SOFT's backward formula after 20 steps has "
+        "a negative cosine with the true gradient in {} cases.",
         "value": "1 of 3 (near duplicates) and 2 of 2 (geometric)",
-        "interval": "cosines -0.700 to 1.00",
+        "interval": "cosine: -0.700 to 1.00",
         "effect": pytest.approx(np.log(5 / 2)),
     }
     (one,) = headlines(cosines().query("source == 'b'"))

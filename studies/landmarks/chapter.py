@@ -66,8 +66,8 @@ GAIN: tuple[Clause, ...] = (
     "draws, ",
     (
         "inputs",
-        "and {work} times at equal work, which counts how they are chosen (less than once on "
-        "{less} of {inputs} inputs)",
+        "and {work} times at equal work, which counts how they are chosen (less error on {less} of "
+        "{inputs} inputs)",
     ),
     ("by_number_alone", "not counting the work of choosing them"),
 )

@@ -166,7 +166,7 @@ def test_the_headline_says_both_comparisons_in_one_sentence():
     assert first == {
         "text": "For softmax, landmarks by k-means make {} times the output error of as many "
         f"uniform draws, and {three(median(work))} times at equal work, which counts how they are "
-        f"chosen (less than once on {sum(x < 1 for x in work)} of 7 inputs), in the median over 7 "
+        f"chosen (less error on {sum(x < 1 for x in work)} of 7 inputs), in the median over 7 "
         "inputs.",
         "value": three(median(equal)),
         "interval": f"95 % {three(min(equal))} to {three(max(equal))}",
@@ -189,7 +189,7 @@ def test_equal_errors_are_not_less_and_a_setting_has_only_its_own_comparisons():
     assert before == sum(x < 1 for x in over("softmax", "k-means", "uniform", (0.25,)))
     rows.loc[(rows["source"] == "z") & (rows["equal"] == "work"), "output_error"] = 1e-9
     assert less(rows) == before - 1
-    assert f"(less than once on {before - 1} of 7 inputs)" in next(headlines(rows))["text"]
+    assert f"(less error on {before - 1} of 7 inputs)" in next(headlines(rows))["text"]
     named = table().replace({"setting": {"softmax": "alpha"}})  # before "plain"
     assert findings(named)[1] == findings(table())[1]
     bare = list(tables(table().assign(uniform_error=lambda x: x["output_error"].clip(upper=1))))

@@ -61,11 +61,11 @@ def environments(project: Mapping[str, object]) -> dict[str, Environment]:
     for line in project["dependencies"]:  # type: ignore[attr-defined]
         name, low = re.match(r"([\w-]+)>=([\d.]+)", line).groups()  # type: ignore[union-attr]
         bounds[name] = f"{name}=={low}"
-    mixed = ("torch", "pandas")
     return {
         "lowest": Environment("3.11", tuple(bounds.values())),
         "pinned": Environment("3.11", pinned=True),
-        "3.12": Environment("3.12", (*(bounds[x] for x in mixed), "numpy>=2")),
+        # The first pandas that knows numpy 2.
+        "3.12": Environment("3.12", (bounds["torch"], "pandas==2.2.2", "numpy>=2")),
         "3.13": Environment("3.13"),
         "3.14": Environment("3.14"),
     }
@@ -118,9 +118,13 @@ def tried(
 
 
 def tools(project: Mapping[str, object]) -> Iterator[str]:
-    """What the tests need beside softlab: the extra dev without what only looks at the code."""
+    """What the tests need beside softlab: the extra dev without what only looks at the code.
+
+    Nor Triton, which no test of these needs: an older torch has one of its own, and no other.
+    """
     extras: Mapping[str, Sequence[str]] = project["optional-dependencies"]  # type: ignore[assignment]
-    yield from (x for x in extras["dev"] if not x.startswith(("coverage", "mypy", "ruff")))
+    left = "coverage", "mypy", "ruff", "triton"
+    yield from (x for x in extras["dev"] if not x.startswith(left))
 
 
 def ran(python: str, scratch: Path, workers: str) -> tuple[str, bool]:

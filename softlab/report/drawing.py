@@ -522,6 +522,9 @@ def _panel(
     entries: dict[str, Any] = {}
     axes.set(xscale=lines.xscale, yscale=lines.yscale)
     by = lines.by or lines.x
+    # Each curve takes rows of a table: of these columns alone, which is much less to take.
+    used = {GROUP, WHY, ROW, by, lines.x, lines.y, lines.expected, *lines.guides}
+    rows = rows[[column for column in rows if column in used]]
     on_axis = _usable(rows[lines.x], lines.xscale) & rows[by].notna()
     named = rows[GROUP].isin([*looks, *lines.references])
     named |= rows[WHY].str.startswith(f"{lines.y} is ")

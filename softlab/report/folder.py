@@ -61,7 +61,7 @@ def read(run: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """
     meta = _meta(run / "meta.json")
     table = _table(run / "table.csv", meta["columns"])
-    table.attrs |= {"name": meta["name"], "axes": tuple(meta["axes"])}
+    table.attrs |= {"name": meta["name"], "axes": Kept(meta["axes"])}
     if "claims" in meta:
         table.attrs["claims"] = Kept(meta["claims"])
     return table, meta

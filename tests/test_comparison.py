@@ -161,6 +161,9 @@ def test_a_change_has_the_median_of_the_ratios_and_the_case_of_the_greatest(tmp_
     assert (signs.changed, signs.factor, signs.most) == (1, 1.0, "x=1: 2.00 to -2.00")
     turned = pair(tmp_path / "e", old, EIGHT | {"y": [-6.0, -2.0, *[2.0] * 6]}).changes[0]
     assert turned.most == "x=2: 2.00 to -2.00"  # by twice the greater, and the first by 4/3
+    order = {"x": [3, 1, 2], "status": "ok"}
+    (change,) = pair(tmp_path / "f", order | {"y": 1.0}, order | {"y": 2.0}).changes
+    assert change.where == ("x=3", "x=1", "x=2")
     zero = pair(tmp_path / "d", EIGHT | {"y": [0.0] * 8}, EIGHT | {"y": [0.0] * 7 + [3.0]}).changes[
         0
     ]

@@ -57,6 +57,7 @@ def test_one_line_a_claim_with_its_verdict():
     assert "Confirmed by another input: does not hold." in said[2]
     (only,) = chapter.tables(table())
     assert [row[0][0] for row in only["rows"]] == ["Claim good", "Claim bad"]
+    assert only["left"] == len(only["header"]) == 5
     (first,) = chapter.headlines(table())
     assert (first["value"], first["text"].count("{}")) == ("1", 1)
 
@@ -178,6 +179,7 @@ def test_runs_become_rows_one_a_case_and_contender(tmp_path):
     (tmp_path / "no/claim.json").write_text(json.dumps(told | {"name": "no", "challenge": None}))
     meta = gathered(tmp_path)[1]  # a quick run makes the report a trial, and no other claim one
     assert ([x["quick"] for x in meta["claims"]], meta["quick"]) == ([True, False], True)
+    assert meta["failed"] == 2
     (tmp_path / "no/claim.json").unlink()
     ratio = told | {"rule": rule | {"of": "mean"}, "across": "seed", "xlabel": "Seed"}
     (tmp_path / "mine/claim.json").write_text(json.dumps(ratio))

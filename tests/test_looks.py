@@ -50,6 +50,7 @@ def test_the_dashes_of_a_form_are_not_those_of_its_method():
     for name in NAMES:
         plain, form = looks([name, f"{name}, form"])
         assert (form.colour == plain.colour) is (form.line != plain.line) is True
+        assert (form.marker, form.filled) == (plain.marker, not plain.filled)
 
 
 def test_groups_without_a_name_take_what_is_left():

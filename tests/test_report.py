@@ -432,6 +432,7 @@ def test_what_a_meta_file_lacks_is_replaced_and_named(tmp_path):
     meta = read(tmp_path / "rank")[1]
     assert (meta["figures"], meta["versions"], meta["chapter"]) == ([], {}, "operators")
     assert {"figures", "versions", "question", "axes"} <= set(meta["lacking"])
+    assert [meta[x] for x in ("quick", "complete", "dirty")] == [False] * 3
     path.write_text(json.dumps(META))
     assert read(tmp_path / "rank")[1]["lacking"] == []
 

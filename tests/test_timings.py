@@ -92,6 +92,8 @@ def test_a_ratio_has_the_widest_quartiles_and_is_withheld_with_either():
     assert found[:3] == pytest.approx((2 / 8, 1.8 / 8.4, 2.3 / 7.5))
     assert found[3:] == (5, 1, 0)
     assert found.words(" times").startswith("0.250 times (quartiles 0.214 to 0.307; 1 of 5")
+    loud = ratio(table(case_cpu_share=[0.1, 1, 1, 1]), exact.assign(case_cpu_share=0.1))
+    assert loud.busy == 2
     wild = exact.assign(seconds_q3=30e-3)
     for pair in ((table(), wild), (wild, table())):
         assert not ratio(*pair).known

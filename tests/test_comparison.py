@@ -185,6 +185,9 @@ def test_a_time_changed_where_its_interval_is_beyond_the_noise_of_either_run(tmp
         found = pair(tmp_path / str(i), timings(1, one), timings(factor, other))
         assert ("t" in [x.column for x in found.changes]) is changed
         assert found.coverage == ()
+    loud = np.array([0.1] * 7 + [0.9])  # of which a mean would be 0.2
+    wild = pair(tmp_path / "c", timings(1, loud), timings(1.15, loud))
+    assert "t" in [x.column for x in wild.changes]
     assert found.changes[0].changed == 8
     assert found.changes[0].factor == pytest.approx(1.3)
     assert found.changes[0].most.startswith("x=")
@@ -346,6 +349,8 @@ def test_columns_of_one_run_alone_and_unreadable_runs_are_named(tmp_path):
     for name in ("one", "two"):
         write(tmp_path / "b", cases(1), name)
         write(tmp_path / "c", cases(1), name)
+    named = compare(tmp_path / "b/one", tmp_path / "c/two")  # one run each, whatever its name
+    assert [found.study for found in named] == ["one"]
     (tmp_path / "c/one/table.csv").write_text("")
     comparisons = compare(tmp_path / "b", tmp_path / "c")
     assert next(comparisons).study == "two"

@@ -59,3 +59,4 @@ def test_groups_without_a_name_take_what_is_left():
     assert found[1] == own("Nystromformer") == METHODS[1]
     assert found[2:] == list(METHODS[2:4])
     assert looks([f"group {i}" for i in range(10)]) == list(METHODS)
+    assert looks([NAMES[10], "first"])[1] == METHODS[1]  # the first colour is taken

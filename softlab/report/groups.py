@@ -94,8 +94,6 @@ def findings(table: pd.DataFrame) -> list[str]:
     for measure in measures_of(table)[:COLUMNS]:
         known = rows[rows[measure].notna()]
         end = good_end(measure)
-        if known.empty:
-            continue
         low, high = known.loc[known[measure].idxmin()], known.loc[known[measure].idxmax()]
         if end and len(known) > 1:
             best = low if end == "least" else high

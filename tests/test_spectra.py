@@ -623,6 +623,7 @@ def test_a_spectrum_in_a_notebook_counts_its_matrices():
     for lead, said in (((), ""), ((1,), ""), ((2,), ", median and range of 2 matrices")):
         page = spectra.spectrum(normal(*lead, 4, 3))._repr_html_()
         assert f"3 singular values{said}<" in page
+    assert "1 singular values<" in spectra.spectrum(normal(4, 1))._repr_html_()
     s = spectra.spectrum(normal(4, 3)).values
     page = spectra.spectrum(normal(4, 3))._repr_html_()
     for x in (s[0], s[-1], s[0] / s[-1]):

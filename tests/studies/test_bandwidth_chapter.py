@@ -208,6 +208,7 @@ def test_one_seed_is_said_to_be_one_draw():
     words = "one draw of them: how another draw would do it does not say."
     assert findings(table((1.0,)))[-1].endswith(words)
     assert not any(words in text for text in findings(table()))
+    assert findings(table((1.0,)).assign(draw=0))[-1].endswith(words)  # and one is no median
 
 
 def test_the_headlines():

@@ -887,6 +887,21 @@ def sum_beyond_64(q, k, v):
     return out if k.shape[-2] > 64 else out / (x @ y.sum(-2, keepdim=True).mT)
 
 
+def last_of_each_chunk_lost(q, k, v):
+    """Causal linear attention whose state misses the last token of each chunk of fifty."""
+    x, y = (torch.nn.functional.elu(z) + 1 for z in (q, k))
+    here, there = torch.arange(q.shape[-2])[:, None], torch.arange(k.shape[-2])
+    carried = (here // 50 == there // 50) | (there % 50 != 49)
+    entries = (x @ y.mT) * ((there <= here) & carried)
+    return entries / entries.sum(-1, keepdim=True) @ v
+
+
+def filled_with_zeros(q, k, v):
+    """Keys in blocks of 32, in the last of which zeros take part."""
+    k, v = (torch.nn.functional.pad(x, (0, 0, 0, -x.shape[-2] % 32)) for x in (k, v))
+    return (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v
+
+
 def nan_backwards(op, q, k, v, mask):
     """Multiplies what padding holds by zero, which only a backward pass sees."""
     out = op(q, k, v, mask)
@@ -928,6 +943,19 @@ def unshifted_in_half(q, k, v):
         return scores.softmax(-1) @ v
     weights = scores.float().exp().half().float()
     return (weights @ v.float() / weights.sum(-1, keepdim=True)).half()
+
+
+class Tempered(torch.nn.Module):
+    """Softmax at a learnt temperature, which is read as a number where ``mask`` says so."""
+
+    def __init__(self, *, masked):
+        super().__init__()
+        self.temperature, self.masked = torch.nn.Parameter(torch.tensor(1.3)), masked
+
+    def forward(self, q, k, v, mask=None):
+        detached = (mask is not None) == self.masked
+        temperature = self.temperature.detach() if detached else self.temperature
+        return Softmax()(q / temperature, k, v, mask)
 
 
 OPERATOR_FAULTS = {
@@ -1003,6 +1031,7 @@ OPERATOR_FAULTS = {
         Faulty(Softmax(), once),
         Faulty(Softmax(), lambda op, q, k, v, m: (op if m is None else once_masked)(q, k, v, m)),
     ],
+    "gradient of parameters": [laws.adapted(Tempered(masked=x)) for x in (False, True)],
     "gradient at its most": [
         Soft(4, landmarks=DetachedMeans()),
         Faulty(TopK(4), lambda op, q, k, v, mask: op(q, k.detach(), v, mask)),
@@ -1268,6 +1297,9 @@ OPERATOR_FAULTS = {
         laws.adapted(a_millionth_in_the_sums),
         laws.adapted(expanded_squares),
         laws.adapted(sum_beyond_64, target=LinearAttention()),
+        laws.adapted(sum_beyond_64),
+        laws.adapted(last_of_each_chunk_lost),
+        laws.adapted(filled_with_zeros),
         Faulty(
             Softmax(), lambda op, q, k, v, mask: op(q, k[..., :1024, :], v[..., :1024, :], mask)
         ),

@@ -6,6 +6,7 @@ import gc
 import io
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -412,16 +413,39 @@ def own_block_beyond_128(q, k, v):
     return (scores.masked_fill(other, -1e30) if len(other) > 128 else scores).softmax(-1) @ v
 
 
+def linear(q, k, v, kept=None, least=0.0):
+    entries = (torch.nn.functional.elu(q) + 1) @ (torch.nn.functional.elu(k) + 1).mT
+    entries = entries if kept is None else entries * kept
+    return entries / (entries.sum(-1, keepdim=True) + least) @ v
+
+
+def last_of_each_chunk_lost(q, k, v):
+    """Causal linear attention whose state misses the last token of each chunk of fifty."""
+    here, there = torch.arange(q.shape[-2])[:, None], torch.arange(k.shape[-2])
+    carried = (here // 50 == there // 50) | (there % 50 != 49)
+    return linear(q, k, v, kept=(there <= here) & carried)
+
+
+def filled_with_zeros(q, k, v):
+    """Keys in blocks of 32, in the last of which zeros take part."""
+    k, v = (torch.nn.functional.pad(x, (0, 0, 0, -x.shape[-2] % 32)) for x in (k, v))
+    return softmax(q, k, v)
+
+
 @pytest.mark.parametrize(
     ("attend", "form"),
     [
+        (linear, "linear attention"),
+        (partial(linear, least=1e-6), ""),
+        (last_of_each_chunk_lost, "causal linear attention"),
+        (filled_with_zeros, "softmax attention"),
         (windowed(6), ""),
         (windowed(64), ""),
         (largest(32), ""),
         (blocks_of_64, "softmax attention"),
         (own_block_beyond_128, "softmax attention"),
     ],
-    ids=["window", "wide window", "top", "cut", "blocks"],
+    ids=["linear", "guarded", "chunks", "filled", "window", "wide window", "top", "cut", "blocks"],
 )
 def test_a_window_is_not_blamed_for_keys_that_it_leaves_out(attend, form):
     """A cut that all rows share, or that leaves less of more keys, is."""

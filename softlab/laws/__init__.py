@@ -106,6 +106,7 @@ OPERATOR_LAWS: tuple[Law[Operator], ...] = (
     error_parts.BUDGET,
     limits.GRADIENT,
     derivatives.SECOND,
+    derivatives.PARAMETERS,
     derivatives.FULL_GRADIENT,
     *gradient_consistency.EVERYWHERE,
 )

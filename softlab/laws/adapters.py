@@ -47,6 +47,8 @@ NOTHING_CLAIMED = Traits(linear_in_v=False)
 INVERTIBLE = SolverTraits(singular=False)
 UNMEASURED = ("order", "products", "growth", "implicit", "watched", "closing", "precision")
 """Claims of solvers that no law can measure of a function, which has a call alone."""
+MEMBERS = {Traits: ("target", "cost"), SolverTraits: ("iterates", "solve", "cost")}
+"""What an operator and a solver have beside their traits and their call."""
 SEEDS = range(9000, 9003)
 PROBED = (7, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 POWERS = tuple(2**i for i in range(12))
@@ -211,6 +213,13 @@ def adapted(
             msg = f"{subject!r} states its own traits and target; give them for a plain callable."
             raise ValueError(msg)
         return subject
+    claims = type(getattr(subject, "traits", None))
+    if lacking := [x for x in MEMBERS.get(claims, ()) if not hasattr(subject, x)]:
+        msg = (
+            f"{name or subject!r} claims traits and has no {' and no '.join(lacking)}, so that no "
+            "law would read them. Give it what it lacks, or its __call__ alone."
+        )
+        raise ValueError(msg)
     if not callable(subject):
         msg = (
             f"{name or subject!r} is a {type(subject).__name__}, and cannot be called. Give an "

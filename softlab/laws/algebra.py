@@ -80,9 +80,9 @@ def _nonnegative(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
         q, k, v = _draw(op, rng)
         q, k, where = spread * q, spread * k, f"tokens of size {spread:g}"
         if op.traits.linear_in_v:
-            yield Gap(float(-as_matrix(op, q, k).min()), 0, f"{where}: smallest entry")
+            yield Gap(float(-as_matrix(op, q, k).detach().min()), 0, f"{where}: smallest entry")
             continue
-        least = float(-op(q, k, v.abs()).min())
+        least = float(-op(q, k, v.abs()).detach().min())
         yield Gap(least, 0, f"{where}: smallest output of values that are not negative")
 
 

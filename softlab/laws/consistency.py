@@ -167,7 +167,11 @@ def _averages(op: Any, rng: torch.Generator) -> Iterator[Gap]:
             missed = largest(out[..., 0] - 1)
             yield Gap(missed, allowed, f"{case.where}: rows sum to one")
         if op.traits.nonnegative:
-            yield Gap(-float(out.min()), allowed, f"{case.where}: no value is negative, no sum is")
+            yield Gap(
+                -float(out.detach().min()),
+                allowed,
+                f"{case.where}: no value is negative, no sum is",
+            )
 
 
 FEW_COLUMNS, MANY_COLUMNS = (5, 8, 13), (16, 33, 65, 96, 130, 257)

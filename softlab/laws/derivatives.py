@@ -1,4 +1,4 @@
-"""Laws of derivatives beyond the first: of the second, and of the target's at full rank."""
+"""Laws of derivatives beyond those of tokens: second ones, of parameters, at full rank."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from softlab.laws.law import (
     Gap,
@@ -36,6 +36,8 @@ NONE = ("not implemented", "once_differentiable", "does not support double")
 
 STEP = 1e-6
 """Of the central differences, along a direction of length one."""
+NUDGE = 1e-3
+"""Of those of parameters, which may be in float32, relative to the largest."""
 
 
 def twice(call: Callable[..., Tensor], leaves: list[Tensor], rng: torch.Generator) -> Iterator[Gap]:
@@ -151,6 +153,54 @@ def _full(op: Any, rng: torch.Generator) -> Iterator[Gap]:
             yield Gap(largest(mine - theirs), allowed, f"{full!r}: gradient in {name}")
 
 
+def _learnt(op: Any) -> dict[str, nn.Parameter]:
+    """The parameters of a module of torch that want a gradient; of anything else none."""
+    module = getattr(op, "call", op)
+    for name in ("__wrapped__", "__self__"):  # given by name; a method of it
+        module = getattr(module, name, module)
+    if not isinstance(module, nn.Module):
+        return {}
+    return {name: x for name, x in module.named_parameters() if x.requires_grad}
+
+
+def _parameters(op: Any, rng: torch.Generator) -> Iterator[Gap]:
+    m = rank_of(op)
+    n, l = lengths(op, m + 5, m + 7)
+    tokens = normal(rng, 2, n, 4), normal(rng, 2, l, 4), normal(rng, 2, l, 3)
+    weights = normal(rng, 2, n, 3)
+    mask = torch.arange(l, device=weights.device) != 1
+    for masked in ((), (mask,))[: 1 + takes_mask(op)]:
+        for name, parameter in _learnt(op).items():
+            where = f"{name} {tuple(parameter.shape)}, masked: {bool(masked)}"
+            yield _nudged(lambda g=masked: op(*tokens, *g) * weights, parameter, where)
+
+
+def _nudged(loss: Callable[[], Tensor], parameter: nn.Parameter, where: str) -> Gap:
+    """The slope along a parameter, by its gradient and by differences of one step and of two."""
+    held, terms = parameter.detach().clone(), loss()
+    step = torch.where(torch.arange(held.numel()).view(held.shape) % 2 == 0, NUDGE, -0.7 * NUDGE)
+    step = step.to(held) * (float(held.abs().max()) or 1.0)
+    slope = torch.zeros_like(held)
+    if terms.requires_grad:
+        (slope,) = torch.autograd.grad(terms.sum(), parameter, materialize_grads=True)
+
+    def at(steps: int) -> tuple[float, Tensor]:
+        with torch.no_grad():
+            parameter.copy_(held + steps * step)
+            return float(loss().double().sum()), parameter.double().clone()
+
+    try:
+        (up, there), (down, back), (far_up, _), (far_down, _) = map(at, (1, -1, 2, -2))
+    finally:
+        with torch.no_grad():
+            parameter.copy_(held)
+    due = float((slope.double() * (there - back)).sum())
+    eps = max(torch.finfo(x.dtype).eps for x in (terms, held))
+    allowed = 0.01 * abs(due) + 2 * abs((far_up - far_down) / 2 - (up - down))
+    allowed += 100 * eps * float(terms.detach().abs().sum())
+    return Gap(abs(up - down - due), allowed, where)
+
+
 SECOND: Law[Any] = Law(
     "second derivative",
     "the gradient of a loss with a gradient penalty equals central differences, by backward and by "
@@ -163,6 +213,18 @@ SECOND: Law[Any] = Law(
     allows="1e-4 of the difference, and rounding over the step, in float64",
     catches="a gradient that is a constant of the second pass, also where an error is planted for "
     "it, which not every way meets",
+    examples=1,
+)
+PARAMETERS: Law[Any] = Law(
+    "gradient of parameters",
+    "the gradient in each parameter of a module equals central differences, with and without a "
+    "mask",
+    lambda op: bool(_learnt(op)),
+    _parameters,
+    family="gradients",
+    when="is a module of torch with parameters that want a gradient",
+    allows="a hundredth of the slope, its change over the step, and rounding",
+    catches="a temperature that is read as a number",
     examples=1,
 )
 FULL_GRADIENT: Law[Any] = Law(

@@ -51,8 +51,8 @@ STEEP = 1e6
 """The condition of a core beyond which its gradient is rounding alone."""
 TAME = 1e3
 """The condition of a core up to which its gradient in float32 has digits."""
-TALL = 30.0
-"""Size of tokens up to which exponentials of their coordinates are numbers with digits."""
+TALL = 5.0
+"""Size of tokens up to which exponentials of their coordinates keep their digits beside a one."""
 
 
 def _masked_condition(op: Any, case: Situation) -> float:
@@ -174,8 +174,7 @@ def _single(op: Any, rng: torch.Generator) -> Iterator[Gap]:
         if has_core(op) and _masked_condition(op, case) > TAME:
             continue
         if unknown(op):  # what it adds and takes off again nobody knows
-            most = max(2.0, *(largest(x) for x in case.tokens[:2]))
-            case = case.mapped(partial(torch.mul, torch.tensor(2 / most, dtype=F64)))
+            case = _within(case, 2.0)
         narrow = tuple(x.float() for x in _full(case))
         wide = tuple(x.double() for x in narrow)
         out, exact = (op(*x, *case.masked) for x in (narrow, wide))
@@ -193,6 +192,12 @@ def _single(op: Any, rng: torch.Generator) -> Iterator[Gap]:
             where = f"{case.where}; float32, gradient in {name}"
             allowed = rounding * (_terms(case, "qkv".index(name)) + largest(y))
             yield from _in_range(x, y, allowed, where)
+
+
+def _within(case: Situation, most: float) -> Situation:
+    """The same, with smaller tokens where an entry of q or k is beyond ``most``."""
+    found = max(most, *(largest(x) for x in case.tokens[:2]))
+    return case.mapped(partial(torch.mul, torch.tensor(most / found, dtype=F64)))
 
 
 def _in_range(found: Tensor, due: Tensor, allowed: float, where: str) -> Iterator[Gap]:
@@ -260,8 +265,8 @@ def _form(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     for case in drawn(op, rng, EACH, long=True):
         if op.traits.exact_at and case.mask is not None:
             continue  # how far a knob goes depends on the keys that are left
-        if fades(op) and max(largest(x) for x in case.tokens[:2]) > TALL:
-            continue  # features as they are written vanish, and their quotients with them
+        if fades(op):  # features as they are written vanish, and their quotients with them
+            case = _within(case, TALL)
         subject = at_most(op, case.k.shape[-2]) if op.traits.exact_at else op
         out = flattened(case.call(subject))
         upstream = normal(rng, *out.shape)

@@ -265,7 +265,7 @@ def order(rng: torch.Generator, n: int) -> Tensor:
 
 def largest(x: Tensor) -> float:
     """The largest magnitude, NaN if there is one."""
-    return float(x.double().abs().max())
+    return float(x.detach().double().abs().max())
 
 
 def rank_of(op: Any) -> int:

@@ -236,9 +236,10 @@ def _ends(m: int, rng: torch.Generator, *, easy: bool = False) -> Tensor:
 
 def _steps(solver: Any, batch: Tensor, result: PinvResult) -> Iterator[Gap]:
     """The iterate that the steps name is the x that is returned, and took so many products."""
-    if not isinstance(solver, Iteration):
+    if not hasattr(solver, "iterates") or solver.traits.closing:
         return
-    iterates = [x.double() for x in solver.iterates(batch)]
+    # Copies, since they may be one tensor that is changed in place.
+    iterates = [x.to(torch.float64, copy=True) for x in solver.iterates(batch)]
     for i, steps in enumerate(result.steps.tolist()):
         where = f"m={batch.shape[-1]}, matrix {i}: x is the iterate of step {steps}"
         yield Gap(float(not 0 <= steps < len(iterates)), 0, where)
@@ -246,8 +247,9 @@ def _steps(solver: Any, batch: Tensor, result: PinvResult) -> Iterator[Gap]:
             continue
         missed = relative(iterates[steps][i], result.x[i].double())
         yield Gap(missed, HONEST, where)
-        products = steps * solver.traits.products
-        yield Gap(abs(int(result.matmuls[i]) - products), 0, f"{steps} steps, products")
+        if isinstance(solver, Iteration):
+            products = steps * solver.traits.products
+            yield Gap(abs(int(result.matmuls[i]) - products), 0, f"{steps} steps, products")
 
 
 def _gradient(solver: Any, rng: torch.Generator) -> Iterator[Gap]:

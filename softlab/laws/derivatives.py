@@ -172,12 +172,15 @@ def _parameters(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     for masked in ((), (mask,))[: 1 + takes_mask(op)]:
         for name, parameter in _learnt(op).items():
             where = f"{name} {tuple(parameter.shape)}, masked: {bool(masked)}"
-            yield _nudged(lambda g=masked: op(*tokens, *g) * weights, parameter, where)
+            call = functools.partial(op, *tokens, *masked)
+            yield _nudged(call, weights, parameter, where)
 
 
-def _nudged(loss: Callable[[], Tensor], parameter: nn.Parameter, where: str) -> Gap:
+def _nudged(
+    call: Callable[[], Tensor], weights: Tensor, parameter: nn.Parameter, where: str
+) -> Gap:
     """The slope along a parameter, by its gradient and by differences of one step and of two."""
-    held, terms = parameter.detach().clone(), loss()
+    held, terms = parameter.detach().clone(), call() * weights
     step = torch.where(torch.arange(held.numel()).view(held.shape) % 2 == 0, NUDGE, -0.7 * NUDGE)
     step = step.to(held) * (float(held.abs().max()) or 1.0)
     slope = torch.zeros_like(held)
@@ -187,7 +190,7 @@ def _nudged(loss: Callable[[], Tensor], parameter: nn.Parameter, where: str) -> 
     def at(steps: int) -> tuple[float, Tensor]:
         with torch.no_grad():
             parameter.copy_(held + steps * step)
-            return float(loss().double().sum()), parameter.double().clone()
+            return float((call() * weights).double().sum()), parameter.double().clone()
 
     try:
         (up, there), (down, back), (far_up, _), (far_down, _) = map(at, (1, -1, 2, -2))

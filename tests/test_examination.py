@@ -471,6 +471,20 @@ def ignored(q, k, v, *, scale=1.0, mask=None):
     return by_keyword(q * scale, k, v)
 
 
+class Claiming:
+    traits = Softmax().traits
+    target = Softmax()
+
+    def __call__(self, q, k, v):
+        return softmax(q, k, v)
+
+
+def test_claims_that_no_law_would_read_are_refused():
+    with pytest.raises(ValueError, match=r"has no cost, .* or its __call__ alone"):
+        laws.adapted(Claiming())
+    assert laws.adapted(Claiming().__call__).form == "softmax attention"
+
+
 @pytest.mark.parametrize("attend", [by_keyword, padded, all_by_keyword, ignored])
 def test_tensors_and_masks_are_given_by_the_names_that_a_function_asks(attend):
     op = laws.adapted(attend)

@@ -374,7 +374,7 @@ def test_a_function_may_be_what_it_is_said_to_approximate():
 
     for attend, target, form in (
         (softmax, Softmax(), "softmax attention"),
-        (linear, LinearAttention(), "its target"),
+        (linear, LinearAttention(), "linear attention"),
     ):
         op = laws.adapted(attend, target=target)
         assert op.form == form

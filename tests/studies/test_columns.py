@@ -22,7 +22,7 @@ OF = {
     "gradients": lambda tests: [tests.spreads(tests.WIDE, tests.WRONG), tests.residuals()],
     "in_model": lambda tests: [tests.swaps(), tests.depths(), tests.costs()],
     "mutations": lambda tests: [tests.planted()],
-    "precision": lambda tests: [tests.cores(), tests.wrapped()],
+    "precision": lambda tests: [tests.cores(), tests.near_and_far()],
     "training": lambda tests: [tests.made(tests.LESS)],
 }
 """The small tables of a chapter; of the others what ``table`` or ``made`` makes."""

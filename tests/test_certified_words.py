@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from softlab.report.certificates import said, tables, worth
+from softlab.report.certificates import paragraph, tables, worth
 
 INF = math.inf
 ROWS = [  # method, rank, input, error, certificate
@@ -47,18 +47,18 @@ def test_the_paragraph_counts_what_says_something_and_what_is_broken():
         "cases; the two inputs: 1.00 and 4.00) and 1.75 for three (3 of 3 cases; the two inputs: "
         "0.500 and 3.00). It says nothing of two and four."
     )
-    assert said(found(), names, 3) == f"{words} 1 of 9 are below the error: this is a bug."
+    assert paragraph(found(), names, 3) == f"{words} 1 of 9 are below the error: this is a bug."
     whole = found().assign(broken=0)
-    assert said(whole, names, 3) == f"{words} None is below the error."
-    alone = said(whole[:1], names[:1], 1, sampled=True)
+    assert paragraph(whole, names, 3) == f"{words} None is below the error."
+    alone = paragraph(whole[:1], names[:1], 1, sampled=True)
     assert alone.startswith(
         "A certificate, a bound of the error that needs no exact output, is bel"
     )
     assert alone.endswith(" and 4.00). None is below the lower end of the sampled interval.")
     assert "on 1 input; there it is, over the sampled error, 2.50 for one" in alone
-    silent = said(whole[1:2], names[1:2], 2)
+    silent = paragraph(whole[1:2], names[1:2], 2)
     assert silent.endswith("in 0 of 1 case with one, on 2 inputs. It says nothing of two.")
-    assert said(pd.DataFrame(), [], 3) == ""
+    assert paragraph(pd.DataFrame(), [], 3) == ""
 
 
 def test_the_table_has_medians_and_ranges_and_names_a_group_once():

@@ -1,8 +1,10 @@
 """What a comparison says, on a small table where mean, median and maximum differ."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from softlab.cli.compare import _without_answer
 from softlab.report.compare import chapter
 
 ERRORS = {  # by head, the errors of three samples
@@ -65,6 +67,21 @@ def test_a_failed_sample_is_counted_and_the_first_reason_given():
     assert list(chapter.headlines(rows)) == []
     for none in (rows[:0], pd.DataFrame({"status": ["failed"]})):
         assert (chapter.scope(none), chapter.findings(none)) == ("", [])
+
+
+def test_a_method_that_is_too_dear_for_the_budget_is_told_from_one_that_failed():
+    rows = table()
+    mine = rows["method"] == "mine"
+    none = rows.assign(output_error=rows["output_error"].mask(mine), share=rows["share"].mask(mine))
+    dear, lost = none.assign(fits=~mine), none.assign(status=np.where(mine, "failed", "ok"))
+    dear, lost = dear.assign(laws_broken=None), lost.assign(laws_broken=None)
+    ways = (dear, "none fits", "", []), (lost, "failed", "not counted", ["mine"])
+    for rows, word, work, strict in ways:
+        (cells,) = (x for x in chapter.cells(rows) if x[0].startswith("mine"))
+        assert (cells[1], cells[3]) == (word, work)
+        methods = chapter.summary(rows)
+        assert _without_answer(methods, named=True) == ["mine"]
+        assert _without_answer(methods, named=False) == strict  # of the whole catalogue
 
 
 def varied():

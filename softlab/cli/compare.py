@@ -94,10 +94,19 @@ def compare(
     else:
         _tell(found, rows, [*([report] if report else []), *paths])
     methods = [row for row in rows if row["kind"] == "method"]
-    if lost := [str(row["method"]) for row in methods if not row["error"].units]:
+    if lost := _without_answer(methods, named=not every):
         fail(f"{' and '.join(lost)} gave no answer on any head.")
     if any(row["laws_broken"] or row["failed"] for row in methods):
         raise typer.Exit(FINDING)
+
+
+def _without_answer(methods: list[dict[str, Any]], *, named: bool) -> list[str]:
+    """Methods that no head has an answer of; of the catalogue not those too dear for the budget."""
+    return [
+        str(row["method"])
+        for row in methods
+        if not row["error"].units and (named or row["failed"] or not row["unfit"])
+    ]
 
 
 def _share(words: str) -> float:

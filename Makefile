@@ -27,7 +27,7 @@ help:  ## this list
 
 install: $(INSTALLED)  ## softlab with its report and laws, into .venv; about 2 minutes
 
-report: $(INSTALLED)  ## every study, on real activations, and the PDF of them all; about an hour on two cores, and it says first how long; QUICK=1: minutes
+report: $(INSTALLED)  ## every study, on real activations, and the PDF of them all; some 40 minutes on two cores, and it says first how long; QUICK=1: minutes
 	$(BIN)/softlab run --all --threads 1 --workers $(WORKERS) --out $(OUT) $(if $(QUICK),--quick)
 	$(BIN)/softlab report $(OUT)
 	$(MAKE) board
@@ -53,7 +53,7 @@ test-all: $(READY)  ## every case of the tests of which make test asks a sample
 # Much of the site keeps one core busy. Beside it goes lint, and where that holds, the suite: each
 # worker takes half of the tests in their order, so that a fixture is made once, and what is left of
 # the other's half. The tests of the site come late enough to find it built.
-test: $(READY)  ## the gate: lint, the site, and the whole suite, which opens it; about 16 minutes
+test: $(READY)  ## the gate: lint, the site, and the whole suite, which opens it; 12 to 16 minutes
 	$(MAKE) --jobs 2 suite docs
 
 suite: lint  ## lint, then the suite

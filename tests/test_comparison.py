@@ -455,6 +455,18 @@ def test_the_verdict_is_by_rounding_by_interval_or_against(tmp_path):
     assert said.verdict == "not reproduced"
 
 
+def test_times_alone_decide_no_verdict(tmp_path):
+    """Another machine has another pace; a number that changed beside them still decides."""
+    slower = {x: 3 * cases()[x] for x in ("seconds", "seconds_q1", "seconds_q3")}
+    found = both(tmp_path / "a", lambda table: table.assign(**slower))
+    assert {x.column for x in found.changes} == {*slower}
+    assert all(x.timed and not x.where for x in found.changes)
+    assert found.verdict == "equal to rounding but for times"
+    worse = both(tmp_path / "b", lambda table: table.assign(**slower, flops=2 * table.flops))
+    assert [x.column for x in worse.changes if not x.timed] == ["flops"]
+    assert worse.verdict == "not reproduced"
+
+
 @pytest.mark.parametrize(
     ("low", "high", "known", "held"),
     [(1.0, 2.0, True, True), (0.5, 1.0, True, True), (1.01, 2.0, True, False),

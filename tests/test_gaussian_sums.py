@@ -588,7 +588,7 @@ def test_a_norm_in_half_precision_takes_all_three_of_its_columns(dtype, device, 
 def test_three_numbers_of_half_precision_make_a_norm_of_float32(dtype, norm):
     y = normal(1, 50, 4, dtype=F64)
     y = (norm * y / y.norm(dim=-1, keepdim=True)).to(dtype)
-    x, y = fused._lifted(torch.zeros_like(y), y)
+    x, y = fused.lifted(torch.zeros_like(y), y)
     made = (x.double() * y.double()).sum(-1)
     exact = -y[..., :4].double().square().sum(-1) / 2
     torch.testing.assert_close(made, exact, rtol=3e-7, atol=1e-9)

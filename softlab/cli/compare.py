@@ -102,11 +102,10 @@ def compare(
 
 def _without_answer(methods: list[dict[str, Any]], *, named: bool) -> list[str]:
     """Methods that no head has an answer of; of the catalogue not those too dear for the budget."""
-    return [
-        str(row["method"])
-        for row in methods
-        if not row["error"].units and (named or row["failed"] or not row["unfit"])
-    ]
+    from softlab.report.compare.chapter import too_dear
+
+    lost = [row for row in methods if not row["error"].units]
+    return [str(row["method"]) for row in lost if named or not too_dear(row)]
 
 
 def _share(words: str) -> float:

@@ -43,9 +43,9 @@ from softlab.kernels.fused import (
     fused_average,
     fused_gaussian_sum,
     fused_sum,
-    half_average,
     half_sum,
     half_units,
+    lifted,
     norms,
     plain_matrix,
     plain_sum,
@@ -225,13 +225,14 @@ class Gaussian:
         if looked and validation.values_of(_rough(_radius(x, y), self.bandwidth)).any():
             return None
         variance, out = self.bandwidth**2, None
-        how: dict[str, Any] = {"scale": 1 / variance, "gaussian": True, "causal": causal}
+        how: dict[str, Any] = {"scale": 1 / variance, "causal": causal}
         if kernel:
             out = gpu.attempt("gaussian_sum", lambda: None, _by_kernel, x, y, v, variance)
         if out is None and units and average:
-            out = half_average(x, y, v, _flat_mask(key_mask, lead, y.shape[-2]), **how)
+            mask = _flat_mask(key_mask, lead, y.shape[-2])
+            out = fused_average(*lifted(x, y), v, mask, **how)
         elif out is None and units:
-            out = half_sum(x, y, v, **how)
+            out = half_sum(x, y, v, gaussian=True, **how)
         return None if out is None else out.reshape(*lead, *out.shape[-2:])
 
     def _causal(self, x: Tensor, y: Tensor, v: Tensor, *, average: bool) -> Tensor:
@@ -307,10 +308,7 @@ class Exponential:
             x, y, v, lead, dtype = _flatten(x, y, v, wide=not narrow)
             mask = _flat_mask(key_mask, lead, y.shape[-2])
         scale = self._scale(x.shape[-1])
-        if narrow:
-            out = half_average(x, y, v, mask, scale, gaussian=False, causal=causal)
-        else:
-            out = fused_average(x, y, v, mask, scale=scale, causal=causal)
+        out = fused_average(x, y, v, mask, scale=scale, causal=causal)
         return out.reshape(*lead, *out.shape[-2:]).to(dtype)
 
     def _scale(self, d: int) -> float:

@@ -163,35 +163,19 @@ def half_sum(
     """``fused_sum`` of s <x, y>, or ``fused_gaussian_sum``, of half precision on its own units.
 
     An exponent is rounded as in float32: products of two such numbers are exact in the float32 that
-    they are summed in, and norms are spread over columns (``_lifted``). Weights are rounded to the
+    they are summed in, and norms are spread over columns (``lifted``). Weights are rounded to the
     dtype, and the average of the values. No gradient.
     """
     if len(x) > MATRICES:
         return _in_parts(partial(half_sum, scale=scale, gaussian=gaussian, causal=causal), x, y, v)
-    long_x, long_y = _lifted(x, y) if gaussian else (x, y)
+    long_x, long_y = lifted(x, y) if gaussian else (x, y)
     found = _softmax(long_x, long_y, v, None, scale, causal)
     lse = found.lse[:, : x.shape[1]]
     factor = (lse + _half_norms(x, scale) if gaussian else lse).exp().unsqueeze(-1)
     return (found.out.float() * factor).to(v.dtype)
 
 
-def half_average(
-    x: Tensor,
-    y: Tensor,
-    v: Tensor,
-    key_mask: Tensor | None,
-    scale: float,
-    *,
-    gaussian: bool,
-    causal: bool = False,
-) -> Tensor:
-    """The average of v, of half precision on its own units, exponents as in ``half_sum``."""
-    if gaussian:
-        x, y = _lifted(x, y)
-    return _fused(x, y, v, key_mask, scale=scale, causal=causal)
-
-
-def _lifted(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def lifted(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Points in half precision, three columns wider, whose products are <x, y> - |y|^2 / 2."""
     rest, columns = _half_norms(y, 1.0), []
     for step in STEPS:

@@ -92,9 +92,9 @@ def cells(table: pd.DataFrame) -> list[list[str]]:
     return [
         [
             f"{row['method']} ({row['target']})" if many else str(row["method"]),
-            "none fits" if _too_dear(row) else _with_span(row["error"]),
+            "none fits" if too_dear(row) else _with_span(row["error"]),
             "" if math.isnan(row["skill"].value) else f"{row['skill'].value:.2f}",
-            "" if _too_dear(row) else _work(row["share"]),
+            "" if too_dear(row) else _work(row["share"]),
             _time(row["time"]),
             _plain(row["memory"], 2),
             laws_in_words(row),
@@ -112,7 +112,7 @@ def laws_in_words(row: dict[str, Any]) -> str:
     return ", ".join(row["laws_broken"]) or f"none of {row['laws_held'] or 0}"
 
 
-def _too_dear(row: dict[str, Any]) -> bool:
+def too_dear(row: dict[str, Any]) -> bool:
     """Whether no setting of a method fits into the budget, on any head."""
     return not row["error"].units and not row["failed"] and row["unfit"] > 0
 

@@ -198,7 +198,7 @@ def _independent(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
     m = 6
     scale = torch.tensor([1, 1e8, 1e-8], dtype=F64)[:, None, None]
     batch = torch.stack([well_conditioned(rng, m) for _ in range(3)]) * scale
-    batch[1] += 5e8  # one peaky matrix
+    batch[1] += 5 * scale[1]  # one peaky matrix
     precision = getattr(torch, solver.traits.precision or "float64")
     for subject in (after_steps(solver, 2), solver):
         together = subject(batch)

@@ -7,6 +7,11 @@ wide (``softlab.report.timings``); times of a busy machine are left out. Any oth
 same: it changed where it differs by more than the square root of the rounding unit, and every case
 counts. Cases are the same where their values on all axes are.
 
+Seconds depend on the machine and on its state, so seconds of two runs are compared as ratios:
+those of each method are divided by the *pace*, the median ratio over all times of the study. A run
+that is slower as a whole is told as its pace, and is no change: code and machine cannot be told
+apart there.
+
 The exact mode is for changes of code that are to change no number. It leaves times out; all else is
 the same or not, to the last digit, and it names each case that is not.
 
@@ -17,8 +22,7 @@ over its cases, and the output says which and how many; where a study has none, 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +42,10 @@ ROUNDING = {"float64": 2.0**-26, "float32": 2.0**-12, "float16": 2.0**-5, "bfloa
 """Square roots of the rounding units, rounded up to powers of two."""
 OWN = ("status", "case_seconds", "case_setup_seconds", "case_cpu_share", "case_load")
 """What softlab measures of each case beside what the study does; ``error`` a study may measure."""
+METHODS = ("method", "op", "solver", "selector")
+"""Axes that name what was timed, the first that a study has."""
+FEWEST = 3
+"""Of fewer inputs, models or seeds each time of a method is a unit; fewer times are not judged."""
 SPREAD = 0.1
 """The noise of a time whose quartiles are not known."""
 UNITS = {"source": "inputs", "input": "inputs", "model": "models", "seed": "seeds"}
@@ -162,8 +170,12 @@ def _compared(
         if only := [x for x in mine if x not in other]:
             coverage.append(f"columns of the {which} run alone: {', '.join(only)}")
     timed = {*old[1].get("timed", ()), *new[1].get("timed", ())}
-    timed |= {f"{x}_{quartile}" for x in timed for quartile in ("q1", "q3")}
-    columns = [x for x in olds if x in news and not (exact and x in timed)]
+    noises = {f"{x}_{quartile}" for x in timed for quartile in ("q1", "q3")}
+    noises |= {"repeats"} & timed
+    timed -= noises
+    columns = [x for x in olds if x in news and x not in noises and not (exact and x in timed)]
+    pace, said = _pace(a, b, [x for x in columns if x in timed and x.endswith("seconds")])
+    method = next((x for x in METHODS if x in axes), None)
     unit = max(ROUNDING.get(str(meta["dtype"]), ROUNDING["float32"]) for _, meta in (old, new))
     units = _units(a, axes)
     changes: list[Change] = []
@@ -171,8 +183,9 @@ def _compared(
         if exact:
             found = list(_digits(a[column], b[column], units))
         elif column in timed:
-            found, withheld = _times(a, b, column, units)
-            coverage += withheld if column == re.sub("_q[13]$", "", column) else []
+            by, over = (method, pace) if column.endswith("seconds") else (None, 1.0)
+            found, withheld = _times(a, b, column, units, pace=over, by=by)
+            coverage += withheld
         else:
             found = list(_values(a[column], b[column], unit, units))
         changes += found
@@ -181,7 +194,7 @@ def _compared(
         cases=len(a),
         columns=len(columns),
         changes=tuple(changes),
-        environment=tuple(_environment(old[1], new[1])),
+        environment=(*_environment(old[1], new[1]), *said),
         coverage=tuple(coverage),
     )
 
@@ -253,6 +266,11 @@ def _units(table: pd.DataFrame, axes: Sequence[str]) -> pd.Series:
         nests = column in axes or column == "source"  # which a study measures of its input
         if nests and column in table and table[column].nunique() > 1:
             return table[column].astype(str).rename(of)
+    return _cases(table)
+
+
+def _cases(table: pd.DataFrame | pd.Series) -> pd.Series:
+    """Each case a unit of its own."""
     return pd.Series(range(len(table)), table.index, name="cases")
 
 
@@ -286,10 +304,41 @@ def _digits(a: pd.Series, b: pd.Series, units: pd.Series) -> Iterator[Change]:
         yield replace(_change(a, b, differs, units, most), where=where)
 
 
+def _pace(a: pd.DataFrame, b: pd.DataFrame, columns: Sequence[str]) -> tuple[float, Iterable[str]]:
+    """The median of new seconds over old ones, of quiet cases; and the words for it."""
+    quiet = ~busy(a) & ~busy(b)
+    each = [_ratios(*_taken(a.loc[quiet, x], b.loc[quiet, x])) for x in columns]
+    ratio = pd.concat(each) if each else pd.Series(dtype=float)
+    if ratio.empty:
+        return 1.0, ()
+    low, pace, high = ratio.quantile([0.25, 0.5, 0.75])
+    if number(pace) == number(1.0):
+        return pace, ()
+    return pace, (
+        f"pace: the new run took {number(pace)} times as long (median of {len(ratio)} times, half "
+        f"of them {number(low)} to {number(high)}); times are compared relative to it",
+    )
+
+
+def _taken(a: pd.Series, b: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """Each time once: a study may take one for several cases."""
+    once = ~pd.DataFrame({"a": a, "b": b}).duplicated()
+    return a[once], b[once]
+
+
 def _times(
-    a: pd.DataFrame, b: pd.DataFrame, column: str, units: pd.Series
+    a: pd.DataFrame,
+    b: pd.DataFrame,
+    column: str,
+    units: pd.Series,
+    *,
+    pace: float,
+    by: str | None,
 ) -> tuple[list[Change], list[str]]:
-    """Whether the times of a column changed together beyond noise; and what is not compared."""
+    """Which times of a column changed together beyond noise; and what is not compared.
+
+    All of them together, or those of each method where ``by`` is the axis that names it.
+    """
     quiet = ~busy(a) & ~busy(b)
     withheld = []
     if disturbed := int((~quiet).sum()):
@@ -305,15 +354,30 @@ def _times(
         )
         return [], withheld
     x, y = a.loc[quiet, column], b.loc[quiet, column]
-    ratio = _ratios(x, y)
-    _, low, high, *_ = _median(ratio, units)
-    if not (low > 1 + spread or high < 1 / (1 + spread)):
-        return [], withheld
-    size = np.log(ratio).abs()
-    at = size.idxmax()
-    most = f"{at}: {number(x[at])} to {number(y[at])}"
-    change = _change(x, y, size > np.log1p(spread), units, most)
-    return [replace(change, timed=True)], withheld
+    groups = x.groupby(a.loc[quiet, by].map(str)).groups if by else {"": x.index}
+    changes, few = [], 0
+    for name, cases in groups.items():
+        old, new = _taken(x[cases], y[cases]) if by else (x[cases], y[cases])
+        ratio = _ratios(pace * old, new)
+        if by and len(ratio) < FEWEST:
+            few += 1
+            continue
+        over = units if not by or units[ratio.index].nunique() >= FEWEST else _cases(ratio)
+        _, low, high, *_ = _median(ratio, over)
+        if not (low > 1 + spread or high < 1 / (1 + spread)):
+            continue
+        size = np.log(ratio).abs()
+        at = size.idxmax()
+        most = f"{at}: {number(x[at])} to {number(y[at])}"
+        change = _change(pace * old, new, size > np.log1p(spread), over, most)
+        named = f"{column} of {by}={name}" if by else column
+        changes.append(replace(change, column=named, timed=True))
+    if few:
+        withheld.append(
+            f"{column} is not compared for {few} of {len(groups)} values of {by}: fewer "
+            f"than {FEWEST} times"
+        )
+    return changes, withheld
 
 
 def _change(a: pd.Series, b: pd.Series, moved: pd.Series, units: pd.Series, most: str) -> Change:

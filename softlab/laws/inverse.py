@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterator
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from softlab.convergence import observed_order, trace
 from softlab.laws.law import (
     Gap,
     Law,
@@ -160,13 +162,17 @@ def _scaling(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
 
 def _order(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
     order = solver.traits.order or 0
+    if not isinstance(solver, Iteration):
+        slope = _order_of_iterates(after_steps(solver, 16), rng)
+        yield Gap(abs(slope - order), 0.25, f"observed order {slope:.3f}, claimed {order}")
+        return
     m = 8
     a = well_conditioned(rng, m)
     eye = torch.eye(m, dtype=F64)
     # The last of many steps, from X = A^-1 (I - R) with residuals R of two sizes and many
     # eigenvalues: a method that adapts to the spectrum has then settled. The sizes are as small as
     # rounding lets the order be seen, for such a method has it in the limit alone.
-    _, maps = after_steps(cast("Iteration", solver), 16).begin(a)
+    _, maps = after_steps(solver, 16).begin(a)
     *_, final = maps
     direction = spd(rng, torch.linspace(-1, 1, m, dtype=F64))
     least = min(max(1e-9 ** (1 / max(order, 1)), 0.02), 0.1)
@@ -177,6 +183,22 @@ def _order(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
     ]
     slope = math.log(after[0] / after[1]) / math.log(sizes[0] / sizes[1])
     yield Gap(abs(slope - order), 0.1, f"observed order {slope:.3f}, claimed {order}")
+
+
+def _order_of_iterates(solver: Solver, rng: torch.Generator) -> float:
+    """The median order of what a solver without ``begin`` yields, at conditions from 1.5 to 16.
+
+    A start is its own, so each matrix shows another part of the way.
+    """
+    spectra = (
+        torch.logspace(0, -math.log10(x), 6, dtype=F64) for x in (1.5, 2, 3, 4, 6, 8, 12, 16)
+    )
+    traces = (trace(cast("Any", solver), as_drawn(spd(rng, x))) for x in spectra)
+    found = [x for x in map(observed_order, traces) if x is not None]
+    if not found:
+        msg = "of its iterates no three in turn lie between the start and rounding"
+        raise OutOfScopeError(msg)
+    return statistics.median(found)
 
 
 def _growth(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
@@ -320,11 +342,18 @@ SCALING: Law[Solver] = Law(
 ORDER: Law[Solver] = Law(
     "order",
     "|R'| = O(|R|^order), measured on the iterates",
-    lambda s: isinstance(s, Iteration),
+    lambda s: (
+        isinstance(s, Iteration)
+        or (
+            (hasattr(s, "iterates") and s.traits.order is not None)
+            and not s.traits.regularized
+            and faithful(s)
+        )
+    ),
     _order,
     family="algebraic",
-    when="is an iteration",
-    allows="0.1 in the exponent",
+    when="is an iteration, or yields iterates and claims an order",
+    allows="0.1 in the exponent of a step, 0.25 in that of the solver's own iterates",
     catches="a method of order three that claims four",
 )
 GROWTH: Law[Solver] = Law(

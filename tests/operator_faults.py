@@ -974,8 +974,11 @@ OPERATOR_FAULTS = {
         Faulty(Uniform(), after(lambda x: x), {"blind": False}),
         Faulty(Softmax(), first_key_for_every_query),
     ],
-    "reads": [
+    "far from the origin": [
         laws.adapted(by_expanded_squares, traits="reads=distances"),
+        laws.adapted(by_expanded_squares),
+    ],
+    "reads": [
         Faulty(Softmax(), by_norm),
         Faulty(Softmax(), lambda op, q, k, v, mask: op(q, k * k.norm(dim=-1, keepdim=True), v)),
         Faulty(GaussianAttention(), by_norm),

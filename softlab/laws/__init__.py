@@ -71,6 +71,7 @@ OPERATOR_LAWS: tuple[Law[Operator], ...] = (
     algebra.SYMMETRIC,
     dependence.KERNEL,
     dependence.READS,
+    dependence.FAR_AWAY,
     dependence.SCALE,
     dependence.RECIPROCAL,
     algebra.PSD,

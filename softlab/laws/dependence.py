@@ -51,12 +51,7 @@ def _moves(op: Operator, q: Tensor, k: Tensor, rng: torch.Generator) -> dict[str
     turn = torch.linalg.qr(normal(rng, d, d, dtype=F64) + 2 * torch.eye(d, dtype=F64)).Q.to(q)
     shift = normal(rng, 1, d)
     if op.traits.reads == "distances":
-        far = FAR * shift
-        return {
-            "turned": (q @ turn, k @ turn),
-            "shifted": (q + shift, k + shift),
-            "shifted far": (q + far, k + far),
-        }
+        return {"turned": (q @ turn, k @ turn), "shifted": (q + shift, k + shift)}
     stretch = torch.linspace(0.5, 2, d, dtype=F64).to(q)
     moves = {"q B, k B^-T": (q @ (turn * stretch), k @ (turn / stretch))}
     if op.traits.reads == "relative scores":
@@ -71,11 +66,22 @@ def _reads(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
         out = op(q, k, v)
         kappa = 10 * max(10.0, condition(op, q, k))
         for how, (q_, k_) in _moves(op, q, k, rng).items():
-            # Tokens far from the origin are rounded by its distance, their squares by its square.
-            away = FAR if how == "shifted far" else 1.0
-            allowed = tolerance(F64, len(k), kappa=kappa * away, scale=largest(v))
+            allowed = tolerance(F64, len(k), kappa=kappa, scale=largest(v))
             where = f"{how}, n={len(q)}, l={len(k)}, d={q.shape[-1]}"
             yield Gap(largest(op(q_, k_, v) - out), allowed, where)
+
+
+def _far(op: Operator, rng: torch.Generator) -> Iterator[Gap]:
+    for d in (4, WIDE):
+        q, k, v = _draw(op, rng, d)
+        out = op(q, k, v)
+        kappa = 10 * max(10.0, condition(op, q, k))
+        for away in (FAR / 100, FAR):
+            shift = away * normal(rng, 1, q.shape[-1])
+            # Tokens far from the origin are rounded by its distance, their squares by its square.
+            allowed = tolerance(F64, len(k), kappa=kappa * away, scale=largest(v))
+            where = f"shifted by {away:g}, n={len(q)}, l={len(k)}, d={q.shape[-1]}"
+            yield Gap(largest(op(q + shift, k + shift, v) - out), allowed, where)
 
 
 def _scale(op: Any, rng: torch.Generator) -> Iterator[Gap]:
@@ -142,8 +148,19 @@ READS: Law[Operator] = Law(
     family="algebraic",
     when="says in traits.reads what M depends on",
     allows="rounding of sums over l, times the condition of a core",
-    catches="lengths of q or k in the scores; expanded squares far from the origin",
+    catches="lengths of q or k in the scores",
     any_dtype=True,
+)
+FAR_AWAY: Law[Operator] = Law(
+    "far from the origin",
+    "M is the same of tokens that are all shifted far, up to their own rounding, where it reads "
+    "distances",
+    lambda op: op.traits.reads == "distances",
+    _far,
+    family="numerical",
+    when="reads distances, as it says or as was found close to the origin",
+    allows="rounding of sums over l and of the shifted tokens, times the condition of a core",
+    catches="expanded squares",
 )
 SCALE: Law[Any] = Law(
     "kernel scale",

@@ -497,6 +497,33 @@ class DoubledAbove(torch.autograd.Function):
         return right
 
 
+def in_chunks(q, k, v):
+    """Causal, but the mask of each further chunk of 96 queries begins at the first key again."""
+    n, chunk = q.shape[-2], 96
+    earlier = torch.ones(n, n, dtype=torch.bool).tril()
+    mask = torch.cat([earlier[: min(chunk, n - i)] for i in range(0, n, chunk)])
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    return scores.masked_fill(~mask, -torch.inf).softmax(-1) @ v
+
+
+def in_eight_bits(q, k, v):
+    """A window of eight keys to each side, which opens again where distances wrap."""
+    i, j = (torch.arange(x.shape[-2]).to(torch.uint8) for x in (q, k))
+    near = (i[:, None] - j).minimum(j - i[:, None]) <= 8
+    return (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~near, -torch.inf).softmax(-1) @ v
+
+
+def by_segments(q, k, v, mask=None):
+    """Landmarks are means of four keys, which count the masked ones too."""
+    keep = torch.ones(k.shape[:-1], dtype=k.dtype) if mask is None else mask.to(k.dtype)
+    keep = keep.expand(k.shape[:-1]).unsqueeze(-1)
+    pad = (0, 0, 0, -k.shape[-2] % 4)
+    keys, values = (torch.nn.functional.pad(x * keep, pad).unflatten(-2, (-1, 4)) for x in (k, v))
+    sizes = torch.nn.functional.pad(torch.ones_like(keep), pad).unflatten(-2, (-1, 4)).sum(-2)
+    scores = q @ (keys.sum(-2) / sizes).mT / q.shape[-1] ** 0.5
+    return scores.softmax(-1) @ (values.sum(-2) / sizes)
+
+
 def biased_by_distance(q, k, v):
     """Scores less distances, whose keys beyond 256 lose their weights."""
     far = (torch.arange(q.shape[-2])[:, None] - torch.arange(k.shape[-2])).abs()
@@ -1223,7 +1250,9 @@ OPERATOR_FAULTS = {
         ),
         Faulty(Local(2), after(lambda x: x + 1e-3 * (x.ndim > 2 and len(x) > 8))),
     ],
+    "same pattern everywhere": [laws.adapted(in_chunks), laws.adapted(in_eight_bits)],
     "averages everywhere": [
+        laws.adapted(by_segments),
         laws.adapted(biased_by_distance),
         Faulty(Softmax(), beyond(512, lambda x: 1.01 * x)),
     ],

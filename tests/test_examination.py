@@ -452,6 +452,19 @@ def test_a_window_is_not_blamed_for_keys_that_it_leaves_out(attend, form):
     assert laws.adapted(attend).form == form
 
 
+@pytest.mark.parametrize("window", [2, 40])
+def test_a_window_without_keys_for_far_queries_is_given_as_many_queries_as_keys(window):
+    def attend(q, k, v):
+        far = (torch.arange(q.shape[-2])[:, None] - torch.arange(k.shape[-2])).abs() > window
+        return (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(far, -torch.inf).softmax(-1) @ v
+
+    assert bool(attend(torch.ones(99, 4), torch.ones(1, 4), torch.ones(1, 4)).isnan().any())
+    op = laws.adapted(attend)
+    assert op.equal_lengths
+    assert [x for x in laws.examine(op) if x.verdict == "fails"] == []
+    assert not laws.adapted(windowed(window)).equal_lengths
+
+
 def by_keyword(q, k, v, *, key_mask=None):
     scores = q @ k.mT / q.shape[-1] ** 0.5
     if key_mask is not None:

@@ -50,6 +50,8 @@ UNMEASURED = ("order", "products", "growth", "implicit", "watched", "closing", "
 MEMBERS = {Traits: ("target", "cost"), SolverTraits: ("iterates", "solve", "cost")}
 """What an operator and a solver have beside their traits and their call."""
 SEEDS = range(9000, 9003)
+MANY = 300
+"""Queries beside few keys, of which those beyond a window have none."""
 PROBED = (7, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 POWERS = tuple(2**i for i in range(12))
 """Numbers of tokens that a function is tried on, and what may have to divide them."""
@@ -265,7 +267,7 @@ def adapted(
             )
             raise ValueError(msg)
         plain = _sized(plain) if requires is None else plain
-        plain = _formed(_fitted(plain))
+        plain = _formed(_paired(_fitted(plain)))
         if traits is not None:
             return dataclasses.replace(plain, traits=_parsed(traits, Traits()))
         return _claiming(plain)
@@ -453,6 +455,23 @@ def _fitted(plain: Plain) -> Plain:
     form = freer if _broadcasts(freer) else form
     freer = dataclasses.replace(form, broadcasts_masks=True)
     return freer if form.masked and _broadcasts(freer) else form
+
+
+def _paired(plain: Plain) -> Plain:
+    """With as many queries as keys where it has no number for the queries beyond the keys.
+
+    As of a window, in which a query far beyond the last key has no key at all.
+    """
+    n, l = max(MANY, plain.rank), plain.rank
+    if plain.equal_lengths or plain.multiple > 1:
+        return plain
+    rng = Stream(SEEDS.start, "laws").generator
+    q, k, v = (normal(rng, n, 4) for _ in range(3))
+    try:
+        lacking = plain(q, k[:l], v[:l]).isnan().all(-1) & ~plain(q, k, v).isnan().any(-1)
+    except Exception:
+        return plain
+    return dataclasses.replace(plain, equal_lengths=bool(lacking[l:].any()))
 
 
 def _broadcasts(plain: Plain) -> bool:

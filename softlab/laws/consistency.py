@@ -13,12 +13,13 @@ import gc
 import sys
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from softlab.laws.forms import WINDOWS
 from softlab.laws.isolation import CORE_KAPPA, amplified
 from softlab.laws.law import (
     Gap,
@@ -29,6 +30,7 @@ from softlab.laws.law import (
     deletes,
     has_core,
     has_field,
+    is_plain,
     largest,
     lengths,
     needs_equal,
@@ -40,6 +42,8 @@ from softlab.laws.purity import process
 from softlab.laws.situations import Situation, drawn
 
 F64 = torch.float64
+TWICE = 2
+"""Lengths at which a pattern of kept keys is found out, before it is held against longer ones."""
 EACH = 13
 """Situations per seed: the five seeds of a default check meet every pair of choices."""
 
@@ -158,10 +162,19 @@ def _columns(op: Any, rng: torch.Generator) -> Iterator[Gap]:
 
 def _averages(op: Any, rng: torch.Generator) -> Iterator[Gap]:
     for case in drawn(op, rng, EACH, long=True):
+        rows: Any = slice(None)
         if case.mask is not None and (needs_equal(op) or not deletes(op)):
-            continue  # rows of deleted tokens, or a window that is masked as a whole
+            # Rows of deleted tokens, or a window that is masked as a whole, may hold anything: one
+            # key is masked, and of as many rows its own is not asked.
+            n, l = case.q.shape[-2], case.k.shape[-2]
+            if l == 1:
+                continue
+            dropped = int(torch.randint(l, (), generator=rng, device="cpu"))
+            others = torch.arange(l, device=case.mask.device) != dropped
+            case = replace(case, mask=others.expand(case.mask.shape), where=_but_one(case))
+            rows = others if n == l else rows
         v = torch.stack((torch.ones_like(case.v[..., 0]), case.v[..., 0].abs()), -1)
-        out = op(case.q, case.k, v, *case.masked)
+        out = op(case.q, case.k, v, *case.masked)[..., rows, :]
         allowed = rounding_of(op, case) * (1 + largest(v))
         if op.traits.row_stochastic:
             missed = largest(out[..., 0] - 1)
@@ -172,6 +185,51 @@ def _averages(op: Any, rng: torch.Generator) -> Iterator[Gap]:
                 allowed,
                 f"{case.where}: no value is negative, no sum is",
             )
+
+
+def _but_one(case: Situation) -> str:
+    return f"{case.where}, of which all but one key take part"
+
+
+def _patterns(op: Any, rng: torch.Generator) -> Iterator[Gap]:
+    own = True
+    bands: list[set[int]] = []
+    for l in WINDOWS:
+        _, l = lengths(op, 1, max(l, rank_of(op)))
+        kept, again = (_kept(op, l, rng) for _ in range(2))
+        if not torch.equal(kept, again):
+            msg = "which keys a row has depends on the tokens"
+            raise OutOfScopeError(msg)
+        lost = (~kept.diagonal()).nonzero()[:, 0].tolist()
+        if len(bands) < TWICE:
+            own &= not lost
+        elif own:
+            words = (
+                f"{l} tokens: {len(lost)} rows lack their own key, which no row of few tokens does"
+            )
+            yield Gap(len(lost), 0, f"{words}; the first is row {(lost or [0])[0]}")
+        whole = {i for i in range(1 - l, l) if bool(kept.diagonal(i).all())}
+        last = bands[-1] if bands else set()
+        if len(bands) >= TWICE and last and last == bands[-2]:
+            beyond = [i for i in sorted(whole - last) if {i - 1, i + 1} & (whole - last)]
+            words = f"{l} tokens: all rows have keys at {len(beyond)} distances beyond a window"
+            yield Gap(len(beyond), 0, f"{words}; the first is {(beyond or [0])[0]}")
+        bands.append(whole if _is_window(kept, whole) else set())
+
+
+def _kept(op: Any, l: int, rng: torch.Generator) -> Tensor:
+    """Which keys each row has (l, l), of a function that is linear in v."""
+    q, k = normal(rng, l, 4), normal(rng, l, 4)
+    kept: Tensor = op(q, k, torch.eye(l).to(q)) != 0
+    return kept
+
+
+def _is_window(kept: Tensor, whole: set[int]) -> bool:
+    """Whether each row has the keys of the same distances from it, in one run, and lacks some."""
+    if not whole or bool(kept.all()) or max(whole) - min(whole) + 1 != len(whole):
+        return False
+    ones = torch.ones_like(kept)
+    return torch.equal(kept, ones.triu(min(whole)) & ones.tril(max(whole)))
 
 
 FEW_COLUMNS, MANY_COLUMNS = (5, 8, 13), (16, 33, 65, 96, 130, 257)
@@ -318,6 +376,17 @@ AVERAGES: Law[Any] = Law(
     when="claims row_stochastic or nonnegative, or has such rows on few tokens",
     allows="rounding of sums over l, times the condition of the core",
     catches="keys beyond a number that lose their weights, of a function of any kind",
+)
+PATTERNS: Law[Any] = Law(
+    "same pattern everywhere",
+    "where all rows of few tokens have their own key, or those of one window, rows of many do, too",
+    lambda op: is_plain(op) and op.traits.linear_in_v,
+    _patterns,
+    family="limits",
+    when="is a function whose rows have the same keys whatever the tokens are",
+    allows="nothing",
+    catches="a chunk of queries with the mask of the first; distances in eight bits",
+    examples=1,
 )
 ZERO_COLUMNS: Law[Any] = Law(
     "columns of zeros",

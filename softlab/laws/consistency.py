@@ -152,6 +152,12 @@ def _matrices(op: Any, rng: torch.Generator) -> Iterator[Gap]:
 
 
 def _columns(op: Any, rng: torch.Generator) -> Iterator[Gap]:
+    if is_plain(op):
+        n, l = lengths(op, 5, max(7, rank_of(op)))
+        q, k, v = (normal(rng, x, 4) for x in (n, l, l))
+        if largest(op(q, k, v)[..., :1] - op(q, k, v[..., :1])) > tolerance(F64, l, c=1e4):
+            msg = "its values are mixed, as by a projection of their own"
+            raise OutOfScopeError(msg)
     for case in drawn(op, rng, EACH):
         out = case.call(op)
         allowed = rounding_of(op, case) * (largest(out) + largest(case.v))

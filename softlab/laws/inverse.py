@@ -228,6 +228,18 @@ def _independent(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
             missed = relative(together[i], subject(batch[i]))
             allowed = tolerance(precision, m, kappa=1e5)
             yield Gap(missed, allowed, f"{subject!r}, matrix {i} of 3")
+    if not (solver.traits.singular or is_plain(solver)):
+        return
+    half = spd(rng, torch.linspace(1, 0.5, m, dtype=F64) * (torch.arange(m) < m // 2))
+    whole = well_conditioned(rng, m)
+    try:
+        beside = solver(torch.stack((whole, half)))[0]
+    except Exception:  # it refuses singular matrices, and may
+        return
+    allowed = tolerance(precision, m, kappa=1e5)
+    yield Gap(
+        relative(beside, solver(whole)), allowed, "an invertible matrix beside one of half rank"
+    )
 
 
 def _status(solver: Solver, rng: torch.Generator) -> Iterator[Gap]:
@@ -374,7 +386,7 @@ INDEPENDENT: Law[Solver] = Law(
     family="isolation",
     when="is no copy of published code with its defects",
     allows="rounding of the solver's own precision, times 1e5",
-    catches="one norm for the whole batch",
+    catches="one norm, or one rank, for the whole batch",
 )
 STATUS: Law[Solver] = Law(
     "status",

@@ -238,8 +238,15 @@ def _steps(solver: Any, batch: Tensor, result: PinvResult) -> Iterator[Gap]:
     """The iterate that the steps name is the x that is returned, and took so many products."""
     if not hasattr(solver, "iterates") or solver.traits.closing:
         return
-    # Copies, since they may be one tensor that is changed in place.
-    iterates = [x.to(torch.float64, copy=True) for x in solver.iterates(batch)]
+    given, iterates = [], []
+    for x in solver.iterates(batch):
+        given.append(x)
+        iterates.append(x.to(torch.float64, copy=True))
+    changed = sum(
+        not torch.equal(x.to(torch.float64).nan_to_num(), y.nan_to_num())
+        for x, y in zip(given, iterates, strict=True)
+    )
+    yield Gap(changed, 0, f"{changed} of {len(given)} iterates changed after they were given")
     for i, steps in enumerate(result.steps.tolist()):
         where = f"m={batch.shape[-1]}, matrix {i}: x is the iterate of step {steps}"
         yield Gap(float(not 0 <= steps < len(iterates)), 0, where)

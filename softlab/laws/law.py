@@ -304,11 +304,15 @@ def deletes(op: Any) -> bool:
 
 
 def refused(op: Any, error: Exception, dtype: torch.dtype) -> bool:
-    """Whether a function of others refuses a precision in torch's own words, as torch's do."""
+    """Whether a function of others refuses a precision in torch's own words, as torch's do.
+
+    Or calls a matrix singular, whose inverse it found too far off in that precision.
+    """
     words = ("not implemented for", "Low precision dtypes not supported", "expected scalar type")
     named = str(dtype).removeprefix("torch.").lower() in str(error).lower() or "Half" in str(error)
     low = any(word in str(error) for word in words) or "BFloat16" in str(error)
-    return is_plain(op) and dtype.itemsize < 4 and (named or low)
+    singular = "LinAlgError" in type(error).__name__  # torch's, SciPy's or NumPy's
+    return is_plain(op) and dtype.itemsize < 4 and (named or low or singular)
 
 
 def need_gradient(subject: Any, *leaves: Tensor) -> None:

@@ -23,6 +23,20 @@ from softlab.pinv import (
 )
 
 
+def by_rank_of_the_batch(a):
+    """The smallest rank of a batch is taken for that of every matrix."""
+    u, s, v = torch.linalg.svd(a)
+    rank = int((s > 1e-12 * s.amax(-1, keepdim=True)).sum(-1).min())
+    return (v[..., :rank, :].mT / s[..., None, :rank]) @ u[..., :rank].mT
+
+
+def by_the_first(a):
+    """The first matrix decides whether all of a batch are inverted."""
+    first = a.reshape(-1, *a.shape[-2:])[0]
+    singular = int(torch.linalg.matrix_rank(first.detach())) < len(first)
+    return torch.linalg.pinv(a) if singular else torch.linalg.inv_ex(a).inverse
+
+
 @dataclass(frozen=True)
 class Yielding(ImplicitGradient):
     """A solver with ``iterates`` and no ``begin``, and claims of its own."""
@@ -361,11 +375,16 @@ SOLVER_FAULTS = {
     "batch independence": [
         NewtonRaphson(24, BatchWide(1.8)),
         NystromformerCubic(14, BatchWide()),
+        laws.adapted(by_rank_of_the_batch),
+        laws.adapted(by_the_first),
         # a cut-off relative to the largest entry of the whole batch
         laws.adapted(lambda a: torch.linalg.pinv(a, atol=1e-15 * float(a.detach().abs().max()))),
     ],
     "status": [FaultySolver(NewtonRaphson(24), always_converged=True)],
-    "cost": [FaultySolver(NewtonRaphson(24), halved_cost=True)],
+    "cost": [
+        FaultySolver(NewtonRaphson(24), halved_cost=True),
+        FaultySolver(NewtonRaphson(24), {"products": 1}),
+    ],
     "gradient, singular": [FaultySolver(ImplicitGradient(SVD()), {"constant_rank": True})],
     "gradient": [
         FaultySolver(NewtonRaphson(24), detached=True),

@@ -308,7 +308,12 @@ def refused(op: Any, error: Exception, dtype: torch.dtype) -> bool:
 
     Or calls a matrix singular, whose inverse it found too far off in that precision.
     """
-    words = ("not implemented for", "Low precision dtypes not supported", "expected scalar type")
+    words = (
+        "not implemented for",
+        "Low precision dtypes not supported",
+        "expected scalar type",
+        "doesn't handle types",
+    )
     named = str(dtype).removeprefix("torch.").lower() in str(error).lower() or "Half" in str(error)
     low = any(word in str(error) for word in words) or "BFloat16" in str(error)
     singular = "LinAlgError" in type(error).__name__  # torch's, SciPy's or NumPy's

@@ -562,13 +562,44 @@ def test_gradients_are_those_of_the_operator_and_exact_ones_are_the_models():
     assert torch.equal(got, wanted)
 
 
-def test_a_checkpointed_model_is_differentiated_inside_the_block():
-    net, x = Net(), draw(2, 7, 8).requires_grad_()
-    op, grads = Nystromformer(3), []
-    for run in (net, lambda y: checkpoint(net, y, use_reentrant=False)):
-        with substitute(net, op, layers=[1]):
-            grads.append(torch.autograd.grad(run(x).sum(), x)[0])
-    torch.testing.assert_close(*grads)
+class Imported(nn.Module):
+    """Torch's function by a name of its own, in whose place nobody puts another."""
+
+    def forward(self, q, k, v):
+        return SDPA(q, k, v)
+
+
+class WrittenOut(nn.Module):
+    def forward(self, q, k, v):
+        return (q @ k.mT / 2).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("attend", [Plain, Imported, WrittenOut])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpointed_model_is_differentiated_inside_the_block(reentrant, attend):
+    net, x = Net(), draw(2, 7, 8)
+    net.attention = nn.ModuleList(attend() for _ in net.attention)
+
+    def gradient(run, op):
+        net.zero_grad()
+        with substitute(net, op, layers=[1]) as report:
+            run(x.clone().requires_grad_()).sum().backward()
+        return torch.cat([p.grad.flatten() for p in net.parameters()]), report.reached
+
+    def saving(y):
+        return checkpoint(net, y, use_reentrant=reentrant)
+
+    for op in (Nystromformer(3), Local(1)):
+        own, reached = gradient(net, op)
+        again, twice = gradient(saving, op)
+        torch.testing.assert_close(again, own)
+        assert [*twice.values()] == [2 * n for n in reached.values()]
+    y = x.clone().requires_grad_()
+    said = r"Net: 'attention.1' ran inside a checkpoint.*Run the backward pass inside the block"
+    with pytest.warns(UserWarning, match=said), substitute(net, Local(1), layers=[1]):
+        saving(y)
+    with torch.no_grad(), substitute(net, Local(1), layers=[1]):
+        checkpoint(net, y, use_reentrant=False)  # nothing is computed again, and nothing said
 
 
 def test_the_model_ends_as_it_was_also_after_an_exception():

@@ -8,7 +8,6 @@ import torch
 from matrices import normal as draw
 from torch import nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from softlab.capture import SubstitutionError, flow, record, substitute
 from softlab.capture.effect import effect, without_attention
@@ -223,25 +222,6 @@ def test_gradients_heads_and_the_counted_work():
     assert works[0] == works[1]
     found = effect(model, lambda: model(x), Performer(features=8))
     assert found.layers[0].errors["output_error"] > 0.01
-
-
-def test_inside_a_checkpoint_a_second_pass_would_not_be_seen():
-    layer, x = Layer(KNOWN["plain"]), draw(2, 9, 16).requires_grad_()
-
-    class Saving(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = layer
-
-        def forward(self, x):
-            return checkpoint(self.layer, x, use_reentrant=False)
-
-    model = Saving()
-    refused = pytest.raises(SubstitutionError, match=r"inside a checkpoint.*Turn gradient checkp")
-    with refused, substitute(model, Uniform()):
-        model(x)
-    with torch.no_grad(), substitute(model, Softmax()):
-        torch.testing.assert_close(model(x), layer(x))
 
 
 def test_a_rule_that_forgets_is_found_at_the_first_call(monkeypatch):

@@ -505,6 +505,57 @@ def _chained(handlers: tuple[Handler, ...]) -> Attention:
     return first
 
 
+class _Modes(threading.local):
+    """The modes of one thread that a backward pass is to run with, the innermost first."""
+
+    def __init__(self) -> None:
+        self.waiting: tuple[TorchFunctionMode, ...] = ()
+
+
+class _Engine:
+    """torch's own place for what runs a backward pass: who stands there, and for how many."""
+
+    lock = threading.Lock()
+    passes = 0
+    real: Callable[..., Any]
+
+
+_modes = _Modes()
+
+
+@contextmanager
+def kept_on(mode: TorchFunctionMode) -> Iterator[None]:
+    """Let a backward pass of this thread run with ``mode``, which torch suspends to begin it."""
+    engine: Any = torch.autograd
+    before = _modes.waiting
+    with _Engine.lock:
+        if _Engine.passes == 0:
+            _Engine.real = engine._engine_run_backward
+            engine._engine_run_backward = _run_backward
+        _Engine.passes += 1
+    _modes.waiting = (*before, mode)
+    try:
+        yield
+    finally:
+        _modes.waiting = before
+        with _Engine.lock:
+            _Engine.passes -= 1
+            if _Engine.passes == 0:
+                engine._engine_run_backward = _Engine.real
+
+
+def _run_backward(*args: Any, **kwargs: Any) -> Any:
+    before, _modes.waiting = _modes.waiting, ()  # a pass inside this one keeps them on itself
+    try:
+        with ExitStack() as on:
+            for mode in reversed(before):
+                TorchFunctionMode.__enter__(mode)
+                on.callback(TorchFunctionMode.__exit__, mode, None, None, None)
+            return _Engine.real(*args, **kwargs)
+    finally:
+        _modes.waiting = before
+
+
 def _at(x: Tensor, index: tuple[int, ...], lead: Any, grouped: bool) -> Tensor:
     """The matrix of ``x`` that serves the query matrix at ``index``: broadcast, grouped heads."""
     sizes = (1,) * (len(lead) - x.ndim + 2) + tuple(x.shape[:-2])

@@ -24,6 +24,7 @@ from softlab.capture.interception import (
     Call,
     Watch,
     count,
+    kept_on,
     named,
     standing_in,
 )
@@ -33,7 +34,7 @@ from softlab.hints import hint
 from softlab.validation import is_integer
 
 BACKWARD = (torch.autograd.backward, torch.autograd.grad, Tensor.backward)
-"""Where torch suspends the mode, and a checkpointed model computes forward again."""
+"""Where torch suspends the mode, a checkpointed model computes forward again, and it stays on."""
 
 
 class SubstitutionError(ValueError):
@@ -72,7 +73,7 @@ def substitute(
     its number, in the order in which layers are first reached, or by its qualified name or that of
     a module that holds it. A module applied several times is one layer. ``heads``: of these alone;
     the others keep what they had. Forward and backward; let the backward pass of a checkpointed
-    model run inside the block, for it computes forward again.
+    model run inside the block, for it computes forward again. Where it does not, a warning says so.
 
     Blocks may be nested: the inner one answers first, and what it leaves reaches the outer one. A
     ``record`` inside sees all calls, one outside those that are left. A block is of one thread:
@@ -109,6 +110,8 @@ class _Substituter(Watch):
         self.numbers: dict[str, int] = {}
         self.blocks: list[_Substituter] = []
         self.filled: dict[str, int] = {}
+        self.awaited: set[str] = set()
+        self.differentiates = False
         self.report = Substitution(unseen=self.unseen)
         if couples_queries(traits_of(operator)):
             self.sources = Sources()
@@ -117,8 +120,12 @@ class _Substituter(Watch):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in BACKWARD:
-            with standing_in(self.through):
-                return func(*args, **(kwargs or {}))
+            before, self.differentiates = self.differentiates, True
+            try:
+                with kept_on(self):
+                    return func(*args, **(kwargs or {}))
+            finally:
+                self.differentiates = before
         return super().__torch_function__(func, types, args, kwargs)
 
     def __enter__(self) -> Any:
@@ -144,6 +151,10 @@ class _Substituter(Watch):
             count(self.report.left, call.module)
             return go_on()
         count(self.report.reached, call.module)
+        if self.differentiates:
+            self.awaited.discard(call.module)
+        elif _checkpointed():
+            self.awaited.add(call.module)
         return self.answered(call, go_on)
 
     def meet(self, module: str) -> None:
@@ -157,7 +168,7 @@ class _Substituter(Watch):
         """The operator's output, for the chosen heads; the others keep what they had."""
         try:
             if self.written_out:
-                self.repeatable(call)
+                self.headed(call)
             asked = call if self.heads is None else heads_of(call, self.heads)
             self.grown(asked)
             asked = self.placed(asked)
@@ -195,18 +206,12 @@ class _Substituter(Watch):
                 self.filled[call.module] = shown
         return call
 
-    def repeatable(self, call: Call) -> None:
-        """Refuse attention that is written out where its heads or a second pass are not seen."""
+    def headed(self, call: Call) -> None:
+        """Refuse attention that is written out where its heads are not seen."""
         if self.heads is not None and call.q.ndim == 3:
             msg = (
                 "some heads alone are asked of a layer that is written out with heads and samples "
                 "in one axis. Substitute all heads."
-            )
-            raise UnableError(msg)
-        if torch.is_grad_enabled() and call.q.requires_grad and _checkpointed():
-            msg = (
-                "it is written out inside a checkpoint, which computes it again in the backward "
-                "pass, where it is not seen. Turn gradient checkpointing off."
             )
             raise UnableError(msg)
 
@@ -306,11 +311,12 @@ def _end(allowed: Tensor) -> int:
 
 
 def _checkpointed() -> bool:
-    """Whether torch's checkpoint is among the callers."""
+    """Whether torch's checkpoint is among the callers, to compute this again for gradients."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_filename == checkpoint.__file__:
-            return True
+            ctx = frame.f_locals.get("ctx")  # of the reentrant kind, which switches gradients off
+            return torch.is_grad_enabled() if ctx is None else any(ctx.needs_input_grad)
         frame = frame.f_back
     return False
 
@@ -384,6 +390,14 @@ def _reached(mode: _Substituter) -> None:
             raise SubstitutionError(msg)
     elif hidden:
         warnings.warn(f"{kind}:{hidden}", stacklevel=4)
+    if mode.awaited:
+        listed = ", ".join(repr(name or kind) for name in mode.numbers if name in mode.awaited)
+        msg = (
+            f"{kind}: {listed} ran inside a checkpoint, whose backward pass computes it again, and "
+            "it did not in this block. Run the backward pass inside the block: outside, what is "
+            "computed again is the layer's own attention, and the gradients are of neither."
+        )
+        warnings.warn(msg, stacklevel=4)
 
 
 @contextmanager

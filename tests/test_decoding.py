@@ -33,14 +33,17 @@ from softlab.operators import (
 
 F64 = torch.float64
 LENGTH = 14
+TABLES = ("static", "begun")
+"""Caches as long as there will be tokens."""
 
 
 class Cached(nn.Module):
     """A causal attention that keeps its keys and values, in one of the usual ways.
 
     ``dynamic``: they grow, and a lone query has no mask; ``static``: a table of more than there
-    will be, what is not filled yet is hidden; ``explicit``: a mask always; ``grouped``: two heads
-    share keys; ``padded``: the first tokens of the second sample are hidden.
+    will be, what is not filled yet is hidden; ``begun``: so, but the first call has torch's own
+    causal mask, from the first key; ``explicit``: a mask always; ``grouped``: two heads share keys;
+    ``padded``: the first tokens of the second sample are hidden.
     """
 
     def __init__(self, how):
@@ -51,7 +54,7 @@ class Cached(nn.Module):
         self.forget()
 
     def forget(self):
-        self.done, length = 0, 20 if self.how == "static" else 0
+        self.done, length = 0, 20 if self.how in TABLES else 0
         self.k, self.v = (torch.zeros(2, 2, length, 4, dtype=F64) for _ in range(2))
 
     def mask(self, n, l):
@@ -68,7 +71,7 @@ class Cached(nn.Module):
         n = x.shape[1]
         parts = self.project(x).split((4 * self.heads, 8, 8), -1)
         q, k, v = (y.unflatten(-1, (-1, 4)).transpose(1, 2) for y in parts)
-        if self.how == "static":
+        if self.how in TABLES:
             at = slice(self.done, self.done + n)
             self.k, self.v = self.k.clone(), self.v.clone()
             self.k[:, :, at], self.v[:, :, at] = k, v
@@ -77,6 +80,7 @@ class Cached(nn.Module):
         l = self.k.shape[2]
         mask = self.mask(n, l)
         plain = self.how in {"dynamic", "grouped"} and n == l > 1
+        plain = plain or (self.how == "begun" and not self.done and n > 1)
         self.done += n
         out = functional.scaled_dot_product_attention(
             q, self.k, self.v, None if plain else mask, is_causal=plain,
@@ -90,7 +94,7 @@ def by_parts(model, x, parts):
     return torch.cat([model(part) for part in x.split(parts, 1)], 1)
 
 
-WAYS = ("dynamic", "static", "explicit", "grouped", "padded")
+WAYS = ("dynamic", "static", "begun", "explicit", "grouped", "padded")
 STEPS = [6, *[1] * (LENGTH - 6)]
 PLACELESS = [
     *(Softmax(), Softmax(causal=True), Softmax(scale=0.3), TopK(k=3), TopK(k=3, causal=True)),
@@ -137,7 +141,7 @@ def test_where_places_matter_and_are_not_known_a_lone_query_is_refused(how, oper
     model, x = Cached(how), draw(2, LENGTH, 8)
     with substitute(model, operator):
         by_parts(model, x, [LENGTH])
-    length = 20 if how == "static" else 7
+    length = 20 if how in TABLES else 7
     says = (
         rf"layer 0 \(Cached\), q \(2, {model.heads}, 1, 4\).*one query for {length} keys.*"
         r"decodes with a cache.*depends on .* where it stands.*use_cache=False.*query_equivariant"
@@ -217,7 +221,7 @@ def test_operators_that_couple_queries_are_refused_a_lone_one(operator):
         model(x[:, 6:7])
 
 
-@pytest.mark.parametrize("how", ["static", "explicit", "padded"])
+@pytest.mark.parametrize("how", ["static", "begun", "explicit", "padded"])
 def test_a_sequence_in_parts_of_many_is_exact_or_refused(how):
     model, x = Cached(how), draw(2, LENGTH, 8)
     own = by_parts(model, x, [LENGTH])

@@ -147,6 +147,11 @@ def test_generation_with_a_cache(implementation):
             with torch.no_grad(), substitute(model, op):
                 cached = model.generate(IDS, use_cache=True, **cache, **more)
                 assert torch.equal(cached, model.generate(IDS, use_cache=False, **more))
+        # Without padding a static cache begins under torch's own causal mask, from the first key.
+        bare = more | {"attention_mask": torch.ones_like(IDS)}
+        with torch.no_grad(), substitute(model, op):
+            cached = model.generate(IDS, cache_implementation="static", **bare)
+            assert torch.equal(cached, model.generate(IDS, use_cache=False, **bare))
     says = r"layer 0 \(model\.layers\.0\.self_attn\), q \(2, 4, 1, 8\).*use_cache=False"
     with torch.no_grad(), substitute(model, CosFormer()):
         model.generate(IDS, use_cache=False, **more)

@@ -197,7 +197,8 @@ class _Substituter(Watch):
         before = self.filled.pop(call.module, None)
         with suppress(UnableError):
             allowed = None if call.mask is None else hiding(call.mask, lead, n, l)
-            shown = l if allowed is None else _end(allowed)
+            last = n if call.is_causal else l  # torch counts a causal mask from the first key
+            shown = min(last, l) if allowed is None else _end(allowed)
             if before is not None and shown == before + n:
                 self.filled[call.module] = shown
                 return replace(call, past=before)

@@ -241,6 +241,13 @@ def test_an_operator_under_a_name_of_transformers():
         again = type(model)._from_config(model.config, attn_implementation="softlab").eval()
         with pytest.raises(SubstitutionError, match=r"layer 0 \(LlamaAttention\).*no causal form"):
             again(IDS)
+        register({0: Softmax(), 9: TopK(k=4)})
+        with pytest.raises(SubstitutionError, match="layer 9, and LlamaForCausalLM has 0, 1"):
+            again(IDS)
+        register({1: Nystromformer(2)})
+        vit = made("ViT", "softlab", image_size=16, patch_size=8)
+        with pytest.raises(SubstitutionError, match="layer 1, and ViTModel numbers none"):
+            vit(torch.zeros(1, 3, 16, 16))
     for bad, error, says in (
         ((Softmax,), TypeError, "give an instance"), (({2.0: Softmax()},), TypeError, "a plan"),
         (({"a": 3},), TypeError, "a plan"), (({},), TypeError, "a plan"),

@@ -99,6 +99,8 @@ class _Chosen:
             known = self.found[module]
             parts = () if known is None else self.by_layer.get(known, ())
             return f"layer {known or type(module).__name__!r}", parts
+        if self.by_layer and module not in self.found:
+            self.found |= _numbered(module, [*map(int, self.by_layer)])
         index = getattr(module, "layer_idx", None)
         parts = self.of_all if index is None else self.by_layer.get(index, self.of_all)
         return f"layer {index} ({type(module).__name__})", parts
@@ -123,7 +125,7 @@ def _names(module: nn.Module, wanted: Iterable[str]) -> dict[nn.Module, str | No
     A plan names layers of the outermost module that runs and holds ``module``, or, where that is a
     wrapper, of the one part of it that has all of them.
     """
-    model = next(x for x in reversed([module, *_running()]) if _holds(x, module))
+    model = _outermost(module)
     holders = [x for x in model.modules() if all(_has(x, name) for name in wanted)]
     holders = [model] if model in holders else holders
     if len(holders) != 1:
@@ -136,6 +138,26 @@ def _names(module: nn.Module, wanted: Iterable[str]) -> dict[nn.Module, str | No
         raise SubstitutionError(msg)
     known = {x: name for name, x in holders[0].named_modules()}
     return {x: known.get(x) for x in model.modules()}
+
+
+def _numbered(module: nn.Module, wanted: Iterable[int]) -> dict[nn.Module, None]:
+    """The modules of the running model, all of whose layers that a plan wants have a number."""
+    model = _outermost(module)
+    found = [getattr(x, "layer_idx", None) for x in model.modules()]
+    there = {index for index in found if index is not None}
+    if missed := sorted({*wanted} - there):
+        has = f"has {', '.join(map(str, sorted(there)))}" if there else "numbers none of its layers"
+        msg = (
+            f"the plan names layer {missed[0]}, and {type(model).__name__} {has}. Name layers that "
+            "are there, by number or by the name of the module."
+        )
+        raise SubstitutionError(msg)
+    return dict.fromkeys(model.modules())
+
+
+def _outermost(module: nn.Module) -> nn.Module:
+    """Of the modules that run and hold this one."""
+    return next(x for x in reversed([module, *_running()]) if _holds(x, module))
 
 
 def _running() -> Iterator[nn.Module]:

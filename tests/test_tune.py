@@ -274,6 +274,7 @@ def test_batches_are_split_only_where_samples_are_alone():
         (["mine.py:make", "--metric", "loss"], "needs a model that gives its loss"),
         (["mine.py:make", "--candidates", "Topk(4)"], "Did you mean 'TopK'"),
         (["mine.py:make", "--candidates", "mine.py:mean"], "counts no cost"),
+        (["mine.py:make", "--input", "nan.pt"], "the output is not finite for an input"),
         (["mine.py:make", "--input", "words.pt"], "holds int"),
         (["mine.py:make", "--input", "wide.pt"], "in layer 0.mix, Linear(in_features=16, out_f"),
         (["mine.py:broken"], "mine.py:broken raised KeyError: 'weights'. It is called without"),
@@ -284,6 +285,7 @@ def test_batches_are_split_only_where_samples_are_alone():
 def test_bad_requests_are_refused_in_a_sentence(tmp_path, words, said):
     torch.save(drawn(3), "few.pt")
     torch.save(torch.ones(8, 4, 3), "wide.pt")
+    torch.save(drawn(8) * torch.nan, "nan.pt")
     torch.save({"x": 3, "y": [1, "a"]}, "words.pt")
     (tmp_path / "empty").mkdir()
     given = [*words]

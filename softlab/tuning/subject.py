@@ -206,8 +206,8 @@ def _split(model: nn.Module, given: Unit) -> list[Unit]:
             return [given]
     if not whole.ndim or len(whole) != count or whole[:1].shape != alone.shape:
         return [given]
-    if _near(whole[:1], alone, ALIKE):
-        return found
+    if not bool(alone.isfinite().all()) or _near(whole[:1], alone, ALIKE):
+        return found  # what is not finite is refused as such, later
     with torch.no_grad():
         again = tensor_of(model(*found[0][0], **found[0][1]))
     if not _near(again, alone, REPEATED):

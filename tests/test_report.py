@@ -178,7 +178,7 @@ def levels(tmp_path, monkeypatch):
     return pd.DataFrame({"level": [1, 2, 2], "status": "ok"})
 
 
-def test_studies_of_two_kinds_share_a_document(tmp_path, levels):
+def test_studies_of_two_kinds_share_a_document(tmp_path, levels, monkeypatch):
     pytest.importorskip("typst")
     folder = tmp_path / "reports"
     title = "The #levels of $x_1$"
@@ -206,6 +206,9 @@ def test_studies_of_two_kinds_share_a_document(tmp_path, levels):
     assert (folder / "levels/findings.txt").read_text().endswith("The #highest level is $2$.\n")
     first = path.read_bytes()
     assert report(folder).read_bytes() == first
+    monkeypatch.setattr("softlab.report.MANY", 1)  # by several processes
+    assert report(folder).read_bytes() == first
+    assert path.with_suffix(".html").read_text(encoding="utf-8") == page
 
 
 def test_an_unknown_chapter_is_refused_with_the_file_and_the_known_ones(tmp_path):
@@ -523,7 +526,8 @@ def test_a_table_that_cannot_be_read_is_named_and_the_others_are_set(tmp_path):
     assert "later/meta.json is of format 99" in result.stderr.replace("\n", "")
 
 
-def test_a_chapter_that_raises_costs_its_own_words_alone(tmp_path, levels):
+@pytest.mark.parametrize("many", [1, 2000], ids=["several processes", "one"])
+def test_a_chapter_that_raises_costs_its_own_words_alone(tmp_path, levels, monkeypatch, many):
     pytest.importorskip("typst")
     made = chapters.named("levels")
     made.findings = lambda table: [table["nonsense"]]
@@ -535,6 +539,7 @@ def test_a_chapter_that_raises_costs_its_own_words_alone(tmp_path, levels):
     made.tables = tables
     (tmp_path / "chapters/levels/method.typ").write_text("$ x \n#nonsense(")
     folder = tmp_path / "reports"
+    monkeypatch.setattr("softlab.report.MANY", many)
     write(folder, levels, "levels", chapter="levels", figures=[])
     write(folder, rank_table(seeds=1), "rank", title="Ranks", figures=[{"x": 3}, 7, asdict(RANK)])
     told = []

@@ -10,9 +10,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
+import os
 import re
+import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -63,7 +68,7 @@ def report(folder: Path | str = "reports", tell: Tell = lambda _: None) -> Path:
         tell(sentence)
     files: dict[str, bytes] = {}
     lead = _lead(tables, files)
-    studies = [_study(*one, files, tell) for one in tables]
+    studies = list(_studies(tables, files, tell))
     _tell_apart(studies)
     names = [study["name"] for study in studies]
     compiled: Any = typst.compile  # its stubs leave out input as a mapping of files
@@ -115,6 +120,61 @@ def _lead(
             if found:
                 return {**found[0], "study": run.name}
     return None
+
+
+MANY = 2000
+"""Rows from which on the studies of a report are set by several processes."""
+
+
+def _studies(
+    tables: Sequence[tuple[Path, pd.DataFrame, dict[str, Any]]],
+    files: dict[str, bytes],
+    tell: Tell,
+) -> Iterator[dict[str, Any]]:
+    """What the report says of each study; figures are numbered, and methods told, in their order.
+
+    A figure takes matplotlib long, so studies are shared out among the processors. Processes are
+    forked, which asks nothing of a caller's script; that is safe under Linux alone.
+    """
+    several = len(tables) > 1 and sum(len(table) for _, table, _ in tables) >= MANY
+    made: Iterable[tuple[dict[str, Any], dict[str, bytes], list[str]]]
+    if several and sys.platform == "linux" and (os.cpu_count() or 1) > 1:
+        made = _shared_out(tables)
+    else:
+        made = (_alone(one) for one in tables)
+    for study, own, told in made:
+        for sentence in told:
+            tell(sentence)
+        for item in study["figures"]:
+            if item["file"] is not None:
+                held, item["file"] = own.pop(item["file"]), f"figures/{len(files)}.svg"
+                files[item["file"]] = held
+        if study["method"] in files:
+            study["method"] = None
+        yield study
+        files.update(own)
+
+
+def _shared_out(
+    tables: Sequence[tuple[Path, pd.DataFrame, dict[str, Any]]],
+) -> list[tuple[dict[str, Any], dict[str, bytes], list[str]]]:
+    """``_alone`` of each, the longest begun first."""
+    at = sorted(range(len(tables)), key=lambda i: -len(tables[i][1]))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork")
+        context = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
+            made = dict(zip(at, pool.map(_alone, [tables[i] for i in at]), strict=True))
+    return [made[i] for i in range(len(tables))]
+
+
+def _alone(
+    one: tuple[Path, pd.DataFrame, dict[str, Any]],
+) -> tuple[dict[str, Any], dict[str, bytes], list[str]]:
+    """A study, its own files, and what is told of it."""
+    files: dict[str, bytes] = {}
+    told: list[str] = []
+    return _study(*one, files, told.append), files, told
 
 
 def _disturbed(table: pd.DataFrame, meta: Mapping[str, Any]) -> int:
@@ -308,7 +368,6 @@ def _study(
     found = [overview.completeness(spoken, meta), *parts]
     (run / "findings.txt").write_text("\n\n".join(map(safe, found)) + "\n", encoding="utf-8")
     method = f"chapters/{meta['chapter']}.typ"
-    first = method not in files
     files[method] = fragment(*of_run(meta))
     scope = said("scope", lambda: chapter.scope(spoken), "")
     first_page = said("headlines", lambda: first_page_of(spoken, meta, own), [])
@@ -329,7 +388,7 @@ def _study(
         "question": meta["question"],
         "scope": f"{overview.grid(table, meta)} {scope}".strip(),
         "chapter": meta["chapter"],
-        "method": method if first else None,
+        "method": method,
         "headlines": first_page,
         "answer": _answer(first_page),
         "busy": bool(_disturbed(table, meta)),

@@ -789,6 +789,9 @@ def tensor(name: str, a: Matrix) -> Tensor:
     if isinstance(a, Tensor):
         return a
     read = np.asarray(a)
+    if hidden := np.ma.count_masked(a):
+        msg = f"{name} has {hidden} masked entries; give their numbers, as by {name}.filled(0)."
+        raise ValueError(msg)
     if read.dtype.kind not in "fiub" or read.dtype.itemsize > 8:
         msg = (
             f"{name}, a {type(a).__name__}, holds {read.dtype}, and numbers of at most 64 bits are "

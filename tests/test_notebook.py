@@ -228,6 +228,7 @@ def test_a_matrix_of_ones_own_is_a_case_by_its_numbers(tmp_path):
     for bad, error, said in (
         (a[:2], ValueError, "array must be square"),
         (np.full((2, 2), np.nan), ValueError, "array has 4 entries that are NaN"),
+        (np.ma.masked_equal(np.eye(3), 0), ValueError, r"array has 6 masked entries.*filled"),
         (np.zeros((0, 0)), ValueError, "empty"),
         (a * 1j, TypeError, "array, a ndarray, holds complex128"),
         ([["a"]], TypeError, "holds <U1"),

@@ -75,6 +75,16 @@ def test_grouped_keys_another_length_and_width_and_a_mask():
     assert torch.equal(k, held["k"][1, 1, :4])
 
 
+def test_what_would_change_the_attention_and_is_not_read_is_said():
+    write("x.pt", tensors(2) | {"labels": torch.ones(2)})
+    assert Saved("x.pt").samples == 2
+    write("x.pt", tensors(2) | {"attn_mask": torch.ones(12, 12), "scale": torch.tensor(0.3)})
+    with pytest.warns(
+        UserWarning, match=r"x.pt holds attn_mask and scale, which is not read.*key_"
+    ):
+        Saved("x.pt")
+
+
 def test_a_name_evaluates_and_changes_with_the_numbers_alone():
     held = tensors(2)
     write("x.pt", held)

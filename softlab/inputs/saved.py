@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import field
 from functools import cached_property, lru_cache
@@ -28,6 +29,11 @@ NAMES = {
     "key_mask": "key_mask",
 }
 """What the tensors of a file may be called."""
+ALTERS = {
+    *("mask", "attn_mask", "attention_mask", "bias", "attn_bias", "position_bias"),
+    *("scale", "causal", "is_causal", "softcap", "sinks"),
+}
+"""Names of what would make another attention of q, k and v, and is not read."""
 DIGITS = 12
 """Letters of a digest in a name."""
 
@@ -49,7 +55,8 @@ class Saved:
     A file is a .pt (tensors only), .npz or .safetensors with tensors ``q``, ``k`` and ``v``; a .npy
     or .pt may hold the three stacked, (3, ..., n, d). Keys may have a length of their own, values a
     width of their own, and fewer heads that divide those of q serve several of them in turn. A
-    boolean ``key_mask``, (l,) or (b, l), deletes the keys where it is False. A folder holds such
+    boolean ``key_mask``, (l,) or (b, l), deletes the keys where it is False; a warning says what else
+    would change the attention, such as a ``scale``, and is not read. A folder holds such
     files, one a layer, in folders of any depth; three files q, k and v are a layer, too. ``layer``
     is one of ``layers``, the names of the files.
 
@@ -334,6 +341,13 @@ def _named(held: Any, where: str) -> dict[str, Tensor]:
                 msg = f"{where} holds {known} twice, under two names; keep one of them."
                 raise ValueError(msg)
             found[known] = x
+    if unread := [str(name) for name in held if str(name).lower() in ALTERS]:
+        msg = (
+            f"{where} holds {' and '.join(unread)}, which is not read: what is measured is softmax "
+            "attention of q, k and v, unmasked, at the scale 1 / sqrt(d). Another scale goes into q, "
+            "and keys that all queries miss are the False ones of a boolean key_mask, (l,) or (b, l)."
+        )
+        warnings.warn(msg, stacklevel=2)
     if missing := [name for name in "qkv" if name not in found]:
         there = ", ".join(map(str, [*held][:8])) or "nothing"
         msg = (

@@ -789,7 +789,7 @@ def tensor(name: str, a: Matrix) -> Tensor:
     if isinstance(a, Tensor):
         return a
     read = np.asarray(a)
-    if hidden := np.ma.count_masked(a):
+    if isinstance(a, np.ma.MaskedArray) and (hidden := int(np.sum(a.mask))):
         msg = f"{name} has {hidden} masked entries; give their numbers, as by {name}.filled(0)."
         raise ValueError(msg)
     if read.dtype.kind not in "fiub" or read.dtype.itemsize > 8:

@@ -55,8 +55,8 @@ class Saved:
     A file is a .pt (tensors only), .npz or .safetensors with tensors ``q``, ``k`` and ``v``; a .npy
     or .pt may hold the three stacked, (3, ..., n, d). Keys may have a length of their own, values a
     width of their own, and fewer heads that divide those of q serve several of them in turn. A
-    boolean ``key_mask``, (l,) or (b, l), deletes the keys where it is False; a warning says what else
-    would change the attention, such as a ``scale``, and is not read. A folder holds such
+    boolean ``key_mask``, (l,) or (b, l), deletes the keys where it is False; a warning says what
+    else would change the attention, such as a ``scale``, and is not read. A folder holds such
     files, one a layer, in folders of any depth; three files q, k and v are a layer, too. ``layer``
     is one of ``layers``, the names of the files.
 
@@ -343,9 +343,9 @@ def _named(held: Any, where: str) -> dict[str, Tensor]:
             found[known] = x
     if unread := [str(name) for name in held if str(name).lower() in ALTERS]:
         msg = (
-            f"{where} holds {' and '.join(unread)}, which is not read: what is measured is softmax "
-            "attention of q, k and v, unmasked, at the scale 1 / sqrt(d). Another scale goes into q, "
-            "and keys that all queries miss are the False ones of a boolean key_mask, (l,) or (b, l)."
+            f"{where} holds {' and '.join(unread)}, which is not read: measured is attention of q, "
+            "k and v, unmasked, at the scale 1 / sqrt(d). Put another scale into q, and hide keys "
+            "from all queries by a boolean key_mask, (l,) or (b, l), False where hidden."
         )
         warnings.warn(msg, stacklevel=2)
     if missing := [name for name in "qkv" if name not in found]:

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from softlab import spectra
+from softlab import spectra, validation
 from softlab.core import Dims, Operator, as_matrix, norm
 from softlab.error_budget import split
 from softlab.pinv import Inverting, Nystrom, Status, applier
@@ -31,10 +31,7 @@ class Reference:
     """
 
     def __init__(self, target: Operator, q: Tensor, k: Tensor, v: Tensor) -> None:
-        if {q.ndim, k.ndim, v.ndim} != {2}:
-            shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
-            msg = f"one case is one head: q, k and v must have two dimensions, got {shapes}."
-            raise ValueError(msg)
+        _one_head(q, k, v)
         self.target = target
         self.q, self.k, self.v = (x.double() for x in (q, k, v))
 
@@ -80,11 +77,27 @@ class Reference:
         return float(best.frobenius), float(best.spectral)
 
 
+def _one_head(q: Tensor, k: Tensor, v: Tensor) -> None:
+    if {getattr(x, "ndim", 2) for x in (q, k, v)} != {2}:
+        shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+        msg = f"one case is one head: q, k and v must have two dimensions, got {shapes}."
+        raise ValueError(msg)
+    for name, x in {"q": q, "k": k, "v": v}.items():
+        validation.matrix(x, name)
+
+
+def _target(op: Operator) -> Operator:
+    if isinstance(op, type) or not hasattr(op, "target"):
+        msg = f"op is {op!r:.80}; give an operator, which has a target, such as Softmax()."
+        raise TypeError(msg)
+    return op.target
+
+
 def accuracy(
     op: Operator, q: Tensor, k: Tensor, v: Tensor, ref: Reference | None = None
 ) -> Numbers:
     """Every error of one case: those of ``output_error`` and of ``matrix_error``."""
-    ref = ref or Reference(op.target, q, k, v)
+    ref = ref or Reference(_target(op), q, k, v)
     return output_error(op, q, k, v, ref) | matrix_error(op, q, k, v, ref)
 
 
@@ -101,7 +114,7 @@ def output_error(
 
     Arguments as for ``Reference``, which may be passed in if it was computed before.
     """
-    ref = ref or Reference(op.target, q, k, v)
+    ref = ref or Reference(_target(op), q, k, v)
     return _output_error(op(q, k, v).double(), ref)
 
 
@@ -131,7 +144,7 @@ def matrix_error(
     """
     if not op.traits.linear_in_v:
         return {}
-    ref = ref or Reference(op.target, q, k, v)
+    ref = ref or Reference(_target(op), q, k, v)
     difference = as_matrix(op, q, k).double() - ref.matrix
     finite = bool(difference.isfinite().all())
     errors = (
@@ -153,6 +166,7 @@ def certified_error(op: Operator, q: Tensor, k: Tensor, v: Tensor) -> dict[str, 
     From ``op.bound``, for an operator that claims ``certified``, else None; infinite where the
     bound is as large as the output, and so says nothing. Arguments: of one matrix.
     """
+    _one_head(q, k, v)
     if not op.traits.certified:
         return {"certified_error": None}
     out, held = op(q, k, v), cast("Any", op)
@@ -256,6 +270,8 @@ def expense(
     ``peak_memory``. Arguments: tensors of any leading dimensions; ``budget`` in seconds and
     ``repeats``, the least number of timed calls.
     """
+    for name, x in {"q": q, "k": k, "v": v}.items():
+        validation.matrix(x, name)
     cost = op.cost(Dims.of(q, k, v))
     return {
         "flops": cost.flops,

@@ -398,7 +398,7 @@ def tokens(x: Tensor, m: int, key_mask: Tensor | None = None) -> Tensor | None:
     """
     _floating_matrix("x", x)
     if not is_integer(m):
-        msg = f"m is {m!r}; give the number of landmarks, an integer of at least 1."
+        msg = f"m is {_shown(m)}; give the number of landmarks, an integer of at least 1."
         raise TypeError(msg)
     if key_mask is not None:
         key_mask = admit_mask(key_mask, x, token="token")
@@ -491,7 +491,7 @@ class Integers:
     def __call__(self, name: str, got: Any) -> None:
         """Raise ``TypeError`` or ``ValueError`` unless what is got for a field fits."""
         if not is_integer(got):
-            msg = f"{name} is {got!r}; give an integer of at least {self.least}."
+            msg = f"{name} is {_shown(got)}; give an integer of at least {self.least}."
             raise TypeError(msg)
         if got < self.least and not self.says:
             msg = f"{name} is {got}; give an integer of at least {self.least}."
@@ -584,7 +584,7 @@ class OneOf:
     def __call__(self, name: str, got: Any) -> None:
         """Raise ``ValueError`` unless what is got for a field is one of the words."""
         if not isinstance(got, str) or got not in self.words:
-            msg = f"{name} is {got!r}; give one of {', '.join(self.words)}."
+            msg = f"{name} is {_shown(got)}; give one of {', '.join(self.words)}."
             raise ValueError(msg)
 
     def __str__(self) -> str:
@@ -608,11 +608,11 @@ class Kind:
     def __call__(self, name: str, got: Any) -> None:
         """Raise ``TypeError`` unless what is got for a field is one."""
         if self.wanted is bool and not isinstance(got, bool):
-            msg = f"{name} is {got!r}; give True or False."
+            msg = f"{name} is {_shown(got)}; give True or False."
             raise TypeError(msg)
         if isinstance(got, type) or not isinstance(got, self.wanted):
             msg = (
-                f"{name} is {got!r}, which is no {self.wanted.__name__}; "
+                f"{name} is {_shown(got)}, which is no {self.wanted.__name__}; "
                 f"give an instance such as those in the package that defines it."
             )
             raise TypeError(msg)
@@ -719,7 +719,7 @@ def in_range(owner: object, wanted: Any, **fields: Any) -> None:
 def count(name: str, got: Any, least: int = 1, most: float = MOST) -> None:
     """Raise unless an argument is an integer from ``least`` to ``most``."""
     if not is_integer(got):
-        msg = f"{name} is {got!r}; give an integer of at least {least}."
+        msg = f"{name} is {_shown(got)}; give an integer of at least {least}."
         raise TypeError(msg)
     if not least <= got <= most:
         msg = f"{name} is {got}; give an integer from {least} to {most}."
@@ -729,7 +729,7 @@ def count(name: str, got: Any, least: int = 1, most: float = MOST) -> None:
 def span(name: str, got: Any, most: float = sys.float_info.max) -> None:
     """Raise unless an argument is a positive finite number, of at most ``most``."""
     if not is_number(got):
-        msg = f"{name} is {got!r}; give a positive number."
+        msg = f"{name} is {_shown(got)}; give a positive number."
         raise TypeError(msg)
     if not (got > 0 and math.isfinite(got)):
         msg = f"{name} is {got}; give a positive finite number."
@@ -777,7 +777,7 @@ def above_one(owner: object, **fields: int) -> None:
 
 def _number(name: str, got: Any, wanted: str) -> None:
     if not is_number(got):
-        msg = f"{name} is {got!r}; give {wanted}."
+        msg = f"{name} is {_shown(got)}; give {wanted}."
         raise TypeError(msg)
 
 

@@ -253,6 +253,27 @@ def test_a_batch_is_refused(batched):
         )
 
 
+@pytest.mark.parametrize(
+    "given",
+    [[1.0, 2.0], None, torch.ones(4, 4).numpy(), torch.ones(4, 4, dtype=torch.int), torch.ones(4)],
+    ids=["list", "None", "array", "integers", "vector"],
+)
+@pytest.mark.parametrize(
+    "measure",
+    [output_error, measures.matrix_error, accuracy, measures.certified_error, expense,
+     measures.error_budget],
+)  # fmt: skip
+def test_what_is_no_head_is_refused_in_a_sentence(measure, given):
+    with pytest.raises((TypeError, ValueError), match="q must be|two dimensions"):
+        measure(Soft(4), given, given, given)
+
+
+@pytest.mark.parametrize("op", [Softmax, "Softmax", lambda q, k, v: v], ids=["class", "str", "f"])
+def test_what_is_no_operator_is_refused_in_a_sentence(op):
+    with pytest.raises(TypeError, match=r"op is .*; give an operator, which has a target"):
+        output_error(op, *draw())
+
+
 @value
 class Causal(Exact):
     """Softmax attention to the keys up to the query's own."""

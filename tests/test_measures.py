@@ -264,7 +264,7 @@ def test_a_batch_is_refused(batched):
      measures.error_budget],
 )  # fmt: skip
 def test_what_is_no_head_is_refused_in_a_sentence(measure, given):
-    with pytest.raises((TypeError, ValueError), match="q must be|two dimensions"):
+    with pytest.raises((TypeError, ValueError), match=r"q must be|two dimensions"):
         measure(Soft(4), given, given, given)
 
 

@@ -224,6 +224,30 @@ def test_gradients_heads_and_the_counted_work():
     assert found.layers[0].errors["output_error"] > 0.01
 
 
+class Alone(Layer):
+    """Of one graph, where ``Layer`` is of several."""
+
+    def forward(self, x):
+        return self.attend(x, x, x)
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo", "ignore:.*softmax of their own")
+@pytest.mark.parametrize("kind", [Layer, Alone])
+def test_in_a_compiled_model_each_layer_is_answered_or_named(kind):
+    layers = (functional.scaled_dot_product_attention, KNOWN["plain"])
+    model = nn.Sequential(*map(kind, layers))
+    x = draw(2, 9, 16) if kind is Layer else draw(2, 4, 9, 4)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        for _ in range(2):
+            with substitute(model, Uniform()) as report:
+                out = compiled(x)
+            assert {*report.reached, *report.unseen} == {"0", "1"}
+            with substitute(model, Uniform(), layers=[*report.reached]):
+                torch.testing.assert_close(out, model(x))
+
+
 def test_a_rule_that_forgets_is_found_at_the_first_call(monkeypatch):
     monkeypatch.setitem(flow.RULES, "div", lambda of, args, _, __: of.of(args[0]))
     model, x = nn.Sequential(Layer(KNOWN["plain"]), Layer(einsum)), draw(2, 9, 16)

@@ -176,7 +176,9 @@ class Watch(TorchFunctionMode):
             return self.through(func, *args, **kwargs)
         if func is MULTIHEAD and self.caller() is not None:
             return self.multihead(*args, **kwargs)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():  # in a graph nothing that is written out is followed
+            if name in SUSPECT:
+                self._suspect(name, args, kwargs)
             return func(*args, **kwargs)
         ends = bare(name) in PRODUCTS and self.flow.weights(name, args) is not None
         if (name in SUSPECT or "attention" in name) and not ends:

@@ -286,6 +286,20 @@ def test_where_no_alarm_rings_a_law_is_asked_all_the_same():
     assert [one.verdict for one in found] == [Verdict.HOLDS]
 
 
+def test_a_mask_of_samples_is_given_as_packages_take_it():
+    def attend(q, k, v, mask=None):
+        scores = q @ k.mT / q.shape[-1] ** 0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, None, :], -torch.inf)
+        return scores.softmax(-1) @ v
+
+    op = laws.adapted(attend)
+    assert op.sample_masks
+    q, k, v, keep = torch.randn(2, 3, 5, 4), *torch.randn(2, 2, 3, 7, 4), torch.arange(7) != 2
+    torch.testing.assert_close(op(q, k, v, keep), Softmax()(q, k, v, keep))
+    laws.check(op, only="mask is deletion")
+
+
 def test_shapes_masks_and_claims_of_a_callable_are_found_out():
     plain = laws.adapted(softmax)
     assert (plain.masked, plain.axes, plain.equal_lengths) == (False, 0, False)

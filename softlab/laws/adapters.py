@@ -80,9 +80,10 @@ class Plain:
     passed a part at a time. ``target``: what it approximates, None if that is not known. ``rank``:
     how many queries and keys it needs, ``multiple`` what divides their numbers. ``broadcasts``,
     ``broadcasts_masks``: it takes keys and values, and masks, of fewer leading dimensions than
-    queries; else they are written out. ``form``: the known attention that it equals on few tokens,
-    if any. ``inferred``: claims that were found out; ``refused``: the laws of those that were not
-    kept, and by how much they were missed.
+    queries; else they are written out. ``sample_masks``: its mask is of samples, (b, l), and every
+    matrix is given as a sample of one head. ``form``: the known attention that it equals on few
+    tokens, if any. ``inferred``: claims that were found out; ``refused``: the laws of those that
+    were not kept, and by how much they were missed.
     """
 
     call: Callable[..., Tensor] = field(repr=False)
@@ -96,6 +97,7 @@ class Plain:
     rank: int = 1
     broadcasts: bool = False
     broadcasts_masks: bool = False
+    sample_masks: bool = False
     multiple: int = 1
     form: str = ""
     inferred: tuple[str, ...] = ()
@@ -121,8 +123,10 @@ class Plain:
             least = max(0, self.axes - 2)
             shape = (*(1,) * (least - len(lead)), *lead)
             shape = (-1, *shape[len(shape) - least + 1 :]) if least else ()
+            shape = (-1, 1) if self.sample_masks else shape
             q, k, v = (x.reshape(*shape, *x.shape[-2:]) for x in (q, k, v))
-            mask = None if mask is None else mask.reshape(*shape, mask.shape[-1])
+            if mask is not None:
+                mask = mask.reshape(*shape[: 1 if self.sample_masks else None], mask.shape[-1])
         out = self._by_parts(q, k, v, () if mask is None else (mask,))
         return out.reshape(*lead, *out.shape[-2:]) if self.axes else out
 
@@ -449,12 +453,27 @@ def _fitted(plain: Plain) -> Plain:
     """
     some = (_taken(plain, leads) for leads in (((), (2,), (2, 3)), ((),)))
     form = next((form for form in some if form is not None), plain)
+    samples = dataclasses.replace(form, axes=4, sample_masks=True)
+    if form.masked and not _masks(form) and _masks(samples):
+        return samples
     if form.axes:
         return form
     freer = dataclasses.replace(form, broadcasts=True)
     form = freer if _broadcasts(freer) else form
     freer = dataclasses.replace(form, broadcasts_masks=True)
     return freer if form.masked and _broadcasts(freer) else form
+
+
+def _masks(plain: Plain) -> bool:
+    """Whether it answers, in the right shape, for samples and heads with a mask of each."""
+    rng = Stream(SEEDS.start, "laws").generator
+    _, l = lengths(plain, 1, max(7, plain.rank))
+    n = l if plain.equal_lengths or plain.rank > 1 or plain.multiple > 1 else 5
+    q, k, v = (normal(rng, 2, 3, x, 4) for x in (n, l, l))
+    try:
+        return bool(plain(q, k, v, (torch.arange(l) != 1).expand(2, 3, l)).shape == q.shape)
+    except Exception:
+        return False
 
 
 def _paired(plain: Plain) -> Plain:

@@ -295,6 +295,7 @@ def test_a_mask_of_samples_is_given_as_packages_take_it():
 
     op = laws.adapted(attend)
     assert op.sample_masks
+    assert op.given.endswith("v (b, h, l, e), a mask (b, l), True keeps a key")
     q, k, v, keep = torch.randn(2, 3, 5, 4), *torch.randn(2, 2, 3, 7, 4), torch.arange(7) != 2
     torch.testing.assert_close(op(q, k, v, keep), Softmax()(q, k, v, keep))
     laws.check(op, only="mask is deletion")
@@ -466,6 +467,7 @@ def test_failures_come_first_by_cause_and_alone_if_asked(tmp_path, monkeypatch):
     assert any(line.startswith("same form everywhere ") for line in lines[6:])
     whole = call(f"{path}:attend", *asked).stdout.splitlines()
     assert whole[0].startswith("attend, found to be: linear_in_v")
+    assert whole[1] == "called with q (..., n, d), k (..., l, d), v (..., l, e)"
     assert "holds: silent" in whole
     assert "does not apply (--json says why): causal" in whole
 

@@ -151,6 +151,18 @@ class Plain:
         return _tensor(out)
 
     @property
+    def given(self) -> str:
+        """What it is called with, in words: what was assumed of its shapes, and of its mask."""
+        lead = {3: "b, ", 4: "b, h, "}.get(self.axes, "..., ")
+        keys = "n" if self.equal_lengths else "l"
+        values = "d" if self.equal_widths else "e"
+        words = f"q ({lead}n, d), k ({lead}{keys}, d), v ({lead}{keys}, {values})"
+        if self.masked:
+            does = "drops" if getattr(self.call, "inverted", False) else "keeps"
+            words += f", a mask ({'b, ' if self.sample_masks else lead}{keys}), True {does} a key"
+        return words
+
+    @property
     def needs(self) -> str:
         """What it needs of the numbers of tokens, in words; empty if nothing."""
         words = [f"{self.rank} tokens or more"] * (self.rank > 1)

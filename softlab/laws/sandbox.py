@@ -238,4 +238,6 @@ def _described(subject: Any, *, said: bool) -> str:
     how = "said" if said or not hasattr(subject, "inferred") else "found"
     needs = getattr(subject, "needs", "")
     text = f"{subject!r}, {how} to be: {', '.join(words) or 'nothing in particular'}"
-    return text + (f"; it {needs}" if needs else "")
+    text += f"; it {needs}" if needs else ""
+    given = getattr(subject, "given", "")
+    return f"{text}\ncalled with {given}" if given else text

@@ -133,6 +133,11 @@ UNKNOWN = {
     "over the queries": lambda q, k, v: (q @ k.mT / 2).softmax(-2) @ v,
     "weights changed": lambda q, k, v: ((q @ k.mT / 2).softmax(-1) * 0.9) @ v,
     "a gate": lambda q, k, v: (q * 2).softmax(-1) * v,
+    "sigmoid": lambda q, k, v: (q @ k.mT / 2 - 1).sigmoid() @ v,
+    "squared relu": lambda q, k, v: functional.relu(q @ k.mT).square() / k.shape[-2] @ v,
+    "silu by einsum": lambda q, k, v: torch.einsum(
+        "bhnl,bhle->bhne", functional.silu(torch.einsum("bhnd,bhld->bhnl", q, k)), v
+    ),
 }
 
 

@@ -35,6 +35,25 @@ SAME = {
     *("view", "reshape", "unflatten", "flatten", "view_as", "reshape_as", "unsqueeze", "squeeze"),
 }
 """Steps that keep the numbers, and may change the shape before the last two axes."""
+GATES = {
+    *(
+        "sigmoid",
+        "relu",
+        "relu6",
+        "silu",
+        "gelu",
+        "elu",
+        "celu",
+        "selu",
+        "mish",
+        "softplus",
+        "tanh",
+    ),
+    *("square", "leaky_relu", "hardsigmoid", "hardswish", "logsigmoid", "softsign"),
+}
+"""What may stand where a softmax does."""
+KEPT = {"mul", "div", "masked_fill", "where", "dropout", *SAME, *GATES}
+"""Steps after which weights are still weights."""
 
 
 @functools.cache
@@ -108,6 +127,7 @@ class Written:
 
     def __init__(self) -> None:
         self.made: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.gated: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def of(self, x: Any) -> Scores | None:
         """What is known of a tensor."""
@@ -119,6 +139,11 @@ class Written:
         operands = _operands(name, args)
         found = (self.of(x) for x in (operands or ()))
         return next((x for x in found if x is not None and x.softmax is not None), None)
+
+    def gates(self, name: str, args: Any) -> bool:
+        """Whether a product weighs its values by scores that went through no softmax."""
+        operands = _operands(name, args)
+        return operands is not None and operands[0] in self.gated and not is_weight(operands[1])
 
     def ended(self, name: str, args: Any, kwargs: dict[str, Any]) -> Found | None:
         """The attention that this product ends."""
@@ -152,6 +177,11 @@ class Written:
             return
         step = bare(name)
         found: Scores | None = None
+        given = [x for x in args if isinstance(x, Tensor)]
+        if (step in GATES and any(map(self.of, given))) or (
+            step in KEPT and any(x in self.gated for x in given)
+        ):
+            self.gated[out] = True
         if step in PRODUCTS:
             found = _product(step, args, kwargs)
         else:
@@ -392,7 +422,7 @@ RULES: dict[str, Callable[..., Scores | None]] = {
     "mul": _mul, "div": _div, "add": _add, "sub": _sub, "masked_fill": _masked_fill,
     "where": _where, "softmax": _softmax, "dropout": _dropout,
 }  # fmt: skip
-STEPS = {*PRODUCTS, *RULES, *SAME}
+STEPS = {*PRODUCTS, *RULES, *SAME, *GATES}
 
 
 PROJECTIONS = {

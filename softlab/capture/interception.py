@@ -207,6 +207,10 @@ class Watch(TorchFunctionMode):
                 return self._ended(found, module, lambda: func(*args, **kwargs))
             self.reasons[module] = "takes the weights of its softmax to more than their values"
             count(self.unseen, module)
+        gated = bare(name) in PRODUCTS and self.flow.gates(name, args)
+        if gated and (module := self.caller()) is not None:
+            self.reasons[module] = "weighs values by scores that went through no softmax"
+            count(self.unseen, module)
         out = func(*args, **kwargs)
         module = self.caller() if bare(name) == "softmax" else ""
         with torch._C.DisableTorchFunction():  # what is noted here is no step of the model

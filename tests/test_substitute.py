@@ -855,3 +855,38 @@ def test_timm_models():
         out = model(x)
     assert len(report.reached) == 2
     torch.testing.assert_close(out, model(x))
+
+
+class Packing(nn.Module):
+    """Four query heads over two key heads, whose group of queries is one long sequence."""
+
+    def __init__(self, packed):
+        super().__init__()
+        self.q, self.k, self.v, self.packed = *(nn.Linear(8, 8 * x) for x in (4, 2, 2)), packed
+
+    def forward(self, x):
+        q, k, v = (f(x).unflatten(-1, (-1, 8)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        if self.packed:
+            q = q.reshape(len(x), 2, -1, 8)
+        else:
+            k, v = (y.repeat_interleave(2, 1) for y in (k, v))
+        out = functional.scaled_dot_product_attention(q, k, v)
+        return out.reshape(len(x), 4, -1, 8).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize(("operator", "told"), [(Nystromformer(4), True), (Softmax(), False)])
+def test_heads_that_may_be_packed_into_the_queries_are_told(operator, told):
+    model, x = Packing(packed=True), torch.randn(2, 12, 8)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with substitute(model, operator):
+            model(x)
+    words = [str(one.message) for one in said]
+    assert [("'Packing' (2 times)" in one, "enable_gqa" in one) for one in words] == [
+        (True, True)
+    ] * told
+    apart = Packing(packed=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with substitute(apart, operator):
+            apart(x)

@@ -140,6 +140,7 @@ class Watch(TorchFunctionMode):
         self.tokens: Tensor | None = None
         self.flow = Written()
         self.sources: Sources | None = None
+        self.packed: dict[str, int] = {}
         self.multiheaded = False
         self.padded: list[tuple[frozenset[int], Tensor]] = []
         self.written_out = False
@@ -309,6 +310,9 @@ class Watch(TorchFunctionMode):
             if made and of:
                 if made & of:
                     self.pad(made, call)
+                    n, l = call.q.shape[-2], call.k.shape[-2]
+                    if n > l and n % l == 0:
+                        self.packed[call.module] = n // l
                 else:
                     tokens = self.padding_of(made, call.q.shape[:-1])
         return call if tokens is None else dataclasses.replace(call, tokens=tokens)

@@ -391,6 +391,15 @@ def _reached(mode: _Substituter) -> None:
             raise SubstitutionError(msg)
     elif hidden:
         warnings.warn(f"{kind}:{hidden}", stacklevel=4)
+    packed = {x: times for x, times in mode.packed.items() if x in mode.numbers and mode.chosen(x)}
+    if packed:
+        listed = ", ".join(f"{name or kind!r} ({times} times)" for name, times in packed.items())
+        msg = (
+            f"{kind}: {listed} has several times as many queries as keys, made of the same tokens. "
+            "If heads are packed into the queries, the operator takes them for one sequence, and "
+            "its answer is another: give each head a dimension of its own, or set enable_gqa."
+        )
+        warnings.warn(msg, stacklevel=4)
     if mode.awaited:
         listed = ", ".join(repr(name or kind) for name in mode.numbers if name in mode.awaited)
         msg = (

@@ -100,11 +100,10 @@ class Study:
     ``figures`` are descriptions that ``softlab.figures`` draws, stored beside the table.
     ``chapter`` names the one that knows the columns: how they were measured, what is found in them,
     and their tables. Unless given it is that of the study's own folder (``softlab.study_folders``),
-    or "operators" where the study is a single file. ``timed``
-    names the columns that measure time, which no case does beside another. ``inputs`` are files or
-    folders that the measure reads, named from the folder of the study's file: rows are those of
-    their content. ``needs`` names what must be installed or fetched before, one of
-    ``NEEDS``: ``softlab run --all`` leaves such a study out unless it is asked for it. ``file`` is
+    or "operators" where the study is a single file. ``timed`` names the columns that hold times:
+    cases of such a study run one at a time. ``inputs`` are files or folders that the measure reads,
+    named from the folder of the study's file: rows are those of their content. ``needs`` names what
+    must be installed or fetched before, one of ``NEEDS``: ``softlab run --all`` leaves such a study out unless it is asked for it. ``file`` is
     the file that the study was loaded from, and ``module`` its name.
 
     Raises ``ValueError`` for a name that is no folder name, a chapter that is no word, no axis, an
@@ -296,7 +295,7 @@ def run(
         device: Given to the measure, as ``dtype`` is.
         dtype: A floating-point type.
         quick: Takes the short axes.
-        threads: Of torch, in each process; None for torch's own choice, shared by workers.
+        threads: Of torch, in each process; None for torch's default, divided by the workers.
         fresh: Discards the rows of earlier runs.
         progress: Shows a bar on standard error, or a line now and then where none can move.
         crew: Measures elsewhere: ``workers.processes(4)``, or any that opens a

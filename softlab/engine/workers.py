@@ -300,7 +300,7 @@ def _reason(error: BaseException) -> str:
     try:
         said = str(error)
     except Exception:
-        said = "its message cannot be had"
+        said = "its message cannot be read"
     if len(said) > LONGEST:
         said = f"{said[:LONGEST]}... ({len(said) - LONGEST} letters more)"
     return f"{type(error).__name__}: {said} ({Path(last.filename).name}:{last.lineno})"

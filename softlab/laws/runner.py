@@ -168,7 +168,7 @@ def examine(
     draws: Draws | None = None,
     name: str = "op",
 ) -> Iterator[Outcome]:
-    """Put the subject under each law in turn; what it raises, prints or hangs at is an outcome.
+    """Ask each law of the subject in turn. Errors, output and hangs are recorded, not raised.
 
     ``examples``: seeds of each law; ``seconds``: the most that one law may take; ``name``: what
     stands for the subject in the lines that reproduce a failure. Raises ``TypeError`` or

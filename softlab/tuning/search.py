@@ -318,7 +318,7 @@ class _Search:
         return spent / sum(layer.heads * layer.work for layer in self.layers)
 
     def work(self, plan: Plan) -> float:
-        """Counted work of a run of the model over that of the model as it is."""
+        """Counted work of a run of the model over that of the unmodified model."""
         return (self.rest + self.attention(plan) * self.exact) / (self.rest + self.exact)
 
     def heads(self, plan: Plan) -> int:
@@ -528,7 +528,7 @@ class _Search:
         return bool(ran) and all(row["value"] == 0 for row in ran)
 
     def time(self, plan: Plan) -> dict[str, float]:
-        """Of a run with the plan over one of the model as it is, in turn."""
+        """Of a run with the plan over one of the unmodified model, in turn."""
         unit, model = self.held[0], self.subject.model
         device = next((x.device for x in model.parameters()), torch.device("cpu"))
 
@@ -577,7 +577,7 @@ class _Search:
             f"in {about['resamplings_met']} of 100 resamplings of them.",
             f"Counted work of its attention: {about['attention']:.3g} of the model's own; of a "
             f"whole run: {about['work']:.3g}. Time of a run here: {about['time']:.3g} "
-            f"({about['time_q1']:.3g} to {about['time_q3']:.3g}) of the model as it is.",
+            f"({about['time_q1']:.3g} to {about['time_q3']:.3g}) times the unmodified model's.",
         ]
         if about["time"] >= 1:
             words.append("So at this size it saves work and no time on this machine.")

@@ -257,8 +257,8 @@ class Subject:
         what = "the output" if isinstance(found, Tensor) else self.metric.name
         shown = "not finite" if isinstance(found, Tensor) else f"{found}"
         msg = (
-            f"{what} is {shown} for an input of the model as it is, so no change can be told. Mend "
-            "the metric or the model, or leave out that input."
+            f"{what} is {shown} for an input of the unmodified model, so no change can be told. "
+            "Mend the metric or the model, or leave out that input."
         )
         raise ValueError(msg)
 

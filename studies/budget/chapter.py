@@ -310,8 +310,8 @@ def _normalisers(points: pd.DataFrame) -> Iterator[str]:
     pair = (soft("symmetric"), soft("published"))
     if set(pair) <= set(sizes.index):
         yield (
-            f"Soft's published normaliser, the degrees of the core, is a part of median size "
-            f"{number(sizes[pair[1]])}, where the symmetric form's own degrees make one of "
+            f"Soft's published normaliser, the degrees of the core, contributes a part of "
+            f"{number(sizes[pair[1]])} in the median, the symmetric form's own degrees one of "
             f"{number(sizes[pair[0]])}."
         )
     helped = rows[(rows["normaliser_share"] < -NOTABLE)]

@@ -103,8 +103,9 @@ class Study:
     or "operators" where the study is a single file. ``timed`` names the columns that hold times:
     cases of such a study run one at a time. ``inputs`` are files or folders that the measure reads,
     named from the folder of the study's file: rows are those of their content. ``needs`` names what
-    must be installed or fetched before, one of ``NEEDS``: ``softlab run --all`` leaves such a study out unless it is asked for it. ``file`` is
-    the file that the study was loaded from, and ``module`` its name.
+    must be installed or fetched before, one of ``NEEDS``: ``softlab run --all`` leaves such a study
+    out unless it is asked for it. ``file`` is the file that the study was loaded from, and
+    ``module`` its name.
 
     Raises ``ValueError`` for a name that is no folder name, a chapter that is no word, no axis, an
     axis that is empty, a word, or has a name that softlab keeps for itself, a quick axis that the

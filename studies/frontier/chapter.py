@@ -66,7 +66,8 @@ LEAD = Lines(
     name="abstract",
     caption="Methods for softmax attention by family: the error of the output over that of the "
     "mean of the values, against counted work; medians over the recorded heads (of MiniLM, a text "
-    "encoder, and of a vision transformer), of each the median over its samples. A method above 1, "
+    "encoder, and of a vision transformer), of each the median over its samples; shaded, from the "
+    "first to the third quartile of the heads. A method above 1, "
     "the grey line, is no better than the mean of the values, for which no weights are computed; "
     f"errors beyond {MOST:g} are drawn at {MOST:g}. Black: the best matrix of the same rank, found "
     "from the exact attention matrix itself; methods that are not of low rank can err less.",
@@ -198,7 +199,7 @@ def by_family(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def pooled(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows to draw: one a method and budget, the medians over the recorded heads of softmax.
+    """Rows to draw: one a method, budget and recorded head of softmax, the median over its samples.
 
     ``over_mean`` is the error over that of the mean of the values, of each head, at most ``MOST``.
     """
@@ -208,8 +209,7 @@ def pooled(table: pd.DataFrame) -> pd.DataFrame:
     keys = ["family", "method", "budget"]
     done = done.assign(over_mean=done["output_error"] / done["uniform_error"])
     columns = ["share", "over_mean"]
-    each = done.groupby([*keys, "source"], sort=False)[columns].median()
-    rows = each.groupby(level=keys, sort=False).median().reset_index()
+    rows = done.groupby([*keys, "source"], sort=False)[columns].median().reset_index()
     rows = rows.assign(over_mean=rows["over_mean"].clip(upper=MOST), mean=1.0)
     oracles = rows[(rows["family"] == ORACLE) & rows["method"].isin(LEAD.references)]
     kept = rows[rows["family"] != ORACLE]

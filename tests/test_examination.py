@@ -4,7 +4,9 @@ import csv
 import ctypes
 import gc
 import io
+import logging
 import os
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,7 @@ import torch
 from softlab import laws
 from softlab.laws import situations
 from softlab.laws.law import drawing, generator
-from softlab.laws.runner import TooLongError, limit
+from softlab.laws.runner import TooLongError, _deaf, limit
 from softlab.operators import MRA, LinearAttention, Local, Softmax, Thinformer, TopK
 
 
@@ -452,6 +454,14 @@ def test_a_window_is_not_blamed_for_keys_that_it_leaves_out(attend, form):
     assert laws.adapted(attend).form == form
 
 
+def test_a_function_that_is_said_to_be_exact_has_the_rows_of_its_target():
+    op = laws.adapted(softmax, traits="exact", target=Softmax())
+    assert not op.traits.row_stochastic
+    assert laws.outcome(op, laws.temperature.WARM, seeds=range(3)).verdict == "holds"
+    twice = laws.adapted(lambda q, k, v: 2 * softmax(q, k, v), traits="exact", target=Softmax())
+    assert laws.outcome(twice, laws.temperature.WARM, seeds=range(1)).verdict == "fails"
+
+
 @pytest.mark.parametrize("window", [2, 40])
 def test_a_window_without_keys_for_far_queries_is_given_as_many_queries_as_keys(window):
     def attend(q, k, v):
@@ -548,6 +558,23 @@ def collect():
 
 def finalize():
     Finalized()
+
+
+def test_a_limit_waits_for_the_lock_of_all_loggers():
+    """An exception between its acquire and its release would keep it for good."""
+    frames = []
+
+    class Looking(logging.Filter):
+        def filter(self, record):
+            frames.append(sys._getframe())
+            return False
+
+    logger = logging.getLogger("softlab.limit")
+    logger.addFilter(Looking())
+    logger.warning("nothing")
+    assert not _deaf(frames[0])
+    assert frames[0].f_back.f_code.co_filename == logging.__file__
+    assert _deaf(frames[0].f_back)
 
 
 @pytest.mark.parametrize("call", [collect, finalize])

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import gc
 import io
+import logging
 import math
 import signal
 import threading
@@ -140,8 +141,12 @@ def _deaf(frame: FrameType | None) -> bool:
     """Whether an exception would do harm or be lost here.
 
     A module that is on its way in would stay broken in this process if cut short; what is raised in
-    a finalizer, or in a callback of the garbage collector, is written down and dropped.
+    a finalizer, or in a callback of the garbage collector, is written down and dropped. Between two
+    lines of ``logging`` the lock of all loggers may be held, and would never be given back: other
+    threads that log, as those that read images do, would wait for ever.
     """
+    if frame is not None and frame.f_code.co_filename == logging.__file__:
+        return True
     callbacks = {getattr(x, "__code__", None) for x in gc.callbacks}
     while frame is not None and frame.f_code.co_filename != __file__:
         code = frame.f_code

@@ -37,8 +37,12 @@ def _warm(op: Any, rng: torch.Generator) -> Iterator[Gap]:
 
 
 def _bare(op: Any, l: int) -> bool:
-    """Whether the rows are those of the kernel, not normalised, by the operator's own account."""
-    return not op.traits.row_stochastic and getattr(op, "normalization", "none") == "none" and l > 1
+    """Whether the rows are those of the kernel, not normalised, by the operator's own account.
+
+    A function that is said to be exact has the rows of its target, also where that is all it says.
+    """
+    claims = op.target.traits if is_plain(op) and has_target(op) else op.traits
+    return not claims.row_stochastic and getattr(op, "normalization", "none") == "none" and l > 1
 
 
 def _cold(op: Operator, rng: torch.Generator) -> Iterator[Gap]:

@@ -36,20 +36,8 @@ SAME = {
 }
 """Steps that keep the numbers, and may change the shape before the last two axes."""
 GATES = {
-    *(
-        "sigmoid",
-        "relu",
-        "relu6",
-        "silu",
-        "gelu",
-        "elu",
-        "celu",
-        "selu",
-        "mish",
-        "softplus",
-        "tanh",
-    ),
-    *("square", "leaky_relu", "hardsigmoid", "hardswish", "logsigmoid", "softsign"),
+    *("sigmoid", "hardsigmoid", "logsigmoid", "relu", "relu6", "leaky_relu", "elu", "celu", "selu"),
+    *("silu", "gelu", "mish", "softplus", "softsign", "hardswish", "tanh", "square"),
 }
 """What may stand where a softmax does."""
 KEPT = {"mul", "div", "masked_fill", "where", "dropout", *SAME, *GATES}

@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from softlab.capture.places import Place
+
 SINKS = ("s_aux", "sinks")
 Result = tuple[Tensor, Tensor | None]
 """Output (b, n, h, e) and weights (b, h, n, l) of a layer, or None."""
@@ -63,22 +65,14 @@ Handler = Callable[[Asked, Callable[[], Result]], Result]
 
 
 class _Thread(threading.local):
-    """Who waits in a thread, the innermost block's first; whether a layer was seen and now runs."""
+    """Whether in a thread a layer was seen and now runs."""
 
-    def __init__(self) -> None:
-        self.waiting: tuple[Handler, ...] = ()
-        self.running = False
-
-
-class _Place:
-    """transformers' own look-up, and for how many blocks another stands there."""
-
-    lock = threading.Lock()
-    blocks = 0
-    real: Callable[..., Any]
+    running = False
 
 
 _thread = _Thread()
+_look_up = Place()
+"""transformers' own; the handlers of a thread wait, the innermost block's first."""
 
 
 def running() -> bool:
@@ -92,30 +86,20 @@ def asked_first(handler: Handler) -> Iterator[None]:
     # Nothing of transformers can be in a model where nobody has imported it.
     module = sys.modules.get("transformers.modeling_utils")
     interface: Any = getattr(module, "AttentionInterface", None)
-    before = _thread.waiting
     if not hasattr(interface, "get_interface"):
         yield
         return
-    with _Place.lock:
-        if _Place.blocks == 0:
-            _Place.real = interface.get_interface
-            interface.get_interface = _looked_up
-        _Place.blocks += 1
-    _thread.waiting = (handler, *before)
-    try:
+    with (
+        _look_up.taken(interface, "get_interface", _looked_up),
+        _look_up.waited((handler, *_look_up.waiting)),
+    ):
         yield
-    finally:
-        _thread.waiting = before
-        with _Place.lock:
-            _Place.blocks -= 1
-            if _Place.blocks == 0:
-                interface.get_interface = _Place.real
 
 
 def _looked_up(interface: Any, name: str, default: Callable[..., Result]) -> Any:
     """What stands in the place of ``AttentionInterface.get_interface``."""
-    own = _Place.real(interface, name, default)
-    if not _thread.waiting or own is None:
+    own = _look_up.real(interface, name, default)
+    if not _look_up.waiting or own is None:
         return own
     return functools.partial(_attend, name, own, own is default)
 
@@ -143,7 +127,7 @@ def _attend(
 
     asked = replace(asked, itself=itself)
     go_on: Callable[[], Result] = itself
-    for handler in reversed(_thread.waiting):
+    for handler in reversed(_look_up.waiting):
         go_on = functools.partial(handler, asked, go_on)
     return go_on()
 

@@ -18,7 +18,6 @@ import importlib
 import inspect
 import math
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from torch.overrides import TorchFunctionMode
 from softlab.capture.flow import STEPS, Found, Sources, Written, bare, broadcasts, is_weight
 from softlab.capture.huggingface import Asked, Result, asked_first, running, taken
 from softlab.capture.masks import HIDDEN, UnableError, read
+from softlab.capture.places import Place
 from softlab.core import transformed
 from softlab.inputs import QKV
 
@@ -459,111 +459,58 @@ Handler = Callable[..., Tensor]
 """Called with what comes after it, an ``Attention``, and with the arguments of the call."""
 
 
-class _Handlers(threading.local):
-    """Those of one thread, the innermost block's first: torch reaches it before the outer ones."""
-
-    def __init__(self) -> None:
-        self.waiting: tuple[Handler, ...] = ()
-
-
-class _Place:
-    """torch's own place for its function: who stands there, and for how many blocks."""
-
-    lock = threading.Lock()
-    blocks = 0
-    real: Attention = ATTENTION
-
-
-_handlers = _Handlers()
+_attention = Place(ATTENTION)
+"""torch's own; the handlers of a thread wait, the innermost block's first: torch reaches it before
+the outer ones."""
 
 
 @contextmanager
 def standing_in(handler: Handler) -> Iterator[None]:
     """Let ``handler`` answer what ``multi_head_attention_forward`` asks in this thread."""
-    before = _handlers.waiting
-    with _Place.lock:
-        if _Place.blocks == 0:
-            _Place.real = functional.scaled_dot_product_attention
-            functional.scaled_dot_product_attention = _stand_in
-        _Place.blocks += 1
-    _handlers.waiting = (*before, handler)
-    try:
+    with (
+        _attention.taken(functional, "scaled_dot_product_attention", _stand_in),
+        _attention.waited((*_attention.waiting, handler)),
+    ):
         yield
-    finally:
-        _handlers.waiting = before
-        with _Place.lock:
-            _Place.blocks -= 1
-            if _Place.blocks == 0:
-                functional.scaled_dot_product_attention = _Place.real
 
 
 def _stand_in(*args: Any, **kwargs: Any) -> Tensor:
-    return _chained(_handlers.waiting)(*args, **kwargs)
+    return _chained(_attention.waiting)(*args, **kwargs)
 
 
 def _chained(handlers: tuple[Handler, ...]) -> Attention:
     if not handlers:
-        return _Place.real
+        own: Attention = _attention.real
+        return own
 
     def first(*args: Any, **kwargs: Any) -> Tensor:
-        before, _handlers.waiting = _handlers.waiting, ()  # what a handler computes is its own
-        try:
+        with _attention.waited(()):  # what a handler computes is its own
             return handlers[0](_chained(handlers[1:]), *args, **kwargs)
-        finally:
-            _handlers.waiting = before
 
     return first
 
 
-class _Modes(threading.local):
-    """The modes of one thread that a backward pass is to run with, the innermost first."""
-
-    def __init__(self) -> None:
-        self.waiting: tuple[TorchFunctionMode, ...] = ()
-
-
-class _Engine:
-    """torch's own place for what runs a backward pass: who stands there, and for how many."""
-
-    lock = threading.Lock()
-    passes = 0
-    real: Callable[..., Any]
-
-
-_modes = _Modes()
+_backward = Place()
+"""What runs a backward pass; the modes that it is to run with wait, the innermost first."""
 
 
 @contextmanager
 def kept_on(mode: TorchFunctionMode) -> Iterator[None]:
     """Let a backward pass of this thread run with ``mode``, which torch suspends to begin it."""
-    engine: Any = torch.autograd
-    before = _modes.waiting
-    with _Engine.lock:
-        if _Engine.passes == 0:
-            _Engine.real = engine._engine_run_backward
-            engine._engine_run_backward = _run_backward
-        _Engine.passes += 1
-    _modes.waiting = (*before, mode)
-    try:
+    with (
+        _backward.taken(torch.autograd, "_engine_run_backward", _run_backward),
+        _backward.waited((*_backward.waiting, mode)),
+    ):
         yield
-    finally:
-        _modes.waiting = before
-        with _Engine.lock:
-            _Engine.passes -= 1
-            if _Engine.passes == 0:
-                engine._engine_run_backward = _Engine.real
 
 
 def _run_backward(*args: Any, **kwargs: Any) -> Any:
-    before, _modes.waiting = _modes.waiting, ()  # a pass inside this one keeps them on itself
-    try:
-        with ExitStack() as on:
-            for mode in reversed(before):
-                TorchFunctionMode.__enter__(mode)
-                on.callback(TorchFunctionMode.__exit__, mode, None, None, None)
-            return _Engine.real(*args, **kwargs)
-    finally:
-        _modes.waiting = before
+    # A pass inside this one keeps them on itself.
+    with _backward.waited(()) as modes, ExitStack() as on:
+        for mode in reversed(modes):
+            TorchFunctionMode.__enter__(mode)
+            on.callback(TorchFunctionMode.__exit__, mode, None, None, None)
+        return _backward.real(*args, **kwargs)
 
 
 def _at(x: Tensor, index: tuple[int, ...], lead: Any, grouped: bool) -> Tensor:
